@@ -1,0 +1,78 @@
+# Everything happens in .venv, which is made on first use and refreshed when pyproject.toml or constraints.txt change.
+# PYTHON=python3.12 picks the interpreter, CXX=clang++ the compiler.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install -c constraints.txt
+CPP = $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+
+# What each environment stamp installs beside the package (the extras of pyproject.toml).
+EXTRAS_demo := results,plot
+EXTRAS_test := test
+EXTRAS_lint := lint
+EXTRAS_bench := test,jax
+
+.PHONY: help demo test lint format bench sanitize native clean
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      train the n=2, m=1 phase diagram and draw it (phase_diagram.png)"
+	@echo "make test      run the tests"
+	@echo "make lint      check formatting, style and types"
+	@echo "make format    format the sources in place"
+	@echo "make bench     compare with PyTorch and JAX (installs JAX) and print the table"
+	@echo "make sanitize  run the small tests on a build with ASan and UBSan"
+	@echo "make clean     remove what was built, and .venv"
+
+demo: $(VENV)/.with-demo native
+	$(BIN)/toykern phase-diagram
+
+test: $(VENV)/.with-test native
+	$(BIN)/pytest -q
+
+lint: $(VENV)/.with-lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy toykern/
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/.with-lint
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.with-bench native
+	$(BIN)/pytest bench/ --benchmark-only
+
+# A second build of the module in a copy of the package under build/sanitize. The sanitizers' run-time libraries have
+# to be in the process before Python is, and libstdc++ with them, or they cannot see C++ exceptions.
+sanitize: $(VENV)/.with-test
+	rm -rf build/sanitize
+	TOYKERN_SANITIZE=address,undefined $(BIN)/python setup.py -q build --build-lib build/sanitize
+	TOYKERN_EXPECT_SANITIZE=1 PYTHONPATH=$(CURDIR)/build/sanitize PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD="$$(ldd build/sanitize/toykern/_native*.so | awk '/asan|ubsan|libstdc/ { print $$3 }' | xargs)" \
+	$(BIN)/pytest -q -m sanitize --capture=sys -p no:cacheprovider
+
+# Nothing to do takes a second; a changed source compiles that source.
+native: $(VENV)/.created
+	$(BIN)/python setup.py -q build_ext --inplace
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "toykern needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Always with the constraints: without them pip would take whichever torch is newest.
+$(VENV)/.with-%: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) setuptools wheel pybind11 ninja
+	$(PIP) --no-build-isolation -e ".[$(EXTRAS_$*)]"
+	@touch $@
+
+.PRECIOUS: $(VENV)/.with-%
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info toykern/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

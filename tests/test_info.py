@@ -1,0 +1,76 @@
+"""`python -m toykern.info`: true facts, and an answer even where the native module cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from toykern import info as info_module
+from toykern.info import format_info, info
+
+
+def test_facts_are_those_of_this_process():
+    facts = info()
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["versions"]["numpy"] == np.__version__
+    assert facts["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert facts == json.loads(json.dumps(facts))
+
+
+def test_native_facts_agree_with_the_module():
+    from toykern import _native
+
+    native = info()["native"]
+    assert native["loaded"] is True
+    assert native["isa_level"] == _native.isa_level()
+    assert native["isa_level"] in native["isa_levels"]
+    assert native["stream_version"] == _native.stream_version() >= 1
+    assert native["commit"] and native["compiler"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_follow_torch(threads):
+    torch.set_num_threads(threads)
+    assert info()["threads"]["torch"] == threads
+
+
+def test_cuda_is_reported_with_its_reason():
+    cuda = info()["cuda"]
+    assert cuda["kernels"] is False
+    assert cuda["why"].startswith("not built: ")
+
+
+def test_an_absent_optional_package_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(info_module, "PACKAGES", ("torch", "no-such-package-toykern"))
+    assert info()["versions"]["no-such-package-toykern"] == "not installed"
+
+
+def test_a_module_that_does_not_load_says_why(monkeypatch, capsys):
+    def fail():
+        raise ImportError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(info_module, "_load_native", fail)
+    assert info_module.main() == 1
+    printed = capsys.readouterr().out
+    assert "libgomp.so.1: cannot open" in printed and "pip install" in printed
+
+
+def test_text_has_every_fact():
+    facts = info()
+    text = format_info(facts)
+    for section, entries in facts.items():
+        assert f"{section}\n" in text
+        assert all(name in text for name in entries)
+    assert facts["native"]["commit"] in text
+
+
+def test_runs_as_a_module_without_warnings():
+    command = [sys.executable, "-W", "error", "-m", "toykern.info"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert info()["native"]["commit"] in result.stdout

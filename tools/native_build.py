@@ -1,0 +1,259 @@
+"""Builds `toykern._native` with ninja: which sources, which flags, and the facts baked into the module.
+
+`setup.py` calls `build`. Sources are found by folder, so a new kernel needs no edit here; a file's suffix
+says for which instruction-set level it is compiled:
+
+    *_v4.cpp    x86-64-v4 (AVX-512)         *_v3.cpp    x86-64-v3 (AVX2, FMA)         others    the baseline
+
+Environment:
+
+    CXX                 the compiler (g++ by default; `clang++` and wrappers such as `ccache g++` work)
+    MAX_JOBS            compiler processes at a time (default: the cores this process may use)
+    TOYKERN_CUDA        auto | 1 | 0
+    TOYKERN_SANITIZE    a list for -fsanitize=, for example address,undefined
+    TOYKERN_COMMIT      the commit to bake in where there is no git checkout
+    TOYKERN_ONLY_BASE   1: leave the x86 levels out, as on other machines
+    TOYKERN_CXXFLAGS    appended to every compile, for profiling and experiments
+
+CXXFLAGS is not read: a stray -march or -ffast-math in it would silently break the promise that every
+instruction-set level and every installation computes the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE_FOLDERS = ("csrc/bind", "csrc/cpu", "csrc/common")
+BINDING = "csrc/bind/module.cpp"  # alone is told the commit, so that a new commit recompiles nothing else
+
+COMMON_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+COMMON_FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+OPTIMIZED = ["-O3", "-g0"]
+SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+LEVEL_FLAGS = {
+    "_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mtune=generic"],
+    "_v3": ["-march=x86-64-v3", "-mtune=generic"],
+}
+
+
+class BuildError(Exception):
+    """The native module cannot be built; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what is built: equal settings and equal sources give equal modules."""
+
+    root: Path
+    compiler: tuple[str, ...]
+    clang: bool
+    version: str
+    commit: str
+    cuda_state: str
+    sanitize: str = ""
+    only_base: bool = False
+    extra_flags: tuple[str, ...] = ()
+
+    @classmethod
+    def from_environment(cls, root: Path, version: str, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Reads and checks the environment; raises BuildError for a value that is not allowed."""
+        compiler = tuple(shlex.split(environ.get("CXX", "") or "g++"))
+        return cls(
+            root=root,
+            compiler=compiler,
+            clang=_is_clang(compiler),
+            version=version,
+            commit=find_commit(root, environ),
+            cuda_state=cuda_state(environ.get("TOYKERN_CUDA", "auto")),
+            sanitize=environ.get("TOYKERN_SANITIZE", ""),
+            only_base=not _targets_x86_64() or environ.get("TOYKERN_ONLY_BASE", "0") not in ("", "0"),
+            extra_flags=tuple(shlex.split(environ.get("TOYKERN_CXXFLAGS", ""))),
+        )
+
+    @property
+    def build_dir(self) -> Path:
+        """Objects are kept here between builds, apart for each Python, compiler and sanitizer."""
+        parts = [sys.implementation.cache_tag, Path(self.compiler[-1]).name]
+        parts += ["base"] if self.only_base else []
+        parts += self.sanitize.split(",") if self.sanitize else []
+        return self.root / "build" / "native" / "-".join(parts)
+
+
+def cuda_state(wanted: str) -> str:
+    """The sentence baked into the module on whether it has CUDA kernels, and why."""
+    if wanted not in ("auto", "1", "0"):
+        raise BuildError(f"TOYKERN_CUDA is {wanted!r}; allowed are 'auto', '1' and '0'")
+    if wanted == "1":
+        raise BuildError(
+            "TOYKERN_CUDA=1 asks for CUDA kernels, but they are not in this version yet; "
+            "unset it (or use TOYKERN_CUDA=auto) to build the CPU kernels alone"
+        )
+    reason = "TOYKERN_CUDA=0" if wanted == "0" else "CUDA kernels are not in this version yet"
+    return f"not built: {reason}"
+
+
+def find_commit(root: Path, environ: Mapping[str, str] = os.environ) -> str:
+    """The checkout's commit (`-dirty` if a tracked file differs), else TOYKERN_COMMIT, else 'unknown'."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            raise OSError("the sources lie inside some other repository")
+        dirty = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return environ.get("TOYKERN_COMMIT", "") or "unknown"
+
+
+def sources(settings: Settings) -> list[Path]:
+    """The .cpp files to compile, relative to the root, in a fixed order."""
+    found = [
+        path.relative_to(settings.root)
+        for folder in SOURCE_FOLDERS
+        for path in sorted((settings.root / folder).glob("*.cpp"))
+    ]
+    if not found:
+        raise BuildError(f"no sources under {settings.root / 'csrc'}: is the checkout complete?")
+    return [path for path in found if not (settings.only_base and _level(path))]
+
+
+def compile_flags(settings: Settings, source: Path) -> list[str]:
+    """All flags for one source, include folders and definitions among them."""
+    flags = [*COMMON_FLAGS, *LEVEL_FLAGS.get(_level(source), [])]
+    # Clang generates parallel code for its own runtime only; with libgomp it knows no `omp parallel`, and
+    # torch's threads are libgomp's. So csrc/cpu/parallel.h calls libgomp's entry point itself.
+    flags += ["-fopenmp=libgomp" if settings.clang else "-fopenmp"]
+    flags += [f"-fsanitize={settings.sanitize}", *SANITIZED] if settings.sanitize else OPTIMIZED
+    flags += ["-Icsrc", "-Icsrc/include"]
+    if settings.only_base:
+        flags += ["-DTOYKERN_ONLY_BASE"]
+    if source.parent == Path(BINDING).parent:
+        flags += [f"-isystem{folder}" for folder in _binding_includes()]
+    if source == Path(BINDING):
+        facts = {"VERSION": settings.version, "COMMIT": settings.commit, "CUDA_STATE": settings.cuda_state}
+        flags += [f'-DTOYKERN_{name}="{value}"' for name, value in facts.items()]
+    return [*flags, *settings.extra_flags]
+
+
+def link_flags(settings: Settings) -> list[str]:
+    """All flags of the one link."""
+    flags = ["-shared", "-fopenmp=libgomp" if settings.clang else "-fopenmp"]
+    if settings.sanitize:
+        flags += [f"-fsanitize={settings.sanitize}"] + (["-shared-libsan"] if settings.clang else [])
+    return flags
+
+
+def ninja_text(settings: Settings) -> str:
+    """The whole of build.ninja: one line per source, one link."""
+    compiler = shlex.join(settings.compiler)
+    objects_dir = settings.build_dir / "objects"
+    lines = [
+        "# Written by tools/native_build.py",
+        "ninja_required_version = 1.8",
+        f"builddir = {_value(settings.build_dir)}",
+        "rule compile",
+        f"  command = {_value(compiler)} -MMD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $in",
+        "rule link",
+        f"  command = {_value(compiler)} $in -o $out $flags",
+        "  description = link $out",
+    ]
+    objects = []
+    for source in sources(settings):
+        target = _path(objects_dir / source.with_suffix(".o"))
+        objects.append(target)
+        lines += [f"build {target}: compile {_path(source)}"]
+        lines += [f"  flags = {_value(shlex.join(compile_flags(settings, source)))}"]
+    lines += [f"build {_path(module_path(settings))}: link {' '.join(objects)}"]
+    lines += [f"  flags = {_value(shlex.join(link_flags(settings)))}"]
+    return "\n".join(lines) + "\n"
+
+
+def module_path(settings: Settings) -> Path:
+    """Where ninja leaves the module before it is copied to its destination."""
+    return settings.build_dir / "_native.so"
+
+
+def build(settings: Settings, destination: Path) -> None:
+    """Brings the module up to date and moves it to `destination`; a running process keeps its own."""
+    if shutil.which(settings.compiler[-1]) is None:
+        name = settings.compiler[-1]
+        raise BuildError(f"compiler {name!r} not found; install GCC 11 or Clang 12 or newer, or set CXX")
+    settings.build_dir.mkdir(parents=True, exist_ok=True)
+    ninja_file = settings.build_dir / "build.ninja"
+    text = ninja_text(settings)
+    if not ninja_file.exists() or ninja_file.read_text() != text:
+        ninja_file.write_text(text)
+    command = [_ninja(), "-f", str(ninja_file), "-j", os.environ.get("MAX_JOBS") or str(_cores())]
+    if subprocess.run(command, cwd=settings.root).returncode != 0:
+        raise BuildError("compiling the native module failed; the compiler's messages are above")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    beside = destination.with_name(destination.name + ".new")
+    shutil.copy2(module_path(settings), beside)
+    os.replace(beside, destination)
+
+
+def _level(source: Path) -> str:
+    return source.stem[-3:] if source.stem[-3:] in LEVEL_FLAGS else ""
+
+
+def _is_clang(compiler: tuple[str, ...]) -> bool:
+    try:
+        command = [*compiler, "-dM", "-E", "-x", "c++", os.devnull]
+        macros = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return False  # `build` reports a missing compiler
+    return "__clang__" in macros.stdout
+
+
+def _targets_x86_64() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _binding_includes() -> list[str]:
+    import pybind11  # here, so that the rest of this file can be tested without it
+
+    python = sysconfig.get_path("include")
+    if not (Path(python) / "Python.h").exists():
+        raise BuildError(f"no Python.h in {python}; install this Python's development files (python3-dev)")
+    return [pybind11.get_include(), python]
+
+
+def _ninja() -> str:
+    try:
+        import ninja
+    except ImportError:
+        found = shutil.which("ninja")
+    else:
+        found = str(Path(ninja.BIN_DIR) / "ninja")
+    if found is None:
+        raise BuildError("ninja not found: pip install ninja")
+    return found
+
+
+def _value(text: object) -> str:
+    """Escapes the value of a ninja variable."""
+    return str(text).replace("$", "$$")
+
+
+def _path(text: object) -> str:
+    """Escapes a path on a ninja build line."""
+    return _value(text).replace(" ", "$ ").replace(":", "$:")
