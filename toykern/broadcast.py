@@ -24,6 +24,8 @@ def as_tensor(
     try:
         if isinstance(value, torch.Tensor):
             tensor = value.detach()
+        elif isinstance(value, int | float):  # apart, so that torch.compile can follow it
+            tensor = torch.tensor(value)
         else:
             array = np.asarray(value)
             if array.dtype.kind == "u" and array.itemsize == 8 and (array > np.iinfo(np.int64).max).any():

@@ -1,0 +1,41 @@
+"""The untied autoencoder (needed for |x|), many of one shape stacked in one module."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from toykern.nn.stacked import StackedModel
+
+
+class Autoencoder(StackedModel):
+    """`n_models` autoencoders out = g(D f(E x) + b) with a decoder of their own.
+
+    The absolute-value model of Elhage et al. 2022 is `Autoencoder(n, m, hidden_activation="relu")` with
+    features in [−1, 1] and `target="abs"`. Arguments as for `TiedAutoencoder`; both weights are drawn with
+    the same standard deviation.
+
+    Parameters (float32): `encoder` `[models, n_hidden, n_features]`, `decoder` `[models, n_features,
+    n_hidden]`, `bias` `[models, n_features]` or None. ValueError or TypeError names the argument at fault.
+
+    >>> model = Autoencoder(n_features=3, n_hidden=6, n_models=2, hidden_activation="relu")
+    >>> model.loss(-torch.ones(4, 3), target="abs").shape
+    torch.Size([2])
+    """
+
+    weight_names: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    encoder: nn.Parameter
+    decoder: nn.Parameter
+
+    def weight_shapes(self) -> dict[str, tuple[int, int]]:
+        """{"encoder": (n_hidden, n_features), "decoder": (n_features, n_hidden)}."""
+        return {"encoder": (self.n_hidden, self.n_features), "decoder": (self.n_features, self.n_hidden)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs `[models, batch, n_features]` for x of that shape, or `[batch, n_features]` for all models.
+
+        ValueError for another shape or device, TypeError for a dtype that is not the weights'.
+        """
+        return self._decode(self._encode(self._check_batch("x", x), self.encoder), self.decoder.mT)

@@ -1,0 +1,100 @@
+"""The tied-weight autoencoder of Toy Models of Superposition, many of one shape stacked in one module."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from toykern.broadcast import as_tensor
+from toykern.errors import describe
+from toykern.nn.stacked import StackedModel
+
+
+class TiedAutoencoder(StackedModel):
+    """`n_models` autoencoders out = g(Wᵀ f(W x) + b) with tied weights (Elhage et al. 2022).
+
+    Args:
+        n_features: n, the size of input and output.
+        n_hidden: m, the size of the hidden layer.
+        n_models: how many models are stacked; each is independent of the others.
+        hidden_activation: f, "none" (default) or "relu".
+        output_activation: g, "relu" (default) or "none" (the linear model; the bias stays).
+        bias: whether there is a b; it begins at 0.
+        init: the initial weights' standard deviation: "xavier", "xavier_stacked_features_hidden",
+            "xavier_stacked_hidden_features", a number, or one for each model (`toykern.nn.initial_std`).
+        seed: of the initial weights, an int (for all models) or `[models]`; None means 0 … n_models−1. A
+            model's weights depend on its own seed, whatever stands beside it (the two stacked inits aside).
+        device: where the parameters go.
+
+    Parameters (float32): `weight` `[models, n_hidden, n_features]`, `bias` `[models, n_features]` or None.
+    ValueError or TypeError names the argument at fault.
+
+    >>> model = TiedAutoencoder(n_features=5, n_hidden=2, n_models=3)
+    >>> model(torch.zeros(8, 5)).shape
+    torch.Size([3, 8, 5])
+    >>> model[1]
+    TiedAutoencoder(n_features=5, n_hidden=2, n_models=1, hidden_activation='none', \
+output_activation='relu', bias=True, init='xavier')
+    """
+
+    weight_names: ClassVar[tuple[str, ...]] = ("weight",)
+    weight: nn.Parameter
+
+    def weight_shapes(self) -> dict[str, tuple[int, int]]:
+        """{"weight": (n_hidden, n_features)}."""
+        return {"weight": (self.n_hidden, self.n_features)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs `[models, batch, n_features]` for x of that shape, or `[batch, n_features]` for all models.
+
+        ValueError for another shape or device, TypeError for a dtype that is not the weights'.
+        """
+        return self._decode(self._encode(self._check_batch("x", x), self.weight), self.weight)
+
+    @classmethod
+    def from_published(
+        cls,
+        weight: Any,
+        bias: Any = None,
+        *,
+        hidden_activation: str = "none",
+        output_activation: str = "relu",
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """A stack with the weights of a published notebook, which are laid out `[models, features, hidden]`.
+
+        `weight` may also be `[features, hidden]`, one model. `bias` is `[models, features]` (or
+        `[features]`); None means zeros. Values are copied, as float32. ValueError for other shapes.
+
+        >>> TiedAutoencoder.from_published(torch.ones(10, 5, 2)).weight.shape
+        torch.Size([10, 2, 5])
+        """
+        published = as_tensor("weight", weight, torch.float32)
+        if published.ndim == 2:
+            published = published.unsqueeze(0)
+        if published.ndim != 3 or 0 in published.shape:
+            raise ValueError(f"weight must have the shape [models, features, hidden], not {describe(weight)}")
+        n_models, n_features, n_hidden = published.shape
+        model = cls(
+            n_features,
+            n_hidden,
+            n_models,
+            hidden_activation=hidden_activation,
+            output_activation=output_activation,
+            init=0.0,
+            device=device,
+        )
+        with torch.no_grad():
+            model.weight.copy_(published.mT)
+            if bias is not None:
+                values = as_tensor("bias", bias, torch.float32)
+                if list(values.shape) not in ([n_models, n_features], [n_features]):
+                    raise ValueError(
+                        f"bias must have the shape [models, features] = [{n_models}, {n_features}], "
+                        f"not {describe(bias)}"
+                    )
+                assert model.bias is not None
+                model.bias.copy_(values)
+        return model
