@@ -151,7 +151,11 @@ def link_flags(settings: Settings) -> list[str]:
     """All flags of the one link."""
     flags = ["-shared", "-fopenmp=libgomp" if settings.clang else "-fopenmp"]
     if settings.sanitize:
-        flags += [f"-fsanitize={settings.sanitize}"] + (["-shared-libsan"] if settings.clang else [])
+        flags += [f"-fsanitize={settings.sanitize}"]
+    if settings.sanitize and settings.clang:  # its run-time libraries lie where the loader does not look
+        library = f"-print-file-name=libclang_rt.asan-{platform.machine()}.so"
+        found = subprocess.run([*settings.compiler, library], capture_output=True, text=True).stdout
+        flags += ["-shared-libsan", f"-Wl,-rpath,{Path(found.strip()).parent}"]
     return flags
 
 
