@@ -78,7 +78,7 @@ def half_normal(words: NDArray[np.uint32]) -> NDArray[np.float32]:
     """|N(0, 1)| from uniform words, float32 of the same shape; the upper tail probability is (w | 1)/2³².
 
     >>> half_normal(np.array([2**31], dtype=np.uint32))
-    array([0.67448974], dtype=float32)
+    array([0.6744897], dtype=float32)
     """
     tail = np.asarray(words, dtype=np.uint32) | np.uint32(1)
     leading_zeros = (32 - np.frexp(tail.astype(np.float64))[1]).astype(np.uint32)

@@ -1,0 +1,337 @@
+"""The meaning of the package in plain float64 PyTorch: the oracle that every kernel is tested against.
+
+Nothing here is fast, and nothing here calls autograd or `torch.optim`: the formulas are written out, and
+`tests/test_reference.py` checks them against both. Parameters are dictionaries of stacked float64 tensors,
+{"weight" [models, m, n], "bias" [models, n]} for the tied network and {"encoder" [models, m, n],
+"decoder" [models, n, m], "bias" [models, n]} for the untied one; "bias" may be missing.
+
+Notation, per model: E the encoder (m × n), D the decoder (n × m; tied: D = Eᵀ = Wᵀ), b the bias,
+
+    a = E x,   h = f(a),   z = D h + b,   y = g(z),   L = 1/N · Σ_samples Σ_i I_i (t_i − y_i)²
+
+with f, g the identity or ReLU (ReLU′(0) = 0) and N = batch · n ("mean") or batch ("sum").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from toykern.broadcast import broadcast_importance
+from toykern.errors import check_choice, check_non_negative_int, check_positive_int
+from toykern.nn.stacked import (
+    HIDDEN_ACTIVATIONS,
+    LOSS_REDUCTIONS,
+    OUTPUT_ACTIVATIONS,
+    TARGETS,
+    StackedModel,
+)
+from toykern.optim import SGD, Adam, AdamW, Optimizer
+from toykern.schedule import Schedule, multipliers
+
+Parameters: TypeAlias = dict[str, torch.Tensor]
+State: TypeAlias = dict[str, torch.Tensor]
+"""Optimiser state by "parameter/name", as "weight/exp_avg"; each has its parameter's shape."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Which member of the family is meant; tied or not follows from the parameters.
+
+    >>> Network(hidden_activation="relu").output_activation
+    'relu'
+    """
+
+    hidden_activation: str = "none"
+    output_activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        check_choice("hidden_activation", self.hidden_activation, HIDDEN_ACTIVATIONS)
+        check_choice("output_activation", self.output_activation, OUTPUT_ACTIVATIONS)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a forward pass computes, each `[models, batch, …]`: a, h (n_hidden wide), z, y (n_features)."""
+
+    pre_hidden: torch.Tensor
+    hidden: torch.Tensor
+    pre_output: torch.Tensor
+    output: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Outcome of `train`.
+
+    Attributes:
+        losses: float64 `[models, steps]`, each step's batch loss before its update.
+        parameters: after the last update.
+        state: of the optimiser, after the last update.
+    """
+
+    losses: torch.Tensor
+    parameters: Parameters
+    state: State
+
+
+def network_of(model: StackedModel) -> Network:
+    """The `Network` that a module is."""
+    return Network(model.hidden_activation, model.output_activation)
+
+
+def parameters_of(model: StackedModel) -> Parameters:
+    """A module's parameters as float64 CPU copies, by name.
+
+    >>> from toykern.nn import TiedAutoencoder
+    >>> {name: list(value.shape) for name, value in parameters_of(TiedAutoencoder(5, 2)).items()}
+    {'weight': [1, 2, 5], 'bias': [1, 5]}
+    """
+    return {
+        name: value.detach().cpu().to(torch.float64, copy=True) for name, value in model.named_parameters()
+    }
+
+
+def forward(parameters: Parameters, x: torch.Tensor, network: Network = Network()) -> Activity:
+    """All activities for inputs x `[models, batch, n]` or `[batch, n]` (taken to float64)."""
+    encoder, decoder = _weights(parameters)
+    inputs = x.to(torch.float64).expand(encoder.shape[0], *x.shape[-2:])
+    pre_hidden = inputs @ encoder.mT
+    hidden = _activate(pre_hidden, network.hidden_activation)
+    pre_output = hidden @ decoder.mT
+    if "bias" in parameters:
+        pre_output = pre_output + parameters["bias"].unsqueeze(1)
+    return Activity(pre_hidden, hidden, pre_output, _activate(pre_output, network.output_activation))
+
+
+def target_of(clean: torch.Tensor, target: str) -> torch.Tensor:
+    """The target t made from inputs without noise: "identity" gives x, "abs" |x|; float64."""
+    check_choice("target", target, TARGETS)
+    wanted = clean.to(torch.float64)
+    return wanted.abs() if target == "abs" else wanted
+
+
+def loss_and_gradients(
+    parameters: Parameters,
+    x: torch.Tensor,
+    network: Network = Network(),
+    *,
+    importance: Any = 1.0,
+    target: str = "identity",
+    clean: torch.Tensor | None = None,
+    loss_reduction: str = "mean",
+) -> tuple[torch.Tensor, Parameters]:
+    """The loss of each model, `[models]`, and its gradient by parameter.
+
+    Args:
+        parameters: of the stack.
+        x: inputs, `[models, batch, n]` or `[batch, n]`.
+        network: the activations.
+        importance: broadcast to `[models, n]`.
+        target: "identity" or "abs", of `clean`.
+        clean: the inputs without noise, shaped as x; None where x has no noise.
+        loss_reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
+
+    >>> parameters = {"weight": torch.ones(1, 1, 2, dtype=torch.float64)}
+    >>> loss, gradients = loss_and_gradients(parameters, torch.tensor([[1.0, 0.0]]), loss_reduction="sum")
+    >>> loss.item(), gradients["weight"].tolist()
+    (1.0, [[[2.0, 2.0]]])
+    """
+    check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
+    encoder, decoder = _weights(parameters)
+    n_models, _, n_features = encoder.shape
+    activity = forward(parameters, x, network)
+    inputs = x.to(torch.float64).expand(n_models, *x.shape[-2:])
+    error = activity.output - target_of(inputs if clean is None else clean, target)
+    weights = broadcast_importance(importance, n_models, n_features, dtype=torch.float64).unsqueeze(1)
+    terms = inputs.shape[1] * (n_features if loss_reduction == "mean" else 1)
+    loss = (weights * error**2).sum(dim=(1, 2)) / terms
+
+    # dL/dz, dL/da by the chain rule; sums over the batch are matrix products over it
+    d_output = 2 * weights * error / terms * _slope(activity.pre_output, network.output_activation)
+    d_hidden = d_output @ decoder * _slope(activity.pre_hidden, network.hidden_activation)
+    d_decoder = d_output.mT @ activity.hidden  # [models, n, m]
+    d_encoder = d_hidden.mT @ inputs  # [models, m, n]
+    if "weight" in parameters:
+        gradients = {"weight": d_encoder + d_decoder.mT}
+    else:
+        gradients = {"encoder": d_encoder, "decoder": d_decoder}
+    if "bias" in parameters:
+        gradients["bias"] = d_output.sum(dim=1)
+    return loss, gradients
+
+
+def initial_state(optimizer: Optimizer, parameters: Parameters) -> State:
+    """Zeros for every state tensor of every parameter.
+
+    >>> list(initial_state(Adam(), {"weight": torch.zeros(1, 2, 5)}))
+    ['weight/exp_avg', 'weight/exp_avg_sq']
+    """
+    return {
+        f"{name}/{state}": torch.zeros_like(value)
+        for name, value in parameters.items()
+        for state in optimizer.state_names
+    }
+
+
+def optimizer_step(
+    optimizer: Optimizer,
+    parameters: Parameters,
+    gradients: Parameters,
+    state: State,
+    step: int,
+    multiplier: float = 1.0,
+) -> tuple[Parameters, State]:
+    """One update, number `step` (from 0): the new parameters and state; the arguments stay as they are.
+
+    `multiplier` is the schedule's; the learning rate of the step is lr · multiplier, also in AdamW's decay.
+    """
+    n_models = next(iter(parameters.values())).shape[0]
+    lr, weight_decay = optimizer.per_model(n_models)
+    new_parameters, new_state = {}, {}
+    for name, parameter in parameters.items():
+        old_state = {key: state[f"{name}/{key}"] for key in optimizer.state_names}
+        rate, decay = (
+            value.reshape(-1, *[1] * (parameter.ndim - 1)) for value in (lr * multiplier, weight_decay)
+        )
+        if isinstance(optimizer, SGD):
+            update = _sgd(optimizer, parameter, gradients[name], old_state, step, rate, decay)
+        elif isinstance(optimizer, Adam | AdamW):
+            update = _adam(optimizer, parameter, gradients[name], old_state, step, rate, decay)
+        else:
+            raise TypeError(f"optimizer must be an SGD, Adam or AdamW, not {optimizer!r}")
+        new_parameters[name] = update[0]
+        new_state.update({f"{name}/{key}": value for key, value in update[1].items()})
+    return new_parameters, new_state
+
+
+def train(
+    parameters: Parameters,
+    batches: Callable[[int], Any],
+    steps: int,
+    optimizer: Optimizer,
+    network: Network = Network(),
+    *,
+    importance: Any = 1.0,
+    target: str = "identity",
+    schedule: Schedule = "constant",
+    loss_reduction: str = "mean",
+    start: int = 0,
+    stop: int | None = None,
+    state: State | None = None,
+) -> Trained:
+    """Train on given batches, for the steps start … stop−1 of a run of `steps` steps.
+
+    Args:
+        parameters: where training begins; not changed.
+        batches: step -> x `[models, batch, n]`, or (x, clean) for noisy inputs.
+        steps: length of the whole run, which the schedule is stretched over.
+        optimizer: an `SGD`, `Adam` or `AdamW`.
+        network, importance, target, loss_reduction: as for `loss_and_gradients`.
+        schedule: as for `toykern.schedule.multipliers`.
+        start, stop: which steps; all of them by default.
+        state: the optimiser's state to begin with; zeros by default.
+
+    >>> start = {"weight": torch.full((1, 1, 2), 0.5, dtype=torch.float64)}
+    >>> trained = train(start, lambda step: torch.eye(2), steps=3, optimizer=SGD(lr=0.1))
+    >>> trained.losses.shape
+    torch.Size([1, 3])
+    """
+    steps = check_positive_int("steps", steps)
+    start = check_non_negative_int("start", start)
+    stop = steps if stop is None else stop
+    factors = multipliers(schedule, steps, start, stop)
+    state = initial_state(optimizer, parameters) if state is None else state
+    losses = []
+    for step in range(start, stop):
+        drawn = batches(step)
+        x, clean = drawn if isinstance(drawn, tuple) else (drawn, None)
+        loss, gradients = loss_and_gradients(
+            parameters,
+            x,
+            network,
+            importance=importance,
+            target=target,
+            clean=clean,
+            loss_reduction=loss_reduction,
+        )
+        parameters, state = optimizer_step(
+            optimizer, parameters, gradients, state, step, factors[step - start]
+        )
+        losses.append(loss)
+    n_models = next(iter(parameters.values())).shape[0]
+    stacked = torch.stack(losses, dim=1) if losses else torch.zeros(n_models, 0, dtype=torch.float64)
+    return Trained(stacked, dict(parameters), dict(state))
+
+
+def record_means(losses: torch.Tensor, record_every: int) -> torch.Tensor:
+    """Means of per-step losses `[models, steps]` over windows: record r covers steps [r·e, (r+1)·e).
+
+    The last window is shorter where e does not divide the steps. `[models, records]`.
+
+    >>> record_means(torch.tensor([[1.0, 3.0, 5.0]]), 2)
+    tensor([[2., 5.]])
+    """
+    windows = losses.split(check_positive_int("record_every", record_every), dim=1)
+    return torch.stack([window.mean(dim=1) for window in windows], dim=1)
+
+
+def _weights(parameters: Parameters) -> tuple[torch.Tensor, torch.Tensor]:
+    """(encoder [models, m, n], decoder [models, n, m])."""
+    if "weight" in parameters:
+        return parameters["weight"], parameters["weight"].mT
+    return parameters["encoder"], parameters["decoder"]
+
+
+def _activate(value: torch.Tensor, activation: str) -> torch.Tensor:
+    return value.clamp(min=0) if activation == "relu" else value
+
+
+def _slope(value: torch.Tensor, activation: str) -> torch.Tensor:
+    """Derivative of the activation; of ReLU at 0 it is 0."""
+    return (value > 0).to(value.dtype) if activation == "relu" else torch.ones_like(value)
+
+
+def _sgd(
+    optimizer: SGD,
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    state: State,
+    step: int,
+    lr: torch.Tensor,
+    weight_decay: torch.Tensor,
+) -> tuple[torch.Tensor, State]:
+    direction = gradient + weight_decay * parameter
+    if optimizer.momentum == 0:
+        return parameter - lr * direction, {}
+    if step == 0:
+        buffer = direction  # the first gradient is not dampened
+    else:
+        buffer = optimizer.momentum * state["momentum_buffer"] + (1 - optimizer.dampening) * direction
+    update = direction + optimizer.momentum * buffer if optimizer.nesterov else buffer
+    return parameter - lr * update, {"momentum_buffer": buffer}
+
+
+def _adam(
+    optimizer: Adam | AdamW,
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    state: State,
+    step: int,
+    lr: torch.Tensor,
+    weight_decay: torch.Tensor,
+) -> tuple[torch.Tensor, State]:
+    if isinstance(optimizer, AdamW):
+        parameter = parameter * (1 - lr * weight_decay)
+    else:
+        gradient = gradient + weight_decay * parameter
+    beta1, beta2 = optimizer.betas
+    mean = beta1 * state["exp_avg"] + (1 - beta1) * gradient
+    square = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient**2
+    unbiased_mean = mean / (1 - beta1 ** (step + 1))
+    unbiased_square = square / (1 - beta2 ** (step + 1))
+    update = unbiased_mean / (unbiased_square.sqrt() + optimizer.eps)
+    return parameter - lr * update, {"exp_avg": mean, "exp_avg_sq": square}
