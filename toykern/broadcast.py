@@ -25,7 +25,7 @@ def as_tensor(
         if isinstance(value, torch.Tensor):
             tensor = value.detach()
         elif isinstance(value, int | float):  # apart, so that torch.compile can follow it
-            tensor = torch.tensor(value)
+            tensor = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
         else:
             array = np.asarray(value)
             if array.dtype.kind == "u" and array.itemsize == 8 and (array > np.iinfo(np.int64).max).any():
