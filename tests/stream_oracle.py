@@ -304,6 +304,18 @@ def rare_gates(units: Sequence[Unit], batch_size: int, words: Words) -> Gates:
 # ---- §4 frequent units: bit-sliced gates -------------------------------------------------------------------
 
 
+def gate_uniforms(D: int, n_samples: int, words: Words) -> np.ndarray:
+    """U of every gate, uint64 [n_samples, D]; n_samples is a multiple of 32."""
+    w = _u64(np.arange(n_samples // 32)[:, None] * D + np.arange(D))  # [blocks of 32 samples, D]
+    uniform = np.zeros((n_samples // 32, 32, D), np.uint64)
+    lane = np.arange(32).astype(np.uint64)[None, :, None]
+    for level in range(32):
+        index = _u64(16) * (_u64(8) * (w >> _u64(4)) + _u64(level >> 2)) + (w & _u64(15))
+        word = words.block(GATE, index & LOW, index >> _u64(32))[..., level & 3]
+        uniform |= ((word[:, None, :] >> lane) & _u64(1)) << _u64(31 - level)
+    return uniform.reshape(n_samples, D)
+
+
 def frequent_gates(units: Sequence[Unit], batch_size: int, words: Words) -> Gates:
     """The active gates of the frequent units. Whole slices are drawn: ranks count beyond the batch too."""
     empty = np.zeros(0, np.int64)
@@ -312,17 +324,8 @@ def frequent_gates(units: Sequence[Unit], batch_size: int, words: Words) -> Gate
         return Gates(empty, empty, empty, empty)
     k = max(5, 12 - (D - 1).bit_length())
     n_slices = -(-batch_size >> k)
-    n_samples = n_slices << k
     threshold = _u64([math.floor(u.q * 2**32 + 0.5) for u in units])
-
-    w = _u64(np.arange(n_samples // 32)[:, None] * D + np.arange(D))  # [blocks of 32 samples, D]
-    uniform = np.zeros((n_samples // 32, 32, D), np.uint64)
-    lane = np.arange(32).astype(np.uint64)[None, :, None]
-    for level in range(32):
-        index = _u64(16) * (_u64(8) * (w >> _u64(4)) + _u64(level >> 2)) + (w & _u64(15))
-        word = words.block(GATE, index & LOW, index >> _u64(32))[..., level & 3]
-        uniform |= ((word[:, None, :] >> lane) & _u64(1)) << _u64(31 - level)
-    active = uniform.reshape(n_samples, D) < threshold
+    active = gate_uniforms(D, n_slices << k, words) < threshold
 
     # the order in which gates are counted: slice, block of 16 samples, unit, sample
     ordered = active.reshape(n_slices, 2**k // 16, 16, D).transpose(0, 1, 3, 2)
@@ -393,9 +396,8 @@ def _members(gates: Gates, units: Sequence[Unit], magnitude: str, words: Words, 
     single = gates.keep(kind == "single")
     first = np.array([u.members[0] for u in units] or [0])
     add(single, first[single.unit], 0)
-    for number, unit in enumerate(units):
-        if unit.kind == "single":
-            continue
+    for number in np.unique(gates.unit[kind != "single"]):
+        unit = units[number]
         g = gates.keep(gates.unit == number)
         if unit.kind == "exclusive":
             chosen = choose(unit, words.sequence(choice_kind, g.number, g.slice))
@@ -417,7 +419,8 @@ def entries(dist: Distribution, step: int, batch_size: int, seed: int, purpose: 
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     words = Words(seed, step, purpose)
-    rare, frequent = dist.rare_units(), dist.frequent_units()
+    units = dist.units()
+    rare, frequent = [u for u in units if u.q <= RARE_LIMIT], [u for u in units if u.q > RARE_LIMIT]
     parts = (
         _members(
             rare_gates(rare, batch_size, words),

@@ -1,0 +1,182 @@
+"""The list of batches on which implementations of the data stream are compared, shared by tests and bench.
+
+A case is data only. `features_of` makes the `tk.SparseFeatures` that asks for the same distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from stream_oracle import MAGNITUDES, Distribution, Words, gate_uniforms
+
+
+@dataclass(frozen=True)
+class StreamCase:
+    """One batch of one model: `distribution` at (`step`, `seed`)."""
+
+    name: str
+    distribution: Distribution
+    batch_size: int = 1000
+    step: int = 3
+    seed: int = 5
+
+
+JUST_ABOVE_EIGHTH = float(np.nextafter(0.125, 1))
+BIG_SEEDS = (2**32 - 1, 2**32, 12345678901234, 2**63 - 1)
+BIG_STEPS = (1, 2**31, 2**32 - 1)
+
+
+def _mixed(n: int) -> np.ndarray:
+    """Probabilities from 1e-4 to 1 in a mixed-up order, some exactly 0 and some exactly 1."""
+    p = np.logspace(-4, 0, n)
+    p[::9] = 0.0
+    p[4::11] = 1.0
+    return p[np.random.default_rng(n).permutation(n)]
+
+
+def _case(name: str, probability, batch_size: int = 1000, *, step: int = 3, seed: int = 5, **distribution):
+    p = np.atleast_1d(np.asarray(probability, dtype=np.float64))
+    return StreamCase(name, Distribution(len(p), p, **distribution), batch_size, step, seed)
+
+
+def _grouped(magnitude: str, noise: float = 0.0) -> Distribution:
+    """Groups of every kind, rare and frequent, listed out of order, among single features."""
+    p = np.zeros(24)
+    p[[3, 1, 20]] = 0.04  # correlated, rare
+    p[[7, 5]] = 0.4  # correlated, frequent
+    p[[0, 9]] = 0.02  # exclusive, equal, rare
+    p[[11, 2, 13]] = [0.01, 0.06, 0.03]  # exclusive, unequal, rare
+    p[[14, 22, 16, 17]] = [0.1, 0.12, 0.0, 0.05]  # exclusive, frequent though its members are rare
+    p[[18, 19]] = 0.5  # exclusive, always one of them
+    p[[4, 6, 8, 10]] = [0.003, 0.9, 0.1, 1.0]
+    return Distribution(
+        24,
+        p,
+        magnitude,
+        correlated=[(3, 20, 1), (7, 5), (15, 21)],  # the last can never be active
+        anticorrelated=[(9, 0), (11, 2, 13), (22, 14, 16, 17), (19, 18)],
+        noise=noise,
+    )
+
+
+def _decided_at_the_last_bit() -> StreamCase:
+    """Thresholds that a sample's own uniform variates only just reach, or only just miss."""
+    step, seed, n = 3, 5, 40
+    uniform = gate_uniforms(n, 64, Words(seed, step)).astype(np.int64)
+    sample = [int(np.argmax(uniform[:, j] > 2**30)) for j in range(n)]  # any one that makes the gate frequent
+    threshold = [int(uniform[s, j]) + j % 2 for j, s in enumerate(sample)]
+    return _case("decided at the last bit", np.array(threshold) / 2.0**32, 64, step=step, seed=seed)
+
+
+SHAPES = [
+    _case("n=1 rare", 0.05),
+    _case("n=1 rare, one sample", 0.125, 1),
+    _case("n=1 frequent", 0.5),
+    _case("n=1 frequent, one sample", 0.9, 1),
+    _case("n=1 always", 1.0, 17),
+    _case("n=1 never", 0.0, 17),
+    _case("n=2 nearly equal", [0.03, float(np.nextafter(0.03, 1))]),
+    _case("n=5, batch 1024", [0.01] * 5, 1024),
+    _case("n=3 for many slices", [0.02] * 3, 70_001),
+    _case("n=5 at 1e-9", [1e-9] * 5),
+    _case("n=5 at 1e-5, large batch", [1e-5] * 5, 300_001),
+    _case("n=1 at 1e-3, two slices of 2^19", [1e-3], 600_001),
+    _case("n=2 below two units", [1e-10, 1e-10]),
+    _case("n=20 at 0.1", [0.1] * 20, 4097),
+    _case("n=20 at 1/8", [0.125] * 20, 333),
+    _case("n=20 just above 1/8", [JUST_ABOVE_EIGHTH] * 20, 333),
+    _case("n=7 all always", [1.0] * 7, 50),
+    _case("n=130 all always", [1.0] * 130, 33),
+    _case("n=3 dense, many slices", [0.3, 0.6, 0.5], 5000),
+    _case("n=16 dense", [0.5] * 16, 31),
+    _case("n=17 dense", np.linspace(0.2, 0.8, 17), 63),
+    _case("n=33 dense", np.linspace(0.13, 1.0, 33), 100),
+    _case("n=200 dense", np.linspace(0.15, 0.95, 200), 65),
+    _case("n=40 mixed", _mixed(40)),
+    _case("n=301 mixed", _mixed(301), 129),
+    _case("n=512 power law", 0.1 / np.arange(1, 513)),
+    _case("n=512 power law clamped at 1", np.minimum(1.0, 5 / np.arange(1, 513)), 250),
+    _case("n=512 power law, one sample", np.minimum(1.0, 5 / np.arange(1, 513)), 1),
+    _case("n=4096 at 0.1", [0.1] * 4096, 17),
+    _case("n=4096 unequal", np.linspace(0.001, 0.12, 4096), 17),
+    _case("n=20000: a sample is a slice", [0.1] * 20000, 5),
+    _case("n=200001: position · N exceeds 64 bits", [0.12] * 200_001, 2),
+]
+
+EDGES = [
+    _case("last start is the end", [0.1, 1e-20], 3000),
+    _case("no chance first", [1e-300, 0.1, 5e-324], 3000),
+    _case("decided at the first bit", [0.5, 0.5, 1.0], 500),
+    _decided_at_the_last_bit(),
+    # Found by search: a word at a border, where two formulas that agree nearly always do not.
+    _case("equal slots: floor(position · N), not starts", [2e-4] * 4003, 1000, seed=1701),
+    _case(
+        "equal members: mulhi, not starts",
+        [1e-3] * 1000,
+        300,
+        step=118,
+        seed=21,
+        anticorrelated=[tuple(range(1000))],
+    ),
+    _case(
+        "shares of a sum past 1",
+        [1 / 300 * (1 + 8e-7) * (1 + 1e-9), *[1 / 300 * (1 + 8e-7)] * 299],
+        seed=7,
+        anticorrelated=[tuple(range(300))],
+    ),
+    _case("rounds to always", [1 - 2.0**-34, 0.2], 500),
+    _case("always among frequent and rare", [1.0, 0.2, 0.05, 1.0, 0.7], 500),
+    _case("ends of one half of a block", [0.6, 0.1, 0.3], 16),
+    _case("one past a block", [0.6, 0.1, 0.3], 33),
+]
+
+GROUPS = [
+    _case("correlated pair, rare", [0.1, 0.1], correlated=[(0, 1)]),
+    _case("correlated of everything", [0.3] * 9, 77, correlated=[tuple(range(9))]),
+    _case("correlated, always", [1.0, 1.0, 0.5], 77, correlated=[(0, 1)]),
+    _case("correlated of one", [0.2, 0.05], 77, correlated=[(1,)]),
+    _case("exclusive of one", [0.2, 0.05], 77, anticorrelated=[(1,), (0,)]),
+    _case("one-sparse n=2", [0.5] * 2, anticorrelated=[(0, 1)]),
+    _case("one-sparse n=7", [1 / 7] * 7, anticorrelated=[tuple(range(7))]),
+    _case("one-sparse n=1000", [1 / 1000] * 1000, 300, anticorrelated=[tuple(range(1000))]),
+    _case("exclusive, sums a little past 1", [0.5, 0.3, 0.2 + 5e-7], anticorrelated=[(0, 1, 2)]),
+    _case("exclusive, last member never", [0.3, 0.2, 0.0], anticorrelated=[(0, 1, 2)]),
+    _case("exclusive, only one ever", [0.0, 0.05, 0.0], anticorrelated=[(0, 1, 2)]),
+    _case("exclusive, first member never", [0.0, 0.05, 0.05, 0.04], anticorrelated=[(0, 2, 3)]),
+    _case("exclusive and frequent, first member never", [0.0, 0.5, 0.4, 0.3], anticorrelated=[(0, 2, 3)]),
+    _case("exclusive at 1/8", [0.0625, 0.0625, 0.05], anticorrelated=[(0, 1)]),
+    *(StreamCase(f"all groups, {name}", _grouped(name), 1500) for name in MAGNITUDES),
+]
+
+MAGNITUDE_CASES = [_case(f"n=40 mixed, {name}", _mixed(40), 700, magnitude=name) for name in MAGNITUDES]
+
+NOISE = [
+    _case("noise alone", [0.0] * 3, 40, noise=0.1),
+    _case("noise, n=1", [0.05], 33, noise=2.0),
+    _case("noise, n=20", [0.1] * 20, 100, noise=0.3),
+    _case("noise, n=33, symmetric", _mixed(33), 65, noise=1e-3, magnitude="symmetric"),
+    StreamCase("noise, all groups", _grouped("half_normal", noise=0.25), 321),
+]
+
+COUNTERS = [
+    *(_case(f"seed {seed}", _mixed(15), 100, seed=seed, noise=0.1) for seed in BIG_SEEDS),
+    *(_case(f"step {step}", _mixed(15), 100, step=step, noise=0.1) for step in BIG_STEPS),
+]
+
+STREAM_CASES = [*SHAPES, *EDGES, *GROUPS, *MAGNITUDE_CASES, *NOISE, *COUNTERS]
+
+
+def features_of(distribution: Distribution):
+    """The same distribution as `tk.SparseFeatures`."""
+    import toykern as tk
+
+    groups = [tk.Correlated(group) for group in distribution.correlated]
+    groups += [tk.Anticorrelated(group) for group in distribution.anticorrelated]
+    return tk.SparseFeatures(
+        distribution.n_features,
+        distribution.probability,
+        magnitude=distribution.magnitude,
+        groups=tuple(groups),
+        noise=distribution.noise,
+    )
