@@ -1,0 +1,188 @@
+// The binding: the only file that sees pybind11. Structs of params.h become Python classes whose pointer fields take integers
+// (data_ptr() of tensors that Python keeps alive and has checked); calls release the interpreter's lock.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "toykern/api.h"
+
+#ifndef TOYKERN_COMMIT
+#define TOYKERN_COMMIT "unknown"
+#endif
+#ifndef TOYKERN_CUDA_STATE
+#define TOYKERN_CUDA_STATE "not built"
+#endif
+
+namespace py = pybind11;
+using namespace toykern;
+
+namespace {
+
+template <class Class, class Struct, class T>
+void pointer(Class& c, const char* name, T* Struct::*field) {
+    c.def_property(
+        name, [field](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*field); },
+        [field](Struct& s, uintptr_t address) { s.*field = reinterpret_cast<T*>(address); });
+}
+
+void bind_structs(py::module_& m) {
+    py::class_<Distribution> d(m, "Distribution");
+    d.def(py::init([] { return Distribution{}; }))
+        .def_readwrite("n_features", &Distribution::n_features)
+        .def_readwrite("n_units", &Distribution::n_units)
+        .def_readwrite("probability_stride", &Distribution::probability_stride)
+        .def_readwrite("magnitude", &Distribution::magnitude)
+        .def_readwrite("noise", &Distribution::noise);
+    pointer(d, "unit_start", &Distribution::unit_start);
+    pointer(d, "unit_member", &Distribution::unit_member);
+    pointer(d, "unit_kind", &Distribution::unit_kind);
+    pointer(d, "probability", &Distribution::probability);
+
+    py::class_<SampleParams> s(m, "SampleParams");
+    s.def(py::init([] { return SampleParams{}; }))
+        .def_readwrite("data", &SampleParams::data)
+        .def_readwrite("n_models", &SampleParams::n_models)
+        .def_readwrite("batch_size", &SampleParams::batch_size)
+        .def_readwrite("seed_stride", &SampleParams::seed_stride)
+        .def_readwrite("step", &SampleParams::step)
+        .def_readwrite("purpose", &SampleParams::purpose);
+    pointer(s, "seed", &SampleParams::seed);
+    pointer(s, "clean", &SampleParams::clean);
+    pointer(s, "noisy", &SampleParams::noisy);
+
+    py::class_<Network>(m, "Network")
+        .def(py::init([] { return Network{}; }))
+        .def_readwrite("n_features", &Network::n_features)
+        .def_readwrite("n_hidden", &Network::n_hidden)
+        .def_readwrite("tied", &Network::tied)
+        .def_readwrite("hidden_relu", &Network::hidden_relu)
+        .def_readwrite("output_relu", &Network::output_relu)
+        .def_readwrite("has_bias", &Network::has_bias)
+        .def_readwrite("target_abs", &Network::target_abs)
+        .def_readwrite("loss_sum", &Network::loss_sum);
+
+    py::class_<TrainParams> t(m, "TrainParams");
+    t.def(py::init([] { return TrainParams{}; }))
+        .def_readwrite("network", &TrainParams::network)
+        .def_readwrite("data", &TrainParams::data)
+        .def_readwrite("n_models", &TrainParams::n_models)
+        .def_readwrite("batch_size", &TrainParams::batch_size)
+        .def_readwrite("importance_stride", &TrainParams::importance_stride)
+        .def_readwrite("optimizer", &TrainParams::optimizer)
+        .def_readwrite("beta1", &TrainParams::beta1)
+        .def_readwrite("beta2", &TrainParams::beta2)
+        .def_readwrite("eps", &TrainParams::eps)
+        .def_readwrite("nesterov", &TrainParams::nesterov)
+        .def_readwrite("first_step", &TrainParams::first_step)
+        .def_readwrite("steps", &TrainParams::steps)
+        .def_readwrite("record_every", &TrainParams::record_every)
+        .def_readwrite("n_records", &TrainParams::n_records)
+        .def_readwrite("total_steps", &TrainParams::total_steps)
+        .def_readwrite("threads", &TrainParams::threads)
+        .def("set_state", [](TrainParams& p, int moment, int tensor, uintptr_t address) {
+            if (moment < 0 || moment > 1 || tensor < 0 || tensor > 2) throw std::out_of_range("state index");
+            p.state[moment][tensor] = reinterpret_cast<float*>(address);
+        });
+    pointer(t, "seed", &TrainParams::seed);
+    pointer(t, "importance", &TrainParams::importance);
+    pointer(t, "encoder", &TrainParams::encoder);
+    pointer(t, "decoder", &TrainParams::decoder);
+    pointer(t, "bias", &TrainParams::bias);
+    pointer(t, "lr", &TrainParams::lr);
+    pointer(t, "weight_decay", &TrainParams::weight_decay);
+    pointer(t, "lr_factor", &TrainParams::lr_factor);
+    pointer(t, "loss_records", &TrainParams::loss_records);
+    pointer(t, "loss_carry", &TrainParams::loss_carry);
+    pointer(t, "diverged_at", &TrainParams::diverged_at);
+    pointer(t, "order", &TrainParams::order);
+
+    py::class_<EvaluateParams> e(m, "EvaluateParams");
+    e.def(py::init([] { return EvaluateParams{}; }))
+        .def_readwrite("network", &EvaluateParams::network)
+        .def_readwrite("data", &EvaluateParams::data)
+        .def_readwrite("n_models", &EvaluateParams::n_models)
+        .def_readwrite("batch_size", &EvaluateParams::batch_size)
+        .def_readwrite("batches", &EvaluateParams::batches)
+        .def_readwrite("importance_stride", &EvaluateParams::importance_stride)
+        .def_readwrite("threads", &EvaluateParams::threads);
+    pointer(e, "seed", &EvaluateParams::seed);
+    pointer(e, "importance", &EvaluateParams::importance);
+    pointer(e, "encoder", &EvaluateParams::encoder);
+    pointer(e, "decoder", &EvaluateParams::decoder);
+    pointer(e, "bias", &EvaluateParams::bias);
+    pointer(e, "loss", &EvaluateParams::loss);
+}
+
+// A vector handed to NumPy without a copy.
+template <class T>
+py::array_t<T> as_array(std::vector<T>&& values) {
+    auto* kept = new std::vector<T>(std::move(values));
+    py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
+}
+
+const char* compiler() {
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#else
+    return "gcc " __VERSION__;
+#endif
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+    m.doc() = "Native kernels of toykern. Use the Python API: nothing is checked here.";
+    py::register_exception_translator([](std::exception_ptr p) {
+        try {
+            if (p) std::rethrow_exception(p);
+        } catch (const OutOfMemory& error) {
+            PyErr_SetString(PyExc_MemoryError, error.what());
+        } catch (const ForkedChild& error) {
+            PyErr_SetString(PyExc_RuntimeError, error.what());
+        }
+    });
+    bind_structs(m);
+    m.def("stream_version", [] { return kStreamVersion; });
+    m.def("isa_level", [] { return std::string(level().name); });
+    m.def("isa_levels", &available_levels, "Levels that this CPU can run, best first.");
+    m.def("set_isa_level", &set_level);
+    m.def("build_info", [] {
+        py::dict d;
+        d["commit"] = TOYKERN_COMMIT;
+        d["compiler"] = compiler();
+        d["isa_levels"] = built_levels();
+        d["cuda"] = TOYKERN_CUDA_STATE;
+        return d;
+    });
+    m.def("regime", [](const Network& n) { return std::string(train_regime(n)); });
+    m.def("train", [](const TrainParams& p) {
+        py::gil_scoped_release release;
+        train(p);
+    });
+    m.def("evaluate", [](const EvaluateParams& p) {
+        py::gil_scoped_release release;
+        evaluate(p);
+    });
+    m.def("sample", [](const SampleParams& p, int threads) {
+        py::gil_scoped_release release;
+        sample(p, threads);
+    });
+    m.def("sample_entries", [](const SampleParams& p) {
+        Entries e;
+        {
+            py::gil_scoped_release release;
+            e = sample_entries(p);
+        }
+        return py::make_tuple(as_array(std::move(e.model_start)), as_array(std::move(e.sample)),
+                              as_array(std::move(e.feature)), as_array(std::move(e.value)));
+    });
+    m.def("measure_fma_peak", [](int threads) {
+        py::gil_scoped_release release;
+        return 2.0 * measure_fma(threads);
+    }, "Floating-point operations a second (a multiply-add is two) on `threads` cores at the level in use.");
+    m.def("measure_random_words", [](int threads) {
+        py::gil_scoped_release release;
+        return measure_words(threads);
+    }, "Philox words a second on `threads` cores at the level in use.");
+}

@@ -1,0 +1,23 @@
+// One instruction-set level's table. Included once per level by level_<name>.cpp.
+#pragma once
+#include "cpu/measure.inl"
+#include "cpu/resident.inl"
+#include "cpu/sample.inl"
+
+#define TOYKERN_TEXT2(x) #x
+#define TOYKERN_TEXT(x) TOYKERN_TEXT2(x)
+#define TOYKERN_JOIN2(a, b) a##b
+#define TOYKERN_JOIN(a, b) TOYKERN_JOIN2(a, b)
+
+namespace toykern {
+
+const LevelTable* TOYKERN_JOIN(level_, TOYKERN_LEVEL)() {
+    namespace here = TOYKERN_LEVEL;
+    static const LevelTable table = {
+        TOYKERN_TEXT(TOYKERN_LEVEL), here::kLanes,       here::pick_regime,    here::batch_parts, here::sample_bytes,
+        here::sample_rows,           here::sample_entries, here::spin_fma, here::spin_words,
+    };
+    return &table;
+}
+
+}  // namespace toykern

@@ -1,0 +1,239 @@
+// Kernels across cores: who takes which model, in memory made beforehand.
+//
+// With models enough, every thread is a team of one and takes models from a common queue. With fewer models than threads, all threads
+// form one team and share each model's batch (where its shape has parts to share). Neither choice changes a bit of any model.
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <numeric>
+
+#include "cpu/parallel.h"
+#include "toykern/api.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace toykern {
+namespace {
+
+// ---- fork: the threads of the parent's pool do not exist in a child ----
+bool went_parallel = false, forked_after = false;
+
+void guard_fork(int threads) {
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { forked_after = went_parallel; });
+    (void)registered;
+    if (forked_after) throw ForkedChild();
+    if (threads > 1) went_parallel = true;
+}
+
+// Denormals flushed while a kernel runs: those in Adam's second moment slow a core tenfold.
+class FlushDenormals {
+  public:
+#if defined(__x86_64__)
+    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(saved_); }
+
+  private:
+    unsigned saved_;
+#endif
+};
+
+// Memory of several workers, each run of bytes on cache lines of its own.
+class Room {
+  public:
+    Room(size_t pieces, size_t bytes, const char* what) : stride_((bytes + 4095) / 4096 * 4096) {
+        memory_ = std::aligned_alloc(4096, std::max<size_t>(pieces * stride_, 4096));
+        if (!memory_)
+            throw OutOfMemory(std::to_string(pieces * stride_ >> 20) + " MiB are needed for " + what + " (" +
+                              std::to_string(pieces) + " threads); fewer threads or a smaller batch need less");
+    }
+    ~Room() { std::free(memory_); }
+    Room(const Room&) = delete;
+    Room& operator=(const Room&) = delete;
+    void* piece(size_t i) const { return static_cast<char*>(memory_) + i * stride_; }
+
+  private:
+    void* memory_;
+    size_t stride_;
+};
+
+// Models in runs from a common counter.
+struct CommonQueue {
+    std::atomic<int64_t> next{0};
+    int64_t end, run;
+};
+struct ThreadQueue {
+    CommonQueue* common;
+    int64_t at = 0, stop = 0;
+    static int64_t take(void* context) {
+        auto& q = *static_cast<ThreadQueue*>(context);
+        if (q.at == q.stop) {
+            q.at = q.common->next.fetch_add(q.common->run);
+            q.stop = std::min(q.at + q.common->run, q.common->end);
+            if (q.at >= q.common->end) {
+                q.at = q.stop = q.common->end;
+                return -1;
+            }
+        }
+        return q.at++;
+    }
+};
+
+// Every member of a team counts through all models by itself.
+struct CountingQueue {
+    int64_t at = 0, end;
+    static int64_t take(void* context) {
+        auto& q = *static_cast<CountingQueue*>(context);
+        return q.at < q.end ? q.at++ : -1;
+    }
+};
+
+void team_barrier() {
+#pragma omp barrier
+}
+
+// Calls work(worker, queue) on each of `threads` threads, models handed out in short runs.
+template <class Work>
+void over_models(int64_t n_models, int threads, const Work& work) {
+    CommonQueue common;
+    common.end = n_models;
+    common.run = std::max<int64_t>(1, std::min<int64_t>(64, n_models / (threads * 16)));
+#pragma omp parallel num_threads(threads)
+    {
+        FlushDenormals flush;
+        ThreadQueue queue{&common};
+        work((size_t)omp_get_thread_num(), Queue{ThreadQueue::take, &queue});
+    }
+}
+
+int workers_for(int64_t n_models, int threads) { return (int)std::max<int64_t>(1, std::min<int64_t>(threads, n_models)); }
+
+}  // namespace
+
+const char* ForkedChild::what() const noexcept {
+    return "toykern was used with several threads before this process was forked, and their pool does not survive a fork; start "
+           "child processes with the 'spawn' (or 'forkserver') method of multiprocessing instead";
+}
+
+const char* train_regime(const Network& network) { return level().pick_regime(network).name; }
+
+void train(const TrainParams& p) {
+    const LevelTable& l = level();
+    const RegimeTable regime = l.pick_regime(p.network);
+    const int parts = l.batch_parts(p.network, p.batch_size);
+    guard_fork(p.threads);
+    if (p.n_models < p.threads && parts > 1) {
+        const int size = std::min(p.threads, parts);
+        Room shared(1, regime.shared_bytes(p.network, p.batch_size), "the shared model");
+        Room workers((size_t)size, regime.worker_bytes(p.network, p.data), "training");
+#pragma omp parallel num_threads(size)
+        {
+            FlushDenormals flush;
+            Team team;
+            team.rank = omp_get_thread_num();
+            team.size = omp_get_num_threads();
+            team.barrier = team_barrier;
+            CountingQueue queue{0, p.n_models};
+            regime.train(p, shared.piece(0), workers.piece((size_t)team.rank), team, Queue{CountingQueue::take, &queue});
+        }
+        return;
+    }
+    const int threads = workers_for(p.n_models, p.threads);
+    Room shared((size_t)threads, regime.shared_bytes(p.network, p.batch_size), "the models in hand");
+    Room workers((size_t)threads, regime.worker_bytes(p.network, p.data), "training");
+    over_models(p.n_models, threads, [&](size_t t, const Queue& queue) {
+        regime.train(p, shared.piece(t), workers.piece(t), Team(), queue);
+    });
+}
+
+void evaluate(const EvaluateParams& p) {
+    const RegimeTable regime = level().pick_regime(p.network);
+    guard_fork(p.threads);
+    const int threads = workers_for(p.n_models, p.threads);
+    Room shared((size_t)threads, regime.shared_bytes(p.network, p.batch_size), "the models in hand");
+    Room workers((size_t)threads, regime.worker_bytes(p.network, p.data), "evaluation");
+    over_models(p.n_models, threads, [&](size_t t, const Queue& queue) {
+        regime.evaluate(p, shared.piece(t), workers.piece(t), queue);
+    });
+}
+
+void sample(const SampleParams& p, int threads) {
+    const LevelTable& l = level();
+    guard_fork(threads);
+    threads = workers_for(p.n_models, threads);
+    Room workers((size_t)threads, l.sample_bytes(p.data), "sampling");
+    over_models(p.n_models, threads, [&](size_t t, const Queue& queue) {
+        for (int64_t i; (i = queue.next()) >= 0;) l.sample_rows(p, i, workers.piece(t));
+    });
+}
+
+Entries sample_entries(const SampleParams& p) {
+    const LevelTable& l = level();
+    Room worker(1, l.sample_bytes(p.data), "sampling");
+    Entries all;
+    all.model_start.push_back(0);
+    const EntrySink sink = {[](void* context, uint32_t s, uint32_t f, float v) {
+                                auto& e = *static_cast<Entries*>(context);
+                                e.sample.push_back(s);
+                                e.feature.push_back(f);
+                                e.value.push_back(v);
+                            },
+                            &all};
+    for (int64_t i = 0; i < p.n_models; ++i) {
+        const size_t first = all.sample.size();
+        l.sample_entries(p, i, worker.piece(0), sink);
+        const size_t count = all.sample.size() - first;
+        std::vector<size_t> order(count);
+        std::iota(order.begin(), order.end(), first);
+        const auto before = [&](size_t a, size_t b) {
+            return all.sample[a] != all.sample[b] ? all.sample[a] < all.sample[b] : all.feature[a] < all.feature[b];
+        };
+        if (!std::is_sorted(order.begin(), order.end(), before)) {
+            std::sort(order.begin(), order.end(), before);
+            Entries sorted;
+            for (size_t k : order) {
+                sorted.sample.push_back(all.sample[k]);
+                sorted.feature.push_back(all.feature[k]);
+                sorted.value.push_back(all.value[k]);
+            }
+            std::copy(sorted.sample.begin(), sorted.sample.end(), all.sample.begin() + (std::ptrdiff_t)first);
+            std::copy(sorted.feature.begin(), sorted.feature.end(), all.feature.begin() + (std::ptrdiff_t)first);
+            std::copy(sorted.value.begin(), sorted.value.end(), all.value.begin() + (std::ptrdiff_t)first);
+        }
+        all.model_start.push_back((int64_t)all.sample.size());
+    }
+    return all;
+}
+
+namespace {
+
+// Best rate over five runs of about ten milliseconds on every thread at once.
+template <class Spin>
+double measure(int threads, int64_t rounds, const Spin& spin) {
+    double best = 0.0;
+    guard_fork(threads);
+    for (int run = 0; run < 5; ++run) {
+        double total = 0.0, seconds = 0.0;
+#pragma omp parallel num_threads(threads) reduction(+ : total) reduction(max : seconds)
+        {
+            const auto start = std::chrono::steady_clock::now();
+            int64_t done = 0;
+            volatile double sink = (double)spin(rounds, &done);
+            (void)sink;
+            total += (double)done;
+            seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        }
+        best = std::max(best, total / seconds);
+    }
+    return best;
+}
+
+}  // namespace
+
+double measure_fma(int threads) { return measure(threads, 4000000, level().spin_fma); }
+double measure_words(int threads) { return measure(threads, 400000, level().spin_words); }
+
+}  // namespace toykern

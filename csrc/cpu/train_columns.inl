@@ -1,0 +1,395 @@
+// The resident step for small networks: samples across lanes.
+//
+//   h = f(E x), y = g(D h + b), loss = Σ_j I_j (t_j − y_j)², gradients of E, D and b, over one part of the batch
+//
+// Layout     weights [n][m] (all hidden units of a feature together), x [n][columns], one accumulator vector per gradient entry
+// Owner      one worker per part; weights are read as broadcasts from L1, accumulators stay in registers for the listed
+//            shapes and in L1 otherwise
+// Zeros      only non-empty samples become columns (rare units); all empty samples share one closed-form term
+// Order      sums run over columns in the order of their samples, then over lanes by a fixed tree: a function of the shape and
+//            the level only
+// Limits     m <= 8 and n·m <= 128; train_tiles.inl takes the rest
+// Roof       5 n m fused multiply-adds and about 7 n elementwise operations per sixteen samples
+#pragma once
+#include "cpu/optimizer.inl"
+#include "cpu/stream.inl"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+constexpr int64_t kColumnsMaxHidden = 8, kColumnsMaxWeights = 128;
+
+inline bool columns_fit(const Network& net) {
+    return net.n_hidden <= kColumnsMaxHidden && net.n_features * net.n_hidden <= kColumnsMaxWeights;
+}
+
+// What a pass over columns reads and adds to.
+struct ColumnsPass {
+    int n, count;                  // features, columns
+    int64_t stride;                // of a row of x
+    const float *x, *clean;        // [n][stride] input; the same without noise (the target)
+    const float *encoder, *decoder, *bias, *importance;  // [n][m] [n][m] [n] [n]
+    float hidden_floor, output_floor;  // 0 with ReLU, -inf without
+    uint32_t target_bits;          // 0x7FFFFFFF for |x|, all ones otherwise
+    F *encoder_sum, *decoder_sum, *bias_sum;  // [n][m] [n][m] (tied: the same) [n]
+    F* residual;                   // [n] scratch
+    F loss;
+};
+
+// kN = 0: n at run time. kTied: decoder = encoder and so are their sums.
+template <int kN, int kM, bool kTied>
+void columns_pass(ColumnsPass& a) {
+    constexpr int kE = kN ? kN * kM : 1, kD = kN && !kTied ? kN * kM : 1, kB = kN ? kN : 1;
+    F local_e[kE], local_d[kD], local_b[kB], local_r[kB];
+    const int n = kN ? kN : a.n;
+    F* ge = kN ? local_e : a.encoder_sum;
+    F* gd = kTied ? ge : (kN ? local_d : a.decoder_sum);
+    F* gb = kN ? local_b : a.bias_sum;
+    F* d = kN ? local_r : a.residual;
+    if (kN) {
+#pragma GCC unroll 32
+        for (int i = 0; i < kE; ++i) ge[i] = a.encoder_sum[i];
+#pragma GCC unroll 32
+        for (int i = 0; i < kD && !kTied; ++i) gd[i] = a.decoder_sum[i];
+#pragma GCC unroll 32
+        for (int j = 0; j < kB; ++j) gb[j] = a.bias_sum[j];
+    }
+    const F hidden_floor = bcast(a.hidden_floor), output_floor = bcast(a.output_floor);
+    F loss = a.loss;
+    for (int c = 0; c < a.count; c += kLanes) {
+        const M lanes = mask_first(a.count - c);
+        const float* x = a.x + c;
+        F h[kM], dh[kM];
+#pragma GCC unroll 8
+        for (int k = 0; k < kM; ++k) h[k] = dh[k] = fzero();
+#pragma GCC unroll 8
+        for (int j = 0; j < n; ++j) {
+            const F xj = load(x + j * a.stride);
+#pragma GCC unroll 8
+            for (int k = 0; k < kM; ++k) h[k] = fmadd(bcast(a.encoder[j * kM + k]), xj, h[k]);
+        }
+#pragma GCC unroll 8
+        for (int k = 0; k < kM; ++k) h[k] = fmax(hidden_floor, h[k]);
+#pragma GCC unroll 8
+        for (int j = 0; j < n; ++j) {
+            F y = bcast(a.bias[j]);
+#pragma GCC unroll 8
+            for (int k = 0; k < kM; ++k) y = fmadd(bcast(a.decoder[j * kM + k]), h[k], y);
+            const F t = and_bits(load(a.clean + c + j * a.stride), a.target_bits);
+            const F r = keep(lanes, fmax(output_floor, y) - t);
+            const F weighted = r * bcast(a.importance[j]);
+            loss = fmadd(weighted, r, loss);
+            d[j] = keep(gt(y, output_floor), weighted);
+            gb[j] = gb[j] + d[j];
+#pragma GCC unroll 8
+            for (int k = 0; k < kM; ++k) dh[k] = fmadd(bcast(a.decoder[j * kM + k]), d[j], dh[k]);
+        }
+#pragma GCC unroll 8
+        for (int k = 0; k < kM; ++k) dh[k] = keep(gt(h[k], hidden_floor), dh[k]);
+#pragma GCC unroll 8
+        for (int j = 0; j < n; ++j) {
+            const F xj = load(x + j * a.stride);
+#pragma GCC unroll 8
+            for (int k = 0; k < kM; ++k) {
+                gd[j * kM + k] = fmadd(d[j], h[k], gd[j * kM + k]);
+                ge[j * kM + k] = fmadd(xj, dh[k], ge[j * kM + k]);
+            }
+        }
+    }
+    a.loss = loss;
+    if (kN) {
+#pragma GCC unroll 32
+        for (int i = 0; i < kE; ++i) a.encoder_sum[i] = ge[i];
+#pragma GCC unroll 32
+        for (int i = 0; i < kD && !kTied; ++i) a.decoder_sum[i] = gd[i];
+#pragma GCC unroll 32
+        for (int j = 0; j < kB; ++j) a.bias_sum[j] = gb[j];
+    }
+}
+
+using ColumnsPassFunction = void (*)(ColumnsPass&);
+
+template <bool kTied>
+inline ColumnsPassFunction columns_pass_for(int n, int m) {
+    if (kTied) {
+        if (n == 2 && m == 1) return columns_pass<2, 1, true>;
+        if (n == 3 && m == 1) return columns_pass<3, 1, true>;
+        if (n == 3 && m == 2) return columns_pass<3, 2, true>;
+        if (n == 4 && m == 2) return columns_pass<4, 2, true>;
+        if (n == 5 && m == 2) return columns_pass<5, 2, true>;
+        if (n == 6 && m == 2) return columns_pass<6, 2, true>;
+    }
+    switch (m) {
+        case 1: return columns_pass<0, 1, kTied>;
+        case 2: return columns_pass<0, 2, kTied>;
+        case 3: return columns_pass<0, 3, kTied>;
+        case 4: return columns_pass<0, 4, kTied>;
+        case 5: return columns_pass<0, 5, kTied>;
+        case 6: return columns_pass<0, 6, kTied>;
+        case 7: return columns_pass<0, 7, kTied>;
+        default: return columns_pass<0, 8, kTied>;
+    }
+}
+
+// Weights and optimiser state of the model in hand; shared by all workers of a team.
+struct ColumnsModel {
+    int64_t n, m, weights, length;  // weights = n m; length = all parameters, one after another
+    bool tied, has_bias;
+    float *p, *s1, *s2;             // [length] encoder, decoder (untied), bias
+    const float* importance;        // [n]
+
+    void carve(Workspace& w, const Network& net) {
+        n = net.n_features, m = net.n_hidden, weights = n * m;
+        tied = net.tied, has_bias = net.has_bias;
+        length = weights * (tied ? 1 : 2) + n;
+        p = w.take<float>((size_t)length + 16);
+        s1 = w.take<float>((size_t)length + 16);
+        s2 = w.take<float>((size_t)length + 16);
+    }
+    float* encoder(float* a) const { return a; }
+    float* decoder(float* a) const { return tied ? a : a + weights; }
+    float* bias(float* a) const { return a + length - n; }
+
+    void load_model(const ModelArrays& a) {
+        import(p, a.parameter);
+        import(s1, a.state[0]);
+        import(s2, a.state[1]);
+        importance = a.importance;
+    }
+    void store_model(const ModelArrays& a) const {
+        export_to(p, a.parameter);
+        export_to(s1, a.state[0]);
+        export_to(s2, a.state[1]);
+    }
+
+    // Between the caller's arrays ([m][n], [n][m], [n]) and the resident ones; absent arrays are zeros.
+    void import(float* to, float* const* from) const {
+        const float *encoder_from = from[0], *decoder_from = from[1], *bias_from = from[2];
+        for (int64_t j = 0; j < n; ++j)
+            for (int64_t k = 0; k < m; ++k) encoder(to)[j * m + k] = encoder_from ? encoder_from[k * n + j] : 0.0f;
+        if (!tied)
+            for (int64_t i = 0; i < weights; ++i) decoder(to)[i] = decoder_from ? decoder_from[i] : 0.0f;
+        for (int64_t j = 0; j < n; ++j) bias(to)[j] = bias_from ? bias_from[j] : 0.0f;
+    }
+    void export_to(const float* from, float* const* to) const {
+        float *encoder_to = to[0], *decoder_to = to[1], *bias_to = to[2];
+        for (int64_t j = 0; j < n && encoder_to; ++j)
+            for (int64_t k = 0; k < m; ++k) encoder_to[k * n + j] = from[j * m + k];
+        if (!tied && decoder_to)
+            for (int64_t i = 0; i < weights; ++i) decoder_to[i] = from[weights + i];
+        for (int64_t j = 0; j < n && bias_to; ++j) bias_to[j] = from[length - n + j];
+    }
+
+    int64_t gradient_length() const { return length; }
+
+    // One optimiser step from the gradients of all parts, [parts][stride], added in order.
+    void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int) const {
+        if (worker) return;
+        for (int part = 1; part < parts; ++part)
+            for (int64_t i = 0; i < length; i += kLanes)
+                toykern::TOYKERN_LEVEL::store(g + i, toykern::TOYKERN_LEVEL::load(g + i) +
+                                                         toykern::TOYKERN_LEVEL::load(g + part * stride + i));
+        optimizer_step(c, p, g, s1, s2, has_bias ? length : length - n, scale);
+    }
+};
+
+// Draws one part of a batch and adds up its gradients.
+class ColumnsWorker {
+  public:
+    void carve(Workspace& w, const Network& net, const Distribution& data) {
+        tables_.carve(w, data);
+        const size_t n = (size_t)net.n_features, weights = n * (size_t)net.n_hidden;
+        capacity_ = (int)(16384 / n) & ~31;
+        capacity_ = capacity_ < 128 ? 128 : (capacity_ > 512 ? 512 : capacity_);
+        rare_.carve(w, tables_);
+        frequent_.carve(w, tables_);
+        rows_.carve(w, tables_);
+        list_.carve(w, tables_, (size_t)capacity_ + n);
+        x_ = w.take<float>(n * (size_t)capacity_);
+        clean_ = w.take<float>(data.noise > 0.0f ? n * (size_t)capacity_ : 0);
+        row_ = w.take<float>(2 * 32 * n);
+        sums_ = w.take<F>(weights * (net.tied ? 1 : 2) + n + 16);
+        residual_ = w.take<F>(n);
+        scratch_ = w.take<float>((weights * 2 + n + 32));
+        net_ = net;
+        pass_ = net.tied ? columns_pass_for<true>((int)n, (int)net.n_hidden)
+                         : columns_pass_for<false>((int)n, (int)net.n_hidden);
+    }
+    void set_up(int64_t model) { tables_.set_up(model); }
+
+    // Sum of importance-weighted squared errors over samples first … last - 1; their gradients (half of them: the factor 2 and the mean
+    // are the update's) into g [length].
+    double accumulate(const ColumnsModel& model, const StreamKey& key, int64_t first, int64_t last, float* g) {
+        const int n_sums = (int)model.length;
+        for (int i = 0; i < n_sums; ++i) sums_[i] = fzero();
+        pass_args(model);
+        filled_ = 0;
+        if (tables_.data->noise > 0.0f || (!tables_.plain && tables_.n_frequent))
+            from_rows(key, first, last);
+        else if (tables_.n_frequent)
+            from_frequent(key, first, last);
+        else
+            from_list(key, first, last);
+        sum_lanes(sums_, n_sums, scratch_);
+        for (int i = 0; i < n_sums; i += kLanes) store(g + i, load(scratch_ + i));
+        double loss = fsum(args_.loss);
+        if (last - first > filled_) loss += add_empty(model, last - first - filled_, model.bias(g));
+        return loss;
+    }
+
+  private:
+    void pass_args(const ColumnsModel& model) {
+        args_.n = (int)model.n;
+        args_.stride = capacity_;
+        args_.x = x_;
+        args_.clean = tables_.data->noise > 0.0f ? clean_ : x_;
+        args_.encoder = model.encoder(model.p);
+        args_.decoder = model.decoder(model.p);
+        args_.bias = model.bias(model.p);
+        args_.importance = model.importance;
+        args_.hidden_floor = net_.hidden_relu ? 0.0f : -__builtin_inff();
+        args_.output_floor = net_.output_relu ? 0.0f : -__builtin_inff();
+        args_.target_bits = net_.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu;
+        args_.encoder_sum = sums_;
+        args_.decoder_sum = model.tied ? sums_ : sums_ + model.weights;
+        args_.bias_sum = sums_ + model.length - model.n;
+        args_.residual = residual_;
+        args_.loss = fzero();
+    }
+    void run(int count) {
+        if (count <= 0) return;
+        args_.count = count;
+        pass_(args_);
+        filled_ += count;
+    }
+    void clear(int columns) {
+        for (int j = 0; j < args_.n; ++j)
+            for (int c = 0; c < columns; c += kLanes) store(x_ + (size_t)j * capacity_ + c, fzero());
+    }
+
+    // Rare units only: the non-empty samples become columns.
+    void from_list(const StreamKey& key, int64_t first, int64_t last) {
+        rare_.begin(key, first, last);
+        list_.count = 0;
+        while (!rare_.done() || list_.count) {
+            while (!rare_.done() && list_.count <= capacity_) rare_.refill(list_);
+            int64_t used = list_.count < capacity_ ? list_.count : capacity_;
+            if (used < list_.count || !rare_.done())  // leave a sample that may go on for the next round
+                while (used > 0 && (used == list_.count || list_.sample[used] == list_.sample[used - 1])) --used;
+            clear((int)used);
+            run(fill_columns((int)used));
+            list_.drop(used);
+        }
+    }
+    int fill_columns(int entries) {
+        U before = ubcast(0xFFFFFFFFu), columns = ubcast(0xFFFFFFFFu);
+        const U stride = ubcast((uint32_t)capacity_);
+        for (int i = 0; i < entries; i += kLanes) {
+            const U sample = load(list_.sample + i);
+            const M lanes = mask_first(entries - i), opens = and_not(lanes, eq(sample, shift_in(sample, before)));
+            before = sample;
+            const U column = columns + count_upto(opens);
+            columns = last_lane(column);
+            scatter(x_, mullo(load(list_.feature + i), stride) + column, load(list_.value + i), lanes);
+        }
+        uint32_t last[kLanes];
+        store(last, columns);
+        return (int)(last[0] + 1u);
+    }
+
+    // Frequent single units, perhaps with rare ones among them: every sample is a column.
+    void from_frequent(const StreamKey& key, int64_t first, int64_t last) {
+        frequent_.begin(key, first);
+        rare_.begin(key, first, last);
+        list_.count = 0;
+        for (int64_t s = first; s < last; s += capacity_) {
+            const int columns = (int)(last - s < capacity_ ? last - s : capacity_);
+            if (tables_.n_frequent < (uint32_t)args_.n) clear(columns);
+            for (int c = 0; c < columns; c += 16) {
+                frequent_.next16();
+                fill_frequent(c);
+            }
+            fill_rare(s, columns);
+            run(columns);
+        }
+    }
+    TOYKERN_INLINE void fill_frequent(int column) {
+        const uint32_t* gates = frequent_.gates();
+        const int32_t kind = tables_.data->magnitude;
+        const uint32_t* words = frequent_.words(0) + frequent_.offset();
+        for (uint32_t d = 0; d < tables_.n_frequent; ++d) {
+            float* to = x_ + (size_t)tables_.frequent_feature[d] * capacity_ + column;
+            for (int v = 0; v < 16; v += kLanes) {
+                const M m = mask_bits(gates[d] >> (frequent_.shift() + v));
+                store(to + v, keep(m, magnitude(load_dealt(words, m), kind)));
+                words += __builtin_popcount(bits(m));
+            }
+        }
+    }
+    void fill_rare(int64_t start, int columns) {
+        for (;;) {
+            int64_t used = 0;
+            for (; used < list_.count && list_.sample[used] < start + columns; ++used)
+                x_[(size_t)list_.feature[used] * capacity_ + (list_.sample[used] - start)] = list_.value[used];
+            const bool more = used == list_.count && !rare_.done();
+            list_.drop(used);
+            if (!more) return;
+            rare_.refill(list_);
+        }
+    }
+
+    // Groups among frequent units, or noise: through dense rows.
+    void from_rows(const StreamKey& key, int64_t first, int64_t last) {
+        const size_t n = (size_t)args_.n;
+        rows_.begin(key, first, last);
+        int column = 0;
+        while (!rows_.done()) {
+            float *clean = row_, *noisy = row_ + 32 * n;
+            const int rows = rows_.next32(clean, n);
+            const bool noise = tables_.data->noise > 0.0f;
+            if (noise) rows_.add_noise(clean, noisy, n, rows);
+            for (int s = 0; s < rows; ++s)
+                for (size_t j = 0; j < n; ++j) {
+                    x_[j * capacity_ + column + s] = (noise ? noisy : clean)[s * n + j];
+                    if (noise) clean_[j * capacity_ + column + s] = clean[s * n + j];
+                }
+            column += rows;
+            if (column + 32 > capacity_ || rows_.done()) {
+                for (size_t j = 0; j < n; ++j)  // the last lane group's idle lanes must hold numbers
+                    for (int c = column; c % kLanes; ++c) x_[j * capacity_ + c] = 0.0f;
+                run(column);
+                column = 0;
+            }
+        }
+    }
+
+    // All-zero samples: x = 0, h = 0, y = g(b). Adds their bias gradient; returns their loss.
+    double add_empty(const ColumnsModel& model, int64_t count, float* bias_g) const {
+        const F floor = bcast(args_.output_floor), times = bcast((float)count);
+        F loss = fzero();
+        for (int64_t j = 0; j < model.n; j += kLanes) {
+            const M m = mask_first((int)(model.n - j < kLanes ? model.n - j : kLanes));
+            const F b = load_first(args_.bias + j, m), y = fmax(floor, b);
+            const F weighted = keep(m, load_first(args_.importance + j, m) * y);
+            loss = fmadd(weighted, keep(m, y), loss);
+            store_first(bias_g + j, fmadd(keep(gt(b, floor), weighted), times, load_first(bias_g + j, m)), m);
+        }
+        return (double)fsum(loss) * (double)count;
+    }
+
+    Network net_;
+    StreamTables tables_;
+    RareCursor rare_;
+    FrequentCursor frequent_;
+    RowCursor rows_;
+    EntryList list_;
+    int capacity_;
+    float *x_, *clean_, *row_, *scratch_;
+    F *sums_, *residual_;
+    ColumnsPassFunction pass_;
+    ColumnsPass args_;
+    int64_t filled_;
+};
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern

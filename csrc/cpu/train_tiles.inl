@@ -1,0 +1,497 @@
+// The resident step for larger networks: features (or hidden units) across lanes, samples in tiles of rows.
+//
+//   h = f(E x), y = g(D h + b), loss = Σ_j I_j (t_j − y_j)², gradients of E, D and b, over one part of the batch
+//
+// Layout     decoder D [m][np] with features across lanes (np = n rounded up to lanes), its transpose Dt [n][mp] with hidden units
+//            across lanes; encoder Et [n][mp] (tied: Et = Dt). A tile holds up to kTileRows non-empty samples: their entries, codes
+//            h [rows][mp], targets and output gradients [rows][np]
+// Zeros      empty samples share one closed-form term; the first product and its gradient cost only the active entries; backward goes
+//            through active outputs alone where fewer than one in kSparseBackward is active
+// Owner      one worker per part; models smaller than L2 stay in cache for the whole run
+// Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level and the model's own data
+// Limits     none but memory (scratch about 7 n·m floats a model, and 2 gradients a part); any shape runs here
+// Roof       fused multiply-adds: n m forward, 2 n m backward when dense, a row; blocks of 8 rows × 3 lane groups in registers
+#pragma once
+#include "cpu/optimizer.inl"
+#include "cpu/stream.inl"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+constexpr int kBlockRows = 8, kBlockVectors = 3;
+constexpr int64_t kSparseBackward = 10;  // measured: the sparse way costs about ten times as much per output it visits
+
+TOYKERN_INLINE int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// c[r][v] += Σ_k a[r·a_row + k·a_k] · b[k·b_k + v·kLanes]
+template <int kR, int kV>
+TOYKERN_INLINE void multiply(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k, int64_t depth,
+                             F (&c)[kBlockRows][kBlockVectors]) {
+    for (int64_t k = 0; k < depth; ++k) {
+        F bv[kV];
+#pragma GCC unroll 3
+        for (int v = 0; v < kV; ++v) bv[v] = load(b + k * b_k + v * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kR; ++r) {
+            const F ar = bcast(a[r * a_row + k * a_k]);
+#pragma GCC unroll 3
+            for (int v = 0; v < kV; ++v) c[r][v] = fmadd(ar, bv[v], c[r][v]);
+        }
+    }
+}
+
+// C [rows][vectors·kLanes] (+)= A B in register blocks. A's element (r, k) is a[r·a_row + k·a_k].
+struct Product {
+    const float* a;
+    int64_t a_row, a_k;
+    const float* b;
+    int64_t b_k;
+    float* c;
+    int64_t c_row;
+    int64_t depth;
+    bool add;
+};
+
+template <int kR, int kV>
+inline void product_block(const Product& p, int64_t row, int64_t lane) {
+    F c[kBlockRows][kBlockVectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 3
+        for (int v = 0; v < kV; ++v)
+            c[r][v] = p.add ? load(p.c + (row + r) * p.c_row + lane + v * kLanes) : fzero();
+    multiply<kR, kV>(p.a + row * p.a_row, p.a_row, p.a_k, p.b + lane, p.b_k, p.depth, c);
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 3
+        for (int v = 0; v < kV; ++v) store(p.c + (row + r) * p.c_row + lane + v * kLanes, c[r][v]);
+}
+
+// Calls block<kR, kV>(row, lane) over a grid of rows × lane groups, in blocks of nearly equal size.
+template <template <int, int> class Block, class Argument>
+inline void for_blocks(int64_t rows, int64_t lanes, Argument& argument) {
+    const int64_t vectors = lanes / kLanes, lane_blocks = (vectors + kBlockVectors - 1) / kBlockVectors;
+    const int64_t row_blocks = (rows + kBlockRows - 1) / kBlockRows;
+    for (int64_t lb = 0; lb < lane_blocks; ++lb) {
+        const int64_t v0 = lb * vectors / lane_blocks, v1 = (lb + 1) * vectors / lane_blocks;
+        for (int64_t rb = 0; rb < row_blocks; ++rb) {
+            const int64_t r0 = rb * rows / row_blocks, r1 = (rb + 1) * rows / row_blocks;
+#define TOYKERN_ROWS(R)                                                                          \
+    case R:                                                                                      \
+        if (v1 - v0 == 3) Block<R, 3>::run(argument, r0, v0 * kLanes);                           \
+        else if (v1 - v0 == 2) Block<R, 2>::run(argument, r0, v0 * kLanes);                      \
+        else Block<R, 1>::run(argument, r0, v0 * kLanes);                                        \
+        break;
+            switch (r1 - r0) {
+                TOYKERN_ROWS(1)
+                TOYKERN_ROWS(2)
+                TOYKERN_ROWS(3)
+                TOYKERN_ROWS(4)
+                TOYKERN_ROWS(5)
+                TOYKERN_ROWS(6)
+                TOYKERN_ROWS(7)
+                default: TOYKERN_ROWS(8)
+            }
+#undef TOYKERN_ROWS
+        }
+    }
+}
+
+template <int kR, int kV>
+struct ProductBlock {
+    static void run(const Product& p, int64_t row, int64_t lane) { product_block<kR, kV>(p, row, lane); }
+};
+
+// to [cols][to_row] = (or +=) transpose of from [rows][from_row]; both padded to whole lane groups.
+inline void transpose_into(const float* from, int64_t from_row, float* to, int64_t to_row, int64_t row0, int64_t row1,
+                           int64_t cols, bool add) {
+    for (int64_t i = row0; i < row1; i += kLanes)
+        for (int64_t j = 0; j < cols; j += kLanes) {
+            F block[kLanes];
+            for (int r = 0; r < kLanes; ++r) block[r] = i + r < row1 ? load(from + (i + r) * from_row + j) : fzero();
+            transpose(block);
+            const int64_t many = cols - j < kLanes ? cols - j : kLanes;
+            for (int r = 0; r < many; ++r) {
+                float* at = to + (j + r) * to_row + i;
+                store(at, add ? load(at) + block[r] : block[r]);
+            }
+        }
+}
+
+// Weights, optimiser state and summed gradients of the model in hand; shared by all workers of a team.
+struct TilesModel {
+    int64_t n, m, np, mp;
+    bool tied, has_bias;
+    float *d, *d1, *d2;     // decoder [m][np] and its moments
+    float *dt;              // [n][mp]
+    float *et, *e1, *e2;    // encoder [n][mp] (tied: et = dt, no moments of its own)
+    float *b, *b1, *b2;     // [np]
+    const float* importance;  // [np], padded with zeros
+    float* importance_room;
+
+    // Gradients of one part.
+    struct Gradient {
+        float *d;   // [m][np], from dense tiles
+        float *dt;  // [n][mp], from sparse tiles (tied: et)
+        float *et;  // [n][mp]
+        float *b;   // [np]
+        int64_t length;  // of the whole, which is one array
+    };
+    int64_t gradient_length() const { return m * np + (tied ? 1 : 2) * n * mp + np; }
+    Gradient gradient(float* g) const {
+        Gradient r;
+        r.d = g;
+        r.et = g + m * np;
+        r.dt = tied ? r.et : r.et + n * mp;
+        r.b = g + gradient_length() - np;
+        r.length = gradient_length();
+        return r;
+    }
+
+    void carve(Workspace& w, const Network& net) {
+        n = net.n_features, m = net.n_hidden, np = round_up(n), mp = round_up(m);
+        tied = net.tied, has_bias = net.has_bias;
+        const size_t dense = (size_t)(m + kLanes) * np, turned = (size_t)(n + kLanes) * mp;
+        d = w.take<float>(dense), d1 = w.take<float>(dense), d2 = w.take<float>(dense);
+        dt = w.take<float>(turned);
+        et = tied ? dt : w.take<float>(turned);
+        e1 = w.take<float>(tied ? 0 : turned), e2 = w.take<float>(tied ? 0 : turned);
+        b = w.take<float>((size_t)np), b1 = w.take<float>((size_t)np), b2 = w.take<float>((size_t)np);
+        importance_room = w.take<float>((size_t)np);
+        importance = importance_room;
+    }
+
+    void load_model(const ModelArrays& a) {
+        import(a.parameter, d, et, b);
+        import(a.state[0], d1, e1, b1);
+        import(a.state[1], d2, e2, b2);
+        transpose_into(d, np, dt, mp, 0, m, n, false);
+        for (int64_t j = 0; j < np; ++j) importance_room[j] = j < n ? a.importance[j] : 0.0f;
+    }
+    void store_model(const ModelArrays& a) const {
+        export_to(a.parameter, d, et, b);
+        export_to(a.state[0], d1, e1, b1);
+        export_to(a.state[1], d2, e2, b2);
+    }
+
+    // One optimiser step from the gradients of all parts, [parts][stride], added in order. Workers share the hidden units (and, untied,
+    // the encoder's features) in blocks, so the result does not depend on how many there are.
+    void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int workers) const {
+        const Gradient first = gradient(g);
+        const int64_t dt_offset = first.dt - g, et_offset = first.et - g, b_offset = first.b - g;
+        for (int64_t k = worker * kLanes; k < m; k += workers * kLanes) {
+            const int64_t rows = m - k < kLanes ? m - k : kLanes;
+            for (int part = 1; part < parts; ++part) add(first.d + k * np, g + part * stride + k * np, rows * np);
+            for (int64_t j = 0; j < np; j += kLanes) {  // the transposed share of the sparse tiles and entries
+                F block[kLanes];
+                const int64_t many = n - j < kLanes ? n - j : kLanes;
+                for (int r = 0; r < kLanes; ++r) {
+                    block[r] = fzero();
+                    for (int part = 0; part < parts && r < many; ++part)
+                        block[r] = block[r] + load(g + part * stride + dt_offset + (j + r) * mp + k);
+                }
+                transpose(block);
+                for (int64_t r = 0; r < rows; ++r) {
+                    float* at = first.d + (k + r) * np + j;
+                    store(at, load(at) + block[r]);
+                }
+            }
+            optimizer_step(c, d + k * np, first.d + k * np, d1 + k * np, d2 + k * np, rows * np, scale);
+            transpose_into(d, np, dt, mp, k, k + rows, n, false);
+        }
+        if (!tied) {
+            const int64_t j0 = worker * n / workers, j1 = (worker + 1) * n / workers;
+            for (int part = 1; part < parts; ++part)
+                add(first.et + j0 * mp, g + part * stride + et_offset + j0 * mp, (j1 - j0) * mp);
+            optimizer_step(c, et + j0 * mp, first.et + j0 * mp, e1 + j0 * mp, e2 + j0 * mp, (j1 - j0) * mp, scale);
+        }
+        if (worker == 0 && has_bias) {
+            for (int part = 1; part < parts; ++part) add(first.b, g + part * stride + b_offset, np);
+            optimizer_step(c, b, first.b, b1, b2, np, scale);
+        }
+    }
+
+  private:
+    static void add(float* to, const float* from, int64_t length) {
+        for (int64_t i = 0; i < length; i += kLanes) store(to + i, load(to + i) + load(from + i));
+    }
+    // [m][n], [n][m], [n] as the caller holds them to the padded arrays; absent ones become zeros.
+    void import(float* const* from, float* to_d, float* to_et, float* to_b) const {
+        const float *encoder = from[0], *decoder = from[1], *bias = from[2];
+        for (int64_t k = 0; k < m; ++k)
+            for (int64_t j = 0; j < np; ++j) {
+                float value = 0.0f;
+                if (j < n && tied && encoder) value = encoder[k * n + j];
+                if (j < n && !tied && decoder) value = decoder[j * m + k];
+                to_d[k * np + j] = value;
+            }
+        for (int64_t j = 0; j < n && !tied; ++j)
+            for (int64_t k = 0; k < mp; ++k) to_et[j * mp + k] = k < m && encoder ? encoder[k * n + j] : 0.0f;
+        for (int64_t j = 0; j < np; ++j) to_b[j] = j < n && bias ? bias[j] : 0.0f;
+    }
+    void export_to(float* const* to, const float* from_d, const float* from_et, const float* from_b) const {
+        float *encoder = to[0], *decoder = to[1], *bias = to[2];
+        for (int64_t k = 0; k < m; ++k)
+            for (int64_t j = 0; j < n; ++j) {
+                if (tied && encoder) encoder[k * n + j] = from_d[k * np + j];
+                if (!tied && decoder) decoder[j * m + k] = from_d[k * np + j];
+                if (!tied && encoder) encoder[k * n + j] = from_et[j * mp + k];
+            }
+        for (int64_t j = 0; j < n && bias; ++j) bias[j] = from_b[j];
+    }
+};
+
+// Output block: y = D h + b, residual, loss, and the gradient at the output.
+struct OutputPass {
+    const float *h, *d, *b, *importance, *target;
+    float *out;
+    int64_t mp, np, m;
+    float output_floor;
+    uint32_t target_bits;
+    F loss;
+    int64_t active;
+};
+
+template <int kR, int kV>
+struct OutputBlock {
+    static void run(OutputPass& p, int64_t row, int64_t lane) {
+        F c[kBlockRows][kBlockVectors];
+        F bias[kV], weight[kV];
+#pragma GCC unroll 3
+        for (int v = 0; v < kV; ++v) bias[v] = load(p.b + lane + v * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 3
+            for (int v = 0; v < kV; ++v) c[r][v] = bias[v];
+        multiply<kR, kV>(p.h + row * p.mp, p.mp, 1, p.d + lane, p.np, p.m, c);
+#pragma GCC unroll 3
+        for (int v = 0; v < kV; ++v) weight[v] = load(p.importance + lane + v * kLanes);
+        const F floor = bcast(p.output_floor);
+        F loss = p.loss;
+        int64_t active = 0;
+#pragma GCC unroll 8
+        for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 3
+            for (int v = 0; v < kV; ++v) {
+                const int64_t at = (row + r) * p.np + lane + v * kLanes;
+                const F residual = fmax(floor, c[r][v]) - and_bits(load(p.target + at), p.target_bits);
+                const F weighted = residual * weight[v];
+                loss = fmadd(weighted, residual, loss);
+                const M on = gt(c[r][v], floor);
+                active += __builtin_popcount(bits(on));
+                store(p.out + at, keep(on, weighted));
+            }
+        p.loss = loss;
+        p.active += active;
+    }
+};
+
+// Draws one part of a batch tile by tile and adds up its gradients.
+class TilesWorker {
+  public:
+    void carve(Workspace& w, const Network& net, const Distribution& data) {
+        net_ = net;
+        tables_.carve(w, data);
+        const int64_t n = net.n_features, np = round_up(n), mp = round_up(net.n_hidden);
+        rows_max_ = np <= 512 ? 32 : 64;
+        while (rows_max_ > 1 && rows_max_ * np > ((int64_t)1 << 22)) rows_max_ /= 2;
+        stream_rows_ = 32;
+        rare_.carve(w, tables_);
+        rows_.carve(w, tables_);
+        list_.carve(w, tables_, (size_t)(rows_max_ * n));
+        const int64_t held = rows_max_ > stream_rows_ ? rows_max_ : stream_rows_;
+        x_ = w.take<float>((size_t)(held * np));
+        clean_ = w.take<float>(data.noise > 0.0f ? (size_t)(held * np) : 0);
+        out_ = w.take<float>((size_t)(held * np));
+        h_ = w.take<float>((size_t)(held * mp));
+        dh_ = w.take<float>((size_t)(held * mp));
+        row_start_ = w.take<int64_t>((size_t)held + 1);
+        feature_ = w.take<uint32_t>((size_t)(stream_rows_ * n) + kLanes);
+        value_ = w.take<float>((size_t)(stream_rows_ * n) + kLanes);
+    }
+    void set_up(int64_t model) { tables_.set_up(model); }
+
+    // As ColumnsWorker::accumulate; g is a TilesModel::Gradient array.
+    double accumulate(const TilesModel& model, const StreamKey& key, int64_t first, int64_t last, float* g) {
+        model_ = &model;
+        g_ = model.gradient(g);
+        for (int64_t i = 0; i < g_.length; i += kLanes) store(g + i, fzero());
+        hidden_floor_ = net_.hidden_relu ? 0.0f : -__builtin_inff();
+        output_floor_ = net_.output_relu ? 0.0f : -__builtin_inff();
+        loss_ = 0.0;
+        visited_ = 0;
+        if (tables_.n_frequent || tables_.data->noise > 0.0f)
+            from_rows(key, first, last);
+        else
+            from_list(key, first, last);
+        if (last - first > visited_) add_empty(last - first - visited_);
+        return loss_;
+    }
+
+  private:
+    // Rare units only: tiles of non-empty samples, cut from the list of entries.
+    void from_list(const StreamKey& key, int64_t first, int64_t last) {
+        const int64_t np = model_->np;
+        rare_.begin(key, first, last);
+        list_.count = 0;
+        int64_t scanned = 0, rows = 0;
+        for (;;) {
+            for (; scanned < list_.count; ++scanned) {
+                const bool opens = rows == 0 || list_.sample[scanned] != list_.sample[scanned - 1];
+                if (opens && rows == rows_max_) break;
+                if (opens) row_start_[rows++] = scanned;
+            }
+            if (scanned == list_.count && !rare_.done()) {
+                rare_.refill(list_);
+                continue;
+            }
+            if (rows == 0) return;
+            row_start_[rows] = scanned;
+            for (int64_t i = 0; i < rows * np; i += kLanes) store(x_ + i, fzero());
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t i = row_start_[r]; i < row_start_[r + 1]; ++i)
+                    x_[r * np + list_.feature[i]] = list_.value[i];
+            tile(rows, list_.feature, list_.value, x_);
+            list_.drop(scanned);
+            scanned = rows = 0;
+        }
+    }
+
+    // Frequent units or noise: every sample is a row; its entries are read off the dense row.
+    void from_rows(const StreamKey& key, int64_t first, int64_t last) {
+        const int64_t n = model_->n, np = model_->np;
+        const bool noise = tables_.data->noise > 0.0f;
+        rows_.begin(key, first, last);
+        while (!rows_.done()) {
+            float* clean = noise ? clean_ : x_;
+            const int64_t rows = rows_.next32(clean, (size_t)np);
+            if (noise) {
+                for (int64_t i = 0; i < rows * np; i += kLanes) store(x_ + i, fzero());
+                rows_.add_noise(clean, x_, (size_t)np, (int)rows);
+            }
+            int64_t count = 0;
+            for (int64_t r = 0; r < rows; ++r) {
+                row_start_[r] = count;
+                for (int64_t j = 0; j < n; j += kLanes) {
+                    const F x = load(x_ + r * np + j);
+                    const M m = nonzero(x);
+                    store_packed(feature_ + count, ulane() + ubcast((uint32_t)j), m);
+                    store_packed((uint32_t*)(value_ + count), as_words(x), m);
+                    count += __builtin_popcount(bits(m));
+                }
+            }
+            row_start_[rows] = count;
+            tile(rows, feature_, value_, clean);
+        }
+    }
+
+    // One tile: rows of entries (row_start_), their targets [rows][np] before the sign is taken off.
+    void tile(int64_t rows, const uint32_t* feature, const float* value, const float* target) {
+        const TilesModel& w = *model_;
+        const int64_t mp = w.mp, np = w.np;
+        visited_ += rows;
+        for (int64_t r = 0; r < rows; ++r) encode(r, feature, value);
+        OutputPass pass = {h_, w.d, w.b, w.importance, target, out_, mp, np, w.m, output_floor_,
+                           net_.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu, fzero(), 0};
+        for_blocks<OutputBlock>(rows, np, pass);
+        loss_ += (double)fsum(pass.loss);
+        if (net_.output_relu && pass.active * kSparseBackward < rows * w.n) {
+            for (int64_t r = 0; r < rows; ++r) backward_active(r);
+        } else {
+            for (int64_t j = 0; j < np; j += kLanes) {
+                F sum = load(g_.b + j);
+                for (int64_t r = 0; r < rows; ++r) sum = sum + load(out_ + r * np + j);
+                store(g_.b + j, sum);
+            }
+            const Product dh = {out_, np, 1, w.dt, mp, dh_, mp, w.n, false};
+            for_blocks<ProductBlock>(rows, mp, dh);
+            const Product dd = {h_, 1, mp, out_, np, g_.d, np, rows, true};
+            for_blocks<ProductBlock>(w.m, np, dd);
+        }
+        for (int64_t r = 0; r < rows; ++r) backward_entries(r, feature, value);
+    }
+
+    void encode(int64_t r, const uint32_t* feature, const float* value) {
+        const int64_t mp = model_->mp;
+        const F floor = bcast(hidden_floor_);
+        int64_t k = 0;
+        for (; k + 2 * kLanes <= mp; k += 2 * kLanes) {
+            F a = fzero(), b = fzero();
+            for (int64_t i = row_start_[r]; i < row_start_[r + 1]; ++i) {
+                const float* e = model_->et + feature[i] * mp + k;
+                const F x = bcast(value[i]);
+                a = fmadd(x, load(e), a);
+                b = fmadd(x, load(e + kLanes), b);
+            }
+            store(h_ + r * mp + k, fmax(floor, a));
+            store(h_ + r * mp + k + kLanes, fmax(floor, b));
+        }
+        for (; k < mp; k += kLanes) {
+            F a = fzero();
+            for (int64_t i = row_start_[r]; i < row_start_[r + 1]; ++i)
+                a = fmadd(bcast(value[i]), load(model_->et + feature[i] * mp + k), a);
+            store(h_ + r * mp + k, fmax(floor, a));
+        }
+    }
+
+    // dh, and the decoder's and the bias's gradient, through the active outputs of row r alone.
+    void backward_active(int64_t r) {
+        const int64_t mp = model_->mp, np = model_->np;
+        const float* out = out_ + r * np;
+        const float* h = h_ + r * mp;
+        float* dh = dh_ + r * mp;
+        for (int64_t k = 0; k < mp; k += kLanes) store(dh + k, fzero());
+        for (int64_t j0 = 0; j0 < np; j0 += kLanes)
+            for (uint32_t left = bits(nonzero(load(out + j0))); left; left &= left - 1) {
+                const int64_t j = j0 + __builtin_ctz(left);
+                const F d = bcast(out[j]);
+                g_.b[j] += out[j];
+                const float* w = model_->dt + j * mp;
+                float* g = g_.dt + j * mp;
+                for (int64_t k = 0; k < mp; k += kLanes) {
+                    store(dh + k, fmadd(d, load(w + k), load(dh + k)));
+                    store(g + k, fmadd(d, load(h + k), load(g + k)));
+                }
+            }
+    }
+
+    void backward_entries(int64_t r, const uint32_t* feature, const float* value) {
+        const int64_t mp = model_->mp;
+        const F floor = bcast(hidden_floor_);
+        for (int64_t k = 0; k < mp; k += kLanes) {
+            const F dh = keep(gt(load(h_ + r * mp + k), floor), load(dh_ + r * mp + k));
+            for (int64_t i = row_start_[r]; i < row_start_[r + 1]; ++i) {
+                float* g = g_.et + feature[i] * mp + k;
+                store(g, fmadd(bcast(value[i]), dh, load(g)));
+            }
+        }
+    }
+
+    void add_empty(int64_t count) {
+        const F floor = bcast(output_floor_), times = bcast((float)count);
+        F loss = fzero();
+        for (int64_t j = 0; j < model_->np; j += kLanes) {
+            const F b = load(model_->b + j), y = fmax(floor, b), weighted = load(model_->importance + j) * y;
+            loss = fmadd(weighted, y, loss);
+            store(g_.b + j, fmadd(keep(gt(b, floor), weighted), times, load(g_.b + j)));
+        }
+        loss_ += (double)fsum(loss) * (double)count;
+    }
+
+    Network net_;
+    StreamTables tables_;
+    RareCursor rare_;
+    RowCursor rows_;
+    EntryList list_;
+    const TilesModel* model_;
+    TilesModel::Gradient g_;
+    int64_t rows_max_, stream_rows_, visited_;
+    int64_t* row_start_;
+    uint32_t* feature_;
+    float *x_, *clean_, *out_, *h_, *dh_, *value_;
+    float hidden_floor_, output_floor_;
+    double loss_;
+};
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern

@@ -1,0 +1,98 @@
+// The seam between the binding and the kernels, and between the instruction-set levels and what picks among them.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "toykern/params.h"
+
+namespace toykern {
+
+// ---- what a per-level kernel is handed (no std:: inline functions here: see cpu/simd.h) ----
+
+// The workers that hold one model together.
+struct Team {
+    int rank = 0, size = 1;
+    void (*barrier)() = nullptr;
+    __attribute__((always_inline)) void meet() const {
+        if (size > 1) barrier();
+    }
+};
+
+// Models still to be taken: next() gives a number, or -1 at the end.
+struct Queue {
+    int64_t (*take)(void*);
+    void* context;
+    __attribute__((always_inline)) int64_t next() const { return take(context); }
+};
+
+struct EntrySink {
+    void (*put)(void* context, uint32_t sample, uint32_t feature, float value);
+    void* context;
+};
+
+// A training loop for a class of shapes. Sizes in bytes.
+struct RegimeTable {
+    const char* name;
+    size_t (*shared_bytes)(const Network&, int64_t batch_size);
+    size_t (*worker_bytes)(const Network&, const Distribution&);
+    void (*train)(const TrainParams&, void* shared, void* worker, const Team&, const Queue&);
+    void (*evaluate)(const EvaluateParams&, void* shared, void* worker, const Queue&);
+};
+
+// Everything one instruction-set level provides.
+struct LevelTable {
+    const char* name;
+    int lanes;
+    RegimeTable (*pick_regime)(const Network&);
+    int (*batch_parts)(const Network&, int64_t batch_size);
+    size_t (*sample_bytes)(const Distribution&);
+    void (*sample_rows)(const SampleParams&, int64_t model, void* memory);
+    void (*sample_entries)(const SampleParams&, int64_t model, void* memory, const EntrySink&);
+    double (*spin_fma)(int64_t rounds, int64_t* operations);  // returns a value that depends on all of them
+    uint32_t (*spin_words)(int64_t rounds, int64_t* words);
+};
+
+const LevelTable* level_base();
+#ifndef TOYKERN_ONLY_BASE
+const LevelTable* level_v3();
+const LevelTable* level_v4();
+#endif
+
+// ---- what the binding calls ----
+
+std::vector<std::string> built_levels();      // best first
+std::vector<std::string> available_levels();  // those that this CPU can run, best first
+const LevelTable& level();                    // in use: TOYKERN_ISA or the best available
+void set_level(const std::string& name);      // throws std::invalid_argument
+
+// Asked for more memory than there is; what() says how much and for what.
+struct OutOfMemory : std::exception {
+    explicit OutOfMemory(std::string text) : text_(std::move(text)) {}
+    const char* what() const noexcept override { return text_.c_str(); }
+
+  private:
+    std::string text_;
+};
+
+// Parallel work was done before a fork, and this is the child: OpenMP's threads are gone and it would hang.
+struct ForkedChild : std::exception {
+    const char* what() const noexcept override;
+};
+
+const char* train_regime(const Network& network);
+void train(const TrainParams& params);
+void evaluate(const EvaluateParams& params);
+void sample(const SampleParams& params, int threads);
+
+struct Entries {
+    std::vector<int64_t> model_start;  // [K + 1]
+    std::vector<uint32_t> sample, feature;
+    std::vector<float> value;
+};
+Entries sample_entries(const SampleParams& params);
+
+// Multiply-adds and random words per second on `threads` cores at the level in use; the best of a few short runs.
+double measure_fma(int threads);
+double measure_words(int threads);
+
+}  // namespace toykern

@@ -1,0 +1,327 @@
+"""Distributions of sparse features: what a batch is drawn from. The bits are defined in docs/data_stream.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from toykern import _native
+from toykern.broadcast import as_tensor, broadcast_seed
+from toykern.errors import check_choice, check_flag, check_int, check_number, check_positive_int, describe
+
+MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant")
+PURPOSES = ("training", "evaluation")
+MAX_FEATURES = 2**24
+MAX_STEP = 2**32 - 1
+GROUP_SLACK = 1e-6  # an exclusive group's probabilities may exceed 1 by rounding
+_SINGLE, _CORRELATED, _EXCLUSIVE = 0, 1, 2
+
+
+class _Group:
+    """Features that share a gate; `members` is sorted, with at least two features."""
+
+    kind: int
+
+    def __init__(self, members: Iterable[int]) -> None:
+        name = type(self).__name__
+        if isinstance(members, str) or not isinstance(members, Iterable):
+            raise TypeError(f"{name} takes the numbers of its features, not {describe(members)}")
+        found = [check_int(f"a member of {name}", member, minimum=0) for member in members]
+        if len(found) < 2 or len(set(found)) != len(found):
+            raise ValueError(f"{name} needs at least two different features, not {tuple(found)}")
+        self.members = tuple(sorted(found))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.members})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.members == other.members  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, self.members))
+
+
+class Correlated(_Group):
+    """Features that are active together or not at all, each with a magnitude of its own.
+
+    They share one gate, so their probabilities must be equal.
+
+    >>> Correlated((0, 1))
+    Correlated((0, 1))
+    """
+
+    kind = _CORRELATED
+
+
+class Anticorrelated(_Group):
+    """Features of which at most one is active in a sample; their probabilities must not add up to more than 1.
+
+    >>> Anticorrelated(range(3))
+    Anticorrelated((0, 1, 2))
+    """
+
+    kind = _EXCLUSIVE
+
+
+@dataclass(frozen=True)
+class _Units:
+    """The units of docs/data_stream.md §2, as arrays for the kernels."""
+
+    start: np.ndarray  # int64 [units + 1]
+    member: np.ndarray  # uint32 [n_features]
+    kind: np.ndarray  # uint8 [units]
+
+
+class SparseFeatures:
+    """Sparse features: each is active with its probability and then has a random magnitude (Elhage et al. 2022).
+
+    Args:
+        n_features: n, at most 2²⁴.
+        probability: of being active (1 − sparsity), in [0, 1]; broadcasts to `[models, n_features]`: a number,
+            `[n_features]`, `[models, 1]` or `[models, n_features]`.
+        magnitude: of an active feature. "uniform" on [0, 1]; "symmetric", uniform on [−1, 1]; "half_normal",
+            |N(0, 1)|; "constant", 1.
+        groups: disjoint `Correlated` and `Anticorrelated` groups; features in none are independent.
+        noise: standard deviation of Gaussian noise added to every input. The training target is made from the
+            features without it.
+
+    Raises:
+        ValueError, TypeError: naming the argument, for probabilities that are NaN or outside [0, 1], unequal
+            ones in a correlated group, a sum above 1 in an anticorrelated one, overlapping groups, and so on.
+
+    Example:
+        >>> data = SparseFeatures(n_features=5, probability=0.01)
+        >>> data.sample(step=0, batch_size=4, seed=7, n_models=2).shape
+        torch.Size([2, 4, 5])
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        probability: Any,
+        magnitude: str = "uniform",
+        groups: Iterable[Correlated | Anticorrelated] = (),
+        noise: float = 0.0,
+    ) -> None:
+        self.n_features = check_int("n_features", n_features, minimum=1, maximum=MAX_FEATURES)
+        self.probability = _check_probability(probability, self.n_features)
+        self.magnitude = check_choice("magnitude", magnitude, MAGNITUDES)
+        self.groups = _check_groups(groups, self.n_features)
+        self.noise = check_number("noise", noise, minimum=0.0)
+        self._check_group_probabilities()
+        self._units = _make_units(self.n_features, self.groups)
+
+    @classmethod
+    def one_sparse(cls, n_features: int, magnitude: str = "uniform", noise: float = 0.0) -> SparseFeatures:
+        """Exactly one active feature in every sample, each as likely as the others (Chen et al. 2023).
+
+        >>> int((SparseFeatures.one_sparse(6).sample(0, 100, n_models=1) != 0).sum())
+        100
+        """
+        n = check_positive_int("n_features", n_features)
+        if n == 1:
+            return cls(1, 1.0, magnitude, noise=noise)
+        return cls(n, 1.0 / n, magnitude, groups=(Anticorrelated(range(n)),), noise=noise)
+
+    @property
+    def n_models(self) -> int | None:
+        """Number of models that the probabilities are given for; None where one row serves any number."""
+        rows = self.probability.shape[0]
+        return rows if rows > 1 else None
+
+    def sample(
+        self,
+        step: int,
+        batch_size: int,
+        seed: Any = None,
+        *,
+        n_models: int | None = None,
+        layout: str = "dense",
+        clean: bool = False,
+        purpose: str = "training",
+    ) -> Any:
+        """The batch of a step, bit for bit as `toykern.fit` draws it.
+
+        Args:
+            step: 0 … 2³² − 1.
+            batch_size: samples.
+            seed: int, or `[models]`; None means 0 … models−1.
+            n_models: number of models; by default that of the probabilities or of the seeds, or 1.
+            layout: "dense", or "sparse": the active entries alone.
+            clean: leave out the input noise (what the target is made from).
+            purpose: "training", or "evaluation" for the stream that `toykern.evaluate` uses.
+
+        Returns:
+            float32 `[models, batch_size, n_features]`; with layout="sparse" the pair (indices, values): int64
+            `[3, entries]` (model, sample, feature; sorted) and float32 `[entries]`.
+        """
+        step = check_int("step", step, minimum=0, maximum=MAX_STEP)
+        batch_size = check_positive_int("batch_size", batch_size)
+        layout = check_choice("layout", layout, ("dense", "sparse"))
+        purpose = check_choice("purpose", purpose, PURPOSES)
+        clean = check_flag("clean", clean)
+        models = self._models_of(seed, n_models)
+        seeds = broadcast_seed("seed", seed, models)
+
+        params = _native.SampleParams()
+        params.data = self.native()
+        params.n_models = models
+        params.batch_size = batch_size
+        params.seed = seeds.data_ptr()
+        params.seed_stride = 1
+        params.step = step
+        params.purpose = PURPOSES.index(purpose)
+        noisy = self.noise > 0.0 and not clean
+        if layout == "dense":
+            x = torch.empty(models, batch_size, self.n_features)
+            setattr(params, "noisy" if noisy else "clean", x.data_ptr())
+            _native.sample(params, torch.get_num_threads())
+            return x
+        if not noisy:
+            data = params.data
+            data.noise = 0.0
+            params.data = data
+        starts, sample, feature, value = _native.sample_entries(params)
+        model = np.repeat(np.arange(models, dtype=np.int64), np.diff(starts))
+        indices = np.stack([model, sample.astype(np.int64), feature.astype(np.int64)])
+        return torch.from_numpy(indices), torch.from_numpy(value)
+
+    def native(self) -> Any:
+        """The kernels' view of this distribution; valid while this object lives."""
+        d = _native.Distribution()
+        d.n_features = self.n_features
+        d.n_units = len(self._units.kind)
+        d.unit_start = self._units.start.ctypes.data
+        d.unit_member = self._units.member.ctypes.data
+        d.unit_kind = self._units.kind.ctypes.data
+        d.probability = self.probability.data_ptr()
+        d.probability_stride = self.n_features if self.probability.shape[0] > 1 else 0
+        d.magnitude = MAGNITUDES.index(self.magnitude)
+        d.noise = self.noise
+        return d
+
+    def active_features(self) -> torch.Tensor:
+        """Expected number of active features in a sample, float64 `[1 or models]`.
+
+        >>> SparseFeatures(4, 0.25).active_features()
+        tensor([1.], dtype=torch.float64)
+        """
+        return self.probability.sum(dim=1)
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able description without the probabilities; `features_from_config` is its inverse."""
+        groups = [[type(group).__name__, list(group.members)] for group in self.groups]
+        return {
+            "n_features": self.n_features,
+            "magnitude": self.magnitude,
+            "groups": groups,
+            "noise": self.noise,
+        }
+
+    def __repr__(self) -> str:
+        p = self.probability
+        shown = f"{float(p.flatten()[0]):g}" if bool((p == p.flatten()[0]).all()) else f"<{list(p.shape)}>"
+        parts = [f"n_features={self.n_features}", f"probability={shown}", f"magnitude={self.magnitude!r}"]
+        parts += [f"groups=<{len(self.groups)}>"] if self.groups else []
+        parts += [f"noise={self.noise:g}"] if self.noise else []
+        return f"SparseFeatures({', '.join(parts)})"
+
+    def _models_of(self, seed: Any, n_models: int | None) -> int:
+        """How many models a batch is for; ValueError where the arguments disagree."""
+        if n_models is None:
+            if self.n_models is not None:
+                return self.n_models
+            seeds = 0 if seed is None or isinstance(seed, int) else as_tensor("seed", seed, torch.int64).numel()
+            return max(1, seeds)
+        models = check_positive_int("n_models", n_models)
+        if self.n_models not in (None, models):
+            raise ValueError(f"n_models must be {self.n_models}, the rows of probability, not {models}")
+        return models
+
+    def _check_group_probabilities(self) -> None:
+        for group in self.groups:
+            p = self.probability[:, list(group.members)]
+            if isinstance(group, Correlated) and bool((p != p[:, :1]).any()):
+                raise ValueError(f"probability must be the same for all features of {group}, which share one gate")
+            if isinstance(group, Anticorrelated):
+                total = p.cumsum(dim=1)[:, -1]
+                if bool((total > 1.0 + GROUP_SLACK).any()):
+                    model = int(total.argmax())
+                    raise ValueError(
+                        f"probability of {group} adds up to {float(total[model]):.6g} (model {model}); "
+                        "at most one of them is active in a sample, so the sum must be at most 1"
+                    )
+
+
+def features_from_config(config: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> SparseFeatures:
+    """The distribution that `config()` described, with `arrays["probability"]`.
+
+    >>> data = SparseFeatures(3, 0.5, groups=[Correlated((0, 2))])
+    >>> features_from_config(data.config(), {"probability": data.probability})
+    SparseFeatures(n_features=3, probability=0.5, magnitude='uniform', groups=<1>)
+    """
+    kinds = {"Correlated": Correlated, "Anticorrelated": Anticorrelated}
+    return SparseFeatures(
+        config["n_features"],
+        arrays["probability"],
+        magnitude=config["magnitude"],
+        groups=[kinds[name](members) for name, members in config["groups"]],
+        noise=config["noise"],
+    )
+
+
+def _check_probability(value: Any, n_features: int) -> torch.Tensor:
+    """float64 CPU `[1 or models, n_features]`, contiguous and the distribution's own."""
+    p = as_tensor("probability", value, torch.float64)
+    rows = p.reshape(1, -1) if p.ndim < 2 else p
+    if rows.ndim > 2 or rows.shape[0] == 0 or rows.shape[1] not in (1, n_features):
+        raise ValueError(
+            f"probability must broadcast to [models, n_features] with n_features = {n_features}: one number, "
+            f"[{n_features}], [models, 1] or [models, {n_features}], not {describe(value)}"
+        )
+    bad = ~((rows >= 0.0) & (rows <= 1.0))
+    if bool(bad.any()):
+        at = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"probability must lie in [0, 1], not {rows[at].item()} (model {at[0]}, feature {at[1]})")
+    return rows.expand(rows.shape[0], n_features).clone(memory_format=torch.contiguous_format)
+
+
+def _check_groups(groups: Any, n_features: int) -> tuple[Correlated | Anticorrelated, ...]:
+    if isinstance(groups, _Group) or not isinstance(groups, Iterable):
+        raise TypeError(f"groups must be a sequence of Correlated and Anticorrelated, not {describe(groups)}")
+    found = tuple(groups)
+    owner: dict[int, Any] = {}
+    for group in found:
+        if not isinstance(group, Correlated | Anticorrelated):
+            raise TypeError(f"groups must hold Correlated and Anticorrelated, not {describe(group)}")
+        if group.members[-1] >= n_features:
+            raise ValueError(f"groups: {group} has a feature beyond the last one, {n_features - 1}")
+        for member in group.members:
+            if member in owner:
+                raise ValueError(f"groups: feature {member} is in both {owner[member]} and {group}")
+            owner[member] = group
+    return found
+
+
+def _make_units(n_features: int, groups: tuple[Correlated | Anticorrelated, ...]) -> _Units:
+    """Single features and groups by their smallest feature."""
+    if not groups:
+        return _Units(
+            np.arange(n_features + 1, dtype=np.int64),
+            np.arange(n_features, dtype=np.uint32),
+            np.zeros(n_features, dtype=np.uint8),
+        )
+    grouped = {member for group in groups for member in group.members}
+    units: list[tuple[tuple[int, ...], int]] = [((j,), _SINGLE) for j in range(n_features) if j not in grouped]
+    units += [(group.members, group.kind) for group in groups]
+    units.sort()
+    sizes = [len(members) for members, _ in units]
+    return _Units(
+        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        np.concatenate([members for members, _ in units]).astype(np.uint32),
+        np.array([kind for _, kind in units], dtype=np.uint8),
+    )
