@@ -348,7 +348,7 @@ def choose(unit: Unit, w: np.ndarray) -> np.ndarray:
     for p in unit.probability:
         starts.append(total)
         total += p
-    first = _u64([math.floor(start / unit.q * 2**32) for start in starts])
+    first = _u64([math.floor(start / total * 2**32) for start in starts])
     return np.searchsorted(first, w, side="right") - 1
 
 

@@ -1,11 +1,46 @@
-"""toykern: toy models of superposition and sparsity, trained fast and in huge numbers."""
+"""toykern: toy models of superposition and sparsity, trained fast and in huge numbers.
+
+    >>> import toykern as tk
+    >>> model = tk.TiedAutoencoder(n_features=5, n_hidden=2, n_models=100)
+    >>> data = tk.SparseFeatures(n_features=5, probability=0.05)
+    >>> run = tk.fit(model, data, steps=10, batch_size=128, optimizer=tk.AdamW(lr=1e-3))
+    >>> run.loss.shape
+    torch.Size([100, 10])
+"""
 
 import torch as _torch  # noqa: F401  (first: the kernels share its OpenMP runtime)
 
+from toykern import metrics, plot
+from toykern._native import build_info as _build_info
 from toykern.data import Anticorrelated, Correlated, SparseFeatures
+from toykern.evaluate import evaluate
+from toykern.fit import fit, log_spaced_steps
+from toykern.grid import Grid, grid
+from toykern.nn import Autoencoder, TiedAutoencoder
+from toykern.optim import SGD, Adam, AdamW
+from toykern.run import Run
+from toykern.schedule import WarmupCosine
+from toykern.store import StoreError
+
+__version__ = _build_info()["version"]
 
 __all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
     "Anticorrelated",
+    "Autoencoder",
     "Correlated",
+    "Grid",
+    "Run",
     "SparseFeatures",
+    "StoreError",
+    "TiedAutoencoder",
+    "WarmupCosine",
+    "evaluate",
+    "fit",
+    "grid",
+    "log_spaced_steps",
+    "metrics",
+    "plot",
 ]

@@ -9,6 +9,9 @@
 #ifndef TOYKERN_COMMIT
 #define TOYKERN_COMMIT "unknown"
 #endif
+#ifndef TOYKERN_VERSION
+#define TOYKERN_VERSION "unknown"
+#endif
 #ifndef TOYKERN_CUDA_STATE
 #define TOYKERN_CUDA_STATE "not built"
 #endif
@@ -149,6 +152,7 @@ PYBIND11_MODULE(_native, m) {
     m.def("set_isa_level", &set_level);
     m.def("build_info", [] {
         py::dict d;
+        d["version"] = TOYKERN_VERSION;
         d["commit"] = TOYKERN_COMMIT;
         d["compiler"] = compiler();
         d["isa_levels"] = built_levels();

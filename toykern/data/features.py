@@ -22,7 +22,7 @@ _SINGLE, _CORRELATED, _EXCLUSIVE = 0, 1, 2
 
 
 class _Group:
-    """Features that share a gate; `members` is sorted, with at least two features."""
+    """Features that share a gate; `members` is sorted and not empty."""
 
     kind: int
 
@@ -31,8 +31,8 @@ class _Group:
         if isinstance(members, str) or not isinstance(members, Iterable):
             raise TypeError(f"{name} takes the numbers of its features, not {describe(members)}")
         found = [check_int(f"a member of {name}", member, minimum=0) for member in members]
-        if len(found) < 2 or len(set(found)) != len(found):
-            raise ValueError(f"{name} needs at least two different features, not {tuple(found)}")
+        if not found or len(set(found)) != len(found):
+            raise ValueError(f"{name} needs one feature or several different ones, not {tuple(found)}")
         self.members = tuple(sorted(found))
 
     def __repr__(self) -> str:
@@ -123,8 +123,6 @@ class SparseFeatures:
         100
         """
         n = check_positive_int("n_features", n_features)
-        if n == 1:
-            return cls(1, 1.0, magnitude, noise=noise)
         return cls(n, 1.0 / n, magnitude, groups=(Anticorrelated(range(n)),), noise=noise)
 
     @property

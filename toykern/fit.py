@@ -1,0 +1,367 @@
+"""The resident trainer: a whole run inside a few native calls, for one model or a million."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from toykern import _native, metrics
+from toykern.broadcast import broadcast_importance, broadcast_seed
+from toykern.data.features import MAX_STEP, SparseFeatures
+from toykern.errors import check_choice, check_int, check_positive_int, describe
+from toykern.grid import Grid
+from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, StackedModel
+from toykern.optim import AdamW, Optimizer, optimizer_from_config
+from toykern.progress import Progress
+from toykern.resident import Resident, check_data, check_model
+from toykern.run import Run
+from toykern.schedule import Schedule, multipliers, schedule_config, schedule_from_config
+
+METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "features_per_dimension": metrics.features_per_dimension,
+    "feature_dimensionality": metrics.feature_dimensionality,
+    "superposition": metrics.superposition,
+}
+"""What `record` may name beside the loss: functions of the weights `[models, n_hidden, n_features]`."""
+
+_STRETCH_SECONDS = 0.4  # of work in one native call: how often progress shows and Ctrl-C is heard
+_STRETCH_STEPS = 8  # fewer would spend their time on moving models in and out of the cache
+
+
+def fit(
+    model: StackedModel | None = None,
+    data: SparseFeatures | None = None,
+    steps: int | None = None,
+    batch_size: int = 1024,
+    optimizer: Optimizer | None = None,
+    importance: Any = 1.0,
+    seed: Any = None,
+    target: str = "identity",
+    schedule: Schedule = "constant",
+    loss_reduction: str = "mean",
+    record_every: int | None = None,
+    record: Sequence[str] = ("loss",),
+    snapshots: Iterable[int] = (),
+    resume: Run | None = None,
+    stop_at: int | None = None,
+    grid: Grid | None = None,
+    progress: bool | None = None,
+) -> Run:
+    """Train every model of a stack, in place, each on its own stream of fresh batches.
+
+    Drawing, forward, backward and optimiser run inside native calls that release the interpreter's lock. A model's
+    bits depend on itself alone: not on its neighbours in the stack, the number of threads
+    (`torch.set_num_threads`), or interruptions; only on the version and the instruction-set level.
+
+    Args:
+        model: a `TiedAutoencoder` or `Autoencoder` with float32 parameters on the CPU.
+        data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of them.
+        steps: updates of each model, at most 2³² − 1. Training starts at step 0 with a fresh optimiser state.
+        batch_size: samples per update, drawn afresh.
+        optimizer: `AdamW()` by default; `SGD`, `Adam`, `AdamW`, with learning rate and weight decay per model if need be.
+        importance: of each feature in the loss, ≥ 0: a number, `[n_features]`, `[models, 1]` or `[models, n_features]`.
+        seed: of the data: int, or `[models]`; None means 0 … models−1.
+        target: "identity", or "abs" to learn |x|. Made from the features without input noise.
+        schedule: multiplies the learning rate: "constant", "linear", "cosine", "quarter_cosine", `WarmupCosine(warmup)`
+            or a callable (step, steps) -> factor.
+        loss_reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
+        record_every: steps to a record, e; max(1, steps // 100) by default. Record r is the mean of the batch losses of steps
+            r·e … (r+1)·e − 1, each taken before its update.
+        record: "loss", and any of "features_per_dimension", "feature_dimensionality", "superposition" (measured after the last
+            update of each record; of the encoder where the model is untied).
+        snapshots: steps t at which to keep all parameters, after t updates (0 … steps); `log_spaced_steps` helps.
+        resume: a `Run` that was cut short (by `stop_at`, Ctrl-C, or loaded from a store): go on where it stopped, with
+            the same bits as if it never had. Its tensors are continued in place. Everything else comes from it; what is
+            given nevertheless must agree.
+        stop_at: stop after this many updates in all; `resume` goes on.
+        grid: the `Grid` that the models come from; the results are then labelled by it.
+        progress: True, False, or None: a bar if standard error is a terminal.
+
+    Returns:
+        A `Run`. After Ctrl-C, what has been trained so far (`run.interrupted`); a second Ctrl-C raises.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, by name; nothing has been trained then.
+        RuntimeError: the model is not on the CPU, or this is a forked child of a process that used several threads.
+        MemoryError: the kernels' scratch memory cannot be had.
+
+    Example:
+        >>> import toykern as tk
+        >>> model = tk.TiedAutoencoder(n_features=5, n_hidden=2, n_models=8)
+        >>> run = tk.fit(model, tk.SparseFeatures(5, 0.05), steps=50, batch_size=64, optimizer=tk.Adam(lr=1e-2))
+        >>> run.loss.shape
+        torch.Size([8, 50])
+    """
+    if resume is not None:
+        given = {
+            "model": model, "data": data, "steps": steps, "optimizer": optimizer, "seed": seed,
+            "record_every": record_every, "grid": grid,
+        }  # fmt: skip
+        defaults = {"batch_size": (batch_size, 1024), "target": (target, "identity"), "schedule": (schedule, "constant"),
+                    "loss_reduction": (loss_reduction, "mean")}  # fmt: skip
+        given |= {name: value for name, (value, default) in defaults.items() if value != default}
+        _check_resume(resume, given, importance, record, snapshots)
+        run = resume
+    else:
+        run = _new_run(
+            model, data, steps, batch_size, AdamW() if optimizer is None else optimizer, importance, seed, target,
+            schedule, loss_reduction, record_every, record, snapshots, grid,
+        )  # fmt: skip
+    total = int(run.config["steps"])
+    stop = total if stop_at is None else check_int("stop_at", stop_at, minimum=run.step, maximum=total)
+    return _train(run, stop, progress)
+
+
+def log_spaced_steps(steps: int, count: int = 20) -> list[int]:
+    """About `count` steps from 1 to `steps`, evenly spaced in the logarithm, for `fit(snapshots=…)`.
+
+    >>> log_spaced_steps(1000, 4)
+    [1, 10, 100, 1000]
+    """
+    steps = check_positive_int("steps", steps)
+    count = check_int("count", count, minimum=2)
+    return sorted({round(t) for t in np.geomspace(1, steps, count)})
+
+
+def _new_run(
+    model: Any, data: Any, steps: Any, batch_size: Any, optimizer: Any, importance: Any, seed: Any, target: Any,
+    schedule: Any, loss_reduction: Any, record_every: Any, record: Any, snapshots: Any, grid: Any,
+) -> Run:  # fmt: skip
+    """Check everything, then lay out a run at step 0."""
+    if model is None or data is None or steps is None:
+        raise TypeError("fit needs model, data and steps (or resume)")
+    model = check_model(model, "fit")
+    data = check_data(data, model)
+    steps = check_int("steps", steps, minimum=1, maximum=MAX_STEP)
+    batch_size = check_int("batch_size", batch_size, minimum=1, maximum=2**31 - 1)
+    if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
+        raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(optimizer)}")
+    check_choice("target", target, TARGETS)
+    check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
+    multipliers(schedule, steps, 0, 1)
+    every = max(1, steps // 100) if record_every is None else check_int("record_every", record_every, 1)
+    names = _check_record(record)
+    kept = _check_snapshots(snapshots, steps)
+    if grid is not None and (not isinstance(grid, Grid) or grid.n_models != model.n_models):
+        raise ValueError(f"grid must be a Grid of {model.n_models} models, not {describe(grid)}")
+
+    n_models, n_records = model.n_models, -(-steps // every)
+    lr, weight_decay = optimizer.per_model(n_models)
+    parameters = dict(model.named_parameters())
+    arrays = {
+        "seed": broadcast_seed("seed", seed, n_models),
+        "importance": broadcast_importance(importance, n_models, model.n_features),
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "probability": data.probability,
+        "init_seed": model.seed,
+    }
+    arrays |= {f"init/{name}": p.detach().clone(memory_format=torch.contiguous_format) for name, p in parameters.items()}
+    config = {
+        "model": model.config(), "data": data.config(), "steps": steps, "batch_size": batch_size,
+        "optimizer": optimizer.config(), "schedule": schedule_config(schedule), "target": target,
+        "loss_reduction": loss_reduction, "record_every": every, "record": list(names), "snapshots": kept,
+    }  # fmt: skip
+    run = Run(
+        model=model,
+        data=data,
+        config=config,
+        arrays=arrays,
+        step=0,
+        loss=torch.full((n_models, n_records), torch.nan),
+        diverged_at=torch.full((n_models,), -1, dtype=torch.int64),
+        optimizer_state={
+            f"{name}/{suffix}": torch.zeros_like(p, memory_format=torch.contiguous_format).detach()
+            for name, p in parameters.items()
+            for suffix in optimizer.state_names
+        },
+        carry={"loss": torch.zeros(n_models, dtype=torch.float64)},
+        provenance=_provenance(),
+        grid=grid,
+        schedule=schedule,
+    )
+    return run
+
+
+def _train(run: Run, stop: int, progress: bool | None) -> Run:
+    """Advance a run to step `stop` (or Ctrl-C), stretch by stretch."""
+    config = run.config
+    steps, every = int(config["steps"]), int(config["record_every"])
+    schedule = schedule_from_config(config["schedule"]) if run.schedule is None else run.schedule
+    optimizer = optimizer_from_config(config["optimizer"], run.arrays["lr"], run.arrays["weight_decay"])
+    resident = Resident(
+        run.model, run.data, optimizer, steps=steps, batch_size=int(config["batch_size"]), target=config["target"],
+        loss_reduction=config["loss_reduction"], record_every=every, arrays=run.arrays, state=run.optimizer_state,
+        loss=run.loss, loss_carry=run.carry["loss"], diverged_at=run.diverged_at,
+    )  # fmt: skip
+    others = [name for name in config["record"] if name != "loss"]
+    wanted = sorted(int(t) for t in config["snapshots"])
+    bar = Progress(steps, run.step, run.n_models, progress)
+    length = max(1, 4096 // run.n_models)
+    run.interrupted = False
+    if run.step == 0 and 0 in wanted and 0 not in run.snapshots:
+        run.snapshots[0] = resident.snapshot()
+    with _interruptible() as interrupted:
+        while run.step < stop and not interrupted():
+            ends = [run.step + length, stop]
+            ends += [min((run.step // every + 1) * every, steps)] if others else []
+            ends += [t for t in wanted if t > run.step][:1]
+            end = min(ends)
+            factors = multipliers(schedule, steps, run.step, end)
+            began = time.perf_counter()
+            resident.advance(run.step, factors)
+            seconds = time.perf_counter() - began
+            done, run.step = end - run.step, end
+            run.seconds += seconds
+            if others and (end % every == 0 or end == steps):
+                _record(run, resident, others, (end - 1) // every)
+            if end in wanted:
+                run.snapshots[end] = resident.snapshot()
+            bar.update(end)
+            length = _next_length(length, done, seconds)
+    resident.write_back()
+    bar.close()
+    run.interrupted = run.step < stop
+    return run
+
+
+def _next_length(length: int, done: int, seconds: float) -> int:
+    """Steps of the next native call, from how long the last one took."""
+    per_step = seconds / done
+    fitting = int(_STRETCH_SECONDS / max(per_step, 1e-9))
+    shortest = _STRETCH_STEPS if per_step * _STRETCH_STEPS < 10 * _STRETCH_SECONDS else 1
+    return max(shortest, min(fitting, 4 * length))
+
+
+def _record(run: Run, resident: Resident, names: list[str], at: int) -> None:
+    """Measure the metrics `names` now, as record number `at`."""
+    parameters = resident.tensors
+    weight = parameters["weight"] if "weight" in parameters else parameters["encoder"]
+    for name in names:
+        value = METRICS[name](weight).to(torch.float32)
+        if name not in run.records:
+            run.records[name] = torch.full((run.n_models, run.loss.shape[1], *value.shape[1:]), torch.nan)
+        run.records[name][:, at] = value
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C was pressed; a second press raises KeyboardInterrupt.
+
+    The interrupt is noted between native calls, so that it never falls between a call and the count of its steps.
+    """
+    pressed = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield lambda: False  # signals go to the main thread
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _check_record(record: Any) -> tuple[str, ...]:
+    if isinstance(record, str) or not isinstance(record, Iterable):
+        raise TypeError(f"record must be a sequence of names such as ('loss',), not {describe(record)}")
+    return tuple(dict.fromkeys(["loss", *(check_choice("record", name, ["loss", *METRICS]) for name in record)]))
+
+
+def _check_snapshots(snapshots: Any, steps: int) -> list[int]:
+    if isinstance(snapshots, str) or not isinstance(snapshots, Iterable):
+        raise TypeError(f"snapshots must be a sequence of steps, not {describe(snapshots)}")
+    return sorted({check_int("snapshots", t, minimum=0, maximum=steps) for t in snapshots})
+
+
+def _check_resume(run: Any, given: dict[str, Any], importance: Any, record: Any, snapshots: Any) -> None:
+    """What is given beside `resume` must be what the run was begun with."""
+    if not isinstance(run, Run):
+        raise TypeError(f"resume must be a Run, not {describe(run)}")
+    check_model(run.model, "fit")
+
+    def disagree(name: str) -> ValueError:
+        return ValueError(f"{name} differs from that of the run to resume; leave it out, or give the same")
+
+    config = run.config
+    if given["model"] is not None and given["model"] is not run.model:
+        raise ValueError("model must be the run's own (run.model) when resuming, or be left out")
+    data = given["data"]
+    if data is not None and (
+        not isinstance(data, SparseFeatures)
+        or data.config() != config["data"]
+        or not torch.equal(data.probability, run.arrays["probability"])
+    ):
+        raise disagree("data")
+    optimizer = given["optimizer"]
+    if optimizer is not None:
+        expected = optimizer_from_config(config["optimizer"], run.arrays["lr"], run.arrays["weight_decay"])
+        rates = zip(optimizer.per_model(run.n_models), expected.per_model(run.n_models), strict=True)
+        if optimizer.state_names != expected.state_names or not all(torch.equal(a, b) for a, b in rates):
+            raise disagree("optimizer")
+    if given["seed"] is not None and not torch.equal(
+        broadcast_seed("seed", given["seed"], run.n_models), run.arrays["seed"]
+    ):
+        raise disagree("seed")
+    if given["grid"] is not None and (run.grid is None or given["grid"].config() != run.grid.config()):
+        raise disagree("grid")
+    if "schedule" in given and schedule_config(given["schedule"]) != config["schedule"]:
+        raise disagree("schedule")
+    if run.schedule is None and config["schedule"]["name"] == "callable":
+        if "schedule" not in given:
+            raise ValueError("schedule must be given: it is a callable, which the run's store could not hold")
+        run.schedule = given["schedule"]
+    for name in ("steps", "batch_size", "target", "loss_reduction", "record_every"):
+        if given.get(name) is not None and given[name] != config[name]:
+            raise disagree(name)
+    given_importance = broadcast_importance(importance, run.n_models, run.model.n_features)
+    if not isinstance(importance, float) or importance != 1.0:
+        expected = run.arrays["importance"]
+        if not torch.equal(given_importance.expand(run.n_models, -1), expected.expand(run.n_models, -1)):
+            raise disagree("importance")
+    if tuple(record) != ("loss",) and list(_check_record(record)) != list(config["record"]):
+        raise disagree("record")
+    wanted = _check_snapshots(snapshots, int(config["steps"]))
+    if wanted and wanted != list(config["snapshots"]):
+        raise disagree("snapshots")
+    level = run.provenance.get("instruction_set")
+    if level is not None and level != _native.isa_level():
+        warnings.warn(
+            f"the run was begun at the instruction-set level {level!r} and goes on at {_native.isa_level()!r}: the bits "
+            "will not be those of an uninterrupted run",
+            stacklevel=3,
+        )
+
+
+def _provenance() -> dict[str, Any]:
+    """What a reader of the results needs in order to have the same bits again."""
+    build = _native.build_info()
+    return {
+        "toykern": build["version"],
+        "commit": build["commit"],
+        "stream_version": _native.stream_version(),
+        "instruction_set": _native.isa_level(),
+        "compiler": build["compiler"],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

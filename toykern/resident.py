@@ -1,0 +1,194 @@
+"""The seam to the resident kernels: tensors checked, laid out and kept alive, native calls made.
+
+`toykern.fit` and `toykern.evaluate` are the public fronts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from toykern import _native
+from toykern.data.features import SparseFeatures
+from toykern.errors import describe
+from toykern.nn.autoencoder import Autoencoder
+from toykern.nn.stacked import StackedModel
+from toykern.nn.tied_autoencoder import TiedAutoencoder
+from toykern.optim import SGD, Adam, AdamW, Optimizer
+
+_OPTIMIZERS = {SGD: 0, Adam: 1, AdamW: 2}
+
+
+def check_model(model: Any, action: str) -> StackedModel:
+    """`model` if the kernels can run it; TypeError, ValueError or RuntimeError that says why not."""
+    if not isinstance(model, TiedAutoencoder | Autoencoder):
+        raise TypeError(f"model must be a TiedAutoencoder or an Autoencoder, not {describe(model)}")
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            raise RuntimeError(
+                f"model is on the device {str(parameter.device)!r}, where {action} cannot run: CUDA kernels "
+                f"are {_native.build_info()['cuda']}; move it with model.to('cpu')"
+            )
+        if parameter.dtype != torch.float32:
+            raise TypeError(f"model must have float32 parameters to {action}; {name} is {describe(parameter)}")
+    return model
+
+
+def check_data(data: Any, model: StackedModel) -> SparseFeatures:
+    """`data` if it fits the model; TypeError or ValueError that names what differs."""
+    if isinstance(data, torch.Tensor):
+        raise TypeError("data must be a SparseFeatures; a tensor is reserved for finite datasets, not in this version")
+    if not isinstance(data, SparseFeatures):
+        raise TypeError(f"data must be a SparseFeatures, not {describe(data)}")
+    if data.n_features != model.n_features:
+        raise ValueError(f"data has n_features = {data.n_features}, the model has {model.n_features}")
+    if data.n_models not in (None, model.n_models):
+        raise ValueError(f"data has probabilities for {data.n_models} models, the model stacks {model.n_models}")
+    return data
+
+
+def network_params(model: StackedModel, target: str, loss_reduction: str) -> Any:
+    """The kernels' description of the network and its loss."""
+    network = _native.Network()
+    network.n_features = model.n_features
+    network.n_hidden = model.n_hidden
+    network.tied = isinstance(model, TiedAutoencoder)
+    network.hidden_relu = model.hidden_activation == "relu"
+    network.output_relu = model.output_activation == "relu"
+    network.has_bias = model.bias is not None
+    network.target_abs = target == "abs"
+    network.loss_sum = loss_reduction == "sum"
+    return network
+
+
+def _set_parameters(params: Any, tensors: dict[str, torch.Tensor], tied: bool) -> None:
+    params.encoder = tensors["weight" if tied else "encoder"].data_ptr()
+    params.decoder = 0 if tied else tensors["decoder"].data_ptr()
+    params.bias = tensors["bias"].data_ptr() if "bias" in tensors else 0
+
+
+def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
+    """The order in which models should be taken, int64 `[models]`; None where they all cost the same."""
+    if data.n_models is None:
+        return None
+    return data.active_features().argsort(descending=True, stable=True)
+
+
+class Resident:
+    """One ensemble in training: the arrays of a run, advanced by native calls.
+
+    `tensors` holds the parameters by name as they are being trained. Those of the module that are not contiguous are
+    trained in contiguous copies; `write_back` puts them back.
+    """
+
+    def __init__(
+        self,
+        model: StackedModel,
+        data: SparseFeatures,
+        optimizer: Optimizer,
+        *,
+        steps: int,
+        batch_size: int,
+        target: str,
+        loss_reduction: str,
+        record_every: int,
+        arrays: dict[str, torch.Tensor],
+        state: dict[str, torch.Tensor],
+        loss: torch.Tensor,
+        loss_carry: torch.Tensor,
+        diverged_at: torch.Tensor,
+    ) -> None:
+        self._parameters = dict(model.named_parameters())
+        self.tensors = {name: p.detach().contiguous() for name, p in self._parameters.items()}
+        for name, parameter in self._parameters.items():
+            if parameter.numel() > 1 and 0 in parameter.stride():
+                raise ValueError(f"model.{name} is an expanded tensor; training needs memory of its own (clone it)")
+        # Everything whose address the kernels hold.
+        self._kept = [data, *arrays.values(), *state.values(), loss, loss_carry, diverged_at]
+        tied = isinstance(model, TiedAutoencoder)
+
+        p = _native.TrainParams()
+        p.network = network_params(model, target, loss_reduction)
+        p.data = data.native()
+        p.n_models = model.n_models
+        p.batch_size = batch_size
+        p.seed = arrays["seed"].data_ptr()
+        p.importance = arrays["importance"].data_ptr()
+        p.importance_stride = model.n_features if arrays["importance"].shape[0] > 1 else 0
+        _set_parameters(p, self.tensors, tied)
+        for moment, suffix in enumerate(optimizer.state_names):
+            for number, name in enumerate(["weight" if tied else "encoder", "decoder", "bias"]):
+                if f"{name}/{suffix}" in state:
+                    p.set_state(moment, number, state[f"{name}/{suffix}"].data_ptr())
+        p.optimizer = _OPTIMIZERS[type(optimizer)]  # type: ignore[index]
+        if isinstance(optimizer, SGD):
+            p.beta1, p.beta2, p.nesterov = optimizer.momentum, optimizer.dampening, optimizer.nesterov
+        elif isinstance(optimizer, Adam | AdamW):
+            p.beta1, p.beta2 = optimizer.betas
+            p.eps = optimizer.eps
+        p.lr = arrays["lr"].data_ptr()
+        p.weight_decay = arrays["weight_decay"].data_ptr()
+        p.record_every = record_every
+        p.loss_records = loss.data_ptr()
+        p.n_records = loss.shape[1]
+        p.total_steps = steps
+        p.loss_carry = loss_carry.data_ptr()
+        p.diverged_at = diverged_at.data_ptr()
+        order = costliest_first(data)
+        if order is not None:
+            self._kept.append(order)
+            p.order = order.data_ptr()
+        self._params = p
+
+    def advance(self, first: int, factors: np.ndarray) -> None:
+        """Train steps first … first + len(factors) − 1; `factors` multiply the learning rate, float64."""
+        self._params.first_step = first
+        self._params.steps = len(factors)
+        self._params.lr_factor = factors.ctypes.data
+        self._params.threads = torch.get_num_threads()
+        _native.train(self._params)
+
+    def write_back(self) -> None:
+        """Bring the module's parameters up to date (nothing to copy where they are contiguous)."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                if self.tensors[name].data_ptr() != parameter.data_ptr():
+                    parameter.copy_(self.tensors[name])
+                else:  # autograd must see that the memory changed
+                    torch.autograd.graph.increment_version(parameter)
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """A copy of the parameters by name."""
+        return {name: tensor.clone() for name, tensor in self.tensors.items()}
+
+
+def evaluate_models(
+    model: StackedModel,
+    data: SparseFeatures,
+    *,
+    batches: int,
+    batch_size: int,
+    seed: torch.Tensor,
+    importance: torch.Tensor,
+    target: str,
+    loss_reduction: str,
+) -> torch.Tensor:
+    """float64 `[models]`: the mean loss over `batches` batches of the evaluation stream."""
+    tensors = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    loss = torch.empty(model.n_models, dtype=torch.float64)
+    p = _native.EvaluateParams()
+    p.network = network_params(model, target, loss_reduction)
+    p.data = data.native()
+    p.n_models = model.n_models
+    p.batch_size = batch_size
+    p.batches = batches
+    p.seed = seed.data_ptr()
+    p.importance = importance.data_ptr()
+    p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
+    _set_parameters(p, tensors, isinstance(model, TiedAutoencoder))
+    p.loss = loss.data_ptr()
+    p.threads = torch.get_num_threads()
+    _native.evaluate(p)
+    return loss
