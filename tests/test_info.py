@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+import toykern
 from toykern import info as info_module
 from toykern.info import format_info, info
 
 
 def test_facts_are_those_of_this_process():
     facts = info()
+    assert facts["versions"]["toykern"] == toykern.__version__
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["versions"]["numpy"] == np.__version__
     assert facts["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))

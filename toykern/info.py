@@ -27,8 +27,8 @@ def info() -> dict[str, Any]:
 
         - `versions`: Python, toykern and the packages it uses; `"not installed"` for those that are absent.
         - `machine`: processor, architecture and operating system.
-        - `native`: `loaded`, and if so `commit`, `compiler`, `isa_levels` (built), `isa_level` (in use on
-          this machine, or forced by `TOYKERN_ISA`) and `stream_version`; if not, `why`.
+        - `native`: `loaded`, and if so `version`, `commit`, `compiler`, `isa_levels` (built), `isa_level` (in
+          use on this machine, or forced by `TOYKERN_ISA`) and `stream_version`; if not, `why`.
         - `threads`: `torch` (what a kernel would use now; `torch.set_num_threads` sets it) and `cpus`.
         - `cuda`: `kernels` (are there CUDA kernels in this build) and `why` (the build's own sentence), and
           `torch`, whether torch sees a CUDA device.
@@ -39,8 +39,11 @@ def info() -> dict[str, Any]:
         '0.1.0'
     """
     native, cuda_state = _native_facts()
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    if native["loaded"]:  # true of the code at work also where a checkout is used without installing it
+        versions["toykern"] = native["version"]
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions,
         "machine": {
             "processor": _processor(),
             "architecture": platform.machine(),
@@ -89,6 +92,7 @@ def _native_facts() -> tuple[dict[str, Any], str]:
     build = native.build_info()
     facts = {
         "loaded": True,
+        "version": build["version"],
         "commit": build["commit"],
         "compiler": build["compiler"],
         "isa_levels": list(build["isa_levels"]),
