@@ -1,8 +1,8 @@
 """Grids of hyper-parameters: the Cartesian product of named axes as flat per-model arrays.
 
-A grid of 64 importances, 64 densities and 4 seeds is 16,384 models standing in one ensemble. `toykern.fit` wants one
-value per model; a person wants the result back with the axes they asked for. `Grid` holds both views: it stores
-only the axes, expands them on demand, and folds results back without copying.
+A grid of 64 importances, 64 densities and 4 seeds is 16,384 models standing in one ensemble. `toykern.fit`
+wants one value per model; a person wants the result back with the axes they asked for. `Grid` holds both
+views: it stores only the axes, expands them on demand, and folds results back without copying.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["Grid", "grid"]
 
-# Dimension and variable names of the result arrays (Run.to_xarray): an axis of the same name would collide with them.
+# Dimension and variable names of the result arrays (Run.to_xarray), with which an axis would collide.
 _RESULT_NAMES = frozenset({"model", "record", "hidden", "feature", "snapshot", "loss", "diverged_at"})
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", Tensor, np.ndarray)
@@ -28,13 +28,14 @@ class Grid:
 
     Attributes:
         dims: names of the axes, in order; the last varies fastest.
-        coords: per axis a 1-D NumPy array of its values (float64 or int64); for an axis of vectors, their indices 0, 1, ….
+        coords: per axis a 1-D NumPy array of its values (float64 or int64); for an axis of vectors, their
+            indices 0, 1, ….
         shape: number of points of each axis.
         n_models: the product of `shape`.
 
-    Every axis is also an attribute: `g.importance` is the flat tensor to hand to `toykern.fit`, float64 or int64
-    `[models]`, or `[models, n_features]` for an axis of vectors. Each access builds a fresh tensor; the grid itself
-    stores the axes alone, so a grid of millions of models costs nothing until it is expanded.
+    Every axis is also an attribute: `g.importance` is the flat tensor to hand to `toykern.fit`, float64 or
+    int64 `[models]`, or `[models, n_features]` for an axis of vectors. Each access builds a fresh tensor; the
+    grid itself stores the axes alone, so a grid of millions of models costs nothing until it is expanded.
 
     Example:
         >>> import toykern as tk
@@ -116,25 +117,27 @@ class Grid:
         return f"<toykern.Grid {' × '.join(map(str, self.shape))} = {self.n_models:,} models: {axes}>"
 
     def unflatten(self, flat: ArrayOrTensor) -> ArrayOrTensor:
-        """Fold a per-model tensor or array `[models, …]` into `[*shape, …]`; a view where the layout allows it.
+        """Fold a per-model tensor or array `[models, …]` into `[*shape, …]`: a view where possible.
 
         Raises:
             ValueError: the first dimension is not the number of models.
         """
         if flat.ndim == 0 or flat.shape[0] != self.n_models:
             raise ValueError(
-                f"unflatten: expected a first dimension of {self.n_models} models, got shape {tuple(flat.shape)}"
+                f"unflatten: the first dimension must be {self.n_models} models, got {tuple(flat.shape)}"
             )
         return flat.reshape(self.shape + tuple(flat.shape[1:]))
 
     def index(self, **selectors: Any) -> np.ndarray:
         """Flat model numbers of the selected points, int64, shaped as the dimensions that remain.
 
-        A selector is one value of its axis (the axis disappears) or a sequence of values (the axis stays, in the order
-        asked for); axes not named stay whole. Floats match to one part in 10⁹. Axes of vectors are selected by index.
+        A selector is one value of its axis (the axis disappears) or a sequence of values (the axis stays, in
+        the order asked for); axes not named stay whole. Floats match to one part in 10⁹. Axes of vectors are
+        selected by index.
 
         Raises:
-            ValueError: an unknown axis, or a value that is not on the axis (the message names the nearest one).
+            ValueError: an unknown axis, or a value that is not on the axis (the message names the nearest
+                one).
 
         Example:
             >>> import toykern as tk
@@ -172,17 +175,17 @@ def grid(**axes: Any) -> Grid:
     """The Cartesian product of the named axes, in keyword order, the last varying fastest.
 
     Args:
-        **axes: one-dimensional numbers (list, range, NumPy array or tensor) per axis; integers stay int64, everything else
-            becomes float64. A two-dimensional array `[points, n_features]` is an axis of vectors (say, one importance per
-            feature): its points are the rows.
+        **axes: one-dimensional numbers (list, range, NumPy array or tensor) per axis; integers stay int64,
+            everything else becomes float64. A two-dimensional array `[points, n_features]` is an axis of
+            vectors (say, one importance per feature): its points are the rows.
 
     Returns:
         A `Grid`, whose attributes are the flat per-model arrays: `g.importance`, `g.seed`, ….
 
     Raises:
         TypeError: an axis that is not numeric.
-        ValueError: no axes; an axis that is empty, repeats a value, is not finite, or has the wrong number of dimensions;
-            a name that is not an identifier or belongs to something else.
+        ValueError: no axes; an axis that is empty, repeats a value, is not finite, or has the wrong number of
+            dimensions; a name that is not an identifier or belongs to something else.
 
     Example:
         >>> import toykern as tk

@@ -57,7 +57,7 @@ class Run:
         provenance: versions, stream version, instruction set, threads, commit, platform, date.
         interrupted: True if Ctrl-C cut it short.
         grid: the grid the models came from, or None.
-        optimizer, schedule: as given to `fit`; `schedule` is None if it was a callable and the run was loaded.
+        optimizer, schedule: as given to `fit`; a callable schedule is None in a run read from a store.
 
     Example:
         >>> import toykern as tk

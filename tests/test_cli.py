@@ -1,0 +1,226 @@
+"""The command line: results where they were asked for, and one-line refusals before any training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from toykern import cli, phase_diagram
+from toykern.phase_diagram import train_phase_diagram
+from toykern.run import Run
+
+TINY = ["phase-diagram", "--grid", "3x4", "--seeds", "2", "--steps", "6", "--batch", "8"]
+
+
+@pytest.fixture(autouse=True)
+def in_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(arguments: list[str], capsys) -> str:
+    """The one line that `arguments` are refused with."""
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    shown = capsys.readouterr()
+    assert status == 2
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1 and shown.err.startswith("toykern"), shown.err
+    return shown.err
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train(*_, **__):
+        raise AssertionError("trained although the command line cannot be used")
+
+    monkeypatch.setattr(phase_diagram, "train_phase_diagram", train)
+
+
+def test_phase_diagram_writes_picture_and_store_and_says_where(tmp_path, capsys):
+    assert cli.main(TINY) == 0
+    shown = capsys.readouterr().out
+    picture, store = tmp_path / "phase_diagram.png", tmp_path / "phase_diagram.zarr"
+    assert f"picture  {picture}" in shown and f"store    {store}" in shown
+    assert "3 × 4 points × 2 seeds = 24 networks, 6 steps of batch 8" in shown
+    assert "trained  144 model-steps" in shown and "model-steps/s on cpu" in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    run = Run.load(store)
+    assert (run.n_models, run.step, run.grid.shape) == (24, 6, (3, 4, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["phase_diagram.png", "phase_diagram.zarr"]
+
+
+def test_three_features_other_names_and_no_store(tmp_path):
+    assert cli.main([*TINY, "--features", "3", "--grid", "2", "3", "--no-store", "--out", "three.svg"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["three.svg"]
+    assert "<svg" in (tmp_path / "three.svg").read_text()
+
+
+def test_options_reach_the_training(monkeypatch):
+    seen = {}
+
+    def train(*sizes, **options):
+        seen.update(options, sizes=sizes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phase_diagram, "train_phase_diagram", train)
+    threads = torch.get_num_threads()
+    try:
+        options = ["--features", "3", "--lr", "0.02", "--seed", "7", "--threads", "1"]
+        assert cli.main([*TINY, *options]) == 130
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    expected = {"shape": (3, 4), "seeds": 2, "steps": 6, "batch_size": 8, "lr": 0.02, "seed": 7}
+    assert seen == {**expected, "device": "cpu", "sizes": (3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--features", "4"], "--features: invalid choice: 4"),
+        (["--grid", "8"], "--grid must be two numbers of at least 2, as 48x48 or 48 48, not '8'"),
+        (["--grid", "1x8"], "not '1x8'"),
+        (["--grid", "8", "-8"], ""),
+        (["--grid", "8x8x8"], "not '8x8x8'"),
+        (["--seeds", "0"], "--seeds: must be a whole number at least 1, not '0'"),
+        (["--steps", "1e3"], "--steps: must be a whole number at least 1, not '1e3'"),
+        (["--batch", "-1"], "--batch"),
+        (["--lr", "nan"], "--lr: must be a positive number, not 'nan'"),
+        (["--lr", "0"], "--lr: must be a positive number"),
+        (["--seed", str(2**31)], f"--seed: must be a whole number from 0 to {2**31 - 1}"),
+        (["--threads", "0"], "--threads: must be a whole number at least 1"),
+        (["--device", "tpu"], "--device: invalid choice: 'tpu'"),
+        (["--out", "a.xyz"], "--out must end in .png, .pdf or .svg, not 'a.xyz'"),
+        (["--out", "picture"], "--out must end in"),
+        (["--out", "nowhere/a.png"], "there is no directory"),
+        (["--store", "nowhere/a.zarr"], "there is no directory"),
+        (["--store", "same.png", "--out", "same.png"], "are both"),
+        (["--speed", "9"], "unrecognized arguments: --speed 9"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(tmp_path, capsys, no_training, options, message):
+    assert message in refused([*TINY, *options], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_command_is_refused_in_one_line(capsys):
+    assert "required: command" in refused([], capsys)
+
+
+def test_cuda_is_refused_with_the_reason(monkeypatch, capsys, no_training):
+    facts = {"cuda": {"kernels": False, "why": "not built: nvcc was not found", "torch": False}}
+    monkeypatch.setattr("toykern.info.info", lambda: facts)
+    assert "not built: nvcc was not found" in refused([*TINY, "--device", "cuda"], capsys)
+
+
+def test_existing_results_are_refused_before_training_unless_they_may_be_replaced(
+    tmp_path, capsys, monkeypatch
+):
+    assert cli.main(TINY) == 0
+    first = Run.load("phase_diagram.zarr")
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(phase_diagram, "train_phase_diagram", None)
+        assert "phase_diagram.png exists already; --overwrite" in refused(TINY, capsys)
+        assert "already holds a toykern store" in refused([*TINY, "--out", "b.png"], capsys)
+    assert cli.main([*TINY, "--overwrite", "--seed", "1"]) == 0
+    assert not torch.equal(Run.load("phase_diagram.zarr").model.weight, first.model.weight)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_things_that_are_not_ours_are_never_replaced(tmp_path, capsys, no_training):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("precious")
+    (tmp_path / "folder.png").mkdir()
+    assert "is not a toykern store" in refused([*TINY, "--overwrite", "--store", "thesis"], capsys)
+    assert "is a directory" in refused([*TINY, "--overwrite", "--out", "folder.png"], capsys)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_training(capsys, monkeypatch, no_training):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    assert "phase_diagram.png: Permission denied" in refused(TINY, capsys)
+
+
+def test_ctrl_c_keeps_what_was_trained(tmp_path, capsys, monkeypatch):
+    train = train_phase_diagram
+
+    def interrupted(*sizes, **options):
+        diagram = train(*sizes, **options)
+        diagram.run.interrupted, diagram.run.step = True, 4
+        return diagram
+
+    monkeypatch.setattr(phase_diagram, "train_phase_diagram", interrupted)
+    assert cli.main(TINY) == 130
+    assert "stopped by Ctrl-C after 4 of 6 steps; keeping what was trained" in capsys.readouterr().out
+    assert Run.load("phase_diagram.zarr").interrupted
+    assert (tmp_path / "phase_diagram.png").exists()
+
+
+def test_help_names_every_option_and_gives_examples(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["phase-diagram", "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for name in ("features", "grid", "seeds", "steps", "batch", "lr", "seed", "out", "store", "no-store"):
+        assert f"--{name}" in shown
+    for name in ("overwrite", "device", "threads"):
+        assert f"--{name}" in shown
+    assert "examples:" in shown and "toykern phase-diagram --features 3" in shown
+
+
+def test_info_and_the_module_run_as_a_program():
+    root = Path(cli.__file__).parents[1]
+    command = [sys.executable, "-m", "toykern", "info"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert finished.returncode == 0, finished.stderr
+    assert "versions" in finished.stdout and "isa_level" in finished.stdout
+
+
+# The experiment behind the command
+
+
+def test_every_model_has_its_own_seed_and_the_best_of_each_point_is_kept():
+    diagram = train_phase_diagram(shape=(3, 4), seeds=2, steps=6, batch_size=8, seed=3, progress=False)
+    seeds = diagram.run.arrays["seed"]
+    assert seeds.tolist() == [(3 << 32) + i for i in range(24)]
+    assert torch.equal(diagram.run.model.seed, seeds)
+    losses = diagram.loss.reshape(3, 4, 2)
+    assert np.array_equal(diagram.best % 2, losses.argmin(dim=2).numpy())
+    assert torch.equal(diagram.weight[1, 2], diagram.run.model.weight[diagram.best[1, 2]])
+    assert torch.equal(diagram.run.arrays["importance"][:, 0], torch.ones(24))
+    expected = diagram.run.grid.importance.to(torch.float32)
+    assert torch.equal(diagram.run.arrays["importance"][:, 1], expected)
+
+
+def test_points_where_all_models_diverged_are_shown_as_such():
+    diagram = train_phase_diagram(shape=(2, 2), seeds=2, steps=2, batch_size=8, progress=False)
+    diagram.best[0, 1] = -1
+    assert diagram.weight[0, 1].isnan().all()
+    assert not diagram.weight[1].isnan().any()
+    assert diagram.phase[0, 1] == -1 and (diagram.phase[1] >= 0).all()
+
+
+def test_train_phase_diagram_refuses():
+    with pytest.raises(ValueError, match="shape must be two numbers"):
+        train_phase_diagram(shape=(2, 2, 2))
+    with pytest.raises(ValueError, match=r"shape\[1\] must be an integer at least 2"):
+        train_phase_diagram(shape=(2, 1))
+    with pytest.raises(ValueError, match="seeds must be"):
+        train_phase_diagram(seeds=0)
+
+
+@pytest.mark.slow
+def test_the_trained_phases_are_those_of_the_exact_solutions():
+    diagram = train_phase_diagram(shape=(9, 9), seeds=8, steps=3000, progress=False)
+    assert diagram.agreement > 0.9

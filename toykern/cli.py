@@ -1,0 +1,365 @@
+"""The `toykern` command: train a phase diagram, or tell what is installed.
+
+Exit status: 0 done; 2 the command line or its paths cannot be used (one line says why, before anything is
+trained); 130 stopped by Ctrl-C (what had been trained by then is saved).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from toykern.phase_diagram import PhaseDiagram
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Trains very many, very small networks on sparse features, and looks at what they learned.
+"""
+
+_EPILOG = """\
+examples:
+  toykern phase-diagram                        the picture of Toy Models of Superposition, in seconds
+  toykern phase-diagram --features 3           three features in two dimensions
+  toykern info                                 versions, instruction set, threads (for bug reports)
+
+`toykern phase-diagram --help` explains its options.
+"""
+
+_PHASE_DESCRIPTION = """\
+Trains the phase diagram of "Toy Models of Superposition" (Elhage et al. 2022) from scratch and draws it.
+
+Every point of the diagram is a tiny network that must squeeze n features into n - 1 dimensions. How often
+features are active (the density, 1 - sparsity) varies from bottom to top, how much the last feature matters
+(its relative importance) from left to right. The colour shows what the trained network does with the last
+feature: leave it out, give it a dimension of its own, or store it in superposition with another one. At each
+point several networks with different seeds are trained, and the best is shown. Black lines are the boundaries
+computed exactly.
+"""
+
+_PHASE_EPILOG = """\
+examples:
+  toykern phase-diagram
+      phase_diagram.png and phase_diagram.zarr in this directory
+  toykern phase-diagram --features 3 --out three.png --store three.zarr
+  toykern phase-diagram --grid 128x128 --seeds 16 --steps 10000 --overwrite
+      finer and longer: a quarter of a million networks
+  toykern phase-diagram --grid 16x16 --steps 500 --no-store --out quick.png
+
+The store holds everything: read it with
+
+  run = toykern.Run.load("phase_diagram.zarr")
+  run.to_xarray()        # losses and weights with dimensions importance, density, seed
+"""
+
+
+class _Problem(Exception):
+    """Something about the command line that its user can mend; the message is one line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: that of the process) and return the exit status.
+
+    Example:
+        >>> from toykern.cli import main
+        >>> main(["phase-diagram", "--grid", "4x4", "--seeds", "1", "--out", "no/such/directory/a.png"])
+        2
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    prog = f"{parser.prog} {arguments.command}"
+    from toykern.store import StoreError
+
+    try:
+        status: int = arguments.execute(arguments)
+    except (_Problem, StoreError, ImportError) as problem:
+        print(f"{prog}: error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped", file=sys.stderr)
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="toykern",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    info = commands.add_parser(
+        "info",
+        help="print versions, instruction-set levels, threads and CUDA state",
+        description="Prints versions, instruction-set levels, threads and the state of CUDA.",
+    )
+    info.set_defaults(execute=_info)
+    phase = commands.add_parser(
+        "phase-diagram",
+        help="train and draw the phase diagram of Toy Models of Superposition",
+        description=_PHASE_DESCRIPTION,
+        epilog=_PHASE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    phase.set_defaults(execute=_phase_diagram)
+    what = phase.add_argument_group("what to train")
+    what.add_argument(
+        "--features",
+        type=int,
+        choices=(2, 3),
+        default=2,
+        metavar="{2,3}",
+        help="number of features: 2 in one dimension or 3 in two (default: %(default)s)",
+    )
+    what.add_argument(
+        "--grid",
+        nargs="+",
+        default=["48x48"],
+        metavar="N",
+        help="points along importance and density, as 48x48 or 48 48 (default: 48x48)",
+    )
+    what.add_argument(
+        "--seeds",
+        type=_whole("--seeds", 1),
+        default=8,
+        metavar="N",
+        help="networks trained at each point, of which the best is shown (default: %(default)s)",
+    )
+    what.add_argument(
+        "--steps",
+        type=_whole("--steps", 1),
+        default=3000,
+        metavar="N",
+        help="updates of each network (default: %(default)s)",
+    )
+    what.add_argument(
+        "--batch",
+        type=_whole("--batch", 1),
+        default=1024,
+        metavar="N",
+        help="samples drawn for each update (default: %(default)s)",
+    )
+    what.add_argument(
+        "--lr",
+        type=_learning_rate,
+        default=1e-2,
+        metavar="X",
+        help="learning rate at the start; it falls to 0 along a cosine (default: %(default)s)",
+    )
+    what.add_argument(
+        "--seed",
+        type=_whole("--seed", 0, 2**31 - 1),
+        default=0,
+        metavar="N",
+        help="another number trains other networks on other data (default: %(default)s)",
+    )
+    where = phase.add_argument_group("where to put it")
+    where.add_argument(
+        "--out",
+        default="phase_diagram.png",
+        metavar="FILE",
+        help="the picture; png, pdf or svg by its ending (default: %(default)s)",
+    )
+    where.add_argument(
+        "--store",
+        default="phase_diagram.zarr",
+        metavar="DIR",
+        help="the result store, a Zarr directory with all networks (default: %(default)s)",
+    )
+    where.add_argument("--no-store", action="store_true", help="write the picture only")
+    where.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing picture and an existing toykern store; nothing else is ever replaced",
+    )
+    how = phase.add_argument_group("how to run it")
+    how.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)"
+    )
+    how.add_argument(
+        "--threads",
+        type=_whole("--threads", 1),
+        metavar="N",
+        help="processor threads to use (default: as many as PyTorch uses)",
+    )
+    return parser
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from toykern import info
+
+    return info.main()
+
+
+def _phase_diagram(arguments: argparse.Namespace) -> int:
+    shape = _grid_shape(arguments.grid)
+    picture = _check_picture(arguments.out, arguments.overwrite)
+    store = None
+    if not arguments.no_store:
+        from toykern.store import check_target
+
+        store = check_target(arguments.store, overwrite=arguments.overwrite)
+        if store == picture:
+            raise _Problem(f"--out and --store are both {picture}")
+    _check_device(arguments.device)
+
+    import torch
+
+    from toykern.phase_diagram import train_phase_diagram
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    features, models = arguments.features, shape[0] * shape[1] * arguments.seeds
+    print(
+        f"{features} features in {features - 1} dimension{'s' * (features > 2)}: "
+        f"{shape[0]} × {shape[1]} points × {arguments.seeds} seeds = {models:,} networks, "
+        f"{arguments.steps:,} steps of batch {arguments.batch:,}",
+        flush=True,
+    )
+    diagram = train_phase_diagram(
+        features,
+        features - 1,
+        shape=shape,
+        seeds=arguments.seeds,
+        steps=arguments.steps,
+        batch_size=arguments.batch,
+        lr=arguments.lr,
+        seed=arguments.seed,
+        device=arguments.device,
+    )
+    run = diagram.run
+    if run.interrupted:
+        print(f"stopped by Ctrl-C after {run.step:,} of {arguments.steps:,} steps; keeping what was trained")
+    print(
+        f"trained  {run.n_models * run.step:,} model-steps in {run.seconds:.1f} s: "
+        f"{run.model_steps_per_second:,.0f} model-steps/s on {arguments.device}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    counts = [float((diagram.phase == phase).mean()) for phase in range(3)]
+    print("phases   not represented {:.0%}, own dimension {:.0%}, in superposition {:.0%}".format(*counts))
+    print(f"theory   {diagram.agreement:.0%} of the points are in the phase of the best exact solution")
+    _draw(diagram, picture)
+    print(f"picture  {picture}")
+    if store is not None:
+        run.save(store, overwrite=arguments.overwrite)
+        print(f"store    {store}")
+    return 130 if run.interrupted else 0
+
+
+def _draw(diagram: PhaseDiagram, picture: Path) -> None:
+    """Draw to a file beside `picture` and rename it, so that no half picture is left."""
+    from matplotlib.figure import Figure
+
+    from toykern import plot
+
+    config = diagram.run.config
+    features, hidden = config["model"]["n_features"], config["model"]["n_hidden"]
+    seeds = diagram.run.n_models // diagram.best.size
+    figure = Figure(figsize=(6.8, 4.9), layout="constrained")
+    ax = plot.phase_diagram(
+        diagram.weight,
+        diagram.importance,
+        diagram.density,
+        title=f"{features} features in {hidden} dimension{'s' * (hidden > 1)}, "
+        f"best of {seeds}, {diagram.run.step:,} steps",
+        ax=figure.subplots(),
+    )
+    ax.title.set_fontsize("medium")
+    partial = picture.with_name(f".{picture.stem}.{uuid.uuid4().hex[:12]}{picture.suffix}")
+    try:
+        figure.savefig(partial, dpi=160)
+        os.replace(partial, picture)
+    except OSError as error:
+        raise _Problem(f"cannot write {picture}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_picture(out: str, overwrite: bool) -> Path:
+    """The picture's real path, after checking that it can be drawn and written there."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise _Problem("drawing needs matplotlib: pip install 'toykern[plot]'") from error
+
+    picture = Path(os.path.realpath(out))
+    formats = FigureCanvasAgg(Figure()).get_supported_filetypes()
+    if picture.suffix.lower().lstrip(".") not in formats:
+        raise _Problem(f"--out must end in .png, .pdf or .svg, not {out!r}")
+    if picture.is_dir():
+        raise _Problem(f"--out {out} is a directory")
+    if picture.exists() and not overwrite:
+        raise _Problem(f"{picture} exists already; --overwrite replaces it, --out names another file")
+    if not picture.parent.is_dir():
+        raise _Problem(f"cannot write {picture}: there is no directory {picture.parent}")
+    probe = picture.with_name(f".{picture.stem}.{uuid.uuid4().hex[:12]}")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _Problem(f"cannot write {picture}: {error.strerror or error}") from error
+    return picture
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    from toykern.info import info
+
+    facts = info()["cuda"]
+    if not facts["kernels"]:
+        raise _Problem(f"--device cuda is not available: {facts['why']}")
+    if not facts["torch"]:
+        raise _Problem("--device cuda is not available: PyTorch sees no CUDA device")
+
+
+def _grid_shape(given: Sequence[str]) -> tuple[int, int]:
+    """(importances, densities) from `48x48` or `48 48`."""
+    parts = given[0].lower().split("x") if len(given) == 1 else list(given)
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) >= 2 for part in parts):
+        raise _Problem(
+            f"--grid must be two numbers of at least 2, as 48x48 or 48 48, not {' '.join(given)!r}"
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def _whole(name: str, minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number in a range."""
+
+    def parse(text: str) -> int:
+        allowed = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum or (maximum is not None and value > maximum):
+            raise argparse.ArgumentTypeError(f"must be a whole number {allowed}, not {text!r}")
+        return value
+
+    return parse
+
+
+def _learning_rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return value
