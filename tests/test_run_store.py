@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from toykern.fit import fit
 
 from toykern.data.features import SparseFeatures
+from toykern.fit import fit
 from toykern.grid import grid
 from toykern.nn import TiedAutoencoder
 from toykern.optim import AdamW
