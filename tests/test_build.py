@@ -228,6 +228,18 @@ def test_shares_the_openmp_runtime_of_torch(module_path):
     assert len(runtimes) == 1, f"more than one OpenMP runtime: {runtimes}"
 
 
+def test_kernels_start_threads():
+    """A compiler that ignores `omp parallel` builds without a word what then runs on one core for ever."""
+    tasks = Path("/proc/self/task")
+    if not tasks.exists():
+        pytest.skip("no /proc")
+    count = "len(os.listdir('/proc/self/task'))"
+    code = f"import os, toykern; from toykern import _native; before = {count}; "
+    code += f"_native.measure_fma_peak(3); print({count} - before)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "2"
+
+
 def test_exports_its_entry_and_none_of_its_functions(module_path):
     names = [name for _, name in _nm("-D", "--defined-only", module_path)]
     assert "PyInit__native" in names

@@ -40,9 +40,7 @@ COMMON_FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 OPTIMIZED = ["-O3", "-g0"]
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 LEVEL_FLAGS = {
-    # GCC 12's own AVX-512 headers start from undefined registers and warn about it (its bug 105593).
-    "_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mtune=generic", "-Wno-uninitialized"]
-    + ["-Wno-maybe-uninitialized"],
+    "_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mtune=generic"],
     "_v3": ["-march=x86-64-v3", "-mtune=generic"],
 }
 
@@ -134,10 +132,11 @@ def sources(settings: Settings) -> list[Path]:
 def compile_flags(settings: Settings, source: Path) -> list[str]:
     """All flags for one source, include folders and definitions among them."""
     flags = [*COMMON_FLAGS, *LEVEL_FLAGS.get(_level(source), [])]
-    if _level(source) and not settings.clang:
-        flags += ["-Wno-maybe-uninitialized"]  # GCC's own intrinsics set it off wherever they are inlined
-    # Clang generates parallel code for its own runtime only; with libgomp it knows no `omp parallel`, and
-    # torch's threads are libgomp's. So csrc/cpu/parallel.h calls libgomp's entry point itself.
+    if _level(source) == "_v4" and not settings.clang:
+        # GCC 12's own AVX-512 headers start from undefined registers and warn about it (its bug 105593).
+        flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+    # torch's threads are libgomp's. Clang links that, but makes no code of `#pragma omp` for it: what has to
+    # run in parallel under Clang too must call libgomp's own entry points (csrc/cpu/parallel.h).
     flags += ["-fopenmp=libgomp" if settings.clang else "-fopenmp"]
     flags += [f"-fsanitize={settings.sanitize}", *SANITIZED] if settings.sanitize else OPTIMIZED
     flags += ["-Icsrc", "-Icsrc/include"]
