@@ -54,7 +54,7 @@ sanitize: $(VENV)/.with-test
 	TOYKERN_EXPECT_SANITIZE=1 PYTHONPATH=$(CURDIR)/build/sanitize PYTHONMALLOC=malloc \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD="$$(ldd build/sanitize/toykern/_native*.so | awk '/asan|ubsan|libstdc/ { print $$3 }' | xargs)" \
-	$(BIN)/pytest -q -m sanitize --capture=sys -p no:cacheprovider
+	$(BIN)/pytest -q -m sanitize --capture=sys -p no:cacheprovider -o pythonpath="build/sanitize tests ."
 
 # Nothing to do takes a second; a changed source compiles that source.
 native: $(VENV)/.created
