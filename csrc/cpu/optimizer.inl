@@ -41,14 +41,13 @@ inline StepConstants step_constants(const TrainParams& p, int64_t model, int64_t
         c.momentum = p.beta1 != 0.0;
         return c;
     }
-    const double t = (double)(step + 1);
     c.decay = c.kind == Optimizer::kAdamW ? (float)(1.0 - lr * wd) : 1.0f;
     c.l2 = c.kind == Optimizer::kAdam ? (float)wd : 0.0f;
     c.mix1 = (float)(1.0 - p.beta1);
     c.beta2 = (float)p.beta2;
     c.mix2 = (float)(1.0 - p.beta2);
-    c.lr = (float)(lr / (1.0 - __builtin_pow(p.beta1, t)));
-    c.inverse_bc2 = (float)(1.0 / __builtin_sqrt(1.0 - __builtin_pow(p.beta2, t)));
+    c.lr = (float)(lr / p.correction1[step - p.first_step]);
+    c.inverse_bc2 = (float)(1.0 / p.correction2[step - p.first_step]);
     c.eps = (float)p.eps;
     return c;
 }

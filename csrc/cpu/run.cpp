@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <numeric>
 
@@ -120,7 +121,27 @@ const char* ForkedChild::what() const noexcept {
 
 const char* train_regime(const Network& network) { return level().pick_regime(network).name; }
 
-void train(const TrainParams& p) {
+namespace {
+
+// Adam's bias corrections depend on the step alone: once for all models.
+struct Corrections {
+    std::vector<double> first, second;
+    explicit Corrections(const TrainParams& p) {
+        if ((Optimizer)p.optimizer == Optimizer::kSGD) return;
+        for (int64_t step = p.first_step; step < p.first_step + p.steps; ++step) {
+            first.push_back(1.0 - std::pow(p.beta1, (double)(step + 1)));
+            second.push_back(std::sqrt(1.0 - std::pow(p.beta2, (double)(step + 1))));
+        }
+    }
+};
+
+}  // namespace
+
+void train(const TrainParams& given) {
+    const Corrections corrections(given);
+    TrainParams p = given;
+    p.correction1 = corrections.first.data();
+    p.correction2 = corrections.second.data();
     const LevelTable& l = level();
     const RegimeTable regime = l.pick_regime(p.network);
     const int parts = l.batch_parts(p.network, p.batch_size);

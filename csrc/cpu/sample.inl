@@ -41,7 +41,8 @@ inline void sample_rows(const SampleParams& p, int64_t model, void* memory) {
     room.carve(w, p.data);
     room.tables.set_up(model);
     const size_t n = (size_t)p.data.n_features;
-    room.rows.begin(stream_key(p.seed[model * p.seed_stride], p.step, p.purpose), 0, p.batch_size);
+    const StreamKey key = stream_key(p.seed[model * p.seed_stride], p.step, p.purpose);
+    room.rows.begin(key, 0, p.batch_size);
     for (int64_t s = 0; !room.rows.done(); s += 32) {
         const int count = room.rows.next32(room.clean, n);
         if (p.noisy) room.rows.add_noise(room.clean, room.noisy, n, count);

@@ -22,6 +22,13 @@
 
 #define TOYKERN_INLINE inline __attribute__((always_inline))
 
+namespace toykern {
+// Philox's key schedule, each key in the lower half of 64 bits so that a vector instruction can broadcast it from memory.
+struct RoundKeys {
+    uint64_t k0[10], k1[10];
+};
+}  // namespace toykern
+
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512CD__) && defined(__AVX512DQ__) && \
     defined(__AVX512VL__)
 #include "cpu/simd_avx512.h"

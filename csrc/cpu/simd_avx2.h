@@ -189,8 +189,7 @@ TOYKERN_INLINE L running_sum(L a, L& carry) {
 }
 
 // ---- Philox 4x32-10, sixteen counters c0 = first … first + 15, in two halves of eight ----
-TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1,
-                             uint32_t* out) {
+TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys, uint32_t* out) {
     const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
     for (int half = 0; half < 2; ++half) {
         const __m256i base = _mm256_set1_epi64x(first + 8u * (uint32_t)half);
@@ -198,9 +197,8 @@ TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t 
         __m256i o0 = _mm256_add_epi32(base, _mm256_set_epi64x(7, 5, 3, 1));
         __m256i e1 = _mm256_set1_epi64x(c1), e2 = _mm256_set1_epi64x(c2), e3 = _mm256_set1_epi64x(c3);
         __m256i o1 = e1, o2 = e2, o3 = e3;
-        uint32_t a = k0, b = k1;
         for (int round = 0; round < 10; ++round) {
-            const __m256i ka = _mm256_set1_epi64x(a), kb = _mm256_set1_epi64x(b);
+            const __m256i ka = _mm256_set1_epi64x((long long)keys.k0[round]), kb = _mm256_set1_epi64x((long long)keys.k1[round]);
             const __m256i ep0 = _mm256_mul_epu32(e0, m0), ep1 = _mm256_mul_epu32(e2, m1);
             const __m256i op0 = _mm256_mul_epu32(o0, m0), op1 = _mm256_mul_epu32(o2, m1);
             e0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(ep1, 32), e1), ka);
@@ -208,7 +206,6 @@ TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t 
             e2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(ep0, 32), e3), kb);
             o2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(op0, 32), o3), kb);
             e1 = ep1, o1 = op1, e3 = ep0, o3 = op0;
-            a += 0x9E3779B9u, b += 0xBB67AE85u;
         }
         store(out + 8 * half, low_words(L{e0, o0}));
         store(out + 8 * half + 16, low_words(L{e1, o1}));

@@ -191,17 +191,29 @@ TOYKERN_INLINE L running_sum(L a, L& carry) {
 }
 
 // ---- Philox 4x32-10, sixteen counters c0 = first … first + 15 at once ----
-// 64-bit lanes hold 32-bit values in their lower halves; the upper halves may be anything, since vpmuludq ignores them.
-TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1,
-                             uint32_t* out) {
+// 64-bit lanes hold 32-bit values in their lower halves; the upper halves may be anything, since vpmuludq ignores them. Only the
+// first counter word differs between lanes, so half of the first two rounds is the same in all of them and done once, in scalars.
+TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys, uint32_t* out) {
     const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
     const __m512i base = _mm512_set1_epi64(first);
+    const uint64_t q1 = (uint64_t)c2 * 0xCD9E8D57u;                           // round 1
+    const uint32_t s0 = (uint32_t)(q1 >> 32) ^ c1 ^ (uint32_t)keys.k0[0];
+    const uint64_t q0 = (uint64_t)s0 * 0xD2511F53u;                           // round 2
+    const __m512i f1 = _mm512_set1_epi64((long long)(c3 ^ keys.k1[0]));
+    const __m512i f2 = _mm512_set1_epi64((long long)(uint32_t)((uint32_t)q1 ^ (uint32_t)keys.k0[1]));
+    const __m512i f3 = _mm512_set1_epi64((long long)(uint32_t)((uint32_t)(q0 >> 32) ^ (uint32_t)keys.k1[1]));
     __m512i e0 = _mm512_add_epi32(base, _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0));
     __m512i o0 = _mm512_add_epi32(base, _mm512_set_epi64(15, 13, 11, 9, 7, 5, 3, 1));
-    __m512i e1 = _mm512_set1_epi64(c1), o1 = e1, e2 = _mm512_set1_epi64(c2), o2 = e2, e3 = _mm512_set1_epi64(c3), o3 = e3;
+    const __m512i ep = _mm512_mul_epu32(e0, m0), op = _mm512_mul_epu32(o0, m0);
+    __m512i e2 = _mm512_xor_si512(_mm512_srli_epi64(ep, 32), f1), o2 = _mm512_xor_si512(_mm512_srli_epi64(op, 32), f1);
+    const __m512i er = _mm512_mul_epu32(e2, m1), or_ = _mm512_mul_epu32(o2, m1);
+    e0 = _mm512_xor_si512(_mm512_srli_epi64(er, 32), f2);
+    o0 = _mm512_xor_si512(_mm512_srli_epi64(or_, 32), f2);
+    e2 = _mm512_xor_si512(ep, f3), o2 = _mm512_xor_si512(op, f3);
+    __m512i e1 = er, o1 = or_, e3 = _mm512_set1_epi64((long long)(uint32_t)q0), o3 = e3;
 #pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round) {
-        const __m512i a = _mm512_set1_epi64(k0), b = _mm512_set1_epi64(k1);
+    for (int round = 2; round < 10; ++round) {
+        const __m512i a = _mm512_set1_epi64((long long)keys.k0[round]), b = _mm512_set1_epi64((long long)keys.k1[round]);
         const __m512i ep0 = _mm512_mul_epu32(e0, m0), ep1 = _mm512_mul_epu32(e2, m1);
         const __m512i op0 = _mm512_mul_epu32(o0, m0), op1 = _mm512_mul_epu32(o2, m1);
         e0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(ep1, 32), e1, a, 0x96);
@@ -209,7 +221,6 @@ TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t 
         e2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(ep0, 32), e3, b, 0x96);
         o2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(op0, 32), o3, b, 0x96);
         e1 = ep1, o1 = op1, e3 = ep0, o3 = op0;
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
     store(out, low_words(L{e0, o0}));
     store(out + 16, low_words(L{e1, o1}));

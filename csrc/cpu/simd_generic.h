@@ -281,11 +281,11 @@ TOYKERN_INLINE L running_sum(L a, L& carry) {
 }
 
 // ---- Philox 4x32-10, sixteen counters c0 = first … first + 15 ----
-TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1,
-                             uint32_t* out) {
+TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys, uint32_t* out) {
     uint32_t x0[16], x1[16], x2[16], x3[16];
     for (uint32_t i = 0; i < 16; ++i) x0[i] = first + i, x1[i] = c1, x2[i] = c2, x3[i] = c3;
     for (int round = 0; round < 10; ++round) {
+        const uint32_t k0 = (uint32_t)keys.k0[round], k1 = (uint32_t)keys.k1[round];
         for (int i = 0; i < 16; ++i) {
             const uint64_t p0 = (uint64_t)x0[i] * 0xD2511F53u, p1 = (uint64_t)x2[i] * 0xCD9E8D57u;
             x0[i] = (uint32_t)(p1 >> 32) ^ x1[i] ^ k0;
@@ -293,7 +293,6 @@ TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t 
             x2[i] = (uint32_t)(p0 >> 32) ^ x3[i] ^ k1;
             x3[i] = (uint32_t)p0;
         }
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
     memcpy(out, x0, sizeof(x0));
     memcpy(out + 16, x1, sizeof(x1));

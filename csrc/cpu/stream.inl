@@ -14,23 +14,30 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 struct StreamKey {
-    uint32_t k0, k1, step, purpose;
+    RoundKeys keys;
+    uint32_t step, purpose;
 };
 
-TOYKERN_INLINE StreamKey stream_key(int64_t seed, uint32_t step, uint32_t purpose) {
-    return {(uint32_t)(uint64_t)seed, (uint32_t)((uint64_t)seed >> 32), step, purpose};
+inline StreamKey stream_key(int64_t seed, uint32_t step, uint32_t purpose) {
+    StreamKey key;
+    uint32_t k0 = (uint32_t)(uint64_t)seed, k1 = (uint32_t)((uint64_t)seed >> 32);
+    for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
+        key.keys.k0[round] = k0, key.keys.k1[round] = k1;
+    key.step = step;
+    key.purpose = purpose;
+    return key;
 }
 
 // Words 64·block … 64·block + 63 of a slice's sequence.
 TOYKERN_INLINE void slice_words(const StreamKey& key, Kind kind, uint32_t member, uint32_t slice, uint32_t block,
                                 uint32_t* out) {
-    philox16(16u * block, slice, key.step, counter_tag(kind, key.purpose, member), key.k0, key.k1, out);
+    philox16(16u * block, slice, key.step, counter_tag(kind, key.purpose, member), key.keys, out);
 }
 
 // The same for a sequence with 64-bit indices (gates, noise).
 TOYKERN_INLINE void long_words(const StreamKey& key, Kind kind, uint64_t block, uint32_t* out) {
     philox16((uint32_t)(16u * block), (uint32_t)((16u * block) >> 32), key.step, counter_tag(kind, key.purpose, 0),
-             key.k0, key.k1, out);
+             key.keys, out);
 }
 
 TOYKERN_INLINE F half_normal(U w) {
@@ -47,14 +54,30 @@ TOYKERN_INLINE F half_normal(U w) {
 
 TOYKERN_INLINE F signed_normal(U w) { return as_floats(as_words(half_normal(w)) ^ shl(w, 31)); }
 
-TOYKERN_INLINE F magnitude(U w, int32_t kind) {
-    switch ((Magnitude)kind) {
-        case Magnitude::kUniform: return to_float(w | ubcast(1u)) * bcast(0x1p-32f);
-        case Magnitude::kSymmetric: return to_float_signed(w | ubcast(1u)) * bcast(0x1p-31f);
-        case Magnitude::kHalfNormal: return half_normal(w);
-        default: return bcast(1.0f);
+// Words 64·block … 64·block + 63 of a magnitude sequence, turned into magnitudes.
+TOYKERN_INLINE void slice_magnitudes(const StreamKey& key, Kind kind, uint32_t member, uint32_t slice, uint32_t block,
+                                     int32_t magnitude, float* out) {
+    uint32_t words[64];
+    if ((Magnitude)magnitude != Magnitude::kConstant) slice_words(key, kind, member, slice, block, words);
+    switch ((Magnitude)magnitude) {
+        case Magnitude::kUniform:
+            for (int i = 0; i < 64; i += kLanes)
+                store(out + i, to_float(load(words + i) | ubcast(1u)) * bcast(0x1p-32f));
+            break;
+        case Magnitude::kSymmetric:
+            for (int i = 0; i < 64; i += kLanes)
+                store(out + i, to_float_signed(load(words + i) | ubcast(1u)) * bcast(0x1p-31f));
+            break;
+        case Magnitude::kHalfNormal:
+            for (int i = 0; i < 64; i += kLanes) store(out + i, half_normal(load(words + i)));
+            break;
+        default:
+            for (int i = 0; i < 64; i += kLanes) store(out + i, bcast(1.0f));
     }
 }
+
+// Consecutive magnitudes dealt to the lanes of m, zero elsewhere.
+TOYKERN_INLINE F load_dealt(const float* p, M m) { return as_floats(load_dealt((const uint32_t*)p, m)); }
 
 // Which member of the exclusive unit u a choice word picks.
 TOYKERN_INLINE uint32_t chosen_feature(const StreamTables& t, uint32_t u, uint32_t word) {
@@ -95,12 +118,13 @@ class RareCursor {
   public:
     void carve(Workspace& w, const StreamTables& tables) {
         t_ = &tables;
-        words_ = w.take<uint32_t>(128 + 64 * (size_t)tables.max_members);
+        words_ = w.take<uint32_t>(128);
+        magnitudes_ = w.take<float>(64 * (size_t)tables.max_members);
     }
 
     // Samples first … last - 1 of the batch. Arrivals of the first slice that fall before `first` are drawn and dropped.
     void begin(const StreamKey& key, int64_t first, int64_t last) {
-        key_ = key;
+        key_ = &key;
         first_ = (uint32_t)first;
         batch_ = (uint32_t)last;
         const RareProcess& r = t_->rare;
@@ -113,15 +137,10 @@ class RareCursor {
     // Appends the next arrivals (up to 64, or one slice's rest) to the list.
     void refill(EntryList& list) {
         const RareProcess& r = t_->rare;
-        uint32_t* gaps = words_;
-        uint32_t* magnitudes = words_ + 128;
-        slice_words(key_, Kind::kGap, 0, slice_, block_, gaps);
-        if (t_->plain) {
-            if ((Magnitude)t_->data->magnitude != Magnitude::kConstant)
-                slice_words(key_, Kind::kSparseMagnitude, 0, slice_, block_, magnitudes);
-        } else {
-            group_words_ready_ = false;
-        }
+        slice_words(*key_, Kind::kGap, 0, slice_, block_, words_);
+        for (uint32_t r = 0; r < t_->max_members; ++r)
+            slice_magnitudes(*key_, Kind::kSparseMagnitude, r, slice_, block_, t_->data->magnitude, magnitudes_ + 64 * r);
+        if (t_->has_exclusive) slice_words(*key_, Kind::kSparseChoice, 0, slice_, block_, words_ + 64);
         const uint32_t base = slice_ << r.slice_log2;
         const uint32_t in_slice = 1u << r.slice_log2;
         const U limit = ubcast(batch_ - base < in_slice ? batch_ - base : in_slice);
@@ -131,7 +150,7 @@ class RareCursor {
         const bool wide_index = r.rho > 0 && ((uint64_t)r.n_units << r.rho) >= ((uint64_t)1 << 32);
         const bool partial = base < first_;
         for (int v = 0; v < 64; v += kLanes) {
-            const L time = running_sum(gap(load(gaps + v)), carry_);
+            const L time = running_sum(gap(load(words_ + v)), carry_);
             const U cell = high_words(time), fraction = low_words(time);
             U sample, unit;
             if (a > 0) {
@@ -156,7 +175,7 @@ class RareCursor {
             M kept = and_not(valid, repeat);
             if (partial) kept = and_not(kept, lt(at, ubcast(first_)));
             if (t_->plain)
-                emit_plain(list, kept, at, unit, load(magnitudes + v));
+                emit_plain(list, kept, at, unit, load(magnitudes_ + v));
             else
                 emit_groups(list, kept, at, unit, v);
             if (bits(valid) != bits(mask_first(kLanes))) {
@@ -215,9 +234,8 @@ class RareCursor {
         return load(unit);
     }
 
-    TOYKERN_INLINE void emit_plain(EntryList& list, M kept, U sample, U unit, U word) const {
+    TOYKERN_INLINE void emit_plain(EntryList& list, M kept, U sample, U unit, F value) const {
         const U feature = t_->rare_in_order ? unit : gather(t_->rare_feature, unit);
-        const F value = magnitude(word, t_->data->magnitude);
         store_packed(list.sample + list.count, sample, kept);
         store_packed(list.feature + list.count, feature, kept);
         store_packed((uint32_t*)(list.value + list.count), as_words(value), kept);
@@ -227,22 +245,13 @@ class RareCursor {
     void emit_groups(EntryList& list, M kept, U sample, U unit, int v) {
         const Distribution& d = *t_->data;
         if (!bits(kept)) return;
-        if (!group_words_ready_) {  // this block's choice words, and its magnitude words for every member number
-            if (t_->has_exclusive) slice_words(key_, Kind::kSparseChoice, 0, slice_, block_, words_ + 64);
-            if ((Magnitude)d.magnitude != Magnitude::kConstant)
-                for (uint32_t r = 0; r < t_->max_members; ++r)
-                    slice_words(key_, Kind::kSparseMagnitude, r, slice_, block_, words_ + 128 + 64 * r);
-            for (uint32_t i = 0; i < 64 * t_->max_members; i += kLanes)
-                store((float*)(words_ + 128 + i), magnitude(load(words_ + 128 + i), d.magnitude));
-            group_words_ready_ = true;
-        }
         uint32_t at[kLanes], which[kLanes];
         store(at, sample);
         store(which, unit);
         for (uint32_t left = bits(kept); left; left &= left - 1) {
             const int i = __builtin_ctz(left);
             const uint32_t u = t_->rare_unit[which[i]];
-            const float* values = (const float*)(words_ + 128) + v + i;
+            const float* values = magnitudes_ + v + i;
             if (d.unit_kind[u] == (uint8_t)UnitKind::kExclusive) {
                 append(list, at[i], chosen_feature(*t_, u, words_[64 + v + i]), values[0]);
             } else {
@@ -259,12 +268,13 @@ class RareCursor {
     }
 
     const StreamTables* t_;
-    uint32_t* words_;  // 64 gap words, 64 choice words, 64 magnitude words for every member number
-    StreamKey key_;
+    uint32_t* words_;    // 64 gap words, 64 choice words
+    float* magnitudes_;  // 64 for every member number
+    const StreamKey* key_;
     uint32_t first_, batch_, slice_, block_;
     L carry_;
     U last_sample_, last_unit_;
-    bool done_, group_words_ready_;
+    bool done_;
 };
 
 // Frequent units: 16 samples at a time, in order.
@@ -275,13 +285,13 @@ class FrequentCursor {
         const size_t units = (size_t)tables.data->n_units;
         gates_ = w.take<uint32_t>(16 * units + 64);
         capacity_ = (uint32_t)(16 * units + 512);
-        n_sequences_ = tables.max_members + (tables.has_exclusive ? 1 : 0);
-        words_ = w.take<uint32_t>((size_t)n_sequences_ * (capacity_ + 64));
+        values_ = w.take<float>((size_t)tables.max_members * (capacity_ + 64));
+        choices_ = w.take<uint32_t>(tables.has_exclusive ? capacity_ + 64 : 0);
     }
 
     // From sample `first`, a multiple of 16. A start inside a dense slice counts the gates before it.
     void begin(const StreamKey& key, int64_t first) {
-        key_ = key;
+        key_ = &key;
         group_ = ~(uint64_t)0;
         const uint32_t d = t_->n_frequent;
         slice_log2_ = d ? dense_slice_log2(d) : 12;
@@ -295,21 +305,21 @@ class FrequentCursor {
         open_slice(rank);
     }
 
-    // Gates of the next 16 samples: bit (s & 15) + shift() of gates()[d]; their words from offset() on in words(r).
+    // Gates of the next 16 samples: bit (s & 15) + shift() of gates()[d]; their magnitudes from offset() on in values(r).
     void next16() {
         if ((next_ & (((int64_t)1 << slice_log2_) - 1)) == 0) open_slice(0);
         slice_ = (uint32_t)(next_ >> slice_log2_);
         load_gates();
-        offset_ = drawn() ? offset_ + active_ : 0;
+        offset_ += active_;
         active_ = count16();
-        if (have_ - offset_ < active_ && drawn()) draw_words();
+        if (have_ - offset_ < active_) draw_values();
         next_ += 16;
     }
     const uint32_t* gates() const { return now_; }
     int shift() const { return shift_; }
     uint32_t offset() const { return offset_; }
-    // Magnitude words of member r, or (r = max_members) the choice words.
-    const uint32_t* words(uint32_t r) const { return words_ + (size_t)r * (capacity_ + 64); }
+    const float* values(uint32_t member) const { return values_ + (size_t)member * (capacity_ + 64); }
+    const uint32_t* choices() const { return choices_; }
 
   private:
     // Begin a slice, or resume one at a rank.
@@ -322,8 +332,8 @@ class FrequentCursor {
             draw_block();
         }
     }
-    bool drawn() const { return t_->has_exclusive || (Magnitude)t_->data->magnitude != Magnitude::kConstant; }
     uint32_t count16() const {
+        if (t_->all_always) return 16 * t_->n_frequent;
         uint32_t active = 0;
         for (uint32_t d = 0; d < t_->n_frequent; ++d)
             active += (uint32_t)__builtin_popcount(now_[d] >> shift_ & 0xFFFFu);
@@ -356,7 +366,7 @@ class FrequentCursor {
             bool open = false;
             for (int v = 0; v < kVectors; ++v) open = open || any(undecided[v]);
             if (!open) break;
-            long_words(key_, Kind::kGate, 8 * word_group + (uint64_t)(level >> 2), random);
+            long_words(*key_, Kind::kGate, 8 * word_group + (uint64_t)(level >> 2), random);
             for (int l = 0; l < 4; ++l)
                 for (int v = 0; v < kVectors; ++v) {
                     const U r = load(random + 16 * l + v * kLanes);
@@ -369,12 +379,14 @@ class FrequentCursor {
     }
 
     // Sequences are drawn 64 words at a time, when they are needed, and kept until they are used.
-    void draw_words() {
+    void draw_values() {
         if (offset_ + active_ + 64 > capacity_) {
-            for (uint32_t r = 0; r < n_sequences_; ++r) {
-                uint32_t* w = words_ + (size_t)r * (capacity_ + 64);
-                for (uint32_t i = offset_; i < have_; i += kLanes) store(w + i - offset_, load(w + i));
+            for (uint32_t r = 0; r < t_->max_members; ++r) {
+                float* v = values_ + (size_t)r * (capacity_ + 64);
+                for (uint32_t i = offset_; i < have_; i += kLanes) store(v + i - offset_, load(v + i));
             }
+            for (uint32_t i = offset_; t_->has_exclusive && i < have_; i += kLanes)
+                store(choices_ + i - offset_, load(choices_ + i));
             have_ -= offset_;
             offset_ = 0;
         }
@@ -382,22 +394,22 @@ class FrequentCursor {
     }
     void draw_block() {
         for (uint32_t r = 0; r < t_->max_members; ++r)
-            slice_words(key_, Kind::kDenseMagnitude, r, slice_, block_, words_ + (size_t)r * (capacity_ + 64) + have_);
-        if (t_->has_exclusive)
-            slice_words(key_, Kind::kDenseChoice, 0, slice_, block_,
-                        words_ + (size_t)t_->max_members * (capacity_ + 64) + have_);
+            slice_magnitudes(*key_, Kind::kDenseMagnitude, r, slice_, block_, t_->data->magnitude,
+                             values_ + (size_t)r * (capacity_ + 64) + have_);
+        if (t_->has_exclusive) slice_words(*key_, Kind::kDenseChoice, 0, slice_, block_, choices_ + have_);
         have_ += 64;
         ++block_;
     }
 
     const StreamTables* t_;
-    uint32_t *gates_, *words_;
+    uint32_t *gates_, *choices_;
+    float* values_;
     const uint32_t* now_;
-    StreamKey key_;
+    const StreamKey* key_;
     uint64_t group_;
     int64_t next_;
     int slice_log2_, shift_;
-    uint32_t capacity_, n_sequences_;
+    uint32_t capacity_;
     uint32_t slice_, block_;
     uint32_t offset_, active_, have_;
 };
@@ -413,7 +425,7 @@ class RowCursor {
     }
     // Samples first (a multiple of 32) … last - 1.
     void begin(const StreamKey& key, int64_t first, int64_t last) {
-        key_ = key;
+        key_ = &key;
         next_ = first;
         last_ = last;
         list_.count = 0;
@@ -447,7 +459,7 @@ class RowCursor {
             for (uint64_t j = 0; j < n; ++j) {
                 if ((base + j) >> 2 != drawn) {
                     drawn = (base + j) >> 2;
-                    long_words(key_, Kind::kNoise, drawn, words);
+                    long_words(*key_, Kind::kNoise, drawn, words);
                 }
                 float noise[16];
                 for (int v = 0; v < 16; v += kLanes)
@@ -478,7 +490,7 @@ class RowCursor {
                 } else {
                     for (int64_t r = 0; r < members; ++r)
                         scatter(rows + d.unit_member[first + r], row,
-                                magnitude(load_dealt(frequent_.words((uint32_t)r) + at, m), d.magnitude), used);
+                                load_dealt(frequent_.values((uint32_t)r) + at, m), used);
                 }
                 at += (uint32_t)__builtin_popcount(bits(m));
             }
@@ -488,9 +500,7 @@ class RowCursor {
         for (; active; active &= active - 1, ++at) {
             const int s = v + __builtin_ctz(active);
             if (s >= limit) continue;
-            float value[kLanes];
-            store(value, magnitude(ubcast(frequent_.words(0)[at]), t_->data->magnitude));
-            rows[(size_t)s * stride + chosen_feature(*t_, u, frequent_.words(t_->max_members)[at])] = value[0];
+            rows[(size_t)s * stride + chosen_feature(*t_, u, frequent_.choices()[at])] = frequent_.values(0)[at];
         }
     }
     void fill_rare(float* rows, size_t stride, int limit) {
@@ -510,7 +520,7 @@ class RowCursor {
     RareCursor rare_;
     FrequentCursor frequent_;
     EntryList list_;
-    StreamKey key_;
+    const StreamKey* key_;
     int64_t next_, last_;
 };
 

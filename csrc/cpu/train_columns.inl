@@ -314,15 +314,21 @@ class ColumnsWorker {
         }
     }
     TOYKERN_INLINE void fill_frequent(int column) {
+        const float* values = frequent_.values(0) + frequent_.offset();
+        const int64_t stride = capacity_;
+        if (tables_.all_always && tables_.n_frequent == (uint32_t)args_.n) {
+            for (int j = 0; j < args_.n; ++j)
+                for (int v = 0; v < 16; v += kLanes) store(x_ + j * stride + column + v, load(values + 16 * j + v));
+            return;
+        }
         const uint32_t* gates = frequent_.gates();
-        const int32_t kind = tables_.data->magnitude;
-        const uint32_t* words = frequent_.words(0) + frequent_.offset();
+        const int shift = frequent_.shift();
         for (uint32_t d = 0; d < tables_.n_frequent; ++d) {
-            float* to = x_ + (size_t)tables_.frequent_feature[d] * capacity_ + column;
+            float* to = x_ + (int64_t)tables_.frequent_feature[d] * stride + column;
             for (int v = 0; v < 16; v += kLanes) {
-                const M m = mask_bits(gates[d] >> (frequent_.shift() + v));
-                store(to + v, keep(m, magnitude(load_dealt(words, m), kind)));
-                words += __builtin_popcount(bits(m));
+                const M m = mask_bits(gates[d] >> (shift + v));
+                store(to + v, load_dealt(values, m));
+                values += __builtin_popcount(bits(m));
             }
         }
     }

@@ -74,6 +74,8 @@ struct TrainParams {
 
     int64_t first_step, steps;
     const double* lr_factor;       // [T] the schedule
+    const double* correction1;     // [T] 1 - beta1^(step + 1) (Adam, AdamW); made by train()
+    const double* correction2;     // [T] sqrt(1 - beta2^(step + 1))
     int64_t record_every;          // steps to a record
     float* loss_records;           // [K, n_records] mean loss of each record; null: not wanted
     int64_t n_records;
