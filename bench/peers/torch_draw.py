@@ -1,0 +1,56 @@
+"""Two ways to draw a batch of sparse features with PyTorch, both exact in distribution.
+
+A draw returns the same buffer every time, of the shape it was made for; negative entries stand for inactive
+features and a ReLU removes them, in whichever pass over the batch costs least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+Draw = Callable[[], torch.Tensor]
+
+
+def uniform_draw(shape: tuple[int, ...], probability: float) -> Draw:
+    """One number gives gate and magnitude: U[-(1-p)/p, 1] is positive with probability p, then U[0, 1]."""
+    lowest = -(1.0 - probability) / probability
+    batch = torch.empty(shape)
+
+    def draw() -> torch.Tensor:
+        return batch.uniform_(lowest, 1.0)
+
+    return draw
+
+
+def gap_draw(shape: tuple[int, ...], probability: float) -> Draw:
+    """Jumps from one active entry of the flattened batch to the next; the cost follows the active entries.
+
+    The gaps between the successes of a Bernoulli process are geometric, and 1 + floor(E) with E exponential
+    of rate -ln(1-p) is geometric. As many gaps are drawn as the batch needs save with probability 1e-14;
+    what falls past its end goes to one spare slot.
+    """
+    size = math.prod(shape)
+    if size >= 2**24:
+        raise ValueError(f"shape must have less than 2**24 entries (positions are float32), got {shape}")
+    rate = -math.log1p(-probability)
+    mean = size * probability
+    count = int(mean + 8.0 * math.sqrt(mean) + 16.0)
+    batch = torch.zeros(size + 1)
+    gaps, arrivals, magnitudes = torch.empty(count), torch.empty(count), torch.empty(count)
+    positions = torch.empty(count, dtype=torch.int64)
+
+    def draw() -> torch.Tensor:
+        gaps.exponential_(rate).floor_().add_(1.0)
+        torch.cumsum(gaps, 0, out=arrivals)
+        positions.copy_(arrivals.sub_(1.0).clamp_(max=size))
+        batch.zero_()
+        batch.scatter_(0, positions, magnitudes.uniform_())
+        return batch[:size].view(shape)
+
+    return draw
+
+
+DRAWS = {"uniform": uniform_draw, "gaps": gap_draw}

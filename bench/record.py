@@ -1,0 +1,97 @@
+"""A dated JSON record of every figure of a bench run, with what it was measured on."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.measure import Timing
+from bench.peers import OURS, PEERS
+from bench.roof import Peaks, count_operations
+from bench.session import cores
+from bench.workloads import Workload
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def new_record(peaks: Peaks) -> dict[str, Any]:
+    """A record without workloads: the machine, the date, the commit, the versions and the peaks."""
+    from toykern.info import info
+
+    facts = info()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "processor": facts["machine"]["processor"],
+        "cores": cores(),
+        "instruction_set": facts["native"].get("isa_level"),
+        "system": facts["machine"]["system"],
+        "versions": facts["versions"],
+        "peaks": {"flops": peaks.flops, "random_words": peaks.random_words},
+        "workloads": [],
+    }
+
+
+def workload_entry(workload: Workload, timings: dict[str, Timing | str], peaks: Peaks) -> dict[str, Any]:
+    """One workload of a record: every contender's figures, the ratio to the best peer, the roof."""
+    entry: dict[str, Any] = {
+        "name": workload.name,
+        **asdict(workload),
+        "contenders": {name: _timing_entry(timing) for name, timing in timings.items()},
+        "roof_microseconds": count_operations(workload).microseconds(peaks),
+    }
+    medians = {name: timing.median for name, timing in timings.items() if isinstance(timing, Timing)}
+    peers = {name: medians[name] for name in PEERS if name in medians}
+    entry["best_peer"] = min(peers, key=peers.__getitem__) if peers else None
+    if OURS in medians:
+        entry["roof_distance"] = medians[OURS] / entry["roof_microseconds"]
+        entry["ratio"] = peers[entry["best_peer"]] / medians[OURS] if peers else None
+    return entry
+
+
+def save(record: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Writes the record to a file named after its date and returns the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['date'][:19].replace(':', '')}.json"
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def newest(folder: Path = RESULTS) -> dict[str, Any]:
+    """The newest record; FileNotFoundError if there is none."""
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise FileNotFoundError(f"no record in {folder}; `python -m bench` writes one")
+    return json.loads(paths[-1].read_text(encoding="utf-8"))
+
+
+def _timing_entry(timing: Timing | str) -> dict[str, Any]:
+    if isinstance(timing, str):
+        return {"absent": timing}
+    low, high = timing.quartiles
+    return {
+        "median": timing.median,
+        "quartiles": [low, high],
+        "samples": timing.samples,
+        "steps": timing.steps,
+        "setup": timing.variant.label,
+        "tried": timing.tried,
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with `+` if files that are tracked differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,192 @@
+"""The bench compares like with like: every contender draws the same distribution, takes the same step and
+learns the same thing; and its table says what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from bench import record as bench_record
+from bench.measure import Timing
+from bench.peers import CONTENDERS, NOTEBOOK, OURS, PEERS, Variant, variants
+from bench.peers.problem import Problem, Trainer, whole_problem
+from bench.roof import Operations, Peaks, count_operations
+from bench.session import Session
+from bench.table import BEGIN, END, render, update_readme
+from bench.workloads import WORKLOADS, Workload
+
+TINY = Workload(n_models=16, n_features=4, n_hidden=2, batch_size=128, sparsity=0.9, required_ratio=1)
+JAX = importlib.util.find_spec("jax") is not None and importlib.util.find_spec("optax") is not None
+COMPILED = Variant("compile", {"product": "elementwise", "draw": "gaps"})  # one: it takes a compiler's time
+
+
+def _candidates() -> list[Variant]:
+    found = []
+    for contender in CONTENDERS:
+        if contender not in ("compile", OURS):
+            found += [v for v in variants(contender, TINY) if not v.sharded]
+    found += [Variant("jax", {"product": "matmul_samples_first", "draw": "uniform"})]
+    found += [Variant("eager", {"layout": "samples_first", "draw": "uniform"}), COMPILED]
+    return [v for v in found if JAX or v.contender != "jax"]
+
+
+@pytest.fixture(scope="module", params=_candidates(), ids=lambda v: f"{v.contender}, {v.label}")
+def trainer(request: pytest.FixtureRequest) -> Trainer:
+    return request.param.build(whole_problem(TINY, threads=1))
+
+
+def _reference_steps(problem: Problem, batches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Adam on the written-out gradient in float64, on `[steps, models, batch, n]`: weights, biases, losses."""
+    weight, importance = problem.weight.astype(np.float64), problem.importance[:, None]
+    parameters = [weight, np.zeros((problem.n_models, weight.shape[2]))]
+    first, second = ([np.zeros_like(p) for p in parameters] for _ in range(2))
+    losses = []
+    for step, x in enumerate(batches, start=1):
+        weight, bias = parameters
+        hidden = x @ weight.transpose(0, 2, 1)
+        before_relu = hidden @ weight + bias[:, None]
+        error = np.maximum(before_relu, 0.0) - x
+        losses.append((importance * error**2).mean((1, 2)))
+        delta = 2.0 * importance * error * (before_relu > 0.0) / x[0].size
+        through_hidden = (delta @ weight.transpose(0, 2, 1)).transpose(0, 2, 1) @ x
+        gradients = [hidden.transpose(0, 2, 1) @ delta + through_hidden, delta.sum(1)]
+        for i, g in enumerate(gradients):
+            first[i] = 0.9 * first[i] + 0.1 * g
+            second[i] = 0.999 * second[i] + 0.001 * g * g
+            change = first[i] / (1 - 0.9**step) / (np.sqrt(second[i] / (1 - 0.999**step)) + 1e-8)
+            parameters[i] = parameters[i] - 1e-3 * change
+    return parameters[0], parameters[1], np.mean(losses, axis=0)
+
+
+def _batches(steps: int, problem: Problem) -> np.ndarray:
+    generator = np.random.default_rng(3)
+    shape = (steps, problem.n_models, TINY.batch_size, TINY.n_features)
+    return np.where(generator.random(shape) < TINY.probability, generator.random(shape), 0.0)
+
+
+def test_a_peer_takes_the_same_steps(trainer: Trainer) -> None:
+    problem = whole_problem(TINY, threads=1)
+    batches = _batches(20, problem)
+    for x in batches:
+        trainer.update(x.astype(np.float32))
+    weight, bias, loss = _reference_steps(problem, batches)
+    got_weight, got_bias = trainer.parameters()
+    np.testing.assert_allclose(got_weight, weight, atol=2e-6)
+    np.testing.assert_allclose(got_bias, bias, atol=2e-6)
+    np.testing.assert_allclose(trainer.mean_loss(), loss, rtol=1e-4)
+
+
+def test_a_peer_draws_the_same_distribution(trainer: Trainer) -> None:
+    batches = np.stack([trainer.draw() for _ in range(20)])
+    assert batches.shape == (20, TINY.n_models, TINY.batch_size, TINY.n_features)
+    assert batches.min() >= 0.0 and batches.max() <= 1.0
+    active = batches > 0.0
+    # 5.3 standard errors of a Bernoulli mean (two in ten million), for each place of a sample and over all.
+    for rate, count in ((active.mean((0, 1, 2)), active[..., 0].size), (active.mean(), active.size)):
+        limit = 5.3 * np.sqrt(TINY.probability * (1 - TINY.probability) / count)
+        np.testing.assert_allclose(rate, TINY.probability, atol=limit)
+    magnitudes = np.sort(batches[active])
+    kolmogorov = np.abs(magnitudes - np.linspace(0.0, 1.0, magnitudes.size)).max()
+    assert kolmogorov < 2.9 / np.sqrt(magnitudes.size)
+    assert not np.array_equal(batches[0], batches[1])
+
+
+def test_all_contenders_learn_the_same_thing(trained_losses: dict[str, float]) -> None:
+    """Mean losses of 200 steps, all from the same weights, agree within what the batches' noise allows."""
+    variant = Variant("eager", {"layout": "features_first", "draw": "gaps"}, sharded=True)
+    with Session(variant, TINY) as session:
+        session.run(200)
+        losses = session.mean_loss()
+    assert losses.shape == (TINY.n_models,)
+    for name, other in trained_losses.items():
+        assert losses.mean() == pytest.approx(other, rel=0.02), name
+
+
+@pytest.fixture(scope="module")
+def trained_losses() -> dict[str, float]:
+    """The mean loss over 200 steps of the written-out reference, of `tk.fit` and of a peer of each kind."""
+    problem = whole_problem(TINY, threads=1)
+    losses = {"reference": _reference_steps(problem, _batches(200, problem))[2].mean()}
+    contenders = [Variant(OURS), Variant(NOTEBOOK), COMPILED]
+    if JAX:
+        contenders.append(Variant("jax", {"product": "matmul", "draw": "uniform"}))
+    for variant in contenders:
+        trainer = variant.build(problem)
+        trainer.run(200)
+        losses[variant.contender] = trainer.mean_loss().mean()
+    return losses
+
+
+def test_operations_by_hand() -> None:
+    dense = count_operations(Workload(1, 5, 2, 100, 0.0, 1))
+    assert dense == Operations(multiply_adds=2 * 500 * 2 + 3 * 100 * 10, random_words=500, elementwise=3000)
+    rare = count_operations(
+        Workload(1, 1, 1, 100, 0.9, 1)
+    )  # a sample is one feature: 10 samples are not empty
+    assert rare.multiply_adds == pytest.approx(50) and rare.random_words == pytest.approx(20)
+    assert rare.elementwise == pytest.approx(60)
+    frequent = count_operations(Workload(1, 1, 1, 320, 0.5, 1))
+    assert frequent.random_words == pytest.approx(110 + 160)
+    # 50 + 60 vector operations of 2 flops at 100 flop/µs, 20 words at 10 words/µs
+    assert rare.microseconds(Peaks(flops=1e8, random_words=1e7)) == pytest.approx(4.2)
+
+
+def _timings(jax: Timing | str) -> dict[str, Timing | str]:
+    def timing(contender: str, *samples: float) -> Timing:
+        return Timing(Variant(contender, {"draw": f"{contender}-draw"}), list(samples), 10, {"a": 1.0})
+
+    return {
+        OURS: timing(OURS, 0.25, 0.2, 9.0),
+        "eager": timing("eager", 30.0, 30.0, 30.0),
+        "compile": timing("compile", 20.0, 19.0, 21.0),
+        "jax": jax,
+        NOTEBOOK: timing(NOTEBOOK, 1.0, 1.0, 1.0),
+    }
+
+
+def _record(jax: Timing | str) -> dict:
+    versions = {"toykern": "0.1", "torch": "2", "jax": "not installed", "optax": "not installed"}
+    peaks = Peaks(1e12, 1e10)
+    return {
+        "date": "2026-01-02T03:04:05+00:00", "commit": "abc", "processor": "A CPU", "cores": 2,
+        "instruction_set": "v4", "versions": versions, "peaks": {"flops": 1e12, "random_words": 1e10},
+        "workloads": [bench_record.workload_entry(WORKLOADS[0], _timings(jax), peaks)], }  # fmt: skip
+
+
+def test_table_shows_medians_and_the_ratio_to_the_best_peer(tmp_path) -> None:
+    record = _record("jax and optax not installed")
+    path = bench_record.save(record, tmp_path)
+    assert bench_record.newest(tmp_path) == record == json.loads(path.read_text())
+    row = next(line for line in render(record).splitlines() if line.startswith(f"| {WORKLOADS[0].name}"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    # the notebook's 1.0 is shown but is no peer
+    assert cells[1:8] == ["**0.25**", "30", "**20**", "not installed", "1", "80×", "400×"]
+    assert "compile-draw" in render(record)
+    faster = Timing(Variant("jax"), [5.0], 10, {})
+    assert _record(faster)["workloads"][0]["best_peer"] == "jax"
+    assert _record(faster)["workloads"][0]["ratio"] == 20.0
+
+
+def test_readme_table_is_replaced_between_its_markers(tmp_path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n{BEGIN}\nold\n{END}\ntail\n")
+    update_readme(_record("absent"), readme)
+    update_readme(_record("absent"), readme)
+    text = readme.read_text()
+    assert text.startswith(f"# Title\n{BEGIN}\n| workload |") and text.endswith(f"{END}\ntail\n")
+    assert "old" not in text and text.count("the set-up that won") == 1
+    readme.write_text("no markers\n")
+    with pytest.raises(ValueError, match="README.md must contain"):
+        update_readme(_record("absent"), readme)
+    assert readme.read_text() == "no markers\n"
+
+
+def test_every_workload_has_set_ups_for_every_contender() -> None:
+    for workload in WORKLOADS:
+        for contender in CONTENDERS:
+            labels = [v.label for v in variants(contender, workload)]
+            assert labels and len(labels) == len(set(labels))
+    assert {v.contender for w in WORKLOADS for p in PEERS for v in variants(p, w)} == set(PEERS)
