@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from toykern import metrics, plot
+from toykern.grid import grid
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -131,6 +134,24 @@ def test_loss_curves_draw_few_models_and_summarise_many():
     np.testing.assert_allclose(line.get_ydata(), np.median(losses.double(), axis=0))
     assert len(many.collections) == 1
     assert "50 models" in many.get_legend().get_texts()[0].get_text()
+
+
+def test_loss_curves_of_a_run_are_grouped_by_an_axis_of_its_grid():
+    points = grid(density=np.geomspace(0.01, 1.0, 30), seed=range(4))
+    run = SimpleNamespace(
+        grid=points,
+        loss=torch.rand(120, 5) + 0.1,
+        record_steps=np.arange(1, 6) * 7,
+        config={"loss_reduction": "sum"},
+    )
+    ax = plot.loss_curves(run, by="density")
+    assert len(ax.get_lines()) == 10 and len(ax.collections) == 0
+    for line, density in ((ax.get_lines()[0], 0.01), (ax.get_lines()[-1], 1.0)):
+        expected = np.median(run.loss[points.index(density=density)].double(), axis=0)
+        np.testing.assert_allclose(line.get_ydata(), expected)
+    assert ax.get_lines()[0].get_xdata().tolist() == [7, 14, 21, 28, 35]
+    assert ax.get_ylabel() == "loss (sum over features)"
+    assert ax.get_legend().get_texts()[0].get_text() == "density = 0.01"
 
 
 def test_loss_curves_leave_out_records_not_reached_and_models_that_diverged():

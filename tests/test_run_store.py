@@ -355,7 +355,7 @@ def test_repr_tells_a_person_what_they_hold():
     assert "80 model-steps/s" in text
     assert "features_per_dimension; snapshots at 2, 5" in text
     run.step, run.interrupted = 6, True
-    assert "6 of 10, batch 8  (interrupted)" in repr(run)
+    assert "6 of 10, batch 8  (interrupted, can be resumed)" in repr(run)
 
 
 def test_to_xarray_unstacks_the_grid():

@@ -40,8 +40,8 @@ Every point of the diagram is a tiny network that must squeeze n features into n
 features are active (the density, 1 - sparsity) varies from bottom to top, how much the last feature matters
 (its relative importance) from left to right. The colour shows what the trained network does with the last
 feature: leave it out, give it a dimension of its own, or store it in superposition with another one. At each
-point several networks with different seeds are trained, and the best is shown. Black lines are the boundaries
-computed exactly.
+point several networks with different seeds are trained, and the best is shown. Black lines are where the
+best solution that can be made by hand changes, computed exactly.
 """
 
 _PHASE_EPILOG = """\
@@ -136,14 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--seeds",
         type=_whole("--seeds", 1),
-        default=8,
+        default=10,
         metavar="N",
         help="networks trained at each point, of which the best is shown (default: %(default)s)",
     )
     what.add_argument(
         "--steps",
         type=_whole("--steps", 1),
-        default=3000,
+        default=1500,
         metavar="N",
         help="updates of each network (default: %(default)s)",
     )
@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--lr",
         type=_learning_rate,
-        default=1e-2,
+        default=2e-2,
         metavar="X",
         help="learning rate at the start; it falls to 0 along a cosine (default: %(default)s)",
     )
@@ -243,7 +243,7 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
         device=arguments.device,
     )
     run = diagram.run
-    if run.interrupted:
+    if diagram.interrupted:
         print(f"stopped by Ctrl-C after {run.step:,} of {arguments.steps:,} steps; keeping what was trained")
     print(
         f"trained  {run.n_models * run.step:,} model-steps in {run.seconds:.1f} s: "
@@ -258,7 +258,7 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
     if store is not None:
         run.save(store, overwrite=arguments.overwrite)
         print(f"store    {store}")
-    return 130 if run.interrupted else 0
+    return 130 if diagram.interrupted else 0
 
 
 def _draw(diagram: PhaseDiagram, picture: Path) -> None:

@@ -30,7 +30,7 @@ __all__ = ["PhaseDiagram", "phase_diagram_grid", "train_phase_diagram"]
 
 MINIMUM_IMPORTANCE, MAXIMUM_IMPORTANCE = 0.1, 10.0
 MINIMUM_DENSITY = 0.01
-_EVALUATION_SAMPLES = 1 << 16
+_EVALUATION_SAMPLES = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ class PhaseDiagram:
         run: all models of all seeds, on the grid importance × density × seed.
         importance: relative importance of the last feature, float64 `[I]`, ascending.
         density: probability that a feature is active, float64 `[D]`, ascending.
-        loss: loss of every model on fresh data, float `[I·D·seeds]`.
+        loss: loss of every model on fresh data, float64 `[I·D·seeds]`.
         best: flat number of the best model of each point, int64 `[I, D]`; −1 where all diverged.
+        interrupted: whether Ctrl-C cut short the training, or the evaluation (then `loss` is that of the
+            last training batches).
     """
 
     run: Run
@@ -50,6 +52,7 @@ class PhaseDiagram:
     density: NDArray[np.float64]
     loss: Tensor
     best: NDArray[np.int64]
+    interrupted: bool = False
 
     @property
     def weight(self) -> Tensor:
@@ -95,10 +98,10 @@ def train_phase_diagram(
     n_hidden: int = 1,
     *,
     shape: Sequence[int] = (48, 48),
-    seeds: int = 8,
-    steps: int = 3000,
+    seeds: int = 10,
+    steps: int = 1500,
     batch_size: int = 1024,
-    lr: float = 1e-2,
+    lr: float = 2e-2,
     schedule: Any = "cosine",
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -108,8 +111,8 @@ def train_phase_diagram(
 
     One tied autoencoder per point and seed, with U[0, 1] magnitudes and AdamW, as in the paper; the
     importance of the last feature varies, that of the others is 1. Every model has a seed of its own for its
-    initial weights and its data. The best of a point is chosen by the loss over 65,536 fresh samples, the
-    same for all models of the point.
+    initial weights and its data. The best of a point is chosen by the loss over 32,768/density fresh
+    samples, the same for all models of the point.
 
     Args:
         n_features: n.
@@ -126,7 +129,7 @@ def train_phase_diagram(
         progress: as `toykern.fit` takes it.
 
     Returns:
-        A `PhaseDiagram`. After Ctrl-C (`diagram.run.interrupted`) it shows the models as far as they were
+        A `PhaseDiagram`. After Ctrl-C (`diagram.interrupted`) it shows the models as far as they were
         trained.
 
     Raises:
@@ -162,10 +165,32 @@ def train_phase_diagram(
         grid=points,
         progress=progress,
     )
-    # Common random numbers: the models of one point are compared on the same samples.
-    point = torch.arange(points.n_models) // seeds
-    loss = evaluate(
-        model, data, samples=_EVALUATION_SAMPLES, seed=(seed << 32) + point, importance=importance
-    )
-    coords = points.coords
-    return PhaseDiagram(run, coords["importance"], coords["density"], loss, run.best(over="seed", by=loss))
+    interrupted = run.interrupted
+    try:
+        loss = _fresh_loss(run, importance, seed)
+    except KeyboardInterrupt:
+        loss, interrupted = run.final_loss.double(), True
+    coords, best = points.coords, run.best(over="seed", by=loss)
+    return PhaseDiagram(run, coords["importance"], coords["density"], loss, best, interrupted)
+
+
+def _fresh_loss(run: Run, importance: Tensor, seed: int) -> Tensor:
+    """Loss of every model on data that none was trained on, float64 `[models]`.
+
+    What tells the solutions apart is samples with two active features, a share of about p²: the rarer they
+    are, the more samples are drawn. All models of a point see the same ones.
+    """
+    points = run.grid
+    assert points is not None
+    seeds = points.shape[-1]
+    loss = torch.empty(points.n_models, dtype=torch.float64)
+    for density in points.coords["density"]:
+        chosen = torch.from_numpy(points.index(density=density).reshape(-1))
+        loss[chosen] = evaluate(
+            run.model[chosen],
+            SparseFeatures(run.data.n_features, density),
+            samples=round(_EVALUATION_SAMPLES / density),
+            seed=(seed << 32) + chosen // seeds,
+            importance=importance[chosen],
+        )
+    return loss

@@ -150,9 +150,9 @@ def loss_curves(
 ) -> Axes:
     """Loss against training step on logarithmic axes.
 
-    Up to ten models are drawn one by one; more as the median with the band from the 5th to the 95th
-    percentile, all together or per value of the grid's axis `by` (ten values of it, evenly spaced, if it has
-    more).
+    Up to ten models are drawn one by one; more as their median, all together or per value of the grid's axis
+    `by` (ten values of it, evenly spaced, if it has more). Up to three medians have the band from the 5th to
+    the 95th percentile around them.
 
     Args:
         loss: a `Run`, or `[models, records]` (or `[records]`).
@@ -182,7 +182,7 @@ def loss_curves(
             continue
         low, middle, high = np.nanquantile(values[members][:, reached], [0.05, 0.5, 0.95], axis=0)
         ax.plot(steps[reached], middle, color=colour, label=name, linewidth=1.6)
-        if len(members) > 1:
+        if len(members) > 1 and len(groups) <= 3:
             ax.fill_between(steps[reached], low, high, color=colour, alpha=0.18, linewidth=0)
     ax.set(xscale="log", yscale="log", xlabel="training step", ylabel=ylabel)
     if len(values) > 1:
@@ -192,6 +192,8 @@ def loss_curves(
             fontsize="small",
             loc="upper left" if beside else "best",
             bbox_to_anchor=(1.01, 1.0) if beside else None,
+            title=None if by is None else "median of the models with",
+            title_fontsize="small",
         )
     ax.grid(True, which="major", alpha=0.25)
     return ax
@@ -358,8 +360,8 @@ def dimensionality_scatter(
     Example:
         >>> import torch, toykern as tk
         >>> ax = tk.plot.dimensionality_scatter(torch.eye(2, 4).expand(3, 2, 4), density=[1.0, 0.5, 0.1])
-        >>> ax.get_ylim()[0]
-        0.0
+        >>> ax.get_ylabel()
+        'dimensions per feature'
     """
     weight = torch.as_tensor(weight).detach().cpu().to(torch.float64)
     density = _array(density)

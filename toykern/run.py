@@ -121,7 +121,8 @@ class Run:
             axes = zip(self.grid.shape, self.grid.dims, strict=True)
             lines.append("  grid        " + " × ".join(f"{points} {name}" for points, name in axes))
         steps = f"{self.step:,} of {int(self.config['steps']):,}"
-        state = "" if self.complete else "  (interrupted)" if self.interrupted else "  (can be resumed)"
+        state = "  (interrupted, can be resumed)" if self.interrupted else "  (can be resumed)"
+        state = "" if self.complete else state
         lines.append(f"  steps       {steps}, batch {self.config.get('batch_size')}{state}")
         losses = self.final_loss.detach().cpu().numpy()
         losses = losses[np.isfinite(losses)]
