@@ -44,7 +44,7 @@ format: $(VENV)/.with-lint
 	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/.with-bench native
-	$(BIN)/pytest bench/ --benchmark-only
+	$(BIN)/python -m bench
 
 # A second build of the module in a copy of the package under build/sanitize. The sanitizers' run-time libraries have
 # to be in the process before Python is, and libstdc++ with them, or they cannot see C++ exceptions.
