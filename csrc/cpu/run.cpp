@@ -92,9 +92,7 @@ struct CountingQueue {
     }
 };
 
-void team_barrier() {
-#pragma omp barrier
-}
+void team_barrier() { GOMP_barrier(); }
 
 // Calls work(worker, queue) on each of `threads` threads, models handed out in short runs.
 template <class Work>
@@ -102,12 +100,11 @@ void over_models(int64_t n_models, int threads, const Work& work) {
     CommonQueue common;
     common.end = n_models;
     common.run = std::max<int64_t>(1, std::min<int64_t>(64, n_models / (threads * 16)));
-#pragma omp parallel num_threads(threads)
-    {
+    parallel(threads, [&] {
         FlushDenormals flush;
         ThreadQueue queue{&common};
         work((size_t)omp_get_thread_num(), Queue{ThreadQueue::take, &queue});
-    }
+    });
 }
 
 int workers_for(int64_t n_models, int threads) { return (int)std::max<int64_t>(1, std::min<int64_t>(threads, n_models)); }
@@ -150,8 +147,7 @@ void train(const TrainParams& given) {
         const int size = std::min(p.threads, parts);
         Room shared(1, regime.shared_bytes(p.network, p.batch_size), "the shared model");
         Room workers((size_t)size, regime.worker_bytes(p.network, p.data), "training");
-#pragma omp parallel num_threads(size)
-        {
+        parallel(size, [&] {
             FlushDenormals flush;
             Team team;
             team.rank = omp_get_thread_num();
@@ -159,7 +155,7 @@ void train(const TrainParams& given) {
             team.barrier = team_barrier;
             CountingQueue queue{0, p.n_models};
             regime.train(p, shared.piece(0), workers.piece((size_t)team.rank), team, Queue{CountingQueue::take, &queue});
-        }
+        });
         return;
     }
     const int threads = workers_for(p.n_models, p.threads);
@@ -234,20 +230,22 @@ namespace {
 // Best rate over five runs of about ten milliseconds on every thread at once.
 template <class Spin>
 double measure(int threads, int64_t rounds, const Spin& spin) {
+    threads = std::max(1, threads);
     double best = 0.0;
     guard_fork(threads);
     for (int run = 0; run < 5; ++run) {
-        double total = 0.0, seconds = 0.0;
-#pragma omp parallel num_threads(threads) reduction(+ : total) reduction(max : seconds)
-        {
+        std::vector<double> done((size_t)threads), seconds((size_t)threads);
+        parallel(threads, [&] {
             const auto start = std::chrono::steady_clock::now();
-            int64_t done = 0;
-            volatile double sink = (double)spin(rounds, &done);
+            const auto t = (size_t)omp_get_thread_num();
+            int64_t operations = 0;
+            volatile double sink = (double)spin(rounds, &operations);
             (void)sink;
-            total += (double)done;
-            seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        }
-        best = std::max(best, total / seconds);
+            done[t] = (double)operations;
+            seconds[t] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        });
+        const double total = std::accumulate(done.begin(), done.end(), 0.0);
+        best = std::max(best, total / *std::max_element(seconds.begin(), seconds.end()));
     }
     return best;
 }
