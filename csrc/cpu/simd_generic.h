@@ -49,7 +49,9 @@ TOYKERN_INLINE F load_first(const float* p, M m) {
 }
 TOYKERN_INLINE void store(float* p, F a) { memcpy(p, a.v, sizeof(a.v)); }
 TOYKERN_INLINE void store_first(float* p, F a, M m) {
-    TOYKERN_EACH if (m.v >> i & 1u) p[i] = a.v[i];
+    TOYKERN_EACH {
+        if (m.v >> i & 1u) p[i] = a.v[i];
+    }
 }
 TOYKERN_INLINE F operator+(F a, F b) {
     TOYKERN_EACH a.v[i] += b.v[i];
@@ -217,10 +219,14 @@ TOYKERN_INLINE U gather(const uint32_t* base, U index) {
     return index;
 }
 TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
-    TOYKERN_EACH if (m.v >> i & 1u) base[index.v[i]] = a.v[i];
+    TOYKERN_EACH {
+        if (m.v >> i & 1u) base[index.v[i]] = a.v[i];
+    }
 }
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) {
-    TOYKERN_EACH if (m.v >> i & 1u) *p++ = a.v[i];
+    TOYKERN_EACH {
+        if (m.v >> i & 1u) *p++ = a.v[i];
+    }
 }
 TOYKERN_INLINE U count_upto(M m) {
     U r;
