@@ -22,9 +22,7 @@ def bench_fit(benchmark: BenchmarkFixture, workload: Workload, contender: str) -
     benchmark.group = workload.name
     with best_session(contender, workload) as (session, steps, tried):
         benchmark.pedantic(session.run, args=(steps,), rounds=5)
-        benchmark.extra_info.update(
-            steps=steps,
-            setup=session.variant.label,
-            microseconds_per_model_step=benchmark.stats.stats.median / steps / workload.n_models * 1e6,
-            tried=tried,
-        )
+        benchmark.extra_info.update(steps=steps, setup=session.variant.label, tried=tried)
+        if benchmark.stats is not None:  # None where benchmarks are switched off
+            seconds = benchmark.stats.stats.median / steps / workload.n_models
+            benchmark.extra_info["microseconds_per_model_step"] = seconds * 1e6

@@ -39,7 +39,7 @@ def trainer(request: pytest.FixtureRequest) -> Trainer:
 
 
 def _reference_steps(problem: Problem, batches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Adam on the written-out gradient in float64, on `[steps, models, batch, n]`: weights, biases, losses."""
+    """Adam on the written-out gradient in float64 on `[steps, models, batch, n]`: weights, biases, losses."""
     weight, importance = problem.weight.astype(np.float64), problem.importance[:, None]
     parameters = [weight, np.zeros((problem.n_models, weight.shape[2]))]
     first, second = ([np.zeros_like(p) for p in parameters] for _ in range(2))

@@ -28,9 +28,10 @@ def uniform_draw(shape: tuple[int, ...], probability: float) -> Draw:
 def gap_draw(shape: tuple[int, ...], probability: float) -> Draw:
     """Jumps from one active entry of the flattened batch to the next; the cost follows the active entries.
 
-    The gaps between the successes of a Bernoulli process are geometric, and 1 + floor(E) with E exponential
-    of rate -ln(1-p) is geometric. As many gaps are drawn as the batch needs save with probability 1e-14;
-    what falls past its end goes to one spare slot.
+    The gaps between the successes of a Bernoulli process are geometric, and so is
+    1 + floor(ln(1-U) / ln(1-p)) with U uniform on [0, 1). (`exponential_` would do too, but takes 15 ns a
+    number, five times this.) As many gaps are drawn as the batch needs save with probability 1e-14; what falls
+    past its end goes to one spare slot.
     """
     size = math.prod(shape)
     if size >= 2**24:
@@ -43,7 +44,7 @@ def gap_draw(shape: tuple[int, ...], probability: float) -> Draw:
     positions = torch.empty(count, dtype=torch.int64)
 
     def draw() -> torch.Tensor:
-        gaps.exponential_(rate).floor_().add_(1.0)
+        gaps.uniform_().neg_().log1p_().mul_(-1.0 / rate).floor_().add_(1.0)
         torch.cumsum(gaps, 0, out=arrivals)
         positions.copy_(arrivals.sub_(1.0).clamp_(max=size))
         batch.zero_()
