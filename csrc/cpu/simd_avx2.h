@@ -176,20 +176,22 @@ TOYKERN_INLINE L shl1(L a) { return {_mm256_slli_epi64(a.even, 1), _mm256_slli_e
 TOYKERN_INLINE L shr31(L a) { return {_mm256_srli_epi64(a.even, 31), _mm256_srli_epi64(a.odd, 31)}; }
 TOYKERN_INLINE U low_words(L a) { return {_mm256_blend_epi32(a.even, _mm256_slli_epi64(a.odd, 32), 0xAA)}; }
 TOYKERN_INLINE U high_words(L a) { return {_mm256_blend_epi32(_mm256_srli_epi64(a.even, 32), a.odd, 0xAA)}; }
-TOYKERN_INLINE L running_sum(L a, L& carry) {
+TOYKERN_INLINE L running_sum(L a) {
     const __m256i zero = _mm256_setzero_si256();
     __m256i pair = _mm256_add_epi64(a.even, a.odd);
     pair = _mm256_add_epi64(pair, _mm256_blend_epi32(_mm256_permute4x64_epi64(pair, 0x90), zero, 0x03));
     pair = _mm256_add_epi64(pair, _mm256_blend_epi32(_mm256_permute4x64_epi64(pair, 0x40), zero, 0x0F));
-    const __m256i odd = _mm256_add_epi64(pair, carry.even);
-    const __m256i even = _mm256_sub_epi64(odd, a.odd);
-    const __m256i total = _mm256_permute4x64_epi64(odd, 0xFF);
+    return {_mm256_sub_epi64(pair, a.odd), pair};
+}
+TOYKERN_INLINE L carry_over(L a, L& carry) {
+    const L sum = a + carry;
+    const __m256i total = _mm256_permute4x64_epi64(sum.odd, 0xFF);
     carry = {total, total};
-    return {even, odd};
+    return sum;
 }
 
 // ---- Philox 4x32-10, sixteen counters c0 = first … first + 15, in two halves of eight ----
-TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys, uint32_t* out) {
+TOYKERN_INLINE void philox_run(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys, uint32_t* out) {
     const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
     for (int half = 0; half < 2; ++half) {
         const __m256i base = _mm256_set1_epi64x(first + 8u * (uint32_t)half);
@@ -212,6 +214,13 @@ TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t 
         store(out + 8 * half + 32, low_words(L{e2, o2}));
         store(out + 8 * half + 48, low_words(L{e3, o3}));
     }
+}
+
+// kBlocks runs of sixteen counters c0 = first[b] … first[b] + 15, with tags c3[b].
+template <int kBlocks>
+TOYKERN_INLINE void philox16(const uint32_t (&first)[kBlocks], uint32_t c1, uint32_t c2, const uint32_t (&c3)[kBlocks],
+                             const RoundKeys& keys, uint32_t* const (&out)[kBlocks]) {
+    for (int b = 0; b < kBlocks; ++b) philox_run(first[b], c1, c2, c3[b], keys, out[b]);
 }
 
 }  // namespace TOYKERN_LEVEL

@@ -279,15 +279,18 @@ TOYKERN_INLINE U high_words(L a) {
     TOYKERN_EACH r.v[i] = (uint32_t)(a.v[i] >> 32);
     return r;
 }
-TOYKERN_INLINE L running_sum(L a, L& carry) {
-    uint64_t sum = carry.v[0];
-    TOYKERN_EACH a.v[i] = sum += a.v[i];
-    TOYKERN_EACH carry.v[i] = sum;
+TOYKERN_INLINE L running_sum(L a) {
+    for (int i = 1; i < kLanes; ++i) a.v[i] += a.v[i - 1];
     return a;
+}
+TOYKERN_INLINE L carry_over(L a, L& carry) {
+    const L sum = a + carry;
+    TOYKERN_EACH carry.v[i] = sum.v[kLanes - 1];
+    return sum;
 }
 
 // ---- Philox 4x32-10, sixteen counters c0 = first … first + 15 ----
-TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys, uint32_t* out) {
+TOYKERN_INLINE void philox_run(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys, uint32_t* out) {
     uint32_t x0[16], x1[16], x2[16], x3[16];
     for (uint32_t i = 0; i < 16; ++i) x0[i] = first + i, x1[i] = c1, x2[i] = c2, x3[i] = c3;
     for (int round = 0; round < 10; ++round) {
@@ -304,6 +307,13 @@ TOYKERN_INLINE void philox16(uint32_t first, uint32_t c1, uint32_t c2, uint32_t 
     memcpy(out + 16, x1, sizeof(x1));
     memcpy(out + 32, x2, sizeof(x2));
     memcpy(out + 48, x3, sizeof(x3));
+}
+
+// kBlocks runs of sixteen counters c0 = first[b] … first[b] + 15, with tags c3[b].
+template <int kBlocks>
+TOYKERN_INLINE void philox16(const uint32_t (&first)[kBlocks], uint32_t c1, uint32_t c2, const uint32_t (&c3)[kBlocks],
+                             const RoundKeys& keys, uint32_t* const (&out)[kBlocks]) {
+    for (int b = 0; b < kBlocks; ++b) philox_run(first[b], c1, c2, c3[b], keys, out[b]);
 }
 
 }  // namespace TOYKERN_LEVEL

@@ -1,6 +1,6 @@
 // The data stream on the CPU (docs/data_stream.md): batches drawn sample by sample in order, bit for bit as defined.
 //
-//   RareCursor      arrivals of the rare units as a sorted list of entries (sample, feature, value), 64 arrivals a refill
+//   RareCursor      arrivals of the rare units as a sorted list of entries (sample, feature, value), 64 or 128 arrivals a refill
 //   FrequentCursor  gates and magnitudes of the frequent units, 16 samples at a time
 //   RowCursor       everything, groups and noise included, as dense rows of 32 samples: the path that always works
 //
@@ -31,13 +31,13 @@ inline StreamKey stream_key(int64_t seed, uint32_t step, uint32_t purpose) {
 // Words 64·block … 64·block + 63 of a slice's sequence.
 TOYKERN_INLINE void slice_words(const StreamKey& key, Kind kind, uint32_t member, uint32_t slice, uint32_t block,
                                 uint32_t* out) {
-    philox16(16u * block, slice, key.step, counter_tag(kind, key.purpose, member), key.keys, out);
+    philox16<1>({16u * block}, slice, key.step, {counter_tag(kind, key.purpose, member)}, key.keys, {out});
 }
 
-// The same for a sequence with 64-bit indices (gates, noise).
+// The same for a sequence with 64-bit indices (noise).
 TOYKERN_INLINE void long_words(const StreamKey& key, Kind kind, uint64_t block, uint32_t* out) {
-    philox16((uint32_t)(16u * block), (uint32_t)((16u * block) >> 32), key.step, counter_tag(kind, key.purpose, 0),
-             key.keys, out);
+    philox16<1>({(uint32_t)(16u * block)}, (uint32_t)((16u * block) >> 32), key.step, {counter_tag(kind, key.purpose, 0)},
+                key.keys, {out});
 }
 
 TOYKERN_INLINE F half_normal(U w) {
@@ -54,25 +54,22 @@ TOYKERN_INLINE F half_normal(U w) {
 
 TOYKERN_INLINE F signed_normal(U w) { return as_floats(as_words(half_normal(w)) ^ shl(w, 31)); }
 
-// Words 64·block … 64·block + 63 of a magnitude sequence, turned into magnitudes.
-TOYKERN_INLINE void slice_magnitudes(const StreamKey& key, Kind kind, uint32_t member, uint32_t slice, uint32_t block,
-                                     int32_t magnitude, float* out) {
-    uint32_t words[64];
-    if ((Magnitude)magnitude != Magnitude::kConstant) slice_words(key, kind, member, slice, block, words);
+// Words turned into magnitudes, in place; count is a multiple of 64.
+TOYKERN_INLINE void to_magnitudes(int32_t magnitude, float* words, int count) {
+    const uint32_t* w = (const uint32_t*)words;
     switch ((Magnitude)magnitude) {
         case Magnitude::kUniform:
-            for (int i = 0; i < 64; i += kLanes)
-                store(out + i, to_float(load(words + i) | ubcast(1u)) * bcast(0x1p-32f));
+            for (int i = 0; i < count; i += kLanes) store(words + i, to_float(load(w + i) | ubcast(1u)) * bcast(0x1p-32f));
             break;
         case Magnitude::kSymmetric:
-            for (int i = 0; i < 64; i += kLanes)
-                store(out + i, to_float_signed(load(words + i) | ubcast(1u)) * bcast(0x1p-31f));
+            for (int i = 0; i < count; i += kLanes)
+                store(words + i, to_float_signed(load(w + i) | ubcast(1u)) * bcast(0x1p-31f));
             break;
         case Magnitude::kHalfNormal:
-            for (int i = 0; i < 64; i += kLanes) store(out + i, half_normal(load(words + i)));
+            for (int i = 0; i < count; i += kLanes) store(words + i, half_normal(load(w + i)));
             break;
         default:
-            for (int i = 0; i < 64; i += kLanes) store(out + i, bcast(1.0f));
+            for (int i = 0; i < count; i += kLanes) store(words + i, bcast(1.0f));
     }
 }
 
@@ -98,7 +95,7 @@ struct EntryList {
 
     // Room for `keep` entries beside one refill.
     void carve(Workspace& w, const StreamTables& t, size_t keep) {
-        const size_t room = keep + 64 * (size_t)t.max_members + kLanes;
+        const size_t room = keep + 128 * (size_t)t.max_members + kLanes;
         sample = w.take<uint32_t>(room);
         feature = w.take<uint32_t>(room);
         value = w.take<float>(room);
@@ -118,8 +115,8 @@ class RareCursor {
   public:
     void carve(Workspace& w, const StreamTables& tables) {
         t_ = &tables;
-        words_ = w.take<uint32_t>(128);
-        magnitudes_ = w.take<float>(64 * (size_t)tables.max_members);
+        words_ = w.take<uint32_t>(192);
+        magnitudes_ = w.take<float>(64 * (size_t)tables.max_members + 64);
     }
 
     // Samples first … last - 1 of the batch. Arrivals of the first slice that fall before `first` are drawn and dropped.
@@ -131,82 +128,131 @@ class RareCursor {
         slice_ = r.n_units ? (uint32_t)(first >> r.slice_log2) : 0;
         open_slice();
         done_ = r.n_units == 0 || first >= last;
+        wide_ = t_->plain && t_->rare_rate * (double)(last - first) > 96.0;
     }
     bool done() const { return done_; }
 
-    // Appends the next arrivals (up to 64, or one slice's rest) to the list.
+    // Appends the next arrivals (up to 64, or 128 where many are expected, or one slice's rest) to the list.
     void refill(EntryList& list) {
         const RareProcess& r = t_->rare;
-        slice_words(*key_, Kind::kGap, 0, slice_, block_, words_);
-        for (uint32_t r = 0; r < t_->max_members; ++r)
-            slice_magnitudes(*key_, Kind::kSparseMagnitude, r, slice_, block_, t_->data->magnitude, magnitudes_ + 64 * r);
-        if (t_->has_exclusive) slice_words(*key_, Kind::kSparseChoice, 0, slice_, block_, words_ + 64);
-        const uint32_t base = slice_ << r.slice_log2;
-        const uint32_t in_slice = 1u << r.slice_log2;
-        const U limit = ubcast(batch_ - base < in_slice ? batch_ - base : in_slice);
-        const int32_t a = -r.rho;
-        const int32_t cells_log2 = r.slice_log2 + r.rho;  // a slice's length in cells
-        const U cell_limit = ubcast(cells_log2 > 0 ? 1u << cells_log2 : 1u);
-        const bool wide_index = r.rho > 0 && ((uint64_t)r.n_units << r.rho) >= ((uint64_t)1 << 32);
-        const bool partial = base < first_;
-        for (int v = 0; v < 64; v += kLanes) {
-            const L time = running_sum(gap(load(words_ + v)), carry_);
-            const U cell = high_words(time), fraction = low_words(time);
-            U sample, unit;
-            if (a > 0) {
-                sample = shl(cell, a) + shr(fraction, 32 - a);
-                const U phi = shl(fraction, a);
-                unit = r.uniform ? mulhi(phi, ubcast(r.n_units)) : find_units(ubcast(0), phi);
-            } else {
-                sample = shr(cell, r.rho);
-                const U rest = cell & ubcast((1u << r.rho) - 1u);
-                if (!r.uniform)
-                    unit = find_units(rest, fraction);
-                else if (!wide_index)
-                    unit = shr(mullo(rest, ubcast(r.n_units)) + mulhi(fraction, ubcast(r.n_units)), r.rho);
-                else
-                    unit = wide_units(rest, fraction);
-            }
-            const M valid = lt(cell, cell_limit) & lt(sample, limit);
-            const M repeat = eq(sample, shift_in(sample, last_sample_)) & eq(unit, shift_in(unit, last_unit_));
-            last_sample_ = sample;
-            last_unit_ = unit;
-            const U at = sample + ubcast(base);
-            M kept = and_not(valid, repeat);
-            if (partial) kept = and_not(kept, lt(at, ubcast(first_)));
-            if (t_->plain)
-                emit_plain(list, kept, at, unit, load(magnitudes_ + v));
-            else
-                emit_groups(list, kept, at, unit, v);
-            if (bits(valid) != bits(mask_first(kLanes))) {
-                ++slice_;
-                open_slice();
-                if (((uint64_t)slice_ << r.slice_log2) >= batch_) done_ = true;
-                return;
-            }
+        const uint32_t first = 16u * block_, purpose = key_->purpose;
+        const uint32_t gap_tag = counter_tag(Kind::kGap, purpose, 0), value_tag = counter_tag(Kind::kSparseMagnitude, purpose, 0);
+        uint32_t* value_words = (uint32_t*)magnitudes_;
+        if (wide_) {
+            philox16<2>({first, first + 16u}, slice_, key_->step, {gap_tag, gap_tag}, key_->keys, {words_, words_ + 64});
+            philox16<2>({first, first + 16u}, slice_, key_->step, {value_tag, value_tag}, key_->keys,
+                        {value_words, value_words + 64});
+            to_magnitudes(t_->data->magnitude, magnitudes_, 128);
+        } else {
+            philox16<2>({first, first}, slice_, key_->step, {gap_tag, value_tag}, key_->keys, {words_, value_words});
+            for (uint32_t m = 1; m < t_->max_members; ++m)
+                slice_words(*key_, Kind::kSparseMagnitude, m, slice_, block_, value_words + 64 * m);
+            to_magnitudes(t_->data->magnitude, magnitudes_, 64 * (int)t_->max_members);
+            if (t_->has_exclusive) slice_words(*key_, Kind::kSparseChoice, 0, slice_, block_, words_ + 128);
         }
-        ++block_;
+        const bool index_fits = r.rho <= 0 || ((uint64_t)r.n_units << r.rho) < ((uint64_t)1 << 32);
+        const bool simple = r.uniform && t_->plain && t_->rare_in_order && index_fits;
+        const bool ended = simple ? (r.rho < 0 ? arrivals<true, true>(list) : arrivals<true, false>(list))
+                                  : (r.rho < 0 ? arrivals<false, true>(list) : arrivals<false, false>(list));
+        if (ended) {
+            ++slice_;
+            open_slice();
+            if (((uint64_t)slice_ << r.slice_log2) >= batch_) done_ = true;
+        } else {
+            block_ += wide_ ? 2 : 1;
+        }
     }
 
   private:
+    // The arrivals of the words in words_; true if the slice ended among them. kSimple: all rare units are single features of one
+    // rate, in order. kLongCells: a cell holds several samples (rho < 0).
+    template <bool kSimple, bool kLongCells>
+    bool arrivals(EntryList& list) {
+        const RareProcess r = t_->rare;
+        const uint32_t base = slice_ << r.slice_log2;
+        const uint32_t in_slice = 1u << r.slice_log2;
+        const U limit = ubcast(batch_ - base < in_slice ? batch_ - base : in_slice);
+        const int32_t cells_log2 = r.slice_log2 + r.rho;  // a slice's length in cells
+        const U cell_limit = ubcast(cells_log2 > 0 ? 1u << cells_log2 : 1u);
+        const U first = ubcast(first_ > base ? first_ - base : 0u), offset = ubcast(base), units = ubcast(r.n_units);
+        const U scale = ubcast(r.gap_scale), inner = ubcast((1u << (r.rho > 0 ? r.rho : 0)) - 1u);
+        U last_sample = last_sample_, last_unit = last_unit_;
+        L carry = carry_;
+        int64_t count = list.count;
+        bool ended = false;
+        L times[128 / kLanes];
+        const int words = wide_ ? 128 : 64;
+        for (int v = 0; v < words; v += kGroup * kLanes) gaps(words_ + v, scale, times + v / kLanes);
+        for (int v = 0; v < words && !ended; v += kLanes) {
+            const L time = carry_over(times[v / kLanes], carry);
+            const U cell = high_words(time), fraction = low_words(time);
+            U sample, unit;
+            if (kLongCells) {
+                sample = shl(cell, -r.rho) + shr(fraction, 32 + r.rho);
+                const U phi = shl(fraction, -r.rho);
+                unit = kSimple || r.uniform ? mulhi(phi, units) : find_units(ubcast(0), phi);
+            } else {
+                sample = shr(cell, r.rho);
+                const U rest = cell & inner;
+                if (kSimple)
+                    unit = shr(mullo(rest, units) + mulhi(fraction, units), r.rho);
+                else
+                    unit = r.uniform ? wide_units(rest, fraction) : find_units(rest, fraction);
+            }
+            const M valid = lt(cell, cell_limit) & lt(sample, limit);
+            const M repeat = eq(sample, shift_in(sample, last_sample)) & eq(unit, shift_in(unit, last_unit));
+            last_sample = sample;
+            last_unit = unit;
+            const M kept = and_not(and_not(valid, repeat), lt(sample, first));
+            if (kSimple || t_->plain) {
+                store_packed(list.sample + count, sample + offset, kept);
+                store_packed(list.feature + count, kSimple || t_->rare_in_order ? unit : gather(t_->rare_feature, unit), kept);
+                store_packed((uint32_t*)(list.value + count), load(words_of(magnitudes_) + v), kept);
+                count += __builtin_popcount(bits(kept));
+            } else {
+                list.count = count;
+                emit_groups(list, kept, sample + offset, unit, v);
+                count = list.count;
+            }
+            ended = bits(valid) != bits(mask_first(kLanes));
+        }
+        last_sample_ = last_sample;
+        last_unit_ = last_unit;
+        carry_ = carry;
+        list.count = count;
+        return ended;
+    }
+    static const uint32_t* words_of(const float* p) { return (const uint32_t*)p; }
+
     void open_slice() {
         block_ = 0;
         carry_ = lzero();
         last_sample_ = last_unit_ = ubcast(0xFFFFFFFFu);
     }
 
-    // Exponential gap in units of 2^-32 cells (§3), by a fixed-point logarithm.
-    TOYKERN_INLINE L gap(U word) const {
-        const U v = word | ubcast(1u), z = clz(v), x = shl(shl_lanes(v, z), 1);
-        const U segment = shr(x, 28), tau = shl(x, 4);
-        U s = lookup16(kLog2Table[5], segment);
-        s = lookup16(kLog2Table[4], segment) - mulhi(s, tau);
-        s = lookup16(kLog2Table[3], segment) - mulhi(s, tau);
-        s = lookup16(kLog2Table[2], segment) - mulhi(s, tau);
-        s = lookup16(kLog2Table[1], segment) - mulhi(s, tau);
-        const U g = lookup16(kLog2Table[0], segment) + shr(mulhi(s, tau), 3);
-        const U scale = ubcast(t_->rare.gap_scale);
-        return shl1(mul_wide(z, scale)) + shr31(mul_wide(g ^ ubcast(0xFFFFFFFFu), scale));
+    // Exponential gaps in units of 2^-32 cells (§3) by a fixed-point logarithm, summed up within each lane group. Several lane groups
+    // side by side: one alone would wait for its own multiplications.
+    static constexpr int kGroup = kLanes == 16 ? 4 : 2;
+    static TOYKERN_INLINE void gaps(const uint32_t* words, U scale, L* times) {
+        U z[kGroup], tau[kGroup], segment[kGroup], s[kGroup];
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroup; ++g) {
+            const U v = load(words + g * kLanes) | ubcast(1u);
+            z[g] = clz(v);
+            const U x = shl(shl_lanes(v, z[g]), 1);
+            segment[g] = shr(x, 28);
+            tau[g] = shl(x, 4);
+            s[g] = lookup16(kLog2Table[5], segment[g]);
+        }
+#pragma GCC unroll 4
+        for (int k = 4; k >= 1; --k)
+#pragma GCC unroll 4
+            for (int g = 0; g < kGroup; ++g) s[g] = lookup16(kLog2Table[k], segment[g]) - mulhi(s[g], tau[g]);
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroup; ++g) {
+            const U log2 = lookup16(kLog2Table[0], segment[g]) + shr(mulhi(s[g], tau[g]), 3);
+            times[g] = running_sum(shl1(mul_wide(z[g], scale)) + shr31(mul_wide(log2 ^ ubcast(0xFFFFFFFFu), scale)));
+        }
     }
 
     // Unit by place when the rates differ: guide, then a short walk, lane by lane.
@@ -234,14 +280,6 @@ class RareCursor {
         return load(unit);
     }
 
-    TOYKERN_INLINE void emit_plain(EntryList& list, M kept, U sample, U unit, F value) const {
-        const U feature = t_->rare_in_order ? unit : gather(t_->rare_feature, unit);
-        store_packed(list.sample + list.count, sample, kept);
-        store_packed(list.feature + list.count, feature, kept);
-        store_packed((uint32_t*)(list.value + list.count), as_words(value), kept);
-        list.count += __builtin_popcount(bits(kept));
-    }
-
     void emit_groups(EntryList& list, M kept, U sample, U unit, int v) {
         const Distribution& d = *t_->data;
         if (!bits(kept)) return;
@@ -253,7 +291,7 @@ class RareCursor {
             const uint32_t u = t_->rare_unit[which[i]];
             const float* values = magnitudes_ + v + i;
             if (d.unit_kind[u] == (uint8_t)UnitKind::kExclusive) {
-                append(list, at[i], chosen_feature(*t_, u, words_[64 + v + i]), values[0]);
+                append(list, at[i], chosen_feature(*t_, u, words_[128 + v + i]), values[0]);
             } else {
                 const int64_t first = d.unit_start[u], members = d.unit_start[u + 1] - first;
                 for (int64_t r = 0; r < members; ++r) append(list, at[i], d.unit_member[first + r], values[64 * r]);
@@ -268,13 +306,13 @@ class RareCursor {
     }
 
     const StreamTables* t_;
-    uint32_t* words_;    // 64 gap words, 64 choice words
+    uint32_t* words_;    // up to 128 gap words, 64 choice words
     float* magnitudes_;  // 64 for every member number
     const StreamKey* key_;
     uint32_t first_, batch_, slice_, block_;
     L carry_;
     U last_sample_, last_unit_;
-    bool done_;
+    bool done_, wide_;
 };
 
 // Frequent units: 16 samples at a time, in order.
@@ -285,8 +323,8 @@ class FrequentCursor {
         const size_t units = (size_t)tables.data->n_units;
         gates_ = w.take<uint32_t>(16 * units + 64);
         capacity_ = (uint32_t)(16 * units + 512);
-        values_ = w.take<float>((size_t)tables.max_members * (capacity_ + 64));
-        choices_ = w.take<uint32_t>(tables.has_exclusive ? capacity_ + 64 : 0);
+        values_ = w.take<float>((size_t)tables.max_members * stride());
+        choices_ = w.take<uint32_t>(tables.has_exclusive ? stride() : 0);
     }
 
     // From sample `first`, a multiple of 16. A start inside a dense slice counts the gates before it.
@@ -318,7 +356,7 @@ class FrequentCursor {
     const uint32_t* gates() const { return now_; }
     int shift() const { return shift_; }
     uint32_t offset() const { return offset_; }
-    const float* values(uint32_t member) const { return values_ + (size_t)member * (capacity_ + 64); }
+    const float* values(uint32_t member) const { return values_ + (size_t)member * stride(); }
     const uint32_t* choices() const { return choices_; }
 
   private:
@@ -355,19 +393,22 @@ class FrequentCursor {
     // Sixteen gate words (512 gates), bit-sliced from the highest bit of the threshold down.
     TOYKERN_INLINE void draw_gates(uint64_t word_group, uint32_t at) {
         constexpr int kVectors = 16 / kLanes;
-        uint32_t random[64];
+        uint32_t random[128];
         U undecided[kVectors], active[kVectors];
         const U ones = ubcast(0xFFFFFFFFu), zero = ubcast(0u);
         for (int v = 0; v < kVectors; ++v) {
             active[v] = as_words(keep(eq(load(t_->gate_pattern + at + v * kLanes), zero), as_floats(ones)));
             undecided[v] = and_not(ones, active[v]);
         }
-        for (int level = 0; level < t_->n_levels; level += 4) {
+        const uint32_t tag = counter_tag(Kind::kGate, key_->purpose, 0);
+        for (int level = 0; level < t_->n_levels; level += 8) {
             bool open = false;
             for (int v = 0; v < kVectors; ++v) open = open || any(undecided[v]);
             if (!open) break;
-            long_words(*key_, Kind::kGate, 8 * word_group + (uint64_t)(level >> 2), random);
-            for (int l = 0; l < 4; ++l)
+            const uint64_t counter = 16 * (8 * word_group + (uint64_t)(level >> 2));
+            philox16<2>({(uint32_t)counter, (uint32_t)counter + 16u}, (uint32_t)(counter >> 32), key_->step, {tag, tag},
+                        key_->keys, {random, random + 64});
+            for (int l = 0; l < 8; ++l)
                 for (int v = 0; v < kVectors; ++v) {
                     const U r = load(random + 16 * l + v * kLanes);
                     const U bit = spread_sign(shl(load(t_->gate_pattern + at + v * kLanes), level + l));
@@ -380,9 +421,9 @@ class FrequentCursor {
 
     // Sequences are drawn 64 words at a time, when they are needed, and kept until they are used.
     void draw_values() {
-        if (offset_ + active_ + 64 > capacity_) {
+        if (offset_ + active_ > capacity_) {
             for (uint32_t r = 0; r < t_->max_members; ++r) {
-                float* v = values_ + (size_t)r * (capacity_ + 64);
+                float* v = values_ + (size_t)r * stride();
                 for (uint32_t i = offset_; i < have_; i += kLanes) store(v + i - offset_, load(v + i));
             }
             for (uint32_t i = offset_; t_->has_exclusive && i < have_; i += kLanes)
@@ -393,13 +434,24 @@ class FrequentCursor {
         while (have_ < offset_ + active_) draw_block();
     }
     void draw_block() {
+        const uint32_t tag = counter_tag(Kind::kDenseMagnitude, key_->purpose, 0);
+        uint32_t* at = (uint32_t*)(values_ + have_);
+        const bool lone = t_->max_members == 1 && !t_->has_exclusive;
+        const int blocks = lone ? 3 : 1;
+        if (lone) {
+            philox16<3>({16u * block_, 16u * block_ + 16u, 16u * block_ + 32u}, slice_, key_->step, {tag, tag, tag}, key_->keys,
+                        {at, at + 64, at + 128});
+        } else {
+            for (uint32_t r = 0; r < t_->max_members; ++r)
+                slice_words(*key_, Kind::kDenseMagnitude, r, slice_, block_, (uint32_t*)(values_ + have_ + r * stride()));
+            if (t_->has_exclusive) slice_words(*key_, Kind::kDenseChoice, 0, slice_, block_, choices_ + have_);
+        }
         for (uint32_t r = 0; r < t_->max_members; ++r)
-            slice_magnitudes(*key_, Kind::kDenseMagnitude, r, slice_, block_, t_->data->magnitude,
-                             values_ + (size_t)r * (capacity_ + 64) + have_);
-        if (t_->has_exclusive) slice_words(*key_, Kind::kDenseChoice, 0, slice_, block_, choices_ + have_);
-        have_ += 64;
-        ++block_;
+            to_magnitudes(t_->data->magnitude, values_ + have_ + r * stride(), 64 * blocks);
+        have_ += 64 * (uint32_t)blocks;
+        block_ += (uint32_t)blocks;
     }
+    size_t stride() const { return capacity_ + 192; }
 
     const StreamTables* t_;
     uint32_t *gates_, *choices_;

@@ -16,6 +16,7 @@ struct StreamTables {
     bool has_exclusive;
 
     RareProcess rare;
+    double rare_rate;        // expected arrivals per sample
     uint32_t* rare_unit;     // [N] unit of each rare unit
     uint32_t* rare_feature;  // [N] its first feature
     bool rare_in_order;      // rare_feature[i] == i
@@ -104,6 +105,7 @@ struct StreamTables {
         }
         for (uint32_t i = n_frequent; i < 16 * n_frequent; ++i) gate_pattern[i] = gate_pattern[i - n_frequent];
         rare = rare_process(n_rare, total, uniform);
+        rare_rate = total;
         if (rare.n_units && !uniform) set_up_places(total);
     }
 

@@ -32,20 +32,25 @@ struct ColumnsPass {
     float hidden_floor, output_floor;  // 0 with ReLU, -inf without
     uint32_t target_bits;          // 0x7FFFFFFF for |x|, all ones otherwise
     F *encoder_sum, *decoder_sum, *bias_sum;  // [n][m] [n][m] (tied: the same) [n]
-    F* residual;                   // [n] scratch
+    F* residual;                   // [n][2] scratch
     F loss;
 };
 
-// kN = 0: n at run time. kTied: decoder = encoder and so are their sums.
+// Columns come in runs of this many; the ones past the last are zeros.
+constexpr int kColumnRun = 32;
+
+// kN = 0: n at run time. kTied: decoder = encoder and so are their sums. kG lane groups go side by side where the registers last: each
+// weight and each sum in L1 is then touched once for all of them.
 template <int kN, int kM, bool kTied>
 void columns_pass(ColumnsPass& a) {
+    constexpr int kG = kN || kM > 5 || 2 * kLanes > kColumnRun ? 1 : 2;
     constexpr int kE = kN ? kN * kM : 1, kD = kN && !kTied ? kN * kM : 1, kB = kN ? kN : 1;
     F local_e[kE], local_d[kD], local_b[kB], local_r[kB];
     const int n = kN ? kN : a.n;
     F* ge = kN ? local_e : a.encoder_sum;
     F* gd = kTied ? ge : (kN ? local_d : a.decoder_sum);
     F* gb = kN ? local_b : a.bias_sum;
-    F* d = kN ? local_r : a.residual;
+    F* d = kN ? local_r : a.residual;  // [n][kG]
     if (kN) {
 #pragma GCC unroll 32
         for (int i = 0; i < kE; ++i) ge[i] = a.encoder_sum[i];
@@ -55,48 +60,85 @@ void columns_pass(ColumnsPass& a) {
         for (int j = 0; j < kB; ++j) gb[j] = a.bias_sum[j];
     }
     const F hidden_floor = bcast(a.hidden_floor), output_floor = bcast(a.output_floor);
-    F loss = a.loss;
-    for (int c = 0; c < a.count; c += kLanes) {
-        const M lanes = mask_first(a.count - c);
-        const float* x = a.x + c;
-        F h[kM], dh[kM];
+    F loss[kG];
+    for (int g = 0; g < kG; ++g) loss[g] = g ? fzero() : a.loss;
+    for (int c = 0; c < a.count; c += kG * kLanes) {
+        const float *x = a.x + c, *clean = a.clean + c;
+        M lanes[kG];
+        F h[kG][kM], dh[kG][kM];
+#pragma GCC unroll 2
+        for (int g = 0; g < kG; ++g) {
+            const int left = a.count - c - g * kLanes;
+            lanes[g] = mask_first(left > 0 ? left : 0);
 #pragma GCC unroll 8
-        for (int k = 0; k < kM; ++k) h[k] = dh[k] = fzero();
-#pragma GCC unroll 8
-        for (int j = 0; j < n; ++j) {
-            const F xj = load(x + j * a.stride);
-#pragma GCC unroll 8
-            for (int k = 0; k < kM; ++k) h[k] = fmadd(bcast(a.encoder[j * kM + k]), xj, h[k]);
+            for (int k = 0; k < kM; ++k) h[g][k] = dh[g][k] = fzero();
         }
 #pragma GCC unroll 8
-        for (int k = 0; k < kM; ++k) h[k] = fmax(hidden_floor, h[k]);
-#pragma GCC unroll 8
-        for (int j = 0; j < n; ++j) {
-            F y = bcast(a.bias[j]);
-#pragma GCC unroll 8
-            for (int k = 0; k < kM; ++k) y = fmadd(bcast(a.decoder[j * kM + k]), h[k], y);
-            const F t = and_bits(load(a.clean + c + j * a.stride), a.target_bits);
-            const F r = keep(lanes, fmax(output_floor, y) - t);
-            const F weighted = r * bcast(a.importance[j]);
-            loss = fmadd(weighted, r, loss);
-            d[j] = keep(gt(y, output_floor), weighted);
-            gb[j] = gb[j] + d[j];
-#pragma GCC unroll 8
-            for (int k = 0; k < kM; ++k) dh[k] = fmadd(bcast(a.decoder[j * kM + k]), d[j], dh[k]);
-        }
-#pragma GCC unroll 8
-        for (int k = 0; k < kM; ++k) dh[k] = keep(gt(h[k], hidden_floor), dh[k]);
-#pragma GCC unroll 8
-        for (int j = 0; j < n; ++j) {
-            const F xj = load(x + j * a.stride);
+        for (int j = 0; j < n; ++j)
 #pragma GCC unroll 8
             for (int k = 0; k < kM; ++k) {
-                gd[j * kM + k] = fmadd(d[j], h[k], gd[j * kM + k]);
-                ge[j * kM + k] = fmadd(xj, dh[k], ge[j * kM + k]);
+                const F w = bcast(a.encoder[j * kM + k]);
+#pragma GCC unroll 2
+                for (int g = 0; g < kG; ++g) h[g][k] = fmadd(w, load(x + j * a.stride + g * kLanes), h[g][k]);
+            }
+#pragma GCC unroll 2
+        for (int g = 0; g < kG; ++g)
+#pragma GCC unroll 8
+            for (int k = 0; k < kM; ++k) h[g][k] = fmax(hidden_floor, h[g][k]);
+#pragma GCC unroll 8
+        for (int j = 0; j < n; ++j) {
+            F y[kG];
+#pragma GCC unroll 2
+            for (int g = 0; g < kG; ++g) y[g] = bcast(a.bias[j]);
+#pragma GCC unroll 8
+            for (int k = 0; k < kM; ++k) {
+                const F w = bcast(a.decoder[j * kM + k]);
+#pragma GCC unroll 2
+                for (int g = 0; g < kG; ++g) y[g] = fmadd(w, h[g][k], y[g]);
+            }
+            F sum = gb[j];
+#pragma GCC unroll 2
+            for (int g = 0; g < kG; ++g) {
+                const F t = and_bits(load(clean + j * a.stride + g * kLanes), a.target_bits);
+                const F r = keep(lanes[g], fmax(output_floor, y[g]) - t);
+                const F weighted = r * bcast(a.importance[j]);
+                loss[g] = fmadd(weighted, r, loss[g]);
+                y[g] = keep(gt(y[g], output_floor), weighted);
+                d[j * kG + g] = y[g];
+                sum = sum + y[g];
+            }
+            gb[j] = sum;
+#pragma GCC unroll 8
+            for (int k = 0; k < kM; ++k) {
+                const F w = bcast(a.decoder[j * kM + k]);
+#pragma GCC unroll 2
+                for (int g = 0; g < kG; ++g) dh[g][k] = fmadd(w, y[g], dh[g][k]);
+            }
+        }
+#pragma GCC unroll 2
+        for (int g = 0; g < kG; ++g)
+#pragma GCC unroll 8
+            for (int k = 0; k < kM; ++k) dh[g][k] = keep(gt(h[g][k], hidden_floor), dh[g][k]);
+#pragma GCC unroll 8
+        for (int j = 0; j < n; ++j) {
+            F xj[kG], dj[kG];
+#pragma GCC unroll 2
+            for (int g = 0; g < kG; ++g) xj[g] = load(x + j * a.stride + g * kLanes), dj[g] = d[j * kG + g];
+#pragma GCC unroll 8
+            for (int k = 0; k < kM; ++k) {
+                F e = ge[j * kM + k], t = kTied ? fzero() : gd[j * kM + k];
+#pragma GCC unroll 2
+                for (int g = 0; g < kG; ++g) {
+                    (kTied ? e : t) = fmadd(dj[g], h[g][k], kTied ? e : t);
+                    e = fmadd(xj[g], dh[g][k], e);
+                }
+                ge[j * kM + k] = e;
+                if (!kTied) gd[j * kM + k] = t;
             }
         }
     }
-    a.loss = loss;
+    a.loss = loss[0];
+    for (int g = 1; g < kG; ++g) a.loss = a.loss + loss[g];
     if (kN) {
 #pragma GCC unroll 32
         for (int i = 0; i < kE; ++i) a.encoder_sum[i] = ge[i];
@@ -205,11 +247,12 @@ class ColumnsWorker {
         frequent_.carve(w, tables_);
         rows_.carve(w, tables_);
         list_.carve(w, tables_, (size_t)capacity_ + n);
-        x_ = w.take<float>(n * (size_t)capacity_);
-        clean_ = w.take<float>(data.noise > 0.0f ? n * (size_t)capacity_ : 0);
+        stride_ = capacity_ + 16;  // rows a power of two apart would fall on the same cache sets
+        x_ = w.take<float>(n * (size_t)stride_);
+        clean_ = w.take<float>(data.noise > 0.0f ? n * (size_t)stride_ : 0);
         row_ = w.take<float>(2 * 32 * n);
         sums_ = w.take<F>(weights * (net.tied ? 1 : 2) + n + 16);
-        residual_ = w.take<F>(n);
+        residual_ = w.take<F>(2 * n);
         scratch_ = w.take<float>((weights * 2 + n + 32));
         net_ = net;
         pass_ = net.tied ? columns_pass_for<true>((int)n, (int)net.n_hidden)
@@ -240,7 +283,7 @@ class ColumnsWorker {
   private:
     void pass_args(const ColumnsModel& model) {
         args_.n = (int)model.n;
-        args_.stride = capacity_;
+        args_.stride = stride_;
         args_.x = x_;
         args_.clean = tables_.data->noise > 0.0f ? clean_ : x_;
         args_.encoder = model.encoder(model.p);
@@ -256,15 +299,22 @@ class ColumnsWorker {
         args_.residual = residual_;
         args_.loss = fzero();
     }
-    void run(int count) {
+    // Pass over the first `count` columns. The ones from `filled` to the end of the run are made zeros here.
+    void run(int count, int filled) {
         if (count <= 0) return;
+        for (int j = 0; j < args_.n; ++j)
+            for (int c = filled; c < (count + kColumnRun - 1) / kColumnRun * kColumnRun; ++c) {
+                x_[(size_t)j * stride_ + c] = 0.0f;
+                if (args_.clean != x_) clean_[(size_t)j * stride_ + c] = 0.0f;
+            }
         args_.count = count;
         pass_(args_);
         filled_ += count;
     }
     void clear(int columns) {
         for (int j = 0; j < args_.n; ++j)
-            for (int c = 0; c < columns; c += kLanes) store(x_ + (size_t)j * capacity_ + c, fzero());
+            for (int c = 0; c < columns; c += kColumnRun)
+                for (int v = 0; v < kColumnRun; v += kLanes) store(x_ + (size_t)j * stride_ + c + v, fzero());
     }
 
     // Rare units only: the non-empty samples become columns.
@@ -277,13 +327,13 @@ class ColumnsWorker {
             if (used < list_.count || !rare_.done())  // leave a sample that may go on for the next round
                 while (used > 0 && (used == list_.count || list_.sample[used] == list_.sample[used - 1])) --used;
             clear((int)used);
-            run(fill_columns((int)used));
+            run(fill_columns((int)used), capacity_);
             list_.drop(used);
         }
     }
     int fill_columns(int entries) {
         U before = ubcast(0xFFFFFFFFu), columns = ubcast(0xFFFFFFFFu);
-        const U stride = ubcast((uint32_t)capacity_);
+        const U stride = ubcast((uint32_t)stride_);
         for (int i = 0; i < entries; i += kLanes) {
             const U sample = load(list_.sample + i);
             const M lanes = mask_first(entries - i), opens = and_not(lanes, eq(sample, shift_in(sample, before)));
@@ -310,12 +360,12 @@ class ColumnsWorker {
                 fill_frequent(c);
             }
             fill_rare(s, columns);
-            run(columns);
+            run(columns, (columns + 15) & ~15);
         }
     }
     TOYKERN_INLINE void fill_frequent(int column) {
         const float* values = frequent_.values(0) + frequent_.offset();
-        const int64_t stride = capacity_;
+        const int64_t stride = stride_;
         if (tables_.all_always && tables_.n_frequent == (uint32_t)args_.n) {
             for (int j = 0; j < args_.n; ++j)
                 for (int v = 0; v < 16; v += kLanes) store(x_ + j * stride + column + v, load(values + 16 * j + v));
@@ -336,7 +386,7 @@ class ColumnsWorker {
         for (;;) {
             int64_t used = 0;
             for (; used < list_.count && list_.sample[used] < start + columns; ++used)
-                x_[(size_t)list_.feature[used] * capacity_ + (list_.sample[used] - start)] = list_.value[used];
+                x_[(size_t)list_.feature[used] * stride_ + (list_.sample[used] - start)] = list_.value[used];
             const bool more = used == list_.count && !rare_.done();
             list_.drop(used);
             if (!more) return;
@@ -356,14 +406,12 @@ class ColumnsWorker {
             if (noise) rows_.add_noise(clean, noisy, n, rows);
             for (int s = 0; s < rows; ++s)
                 for (size_t j = 0; j < n; ++j) {
-                    x_[j * capacity_ + column + s] = (noise ? noisy : clean)[s * n + j];
-                    if (noise) clean_[j * capacity_ + column + s] = clean[s * n + j];
+                    x_[j * stride_ + column + s] = (noise ? noisy : clean)[s * n + j];
+                    if (noise) clean_[j * stride_ + column + s] = clean[s * n + j];
                 }
             column += rows;
             if (column + 32 > capacity_ || rows_.done()) {
-                for (size_t j = 0; j < n; ++j)  // the last lane group's idle lanes must hold numbers
-                    for (int c = column; c % kLanes; ++c) x_[j * capacity_ + c] = 0.0f;
-                run(column);
+                run(column, column);
                 column = 0;
             }
         }
@@ -389,7 +437,7 @@ class ColumnsWorker {
     FrequentCursor frequent_;
     RowCursor rows_;
     EntryList list_;
-    int capacity_;
+    int capacity_, stride_;
     float *x_, *clean_, *row_, *scratch_;
     F *sums_, *residual_;
     ColumnsPassFunction pass_;

@@ -250,6 +250,7 @@ struct OutputPass {
     uint32_t target_bits;
     F loss;
     int64_t active;
+    uint64_t* active_rows;  // [np / kLanes] bit r: row r has an active output in the lane group; rows <= 64
 };
 
 template <int kR, int kV>
@@ -269,6 +270,7 @@ struct OutputBlock {
         const F floor = bcast(p.output_floor);
         F loss = p.loss;
         int64_t active = 0;
+        uint64_t rows[kV] = {};
 #pragma GCC unroll 8
         for (int r = 0; r < kR; ++r)
 #pragma GCC unroll 3
@@ -279,8 +281,10 @@ struct OutputBlock {
                 loss = fmadd(weighted, residual, loss);
                 const M on = gt(c[r][v], floor);
                 active += __builtin_popcount(bits(on));
+                rows[v] |= (uint64_t)(bits(on) != 0) << r;
                 store(p.out + at, keep(on, weighted));
             }
+        for (int v = 0; v < kV; ++v) p.active_rows[lane / kLanes + v] |= rows[v] << row;
         p.loss = loss;
         p.active += active;
     }
@@ -305,9 +309,15 @@ class TilesWorker {
         out_ = w.take<float>((size_t)(held * np));
         h_ = w.take<float>((size_t)(held * mp));
         dh_ = w.take<float>((size_t)(held * mp));
-        row_start_ = w.take<int64_t>((size_t)held + 1);
-        feature_ = w.take<uint32_t>((size_t)(stream_rows_ * n) + kLanes);
-        value_ = w.take<float>((size_t)(stream_rows_ * n) + kLanes);
+        const size_t entries = (size_t)(held * np) + 128 * tables_.max_members + 2 * kLanes;
+        row_ = w.take<uint32_t>(entries);
+        feature_ = w.take<uint32_t>(entries);
+        value_ = w.take<float>(entries);
+        active_rows_ = w.take<uint64_t>((size_t)(np / kLanes));
+        const size_t most_active = (size_t)(held * np) / kSparseBackward + 2 * kLanes;
+        active_row_ = w.take<uint32_t>(most_active);
+        active_feature_ = w.take<uint32_t>(most_active);
+        active_value_ = w.take<float>(most_active);
     }
     void set_up(int64_t model) { tables_.set_up(model); }
 
@@ -331,30 +341,52 @@ class TilesWorker {
   private:
     // Rare units only: tiles of non-empty samples, cut from the list of entries.
     void from_list(const StreamKey& key, int64_t first, int64_t last) {
-        const int64_t np = model_->np;
         rare_.begin(key, first, last);
         list_.count = 0;
-        int64_t scanned = 0, rows = 0;
+        int64_t labelled = 0;  // entries that have a row already
+        U rows = ubcast(0xFFFFFFFFu), before = ubcast(0xFFFFFFFFu);
         for (;;) {
-            for (; scanned < list_.count; ++scanned) {
-                const bool opens = rows == 0 || list_.sample[scanned] != list_.sample[scanned - 1];
-                if (opens && rows == rows_max_) break;
-                if (opens) row_start_[rows++] = scanned;
-            }
-            if (scanned == list_.count && !rare_.done()) {
+            while (!rare_.done() && (labelled == 0 || row_[labelled - 1] < (uint32_t)rows_max_)) {
                 rare_.refill(list_);
-                continue;
+                label(labelled, rows, before);
             }
-            if (rows == 0) return;
-            row_start_[rows] = scanned;
-            for (int64_t i = 0; i < rows * np; i += kLanes) store(x_ + i, fzero());
-            for (int64_t r = 0; r < rows; ++r)
-                for (int64_t i = row_start_[r]; i < row_start_[r + 1]; ++i)
-                    x_[r * np + list_.feature[i]] = list_.value[i];
-            tile(rows, list_.feature, list_.value, x_);
-            list_.drop(scanned);
-            scanned = rows = 0;
+            if (list_.count == 0) return;
+            int64_t used = list_.count;  // entries of the first rows_max_ rows
+            if (row_[used - 1] >= (uint32_t)rows_max_) {
+                int64_t low = 0;
+                while (low < used) {
+                    const int64_t middle = (low + used) / 2;
+                    if (row_[middle] < (uint32_t)rows_max_) low = middle + 1;
+                    else used = middle;
+                }
+            }
+            tile(used);
+            list_.drop(used);
+            labelled = 0;
+            rows = before = ubcast(0xFFFFFFFFu);
+            label(labelled, rows, before);
         }
+    }
+    // Rows of the entries from `labelled` on: a new one wherever the sample changes.
+    void label(int64_t& labelled, U& rows, U& before) {
+        while (labelled < list_.count) {
+            const int64_t left = list_.count - labelled;
+            const M lanes = mask_first((int)(left < kLanes ? left : kLanes));
+            const U sample = load(list_.sample + labelled);
+            const U row = rows + count_upto(and_not(lanes, eq(sample, shift_in(sample, before))));
+            store(row_ + labelled, row);
+            const int64_t many = left < kLanes ? left : kLanes;
+            rows = ubcast(row_[labelled + many - 1]);
+            before = ubcast(list_.sample[labelled + many - 1]);
+            labelled += many;
+        }
+    }
+    // The first `entries` of the list as one tile.
+    void tile(int64_t entries) {
+        const int64_t np = model_->np, rows = (int64_t)row_[entries - 1] + 1;
+        for (int64_t i = 0; i < rows * np; i += kLanes) store(x_ + i, fzero());
+        for (int64_t i = 0; i < entries; ++i) x_[row_[i] * np + list_.feature[i]] = list_.value[i];
+        tile(rows, entries, row_, list_.feature, list_.value, x_);
     }
 
     // Frequent units or noise: every sample is a row; its entries are read off the dense row.
@@ -370,101 +402,126 @@ class TilesWorker {
                 rows_.add_noise(clean, x_, (size_t)np, (int)rows);
             }
             int64_t count = 0;
-            for (int64_t r = 0; r < rows; ++r) {
-                row_start_[r] = count;
-                for (int64_t j = 0; j < n; j += kLanes) {
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t j = 0; j < np; j += kLanes) {
                     const F x = load(x_ + r * np + j);
                     const M m = nonzero(x);
+                    store(row_ + count, ubcast((uint32_t)r));
                     store_packed(feature_ + count, ulane() + ubcast((uint32_t)j), m);
                     store_packed((uint32_t*)(value_ + count), as_words(x), m);
                     count += __builtin_popcount(bits(m));
                 }
-            }
-            row_start_[rows] = count;
-            tile(rows, feature_, value_, clean);
+            tile(rows, count, row_, feature_, value_, clean);
         }
     }
 
-    // One tile: rows of entries (row_start_), their targets [rows][np] before the sign is taken off.
-    void tile(int64_t rows, const uint32_t* feature, const float* value, const float* target) {
+    // One tile: entries by row, the rows' targets [rows][np] before the sign is taken off. Loops over entries are flat where rows
+    // have few of them: a core would mispredict the end of every row.
+    void tile(int64_t rows, int64_t entries, const uint32_t* row, const uint32_t* feature, const float* value,
+              const float* target) {
         const TilesModel& w = *model_;
         const int64_t mp = w.mp, np = w.np;
+        const F floor = bcast(hidden_floor_);
         visited_ += rows;
-        for (int64_t r = 0; r < rows; ++r) encode(r, feature, value);
+        for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fzero());
+        if (entries > 4 * rows)
+            sum_rows(entries, row, feature, value);
+        else
+            add_rows(entries, row, feature, value, w.et, h_);
+        for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fmax(floor, load(h_ + i)));
+        for (int64_t j = 0; j < np / kLanes; ++j) active_rows_[j] = 0;
         OutputPass pass = {h_, w.d, w.b, w.importance, target, out_, mp, np, w.m, output_floor_,
-                           net_.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu, fzero(), 0};
+                           net_.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu, fzero(), 0, active_rows_};
         for_blocks<OutputBlock>(rows, np, pass);
         loss_ += (double)fsum(pass.loss);
-        if (net_.output_relu && pass.active * kSparseBackward < rows * w.n) {
-            for (int64_t r = 0; r < rows; ++r) backward_active(r);
-        } else {
-            for (int64_t j = 0; j < np; j += kLanes) {
-                F sum = load(g_.b + j);
-                for (int64_t r = 0; r < rows; ++r) sum = sum + load(out_ + r * np + j);
-                store(g_.b + j, sum);
-            }
-            const Product dh = {out_, np, 1, w.dt, mp, dh_, mp, w.n, false};
-            for_blocks<ProductBlock>(rows, mp, dh);
-            const Product dd = {h_, 1, mp, out_, np, g_.d, np, rows, true};
-            for_blocks<ProductBlock>(w.m, np, dd);
-        }
-        for (int64_t r = 0; r < rows; ++r) backward_entries(r, feature, value);
+        if (net_.output_relu && pass.active * kSparseBackward < rows * w.n)
+            backward_active(rows);
+        else
+            backward_dense(rows);
+        for (int64_t i = 0; i < rows * mp; i += kLanes) store(dh_ + i, keep(gt(load(h_ + i), floor), load(dh_ + i)));
+        add_rows(entries, feature, row, value, dh_, g_.et);
     }
 
-    void encode(int64_t r, const uint32_t* feature, const float* value) {
+    // h of rows with many entries: a row's sum stays in registers.
+    void sum_rows(int64_t count, const uint32_t* row, const uint32_t* feature, const float* value) {
         const int64_t mp = model_->mp;
-        const F floor = bcast(hidden_floor_);
-        int64_t k = 0;
-        for (; k + 2 * kLanes <= mp; k += 2 * kLanes) {
-            F a = fzero(), b = fzero();
-            for (int64_t i = row_start_[r]; i < row_start_[r + 1]; ++i) {
-                const float* e = model_->et + feature[i] * mp + k;
-                const F x = bcast(value[i]);
-                a = fmadd(x, load(e), a);
-                b = fmadd(x, load(e + kLanes), b);
+        for (int64_t i = 0, end; i < count; i = end) {
+            for (end = i + 1; end < count && row[end] == row[i]; ++end) {
             }
-            store(h_ + r * mp + k, fmax(floor, a));
-            store(h_ + r * mp + k + kLanes, fmax(floor, b));
-        }
-        for (; k < mp; k += kLanes) {
-            F a = fzero();
-            for (int64_t i = row_start_[r]; i < row_start_[r + 1]; ++i)
-                a = fmadd(bcast(value[i]), load(model_->et + feature[i] * mp + k), a);
-            store(h_ + r * mp + k, fmax(floor, a));
-        }
-    }
-
-    // dh, and the decoder's and the bias's gradient, through the active outputs of row r alone.
-    void backward_active(int64_t r) {
-        const int64_t mp = model_->mp, np = model_->np;
-        const float* out = out_ + r * np;
-        const float* h = h_ + r * mp;
-        float* dh = dh_ + r * mp;
-        for (int64_t k = 0; k < mp; k += kLanes) store(dh + k, fzero());
-        for (int64_t j0 = 0; j0 < np; j0 += kLanes)
-            for (uint32_t left = bits(nonzero(load(out + j0))); left; left &= left - 1) {
-                const int64_t j = j0 + __builtin_ctz(left);
-                const F d = bcast(out[j]);
-                g_.b[j] += out[j];
-                const float* w = model_->dt + j * mp;
-                float* g = g_.dt + j * mp;
-                for (int64_t k = 0; k < mp; k += kLanes) {
-                    store(dh + k, fmadd(d, load(w + k), load(dh + k)));
-                    store(g + k, fmadd(d, load(h + k), load(g + k)));
+            for (int64_t k = 0; k < mp; k += 2 * kLanes) {
+                const bool two = k + kLanes < mp;
+                F a = fzero(), b = fzero();
+                for (int64_t e = i; e < end; ++e) {
+                    const float* from = model_->et + (int64_t)feature[e] * mp + k;
+                    const F x = bcast(value[e]);
+                    a = fmadd(x, load(from), a);
+                    if (two) b = fmadd(x, load(from + kLanes), b);
                 }
-            }
-    }
-
-    void backward_entries(int64_t r, const uint32_t* feature, const float* value) {
-        const int64_t mp = model_->mp;
-        const F floor = bcast(hidden_floor_);
-        for (int64_t k = 0; k < mp; k += kLanes) {
-            const F dh = keep(gt(load(h_ + r * mp + k), floor), load(dh_ + r * mp + k));
-            for (int64_t i = row_start_[r]; i < row_start_[r + 1]; ++i) {
-                float* g = g_.et + feature[i] * mp + k;
-                store(g, fmadd(bcast(value[i]), dh, load(g)));
+                store(h_ + row[i] * mp + k, a);
+                if (two) store(h_ + row[i] * mp + k + kLanes, b);
             }
         }
+    }
+
+    // to[index[i]] += value[i] · from[other[i]], rows of mp lanes.
+    void add_rows(int64_t count, const uint32_t* index, const uint32_t* other, const float* value, const float* from,
+                  float* to) const {
+        const int64_t mp = model_->mp, vectors = mp / kLanes;
+        if (vectors == 1) add_row_lanes<1>(count, index, other, value, from, to);
+        else if (vectors == 2) add_row_lanes<2>(count, index, other, value, from, to);
+        else
+            for (int64_t i = 0; i < count; ++i) {
+                const F x = bcast(value[i]);
+                const float* f = from + other[i] * mp;
+                float* t = to + index[i] * mp;
+                for (int64_t k = 0; k < mp; k += kLanes) store(t + k, fmadd(x, load(f + k), load(t + k)));
+            }
+    }
+    template <int kV>
+    static void add_row_lanes(int64_t count, const uint32_t* index, const uint32_t* other, const float* value,
+                              const float* from, float* to) {
+        for (int64_t i = 0; i < count; ++i) {
+            const F x = bcast(value[i]);
+            const float* f = from + (int64_t)other[i] * kV * kLanes;
+            float* t = to + (int64_t)index[i] * kV * kLanes;
+#pragma GCC unroll 2
+            for (int v = 0; v < kV; ++v) store(t + v * kLanes, fmadd(x, load(f + v * kLanes), load(t + v * kLanes)));
+        }
+    }
+
+    // dh, and the decoder's and the bias's gradient, as products of whole tiles.
+    void backward_dense(int64_t rows) {
+        const TilesModel& w = *model_;
+        for (int64_t j = 0; j < w.np; j += kLanes) {
+            F sum = load(g_.b + j);
+            for (int64_t r = 0; r < rows; ++r) sum = sum + load(out_ + r * w.np + j);
+            store(g_.b + j, sum);
+        }
+        const Product dh = {out_, w.np, 1, w.dt, w.mp, dh_, w.mp, w.n, false};
+        for_blocks<ProductBlock>(rows, w.mp, dh);
+        const Product dd = {h_, 1, w.mp, out_, w.np, g_.d, w.np, rows, true};
+        for_blocks<ProductBlock>(w.m, w.np, dd);
+    }
+
+    // The same through the active outputs alone, listed by lane group of features and then by row, so that neighbours in the list
+    // rarely add to the same row.
+    void backward_active(int64_t rows) {
+        const int64_t np = model_->np, mp = model_->mp;
+        int64_t count = 0;
+        for (int64_t j = 0; j < np; j += kLanes)
+            for (uint64_t left = active_rows_[j / kLanes]; left; left &= left - 1) {
+                const int r = __builtin_ctzll(left);
+                const F d = load(out_ + r * np + j);
+                const M m = nonzero(d);
+                store(active_row_ + count, ubcast((uint32_t)r));
+                store_packed(active_feature_ + count, ulane() + ubcast((uint32_t)j), m);
+                store_packed((uint32_t*)(active_value_ + count), as_words(d), m);
+                count += __builtin_popcount(bits(m));
+            }
+        for (int64_t i = 0; i < rows * mp; i += kLanes) store(dh_ + i, fzero());
+        add_rows(count, active_row_, active_feature_, active_value_, model_->dt, dh_);
+        add_rows(count, active_feature_, active_row_, active_value_, h_, g_.dt);
+        for (int64_t i = 0; i < count; ++i) g_.b[active_feature_[i]] += active_value_[i];
     }
 
     void add_empty(int64_t count) {
@@ -486,9 +543,9 @@ class TilesWorker {
     const TilesModel* model_;
     TilesModel::Gradient g_;
     int64_t rows_max_, stream_rows_, visited_;
-    int64_t* row_start_;
-    uint32_t* feature_;
-    float *x_, *clean_, *out_, *h_, *dh_, *value_;
+    uint32_t *row_, *feature_, *active_row_, *active_feature_;
+    uint64_t* active_rows_;
+    float *x_, *clean_, *out_, *h_, *dh_, *value_, *active_value_;
     float hidden_floor_, output_floor_;
     double loss_;
 };
