@@ -18,6 +18,7 @@ from toykern.nn.stacked import StackedModel
 from toykern.nn.tied_autoencoder import TiedAutoencoder
 from toykern.optim import SGD, Adam, AdamW, Optimizer
 
+_ORDERED_MODELS = 4096
 _OPTIMIZERS = {SGD: 0, Adam: 1, AdamW: 2}
 
 
@@ -32,21 +33,44 @@ def check_model(model: Any, action: str) -> StackedModel:
                 f"are {_native.build_info()['cuda']}; move it with model.to('cpu')"
             )
         if parameter.dtype != torch.float32:
-            raise TypeError(f"model must have float32 parameters to {action}; {name} is {describe(parameter)}")
+            raise TypeError(
+                f"model must have float32 parameters to {action}; {name} is {describe(parameter)}"
+            )
+    _check_shapes(model)
     return model
 
 
 def check_data(data: Any, model: StackedModel) -> SparseFeatures:
     """`data` if it fits the model; TypeError or ValueError that names what differs."""
     if isinstance(data, torch.Tensor):
-        raise TypeError("data must be a SparseFeatures; a tensor is reserved for finite datasets, not in this version")
+        raise TypeError(
+            "data must be a SparseFeatures; a tensor is reserved for finite datasets, not in this version"
+        )
     if not isinstance(data, SparseFeatures):
         raise TypeError(f"data must be a SparseFeatures, not {describe(data)}")
     if data.n_features != model.n_features:
         raise ValueError(f"data has n_features = {data.n_features}, the model has {model.n_features}")
     if data.n_models not in (None, model.n_models):
-        raise ValueError(f"data has probabilities for {data.n_models} models, the model stacks {model.n_models}")
+        raise ValueError(
+            f"data has probabilities for {data.n_models} models, the model stacks {model.n_models}"
+        )
     return data
+
+
+def _check_shapes(model: StackedModel) -> None:
+    """ValueError where parameters were replaced by others: the kernels would read beyond them."""
+    expected = {name: [model.n_models, *shape] for name, shape in model.weight_shapes().items()}
+    if model.bias is not None:
+        expected["bias"] = [model.n_models, model.n_features]
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != expected.keys():
+        raise ValueError(f"model must have the parameters {sorted(expected)}, not {sorted(parameters)}")
+    for name, shape in expected.items():
+        if list(parameters[name].shape) != shape:
+            raise ValueError(
+                f"model.{name} must have the shape {shape}, that of its n_models, n_hidden and n_features, "
+                f"not {describe(parameters[name])}"
+            )
 
 
 def network_params(model: StackedModel, target: str, loss_reduction: str) -> Any:
@@ -70,8 +94,11 @@ def _set_parameters(params: Any, tensors: dict[str, torch.Tensor], tied: bool) -
 
 
 def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
-    """The order in which models should be taken, int64 `[models]`; None where they all cost the same."""
-    if data.n_models is None:
+    """The order in which models should be taken, int64 `[models]`; None where it does not matter.
+
+    It matters while the last model could keep the others waiting; with thousands, neighbours in memory matter more.
+    """
+    if data.n_models is None or data.n_models > _ORDERED_MODELS:
         return None
     return data.active_features().argsort(descending=True, stable=True)
 
@@ -79,8 +106,8 @@ def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
 class Resident:
     """One ensemble in training: the arrays of a run, advanced by native calls.
 
-    `tensors` holds the parameters by name as they are being trained. Those of the module that are not contiguous are
-    trained in contiguous copies; `write_back` puts them back.
+    `tensors` holds the parameters by name as they are being trained. Those of the module that are not
+    contiguous are trained in contiguous copies; `write_back` puts them back.
     """
 
     def __init__(
@@ -103,8 +130,10 @@ class Resident:
         self._parameters = dict(model.named_parameters())
         self.tensors = {name: p.detach().contiguous() for name, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
-            if parameter.numel() > 1 and 0 in parameter.stride():
-                raise ValueError(f"model.{name} is an expanded tensor; training needs memory of its own (clone it)")
+            if any(d > 1 and s == 0 for d, s in zip(parameter.shape, parameter.stride(), strict=True)):
+                raise ValueError(
+                    f"model.{name} is an expanded tensor; training needs memory of its own (clone it)"
+                )
         # Everything whose address the kernels hold.
         self._kept = [data, *arrays.values(), *state.values(), loss, loss_carry, diverged_at]
         tied = isinstance(model, TiedAutoencoder)
@@ -122,7 +151,7 @@ class Resident:
             for number, name in enumerate(["weight" if tied else "encoder", "decoder", "bias"]):
                 if f"{name}/{suffix}" in state:
                     p.set_state(moment, number, state[f"{name}/{suffix}"].data_ptr())
-        p.optimizer = _OPTIMIZERS[type(optimizer)]  # type: ignore[index]
+        p.optimizer = _OPTIMIZERS[type(optimizer)]
         if isinstance(optimizer, SGD):
             p.beta1, p.beta2, p.nesterov = optimizer.momentum, optimizer.dampening, optimizer.nesterov
         elif isinstance(optimizer, Adam | AdamW):

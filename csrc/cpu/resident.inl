@@ -14,8 +14,10 @@ namespace TOYKERN_LEVEL {
 inline int batch_parts(const Network& net, int64_t batch_size) {
     const double work = 3.0 * (double)batch_size * (double)net.n_features * (double)net.n_hidden;
     int64_t parts = work < 2e6 ? 1 : work < 16e6 ? 2 : work < 64e6 ? 4 : work < 512e6 ? 8 : 16;
-    const int64_t blocks = (batch_size + 31) / 32;
-    return (int)(parts < blocks ? parts : (blocks ? blocks : 1));
+    // A part has gradients of its own: where they do not fit the cache, it must have samples enough to be worth them.
+    const int64_t least = net.n_features * net.n_hidden > 65536 ? 128 : 32;
+    const int64_t most = (batch_size + least - 1) / least;
+    return (int)(parts < most ? parts : most);
 }
 
 inline int64_t part_start(int64_t batch_size, int parts, int part) {

@@ -312,9 +312,10 @@ class ColumnsWorker {
         filled_ += count;
     }
     void clear(int columns) {
-        for (int j = 0; j < args_.n; ++j)
-            for (int c = 0; c < columns; c += kColumnRun)
-                for (int v = 0; v < kColumnRun; v += kLanes) store(x_ + (size_t)j * stride_ + c + v, fzero());
+        const int64_t stride = stride_, n = args_.n;
+        for (int c = 0; c < columns; c += kColumnRun)
+            for (float *x = x_ + c, *end = x + n * stride; x < end; x += stride)
+                for (int v = 0; v < kColumnRun; v += kLanes) store(x + v, fzero());
     }
 
     // Rare units only: the non-empty samples become columns.
@@ -334,13 +335,15 @@ class ColumnsWorker {
     int fill_columns(int entries) {
         U before = ubcast(0xFFFFFFFFu), columns = ubcast(0xFFFFFFFFu);
         const U stride = ubcast((uint32_t)stride_);
+        const EntryList list = list_;
+        float* x = x_;
         for (int i = 0; i < entries; i += kLanes) {
-            const U sample = load(list_.sample + i);
+            const U sample = load(list.sample + i);
             const M lanes = mask_first(entries - i), opens = and_not(lanes, eq(sample, shift_in(sample, before)));
             before = sample;
             const U column = columns + count_upto(opens);
             columns = last_lane(column);
-            scatter(x_, mullo(load(list_.feature + i), stride) + column, load(list_.value + i), lanes);
+            scatter(x, mullo(load(list.feature + i), stride) + column, load(list.value + i), lanes);
         }
         uint32_t last[kLanes];
         store(last, columns);

@@ -21,7 +21,13 @@ namespace TOYKERN_LEVEL {
 constexpr int kBlockRows = 8, kBlockVectors = 3;
 constexpr int64_t kSparseBackward = 10;  // measured: the sparse way costs about ten times as much per output it visits
 
-TOYKERN_INLINE int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+constexpr int64_t kDenseEntries = 3;  // with more than one entry in three active the dense product is no slower
+
+// n in whole lane groups; long rows get an odd number of them, since rows a power of two apart fall on the same cache sets.
+TOYKERN_INLINE int64_t round_up(int64_t n) {
+    const int64_t groups = (n + kLanes - 1) / kLanes;
+    return (groups * kLanes >= 256 && groups % 2 == 0 ? groups + 1 : groups) * kLanes;
+}
 
 // c[r][v] += Σ_k a[r·a_row + k·a_k] · b[k·b_k + v·kLanes]
 template <int kR, int kV>
@@ -40,32 +46,27 @@ TOYKERN_INLINE void multiply(const float* a, int64_t a_row, int64_t a_k, const f
     }
 }
 
-// C [rows][vectors·kLanes] (+)= A B in register blocks. A's element (r, k) is a[r·a_row + k·a_k].
-struct Product {
-    const float* a;
-    int64_t a_row, a_k;
-    const float* b;
-    int64_t b_k;
-    float* c;
-    int64_t c_row;
-    int64_t depth;
-    bool add;
-};
+// The lane groups of a matrix that a row of blocks is about to read again and again: where its rows lie pages apart, copied together.
+struct Panel {
+    const float* b;  // element (k, lane) of the matrix: b[k · b_k + lane]
+    int64_t b_k, depth;
+    float* room;     // [depth][kBlockVectors · kLanes], or null: read in place
+    const float* at = nullptr;
+    int64_t at_k = 0;
 
-template <int kR, int kV>
-inline void product_block(const Product& p, int64_t row, int64_t lane) {
-    F c[kBlockRows][kBlockVectors];
-#pragma GCC unroll 8
-    for (int r = 0; r < kR; ++r)
-#pragma GCC unroll 3
-        for (int v = 0; v < kV; ++v)
-            c[r][v] = p.add ? load(p.c + (row + r) * p.c_row + lane + v * kLanes) : fzero();
-    multiply<kR, kV>(p.a + row * p.a_row, p.a_row, p.a_k, p.b + lane, p.b_k, p.depth, c);
-#pragma GCC unroll 8
-    for (int r = 0; r < kR; ++r)
-#pragma GCC unroll 3
-        for (int v = 0; v < kV; ++v) store(p.c + (row + r) * p.c_row + lane + v * kLanes, c[r][v]);
-}
+    void select(int64_t lane, int64_t vectors) {
+        at = b + lane;
+        at_k = b_k;
+        if (!room) return;
+        for (int64_t k = 0; k < depth; ++k)
+            for (int64_t v = 0; v < vectors; ++v)
+                store(room + (k * vectors + v) * kLanes, load(b + k * b_k + lane + v * kLanes));
+        at = room;
+        at_k = vectors * kLanes;
+    }
+};
+constexpr int64_t kPanelDepth = 256;
+inline bool far_apart(int64_t b_k, int64_t depth) { return b_k * depth > 32768; }
 
 // Calls block<kR, kV>(row, lane) over a grid of rows × lane groups, in blocks of nearly equal size.
 template <template <int, int> class Block, class Argument>
@@ -74,6 +75,7 @@ inline void for_blocks(int64_t rows, int64_t lanes, Argument& argument) {
     const int64_t row_blocks = (rows + kBlockRows - 1) / kBlockRows;
     for (int64_t lb = 0; lb < lane_blocks; ++lb) {
         const int64_t v0 = lb * vectors / lane_blocks, v1 = (lb + 1) * vectors / lane_blocks;
+        argument.panel.select(v0 * kLanes, v1 - v0);
         for (int64_t rb = 0; rb < row_blocks; ++rb) {
             const int64_t r0 = rb * rows / row_blocks, r1 = (rb + 1) * rows / row_blocks;
 #define TOYKERN_ROWS(R)                                                                          \
@@ -97,10 +99,47 @@ inline void for_blocks(int64_t rows, int64_t lanes, Argument& argument) {
     }
 }
 
+// C [rows][lanes] (+)= A B in register blocks. A's element (r, k) is a[r·a_row + k·a_k].
+struct Product {
+    const float* a;
+    int64_t a_row, a_k;
+    Panel panel;
+    float* c;
+    int64_t c_row;
+    bool add;
+};
+
 template <int kR, int kV>
 struct ProductBlock {
-    static void run(const Product& p, int64_t row, int64_t lane) { product_block<kR, kV>(p, row, lane); }
+    static void run(const Product& p, int64_t row, int64_t lane) {
+        F c[kBlockRows][kBlockVectors];
+#pragma GCC unroll 8
+        for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 3
+            for (int v = 0; v < kV; ++v)
+                c[r][v] = p.add ? load(p.c + (row + r) * p.c_row + lane + v * kLanes) : fzero();
+        multiply<kR, kV>(p.a + row * p.a_row, p.a_row, p.a_k, p.panel.at, p.panel.at_k, p.panel.depth, c);
+#pragma GCC unroll 8
+        for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 3
+            for (int v = 0; v < kV; ++v) store(p.c + (row + r) * p.c_row + lane + v * kLanes, c[r][v]);
+    }
 };
+
+// Deep products of far-apart rows go in slabs of kPanelDepth, so that a panel stays in L1.
+inline void multiply_all(Product p, int64_t rows, int64_t lanes, float* room) {
+    const int64_t depth = p.panel.depth;
+    const bool slabs = far_apart(p.panel.b_k, depth) && rows > kBlockRows;
+    const int64_t slab = slabs ? kPanelDepth : (depth > 0 ? depth : 1);
+    p.panel.room = slabs ? room : nullptr;
+    for (int64_t k = 0; k == 0 || k < depth; k += slab) {
+        p.panel.depth = depth - k < slab ? depth - k : slab;
+        for_blocks<ProductBlock>(rows, lanes, p);
+        p.a += slab * p.a_k;
+        p.panel.b += slab * p.panel.b_k;
+        p.add = true;
+    }
+}
 
 // to [cols][to_row] = (or +=) transpose of from [rows][from_row]; both padded to whole lane groups.
 inline void transpose_into(const float* from, int64_t from_row, float* to, int64_t to_row, int64_t row0, int64_t row1,
@@ -243,9 +282,10 @@ struct TilesModel {
 
 // Output block: y = D h + b, residual, loss, and the gradient at the output.
 struct OutputPass {
-    const float *h, *d, *b, *importance, *target;
-    float *out;
-    int64_t mp, np, m;
+    const float *h, *b, *importance, *target;
+    Panel panel;  // of the decoder
+    float* out;
+    int64_t mp, np;
     float output_floor;
     uint32_t target_bits;
     F loss;
@@ -264,7 +304,7 @@ struct OutputBlock {
         for (int r = 0; r < kR; ++r)
 #pragma GCC unroll 3
             for (int v = 0; v < kV; ++v) c[r][v] = bias[v];
-        multiply<kR, kV>(p.h + row * p.mp, p.mp, 1, p.d + lane, p.np, p.m, c);
+        multiply<kR, kV>(p.h + row * p.mp, p.mp, 1, p.panel.at, p.panel.at_k, p.panel.depth, c);
 #pragma GCC unroll 3
         for (int v = 0; v < kV; ++v) weight[v] = load(p.importance + lane + v * kLanes);
         const F floor = bcast(p.output_floor);
@@ -313,6 +353,8 @@ class TilesWorker {
         row_ = w.take<uint32_t>(entries);
         feature_ = w.take<uint32_t>(entries);
         value_ = w.take<float>(entries);
+        const int64_t deepest = net.n_hidden > kPanelDepth ? net.n_hidden : kPanelDepth;
+        panel_ = w.take<float>((size_t)(deepest * kBlockVectors * kLanes));
         active_rows_ = w.take<uint64_t>((size_t)(np / kLanes));
         const size_t most_active = (size_t)(held * np) / kSparseBackward + 2 * kLanes;
         active_row_ = w.take<uint32_t>(most_active);
@@ -386,12 +428,12 @@ class TilesWorker {
         const int64_t np = model_->np, rows = (int64_t)row_[entries - 1] + 1;
         for (int64_t i = 0; i < rows * np; i += kLanes) store(x_ + i, fzero());
         for (int64_t i = 0; i < entries; ++i) x_[row_[i] * np + list_.feature[i]] = list_.value[i];
-        tile(rows, entries, row_, list_.feature, list_.value, x_);
+        tile(rows, entries, row_, list_.feature, list_.value, x_, x_);
     }
 
     // Frequent units or noise: every sample is a row; its entries are read off the dense row.
     void from_rows(const StreamKey& key, int64_t first, int64_t last) {
-        const int64_t n = model_->n, np = model_->np;
+        const int64_t np = model_->np;
         const bool noise = tables_.data->noise > 0.0f;
         rows_.begin(key, first, last);
         while (!rows_.done()) {
@@ -411,26 +453,31 @@ class TilesWorker {
                     store_packed((uint32_t*)(value_ + count), as_words(x), m);
                     count += __builtin_popcount(bits(m));
                 }
-            tile(rows, count, row_, feature_, value_, clean);
+            tile(rows, count, row_, feature_, value_, x_, clean);
         }
     }
 
-    // One tile: entries by row, the rows' targets [rows][np] before the sign is taken off. Loops over entries are flat where rows
+    // One tile: its entries by row, the same as dense rows x [rows][np], and the targets before the sign is taken off. Loops over entries are flat where rows
     // have few of them: a core would mispredict the end of every row.
     void tile(int64_t rows, int64_t entries, const uint32_t* row, const uint32_t* feature, const float* value,
-              const float* target) {
+              const float* x, const float* target) {
         const TilesModel& w = *model_;
         const int64_t mp = w.mp, np = w.np;
         const F floor = bcast(hidden_floor_);
         visited_ += rows;
-        for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fzero());
-        if (entries > 4 * rows)
-            sum_rows(entries, row, feature, value);
-        else
+        const bool dense = entries * kDenseEntries > rows * w.n;
+        if (dense) {
+            multiply_all({x, np, 1, {w.et, mp, w.n, nullptr}, h_, mp, false}, rows, mp, panel_);
+        } else if (entries > 4 * rows) {
+            sum_rows(rows, entries, row, feature, value);
+        } else {
+            for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fzero());
             add_rows(entries, row, feature, value, w.et, h_);
+        }
         for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fmax(floor, load(h_ + i)));
         for (int64_t j = 0; j < np / kLanes; ++j) active_rows_[j] = 0;
-        OutputPass pass = {h_, w.d, w.b, w.importance, target, out_, mp, np, w.m, output_floor_,
+        const Panel decoder = {w.d, np, w.m, far_apart(np, w.m) && rows > kBlockRows ? panel_ : nullptr};
+        OutputPass pass = {h_, w.b, w.importance, target, decoder, out_, mp, np, output_floor_,
                            net_.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu, fzero(), 0, active_rows_};
         for_blocks<OutputBlock>(rows, np, pass);
         loss_ += (double)fsum(pass.loss);
@@ -439,12 +486,17 @@ class TilesWorker {
         else
             backward_dense(rows);
         for (int64_t i = 0; i < rows * mp; i += kLanes) store(dh_ + i, keep(gt(load(h_ + i), floor), load(dh_ + i)));
-        add_rows(entries, feature, row, value, dh_, g_.et);
+        if (dense) {
+            multiply_all({x, 1, np, {dh_, mp, rows, nullptr}, g_.et, mp, true}, w.n, mp, panel_);
+        } else {
+            add_rows(entries, feature, row, value, dh_, g_.et);
+        }
     }
 
     // h of rows with many entries: a row's sum stays in registers.
-    void sum_rows(int64_t count, const uint32_t* row, const uint32_t* feature, const float* value) {
+    void sum_rows(int64_t rows, int64_t count, const uint32_t* row, const uint32_t* feature, const float* value) {
         const int64_t mp = model_->mp;
+        for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fzero());  // a row may have no entry at all
         for (int64_t i = 0, end; i < count; i = end) {
             for (end = i + 1; end < count && row[end] == row[i]; ++end) {
             }
@@ -497,10 +549,8 @@ class TilesWorker {
             for (int64_t r = 0; r < rows; ++r) sum = sum + load(out_ + r * w.np + j);
             store(g_.b + j, sum);
         }
-        const Product dh = {out_, w.np, 1, w.dt, w.mp, dh_, w.mp, w.n, false};
-        for_blocks<ProductBlock>(rows, w.mp, dh);
-        const Product dd = {h_, 1, w.mp, out_, w.np, g_.d, w.np, rows, true};
-        for_blocks<ProductBlock>(w.m, w.np, dd);
+        multiply_all({out_, w.np, 1, {w.dt, w.mp, w.n, nullptr}, dh_, w.mp, false}, rows, w.mp, panel_);
+        multiply_all({h_, 1, w.mp, {out_, w.np, rows, nullptr}, g_.d, w.np, true}, w.m, w.np, panel_);
     }
 
     // The same through the active outputs alone, listed by lane group of features and then by row, so that neighbours in the list
@@ -545,7 +595,7 @@ class TilesWorker {
     int64_t rows_max_, stream_rows_, visited_;
     uint32_t *row_, *feature_, *active_row_, *active_feature_;
     uint64_t* active_rows_;
-    float *x_, *clean_, *out_, *h_, *dh_, *value_, *active_value_;
+    float *x_, *clean_, *out_, *h_, *dh_, *value_, *active_value_, *panel_;
     float hidden_floor_, output_floor_;
     double loss_;
 };
