@@ -123,6 +123,7 @@ TOYKERN_INLINE M lt(U a, U b) {
     const __m256i bias = _mm256_set1_epi32((int)0x80000000u);
     return {_mm256_cmpgt_epi32(_mm256_xor_si256(b.v, bias), _mm256_xor_si256(a.v, bias))};
 }
+TOYKERN_INLINE U select(M m, U a, U b) { return {_mm256_blendv_epi8(b.v, a.v, m.v)}; }
 TOYKERN_INLINE bool any(U a) { return !_mm256_testz_si256(a.v, a.v); }
 TOYKERN_INLINE F to_float(U a) {  // both halves and the product are exact, so the one addition rounds to nearest even
     const __m256 high = _mm256_cvtepi32_ps(_mm256_srli_epi32(a.v, 16));
@@ -145,6 +146,13 @@ TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
         const int lane = __builtin_ctz(left);
         base[at[lane]] = value[lane];
     }
+}
+TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
+    uint32_t at[kLanes];
+    float value[kLanes];
+    store(at, index);
+    store(value, a);
+    for (int i = 0; i < kLanes; ++i) base[at[i]] = value[i];
 }
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) {
     const uint64_t kept = _pdep_u64(bits(m), 0x0101010101010101ull) * 0xFFu;

@@ -137,6 +137,7 @@ TOYKERN_INLINE U lookup16(const uint32_t* table, U index) {
 }
 TOYKERN_INLINE M eq(U a, U b) { return {_mm512_cmpeq_epi32_mask(a.v, b.v)}; }
 TOYKERN_INLINE M lt(U a, U b) { return {_mm512_cmplt_epu32_mask(a.v, b.v)}; }
+TOYKERN_INLINE U select(M m, U a, U b) { return {_mm512_mask_mov_epi32(b.v, m.v, a.v)}; }
 TOYKERN_INLINE bool any(U a) { return _mm512_test_epi32_mask(a.v, a.v) != 0; }
 TOYKERN_INLINE F to_float(U a) { return {_mm512_cvtepu32_ps(a.v)}; }
 TOYKERN_INLINE F to_float_signed(U a) { return {_mm512_cvtepi32_ps(a.v)}; }
@@ -144,21 +145,25 @@ TOYKERN_INLINE U as_words(F a) { return {_mm512_castps_si512(a.v)}; }
 TOYKERN_INLINE F as_floats(U a) { return {_mm512_castsi512_ps(a.v)}; }
 TOYKERN_INLINE F gather(const float* base, U index) { return {_mm512_i32gather_ps(index.v, base, 4)}; }
 TOYKERN_INLINE U gather(const uint32_t* base, U index) { return {_mm512_i32gather_epi32(index.v, base, 4)}; }
-// Lane by lane: sixteen plain stores take a third of the time of the scatter instruction (Zen 5; Ice Lake is alike).
+// Lane by lane: plain stores take a third of the time of the scatter instruction (Zen 5).
 TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
     alignas(64) uint32_t at[16];
     alignas(64) float value[16];
     store(at, index);
     store(value, a);
-    if (m.v == 0xFFFF) {
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) base[at[i]] = value[i];
-        return;
-    }
     for (uint32_t left = m.v; left; left &= left - 1) {
         const int i = __builtin_ctz(left);
         base[at[i]] = value[i];
     }
+}
+// All lanes; the last of those with one index stays.
+TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
+    alignas(64) uint32_t at[16];
+    alignas(64) float value[16];
+    store(at, index);
+    store(value, a);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) base[at[i]] = value[i];
 }
 // The lanes of m moved to the front; the whole vector is written.
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) { store(p, U{_mm512_maskz_compress_epi32(m.v, a.v)}); }

@@ -194,6 +194,10 @@ TOYKERN_INLINE M lt(U a, U b) {
     TOYKERN_EACH m |= (uint32_t)(a.v[i] < b.v[i]) << i;
     return {m};
 }
+TOYKERN_INLINE U select(M m, U a, U b) {
+    TOYKERN_EACH a.v[i] = (m.v >> i & 1u) ? a.v[i] : b.v[i];
+    return a;
+}
 TOYKERN_INLINE bool any(U a) {
     uint32_t m = 0;
     TOYKERN_EACH m |= a.v[i];
@@ -222,6 +226,13 @@ TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
     TOYKERN_EACH {
         if (m.v >> i & 1u) base[index.v[i]] = a.v[i];
     }
+}
+TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
+    uint32_t at[kLanes];
+    float value[kLanes];
+    store(at, index);
+    store(value, a);
+    for (int i = 0; i < kLanes; ++i) base[at[i]] = value[i];
 }
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) {
     TOYKERN_EACH {

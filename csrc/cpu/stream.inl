@@ -128,7 +128,7 @@ class RareCursor {
         slice_ = r.n_units ? (uint32_t)(first >> r.slice_log2) : 0;
         open_slice();
         done_ = r.n_units == 0 || first >= last;
-        wide_ = t_->plain && t_->rare_rate * (double)(last - first) > 96.0;
+        choose_width(first_);
     }
     bool done() const { return done_; }
 
@@ -161,9 +161,12 @@ class RareCursor {
         } else {
             block_ += wide_ ? 2 : 1;
         }
+        if (list.count) choose_width(list.sample[list.count - 1]);
     }
 
   private:
+    void choose_width(uint32_t sample) { wide_ = t_->plain && t_->rare_rate * (double)(batch_ - sample) > 96.0; }
+
     // The arrivals of the words in words_; true if the slice ended among them. kSimple: all rare units are single features of one
     // rate, in order. kLongCells: a cell holds several samples (rho < 0).
     template <bool kSimple, bool kLongCells>
@@ -183,7 +186,8 @@ class RareCursor {
         L times[128 / kLanes];
         const int words = wide_ ? 128 : 64;
         for (int v = 0; v < words; v += kGroup * kLanes) gaps(words_ + v, scale, times + v / kLanes);
-        for (int v = 0; v < words && !ended; v += kLanes) {
+        // The end is looked for every 64 arrivals: it is rarely where a core predicts it. What lies past it is not kept.
+        for (int v = 0; v < words && !(ended && v % 64 == 0); v += kLanes) {
             const L time = carry_over(times[v / kLanes], carry);
             const U cell = high_words(time), fraction = low_words(time);
             U sample, unit;
@@ -214,7 +218,7 @@ class RareCursor {
                 emit_groups(list, kept, sample + offset, unit, v);
                 count = list.count;
             }
-            ended = bits(valid) != bits(mask_first(kLanes));
+            ended |= bits(valid) != bits(mask_first(kLanes));
         }
         last_sample_ = last_sample;
         last_unit_ = last_unit;

@@ -337,13 +337,15 @@ class ColumnsWorker {
         const U stride = ubcast((uint32_t)stride_);
         const EntryList list = list_;
         float* x = x_;
+        const U nowhere = ubcast((uint32_t)capacity_);  // past the last column: what lanes without an entry write to
         for (int i = 0; i < entries; i += kLanes) {
             const U sample = load(list.sample + i);
             const M lanes = mask_first(entries - i), opens = and_not(lanes, eq(sample, shift_in(sample, before)));
             before = sample;
             const U column = columns + count_upto(opens);
             columns = last_lane(column);
-            scatter(x, mullo(load(list.feature + i), stride) + column, load(list.value + i), lanes);
+            const U place = mullo(load(list.feature + i), stride) + column;
+            scatter_all(x, select(lanes, place, nowhere), load(list.value + i));
         }
         uint32_t last[kLanes];
         store(last, columns);
