@@ -22,7 +22,7 @@ using namespace toykern;
 namespace {
 
 template <class Class, class Struct, class T>
-void pointer(Class& c, const char* name, T* Struct::*field) {
+void pointer(Class& c, const char* name, T* Struct::* field) {
     c.def_property(
         name, [field](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*field); },
         [field](Struct& s, uintptr_t address) { s.*field = reinterpret_cast<T*>(address); });
@@ -181,12 +181,18 @@ PYBIND11_MODULE(_native, m) {
         return py::make_tuple(as_array(std::move(e.model_start)), as_array(std::move(e.sample)),
                               as_array(std::move(e.feature)), as_array(std::move(e.value)));
     });
-    m.def("measure_fma_peak", [](int threads) {
-        py::gil_scoped_release release;
-        return 2.0 * measure_fma(threads);
-    }, "Floating-point operations a second (a multiply-add is two) on `threads` cores at the level in use.");
-    m.def("measure_random_words", [](int threads) {
-        py::gil_scoped_release release;
-        return measure_words(threads);
-    }, "Philox words a second on `threads` cores at the level in use.");
+    m.def(
+        "measure_fma_peak",
+        [](int threads) {
+            py::gil_scoped_release release;
+            return 2.0 * measure_fma(threads);
+        },
+        "Floating-point operations a second (a multiply-add is two) on `threads` cores at the level in use.");
+    m.def(
+        "measure_random_words",
+        [](int threads) {
+            py::gil_scoped_release release;
+            return measure_words(threads);
+        },
+        "Philox words a second on `threads` cores at the level in use.");
 }

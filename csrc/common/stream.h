@@ -34,8 +34,8 @@ TOYKERN_HD static constexpr uint32_t counter_tag(Kind kind, uint32_t purpose, ui
     return (uint32_t)kind + 16u * purpose + 256u * member;
 }
 
-constexpr double kRareLimit = 0.125;         // units up to this gate probability are drawn by arrival
-constexpr double kSmallestRate = 0x1p-31;    // below this total rate there are no arrivals
+constexpr double kRareLimit = 0.125;       // units up to this gate probability are drawn by arrival
+constexpr double kSmallestRate = 0x1p-31;  // below this total rate there are no arrivals
 constexpr double kLn2 = 0.6931471805599453;
 
 // -ln(1 - q) for 0 <= q <= 1/8, by eighteen terms of its series.
@@ -47,11 +47,11 @@ TOYKERN_SHARED double arrival_rate(double q) {
 
 // The Poisson process of all rare units of one model, in fixed point (§3).
 struct RareProcess {
-    uint32_t n_units;       // N; 0: no arrivals
-    int32_t rho;            // a sample is 2^rho cells
-    uint32_t gap_scale;     // C
-    int32_t slice_log2;     // k
-    bool uniform;           // all rates equal: a unit's place follows from one multiplication
+    uint32_t n_units;    // N; 0: no arrivals
+    int32_t rho;         // a sample is 2^rho cells
+    uint32_t gap_scale;  // C
+    int32_t slice_log2;  // k
+    bool uniform;        // all rates equal: a unit's place follows from one multiplication
 };
 
 // Split total = fraction · 2^exponent with fraction in [1/2, 1); total is normal and positive.

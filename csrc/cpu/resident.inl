@@ -93,8 +93,8 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
                 p.loss_records[i * p.n_records + r] = (float)(carry / (double)(step + 1 - r * p.record_every));
             carry = 0.0;
         }
-        shared.model.update(step_constants(p, i, step), (float)(2.0 * factor), shared.gradients, shared.stride, shared.parts,
-                            team.rank, team.size);
+        shared.model.update(step_constants(p, i, step), (float)(2.0 * factor), shared.gradients, shared.stride,
+                            shared.parts, team.rank, team.size);
         team.meet();
     }
     if (team.rank == 0) {
@@ -135,7 +135,8 @@ struct Regime {
         worker.carve(w, net, data);
         return w.bytes();
     }
-    static void train(const TrainParams& p, void* shared_memory, void* worker_memory, const Team& team, const Queue& queue) {
+    static void train(const TrainParams& p, void* shared_memory, void* worker_memory, const Team& team,
+                      const Queue& queue) {
         Workspace sw(shared_memory), ww(worker_memory);
         Shared<Model> shared;
         Worker worker;

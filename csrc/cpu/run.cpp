@@ -107,12 +107,15 @@ void over_models(int64_t n_models, int threads, const Work& work) {
     });
 }
 
-int workers_for(int64_t n_models, int threads) { return (int)std::max<int64_t>(1, std::min<int64_t>(threads, n_models)); }
+int workers_for(int64_t n_models, int threads) {
+    return (int)std::max<int64_t>(1, std::min<int64_t>(threads, n_models));
+}
 
 }  // namespace
 
 const char* ForkedChild::what() const noexcept {
-    return "toykern was used with several threads before this process was forked, and their pool does not survive a fork; start "
+    return "toykern was used with several threads before this process was forked, and their pool does not survive a "
+           "fork; start "
            "child processes with the 'spawn' (or 'forkserver') method of multiprocessing instead";
 }
 
@@ -154,7 +157,8 @@ void train(const TrainParams& given) {
             team.size = omp_get_num_threads();
             team.barrier = team_barrier;
             CountingQueue queue{0, p.n_models};
-            regime.train(p, shared.piece(0), workers.piece((size_t)team.rank), team, Queue{CountingQueue::take, &queue});
+            regime.train(p, shared.piece(0), workers.piece((size_t)team.rank), team,
+                         Queue{CountingQueue::take, &queue});
         });
         return;
     }
@@ -172,9 +176,8 @@ void evaluate(const EvaluateParams& p) {
     const int threads = workers_for(p.n_models, p.threads);
     Room shared((size_t)threads, regime.shared_bytes(p.network, p.batch_size), "the models in hand");
     Room workers((size_t)threads, regime.worker_bytes(p.network, p.data), "evaluation");
-    over_models(p.n_models, threads, [&](size_t t, const Queue& queue) {
-        regime.evaluate(p, shared.piece(t), workers.piece(t), queue);
-    });
+    over_models(p.n_models, threads,
+                [&](size_t t, const Queue& queue) { regime.evaluate(p, shared.piece(t), workers.piece(t), queue); });
 }
 
 void sample(const SampleParams& p, int threads) {

@@ -70,7 +70,8 @@ inline void sample_entries(const SampleParams& p, int64_t model, void* memory, c
             const float* rows = p.data.noise > 0.0f ? room.noisy : room.clean;
             for (int r = 0; r < count; ++r)
                 for (size_t j = 0; j < n; ++j)
-                    if (rows[r * n + j] != 0.0f) sink.put(sink.context, (uint32_t)(s + r), (uint32_t)j, rows[r * n + j]);
+                    if (rows[r * n + j] != 0.0f)
+                        sink.put(sink.context, (uint32_t)(s + r), (uint32_t)j, rows[r * n + j]);
         }
         return;
     }

@@ -50,9 +50,7 @@ TOYKERN_INLINE F and_bits(F a, uint32_t mask) {
 }
 TOYKERN_INLINE M gt(F a, F b) { return {_mm256_castps_si256(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))}; }
 TOYKERN_INLINE M gt(F a, F b, M among) { return gt(a, b) & among; }
-TOYKERN_INLINE M nonzero(F a) {
-    return {_mm256_castps_si256(_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_UQ))};
-}
+TOYKERN_INLINE M nonzero(F a) { return {_mm256_castps_si256(_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_UQ))}; }
 TOYKERN_INLINE F keep(M m, F a) { return {_mm256_and_ps(_mm256_castsi256_ps(m.v), a.v)}; }
 TOYKERN_INLINE float fsum(F a) {
     const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -104,8 +102,9 @@ TOYKERN_INLINE U mulhi(U a, U b) {
 }
 TOYKERN_INLINE U clz(U a) {
     // The exponent of the float conversion, made exact by clearing the bits below that could round it up.
-    const __m256i top = _mm256_andnot_si256(_mm256_srli_epi32(a.v, 1), a.v);  // clears a bit whose upper neighbour is set
-    const __m256i half = _mm256_srli_epi32(top, 1);                            // keeps the conversion non-negative
+    const __m256i top =
+        _mm256_andnot_si256(_mm256_srli_epi32(a.v, 1), a.v);  // clears a bit whose upper neighbour is set
+    const __m256i half = _mm256_srli_epi32(top, 1);           // keeps the conversion non-negative
     const __m256i exponent = _mm256_srli_epi32(_mm256_castps_si256(_mm256_cvtepi32_ps(half)), 23);
     // half = 0 (a <= 1): exponent 0. Otherwise clz = 31 - (exponent - 127 + 1).
     const __m256i wide = _mm256_sub_epi32(_mm256_set1_epi32(157), exponent);
@@ -176,8 +175,7 @@ TOYKERN_INLINE U shift_in(U a, U before) {
 // ---- 64-bit lanes ----
 TOYKERN_INLINE L lzero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 TOYKERN_INLINE L mul_wide(U a, U b) {
-    return {_mm256_mul_epu32(a.v, b.v),
-            _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), _mm256_srli_epi64(b.v, 32))};
+    return {_mm256_mul_epu32(a.v, b.v), _mm256_mul_epu32(_mm256_srli_epi64(a.v, 32), _mm256_srli_epi64(b.v, 32))};
 }
 TOYKERN_INLINE L operator+(L a, L b) { return {_mm256_add_epi64(a.even, b.even), _mm256_add_epi64(a.odd, b.odd)}; }
 TOYKERN_INLINE L shl1(L a) { return {_mm256_slli_epi64(a.even, 1), _mm256_slli_epi64(a.odd, 1)}; }
@@ -199,7 +197,8 @@ TOYKERN_INLINE L carry_over(L a, L& carry) {
 }
 
 // ---- Philox 4x32-10, sixteen counters c0 = first … first + 15, in two halves of eight ----
-TOYKERN_INLINE void philox_run(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys, uint32_t* out) {
+TOYKERN_INLINE void philox_run(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys,
+                               uint32_t* out) {
     const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
     for (int half = 0; half < 2; ++half) {
         const __m256i base = _mm256_set1_epi64x(first + 8u * (uint32_t)half);
@@ -208,7 +207,8 @@ TOYKERN_INLINE void philox_run(uint32_t first, uint32_t c1, uint32_t c2, uint32_
         __m256i e1 = _mm256_set1_epi64x(c1), e2 = _mm256_set1_epi64x(c2), e3 = _mm256_set1_epi64x(c3);
         __m256i o1 = e1, o2 = e2, o3 = e3;
         for (int round = 0; round < 10; ++round) {
-            const __m256i ka = _mm256_set1_epi64x((long long)keys.k0[round]), kb = _mm256_set1_epi64x((long long)keys.k1[round]);
+            const __m256i ka = _mm256_set1_epi64x((long long)keys.k0[round]),
+                          kb = _mm256_set1_epi64x((long long)keys.k1[round]);
             const __m256i ep0 = _mm256_mul_epu32(e0, m0), ep1 = _mm256_mul_epu32(e2, m1);
             const __m256i op0 = _mm256_mul_epu32(o0, m0), op1 = _mm256_mul_epu32(o2, m1);
             e0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(ep1, 32), e1), ka);

@@ -101,8 +101,10 @@ TOYKERN_INLINE void transpose(F* r) {
         b[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(s, t));
     }
     for (int c = 0; c < 4; ++c) {
-        const __m512 e = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), f = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
-        const __m512 g = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xDD), h = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xDD);
+        const __m512 e = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88),
+                     f = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
+        const __m512 g = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xDD),
+                     h = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xDD);
         r[c].v = _mm512_shuffle_f32x4(e, f, 0x88);
         r[c + 4].v = _mm512_shuffle_f32x4(g, h, 0x88);
         r[c + 8].v = _mm512_shuffle_f32x4(e, f, 0xDD);
@@ -168,9 +170,7 @@ TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
 // The lanes of m moved to the front; the whole vector is written.
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) { store(p, U{_mm512_maskz_compress_epi32(m.v, a.v)}); }
 // Consecutive words dealt to the lanes of m, zero elsewhere; reads a whole vector.
-TOYKERN_INLINE U load_dealt(const uint32_t* p, M m) {
-    return {_mm512_maskz_expand_epi32(m.v, _mm512_loadu_si512(p))};
-}
+TOYKERN_INLINE U load_dealt(const uint32_t* p, M m) { return {_mm512_maskz_expand_epi32(m.v, _mm512_loadu_si512(p))}; }
 // (last lane of before, lanes 0 … 14 of a)
 TOYKERN_INLINE U shift_in(U a, U before) { return {_mm512_alignr_epi32(a.v, before.v, 15)}; }
 TOYKERN_INLINE U last_lane(U a) { return {_mm512_permutexvar_epi32(_mm512_set1_epi32(15), a.v)}; }
@@ -185,18 +185,13 @@ TOYKERN_INLINE U count_upto(M m) {
 // ---- 64-bit lanes ----
 TOYKERN_INLINE L lzero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
 TOYKERN_INLINE L mul_wide(U a, U b) {
-    return {_mm512_mul_epu32(a.v, b.v),
-            _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), _mm512_srli_epi64(b.v, 32))};
+    return {_mm512_mul_epu32(a.v, b.v), _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), _mm512_srli_epi64(b.v, 32))};
 }
 TOYKERN_INLINE L operator+(L a, L b) { return {_mm512_add_epi64(a.even, b.even), _mm512_add_epi64(a.odd, b.odd)}; }
 TOYKERN_INLINE L shl1(L a) { return {_mm512_slli_epi64(a.even, 1), _mm512_slli_epi64(a.odd, 1)}; }
 TOYKERN_INLINE L shr31(L a) { return {_mm512_srli_epi64(a.even, 31), _mm512_srli_epi64(a.odd, 31)}; }
-TOYKERN_INLINE U low_words(L a) {
-    return {_mm512_mask_shuffle_epi32(a.even, 0xAAAA, a.odd, (_MM_PERM_ENUM)0xA0)};
-}
-TOYKERN_INLINE U high_words(L a) {
-    return {_mm512_mask_shuffle_epi32(a.odd, 0x5555, a.even, (_MM_PERM_ENUM)0xF5)};
-}
+TOYKERN_INLINE U low_words(L a) { return {_mm512_mask_shuffle_epi32(a.even, 0xAAAA, a.odd, (_MM_PERM_ENUM)0xA0)}; }
+TOYKERN_INLINE U high_words(L a) { return {_mm512_mask_shuffle_epi32(a.odd, 0x5555, a.even, (_MM_PERM_ENUM)0xF5)}; }
 // Running sums over the lanes in order.
 TOYKERN_INLINE L running_sum(L a) {
     __m512i pair = _mm512_add_epi64(a.even, a.odd);
@@ -245,7 +240,8 @@ TOYKERN_INLINE void philox16(const uint32_t (&first)[kBlocks], uint32_t c1, uint
     }
 #pragma GCC unroll 8
     for (int round = 2; round < 10; ++round) {
-        const __m512i a = _mm512_set1_epi64((long long)keys.k0[round]), b = _mm512_set1_epi64((long long)keys.k1[round]);
+        const __m512i a = _mm512_set1_epi64((long long)keys.k0[round]),
+                      b = _mm512_set1_epi64((long long)keys.k1[round]);
 #pragma GCC unroll 6
         for (int h = 0; h < kHalves; ++h) {
             const __m512i p0 = _mm512_mul_epu32(x0[h], m0), p1 = _mm512_mul_epu32(x2[h], m1);

@@ -301,7 +301,8 @@ TOYKERN_INLINE L carry_over(L a, L& carry) {
 }
 
 // ---- Philox 4x32-10, sixteen counters c0 = first … first + 15 ----
-TOYKERN_INLINE void philox_run(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys, uint32_t* out) {
+TOYKERN_INLINE void philox_run(uint32_t first, uint32_t c1, uint32_t c2, uint32_t c3, const RoundKeys& keys,
+                               uint32_t* out) {
     uint32_t x0[16], x1[16], x2[16], x3[16];
     for (uint32_t i = 0; i < 16; ++i) x0[i] = first + i, x1[i] = c1, x2[i] = c2, x3[i] = c3;
     for (int round = 0; round < 10; ++round) {

@@ -36,8 +36,8 @@ TOYKERN_INLINE void slice_words(const StreamKey& key, Kind kind, uint32_t member
 
 // The same for a sequence with 64-bit indices (noise).
 TOYKERN_INLINE void long_words(const StreamKey& key, Kind kind, uint64_t block, uint32_t* out) {
-    philox16<1>({(uint32_t)(16u * block)}, (uint32_t)((16u * block) >> 32), key.step, {counter_tag(kind, key.purpose, 0)},
-                key.keys, {out});
+    philox16<1>({(uint32_t)(16u * block)}, (uint32_t)((16u * block) >> 32), key.step,
+                {counter_tag(kind, key.purpose, 0)}, key.keys, {out});
 }
 
 TOYKERN_INLINE F half_normal(U w) {
@@ -59,7 +59,8 @@ TOYKERN_INLINE void to_magnitudes(int32_t magnitude, float* words, int count) {
     const uint32_t* w = (const uint32_t*)words;
     switch ((Magnitude)magnitude) {
         case Magnitude::kUniform:
-            for (int i = 0; i < count; i += kLanes) store(words + i, to_float(load(w + i) | ubcast(1u)) * bcast(0x1p-32f));
+            for (int i = 0; i < count; i += kLanes)
+                store(words + i, to_float(load(w + i) | ubcast(1u)) * bcast(0x1p-32f));
             break;
         case Magnitude::kSymmetric:
             for (int i = 0; i < count; i += kLanes)
@@ -136,10 +137,12 @@ class RareCursor {
     void refill(EntryList& list) {
         const RareProcess& r = t_->rare;
         const uint32_t first = 16u * block_, purpose = key_->purpose;
-        const uint32_t gap_tag = counter_tag(Kind::kGap, purpose, 0), value_tag = counter_tag(Kind::kSparseMagnitude, purpose, 0);
+        const uint32_t gap_tag = counter_tag(Kind::kGap, purpose, 0),
+                       value_tag = counter_tag(Kind::kSparseMagnitude, purpose, 0);
         uint32_t* value_words = (uint32_t*)magnitudes_;
         if (wide_) {
-            philox16<2>({first, first + 16u}, slice_, key_->step, {gap_tag, gap_tag}, key_->keys, {words_, words_ + 64});
+            philox16<2>({first, first + 16u}, slice_, key_->step, {gap_tag, gap_tag}, key_->keys,
+                        {words_, words_ + 64});
             philox16<2>({first, first + 16u}, slice_, key_->step, {value_tag, value_tag}, key_->keys,
                         {value_words, value_words + 64});
             to_magnitudes(t_->data->magnitude, magnitudes_, 128);
@@ -210,7 +213,8 @@ class RareCursor {
             const M kept = and_not(and_not(valid, repeat), lt(sample, first));
             if (kSimple || t_->plain) {
                 store_packed(list.sample + count, sample + offset, kept);
-                store_packed(list.feature + count, kSimple || t_->rare_in_order ? unit : gather(t_->rare_feature, unit), kept);
+                store_packed(list.feature + count, kSimple || t_->rare_in_order ? unit : gather(t_->rare_feature, unit),
+                             kept);
                 store_packed((uint32_t*)(list.value + count), load(words_of(magnitudes_) + v), kept);
                 count += __builtin_popcount(bits(kept));
             } else {
@@ -279,8 +283,7 @@ class RareCursor {
         store(high, rest);
         store(low, fraction);
         const uint64_t n = t_->rare.n_units;
-        for (int i = 0; i < kLanes; ++i)
-            unit[i] = (uint32_t)((high[i] * n + ((low[i] * n) >> 32)) >> t_->rare.rho);
+        for (int i = 0; i < kLanes; ++i) unit[i] = (uint32_t)((high[i] * n + ((low[i] * n) >> 32)) >> t_->rare.rho);
         return load(unit);
     }
 
@@ -443,11 +446,12 @@ class FrequentCursor {
         const bool lone = t_->max_members == 1 && !t_->has_exclusive;
         const int blocks = lone ? 3 : 1;
         if (lone) {
-            philox16<3>({16u * block_, 16u * block_ + 16u, 16u * block_ + 32u}, slice_, key_->step, {tag, tag, tag}, key_->keys,
-                        {at, at + 64, at + 128});
+            philox16<3>({16u * block_, 16u * block_ + 16u, 16u * block_ + 32u}, slice_, key_->step, {tag, tag, tag},
+                        key_->keys, {at, at + 64, at + 128});
         } else {
             for (uint32_t r = 0; r < t_->max_members; ++r)
-                slice_words(*key_, Kind::kDenseMagnitude, r, slice_, block_, (uint32_t*)(values_ + have_ + r * stride()));
+                slice_words(*key_, Kind::kDenseMagnitude, r, slice_, block_,
+                            (uint32_t*)(values_ + have_ + r * stride()));
             if (t_->has_exclusive) slice_words(*key_, Kind::kDenseChoice, 0, slice_, block_, choices_ + have_);
         }
         for (uint32_t r = 0; r < t_->max_members; ++r)
@@ -545,8 +549,8 @@ class RowCursor {
                     fill_exclusive(rows, stride, u, v, bits(m), limit, at);
                 } else {
                     for (int64_t r = 0; r < members; ++r)
-                        scatter(rows + d.unit_member[first + r], row,
-                                load_dealt(frequent_.values((uint32_t)r) + at, m), used);
+                        scatter(rows + d.unit_member[first + r], row, load_dealt(frequent_.values((uint32_t)r) + at, m),
+                                used);
                 }
                 at += (uint32_t)__builtin_popcount(bits(m));
             }

@@ -11,8 +11,8 @@ namespace TOYKERN_LEVEL {
 
 struct StreamTables {
     const Distribution* data;
-    bool plain;              // every unit is a single feature
-    uint32_t max_members;    // of a correlated unit
+    bool plain;            // every unit is a single feature
+    uint32_t max_members;  // of a correlated unit
     bool has_exclusive;
 
     RareProcess rare;

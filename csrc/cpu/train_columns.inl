@@ -25,14 +25,14 @@ inline bool columns_fit(const Network& net) {
 
 // What a pass over columns reads and adds to.
 struct ColumnsPass {
-    int n, count;                  // features, columns
-    int64_t stride;                // of a row of x
-    const float *x, *clean;        // [n][stride] input; the same without noise (the target)
+    int n, count;                                        // features, columns
+    int64_t stride;                                      // of a row of x
+    const float *x, *clean;                              // [n][stride] input; the same without noise (the target)
     const float *encoder, *decoder, *bias, *importance;  // [n][m] [n][m] [n] [n]
-    float hidden_floor, output_floor;  // 0 with ReLU, -inf without
-    uint32_t target_bits;          // 0x7FFFFFFF for |x|, all ones otherwise
-    F *encoder_sum, *decoder_sum, *bias_sum;  // [n][m] [n][m] (tied: the same) [n]
-    F* residual;                   // [n][2] scratch
+    float hidden_floor, output_floor;                    // 0 with ReLU, -inf without
+    uint32_t target_bits;                                // 0x7FFFFFFF for |x|, all ones otherwise
+    F *encoder_sum, *decoder_sum, *bias_sum;             // [n][m] [n][m] (tied: the same) [n]
+    F* residual;                                         // [n][2] scratch
     F loss;
 };
 
@@ -177,8 +177,8 @@ inline ColumnsPassFunction columns_pass_for(int n, int m) {
 struct ColumnsModel {
     int64_t n, m, weights, length;  // weights = n m; length = all parameters, one after another
     bool tied, has_bias;
-    float *p, *s1, *s2;             // [length] encoder, decoder (untied), bias
-    const float* importance;        // [n]
+    float *p, *s1, *s2;       // [length] encoder, decoder (untied), bias
+    const float* importance;  // [n]
 
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, weights = n * m;
@@ -229,8 +229,8 @@ struct ColumnsModel {
         if (worker) return;
         for (int part = 1; part < parts; ++part)
             for (int64_t i = 0; i < length; i += kLanes)
-                toykern::TOYKERN_LEVEL::store(g + i, toykern::TOYKERN_LEVEL::load(g + i) +
-                                                         toykern::TOYKERN_LEVEL::load(g + part * stride + i));
+                toykern::TOYKERN_LEVEL::store(
+                    g + i, toykern::TOYKERN_LEVEL::load(g + i) + toykern::TOYKERN_LEVEL::load(g + part * stride + i));
         optimizer_step(c, p, g, s1, s2, has_bias ? length : length - n, scale);
     }
 };

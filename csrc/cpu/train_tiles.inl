@@ -50,7 +50,7 @@ TOYKERN_INLINE void multiply(const float* a, int64_t a_row, int64_t a_k, const f
 struct Panel {
     const float* b;  // element (k, lane) of the matrix: b[k · b_k + lane]
     int64_t b_k, depth;
-    float* room;     // [depth][kBlockVectors · kLanes], or null: read in place
+    float* room;  // [depth][kBlockVectors · kLanes], or null: read in place
     const float* at = nullptr;
     int64_t at_k = 0;
 
@@ -78,11 +78,14 @@ inline void for_blocks(int64_t rows, int64_t lanes, Argument& argument) {
         argument.panel.select(v0 * kLanes, v1 - v0);
         for (int64_t rb = 0; rb < row_blocks; ++rb) {
             const int64_t r0 = rb * rows / row_blocks, r1 = (rb + 1) * rows / row_blocks;
-#define TOYKERN_ROWS(R)                                                                          \
-    case R:                                                                                      \
-        if (v1 - v0 == 3) Block<R, 3>::run(argument, r0, v0 * kLanes);                           \
-        else if (v1 - v0 == 2) Block<R, 2>::run(argument, r0, v0 * kLanes);                      \
-        else Block<R, 1>::run(argument, r0, v0 * kLanes);                                        \
+#define TOYKERN_ROWS(R)                                 \
+    case R:                                             \
+        if (v1 - v0 == 3)                               \
+            Block<R, 3>::run(argument, r0, v0* kLanes); \
+        else if (v1 - v0 == 2)                          \
+            Block<R, 2>::run(argument, r0, v0* kLanes); \
+        else                                            \
+            Block<R, 1>::run(argument, r0, v0* kLanes); \
         break;
             switch (r1 - r0) {
                 TOYKERN_ROWS(1)
@@ -161,19 +164,19 @@ inline void transpose_into(const float* from, int64_t from_row, float* to, int64
 struct TilesModel {
     int64_t n, m, np, mp;
     bool tied, has_bias;
-    float *d, *d1, *d2;     // decoder [m][np] and its moments
-    float *dt;              // [n][mp]
-    float *et, *e1, *e2;    // encoder [n][mp] (tied: et = dt, no moments of its own)
-    float *b, *b1, *b2;     // [np]
+    float *d, *d1, *d2;       // decoder [m][np] and its moments
+    float* dt;                // [n][mp]
+    float *et, *e1, *e2;      // encoder [n][mp] (tied: et = dt, no moments of its own)
+    float *b, *b1, *b2;       // [np]
     const float* importance;  // [np], padded with zeros
     float* importance_room;
 
     // Gradients of one part.
     struct Gradient {
-        float *d;   // [m][np], from dense tiles
-        float *dt;  // [n][mp], from sparse tiles (tied: et)
-        float *et;  // [n][mp]
-        float *b;   // [np]
+        float* d;        // [m][np], from dense tiles
+        float* dt;       // [n][mp], from sparse tiles (tied: et)
+        float* et;       // [n][mp]
+        float* b;        // [np]
         int64_t length;  // of the whole, which is one array
     };
     int64_t gradient_length() const { return m * np + (tied ? 1 : 2) * n * mp + np; }
@@ -215,7 +218,8 @@ struct TilesModel {
 
     // One optimiser step from the gradients of all parts, [parts][stride], added in order. Workers share the hidden units (and, untied,
     // the encoder's features) in blocks, so the result does not depend on how many there are.
-    void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int workers) const {
+    void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker,
+                int workers) const {
         const Gradient first = gradient(g);
         const int64_t dt_offset = first.dt - g, et_offset = first.et - g, b_offset = first.b - g;
         for (int64_t k = worker * kLanes; k < m; k += workers * kLanes) {
@@ -398,8 +402,10 @@ class TilesWorker {
                 int64_t low = 0;
                 while (low < used) {
                     const int64_t middle = (low + used) / 2;
-                    if (row_[middle] < (uint32_t)rows_max_) low = middle + 1;
-                    else used = middle;
+                    if (row_[middle] < (uint32_t)rows_max_)
+                        low = middle + 1;
+                    else
+                        used = middle;
                 }
             }
             tile(used);
@@ -477,8 +483,9 @@ class TilesWorker {
         for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fmax(floor, load(h_ + i)));
         for (int64_t j = 0; j < np / kLanes; ++j) active_rows_[j] = 0;
         const Panel decoder = {w.d, np, w.m, far_apart(np, w.m) && rows > kBlockRows ? panel_ : nullptr};
-        OutputPass pass = {h_, w.b, w.importance, target, decoder, out_, mp, np, output_floor_,
-                           net_.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu, fzero(), 0, active_rows_};
+        OutputPass pass = {h_,      w.b, w.importance, target,        decoder,
+                           out_,    mp,  np,           output_floor_, net_.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu,
+                           fzero(), 0,   active_rows_};
         for_blocks<OutputBlock>(rows, np, pass);
         loss_ += (double)fsum(pass.loss);
         if (net_.output_relu && pass.active * kSparseBackward < rows * w.n)
@@ -519,8 +526,10 @@ class TilesWorker {
     void add_rows(int64_t count, const uint32_t* index, const uint32_t* other, const float* value, const float* from,
                   float* to) const {
         const int64_t mp = model_->mp, vectors = mp / kLanes;
-        if (vectors == 1) add_row_lanes<1>(count, index, other, value, from, to);
-        else if (vectors == 2) add_row_lanes<2>(count, index, other, value, from, to);
+        if (vectors == 1)
+            add_row_lanes<1>(count, index, other, value, from, to);
+        else if (vectors == 2)
+            add_row_lanes<2>(count, index, other, value, from, to);
         else
             for (int64_t i = 0; i < count; ++i) {
                 const F x = bcast(value[i]);

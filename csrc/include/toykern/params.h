@@ -18,13 +18,13 @@ enum class Purpose : uint32_t { kTraining = 0, kEvaluation = 1 };
 struct Distribution {
     int64_t n_features;
     int64_t n_units;
-    const int64_t* unit_start;     // [n_units + 1] offsets into unit_member
-    const uint32_t* unit_member;   // [n_features] features by unit, ordered
-    const uint8_t* unit_kind;      // [n_units] UnitKind
-    const double* probability;     // [K | 1, n]
-    int64_t probability_stride;    // n, or 0 when one row serves all models
-    int32_t magnitude;             // Magnitude
-    float noise;                   // standard deviation of the Gaussian input noise; 0 = none
+    const int64_t* unit_start;    // [n_units + 1] offsets into unit_member
+    const uint32_t* unit_member;  // [n_features] features by unit, ordered
+    const uint8_t* unit_kind;     // [n_units] UnitKind
+    const double* probability;    // [K | 1, n]
+    int64_t probability_stride;   // n, or 0 when one row serves all models
+    int32_t magnitude;            // Magnitude
+    float noise;                  // standard deviation of the Gaussian input noise; 0 = none
 };
 
 // Draw one batch per model: the oracle's view of what training sees.
@@ -32,22 +32,22 @@ struct SampleParams {
     Distribution data;
     int64_t n_models;
     int64_t batch_size;
-    const int64_t* seed;           // [K | 1]
-    int64_t seed_stride;           // 1, or 0
+    const int64_t* seed;  // [K | 1]
+    int64_t seed_stride;  // 1, or 0
     uint32_t step;
-    uint32_t purpose;              // Purpose
-    float* clean;                  // [K, batch, n] without noise, or null
-    float* noisy;                  // [K, batch, n] with noise, or null
+    uint32_t purpose;  // Purpose
+    float* clean;      // [K, batch, n] without noise, or null
+    float* noisy;      // [K, batch, n] with noise, or null
 };
 
 // What one model is, and what its loss is. Options, not kernels: EXPERIMENTS "the family of models".
 struct Network {
     int64_t n_features, n_hidden;
-    bool tied;                     // decoder = encoderᵀ
+    bool tied;  // decoder = encoderᵀ
     bool hidden_relu, output_relu;
     bool has_bias;
-    bool target_abs;               // target |x| instead of x
-    bool loss_sum;                 // sum over features, mean over batch; else mean over both
+    bool target_abs;  // target |x| instead of x
+    bool loss_sum;    // sum over features, mean over batch; else mean over both
 };
 
 enum class Optimizer : int32_t { kSGD = 0, kAdam = 1, kAdamW = 2 };
@@ -57,33 +57,33 @@ struct TrainParams {
     Network network;
     Distribution data;
     int64_t n_models, batch_size;
-    const int64_t* seed;           // [K]
-    const float* importance;       // [K | 1, n]
-    int64_t importance_stride;     // n, or 0
+    const int64_t* seed;        // [K]
+    const float* importance;    // [K | 1, n]
+    int64_t importance_stride;  // n, or 0
 
-    float* encoder;                // [K, m, n]
-    float* decoder;                // [K, n, m]; null when tied
-    float* bias;                   // [K, n]; null without bias
-    float* state[2][3];            // first and second moment (or momentum) of encoder, decoder, bias; null where absent
+    float* encoder;      // [K, m, n]
+    float* decoder;      // [K, n, m]; null when tied
+    float* bias;         // [K, n]; null without bias
+    float* state[2][3];  // first and second moment (or momentum) of encoder, decoder, bias; null where absent
 
-    int32_t optimizer;             // Optimizer
-    double beta1, beta2, eps;      // SGD: beta1 = momentum, beta2 = dampening
+    int32_t optimizer;         // Optimizer
+    double beta1, beta2, eps;  // SGD: beta1 = momentum, beta2 = dampening
     bool nesterov;
-    const double* lr;              // [K]
-    const double* weight_decay;    // [K]
+    const double* lr;            // [K]
+    const double* weight_decay;  // [K]
 
     int64_t first_step, steps;
-    const double* lr_factor;       // [T] the schedule
-    const double* correction1;     // [T] 1 - beta1^(step + 1) (Adam, AdamW); made by train()
-    const double* correction2;     // [T] sqrt(1 - beta2^(step + 1))
-    int64_t record_every;          // steps to a record
-    float* loss_records;           // [K, n_records] mean loss of each record; null: not wanted
+    const double* lr_factor;    // [T] the schedule
+    const double* correction1;  // [T] 1 - beta1^(step + 1) (Adam, AdamW); made by train()
+    const double* correction2;  // [T] sqrt(1 - beta2^(step + 1))
+    int64_t record_every;       // steps to a record
+    float* loss_records;        // [K, n_records] mean loss of each record; null: not wanted
     int64_t n_records;
-    int64_t total_steps;           // of the whole run: the last record may be shorter than record_every
-    double* loss_carry;            // [K] sum of the losses of the record under way
-    int64_t* diverged_at;          // [K] step whose batch loss was not finite, or -1; such a model is left alone
+    int64_t total_steps;   // of the whole run: the last record may be shorter than record_every
+    double* loss_carry;    // [K] sum of the losses of the record under way
+    int64_t* diverged_at;  // [K] step whose batch loss was not finite, or -1; such a model is left alone
 
-    const int64_t* order;          // [K] the order in which models are taken, costliest first; null: 0 … K-1
+    const int64_t* order;  // [K] the order in which models are taken, costliest first; null: 0 … K-1
     int threads;
 };
 
@@ -92,14 +92,14 @@ struct EvaluateParams {
     Network network;
     Distribution data;
     int64_t n_models, batch_size;
-    int64_t batches;               // steps of the evaluation stream
-    const int64_t* seed;           // [K]
-    const float* importance;       // [K | 1, n]
+    int64_t batches;          // steps of the evaluation stream
+    const int64_t* seed;      // [K]
+    const float* importance;  // [K | 1, n]
     int64_t importance_stride;
-    const float* encoder;          // as above
+    const float* encoder;  // as above
     const float* decoder;
     const float* bias;
-    double* loss;                  // [K]
+    double* loss;  // [K]
     int threads;
 };
 
