@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from toykern.broadcast import broadcast_importance, broadcast_seed
+from toykern.devices import check_device
 from toykern.errors import check_choice, check_flag, check_positive_int, describe, is_int
 from toykern.nn.initialization import initial_std, initial_weights
 
@@ -60,6 +61,7 @@ class StackedModel(nn.Module):
         self.hidden_activation = check_choice("hidden_activation", hidden_activation, HIDDEN_ACTIVATIONS)
         self.output_activation = check_choice("output_activation", output_activation, OUTPUT_ACTIVATIONS)
         has_bias = check_flag("bias", bias)
+        device = check_device(device)
         self.init_std = initial_std(init, self.n_features, self.n_hidden, self.n_models)
         self.init: str | float = init if isinstance(init, str) else _described_std(self.init_std)
         self.seed = broadcast_seed("seed", seed, self.n_models)
