@@ -29,9 +29,9 @@ def gap_draw(shape: tuple[int, ...], probability: float) -> Draw:
     """Jumps from one active entry of the flattened batch to the next; the cost follows the active entries.
 
     The gaps between the successes of a Bernoulli process are geometric, and so is
-    1 + floor(ln(1-U) / ln(1-p)) with U uniform on [0, 1). (`exponential_` would do too, but takes 15 ns a
-    number, five times this.) As many gaps are drawn as the batch needs save with probability 1e-14; what falls
-    past its end goes to one spare slot.
+    1 + floor(ln(1-U) / ln(1-p)) for U uniform on [0, 1). (`exponential_` would do too, at 15 ns a number,
+    five times this.) As many gaps are drawn as the batch needs save with probability 1e-14; what falls past
+    its end goes to a spare slot.
     """
     size = math.prod(shape)
     if size >= 2**24:
