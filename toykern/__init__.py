@@ -1,28 +1,43 @@
 """toykern: toy models of superposition and sparsity, trained fast and in huge numbers.
 
-    >>> import toykern as tk
-    >>> model = tk.TiedAutoencoder(n_features=5, n_hidden=2, n_models=100)
-    >>> data = tk.SparseFeatures(n_features=5, probability=0.05)
-    >>> run = tk.fit(model, data, steps=10, batch_size=128, optimizer=tk.AdamW(lr=1e-3))
-    >>> run.loss.shape
-    torch.Size([100, 10])
+>>> import toykern as tk
+>>> model = tk.TiedAutoencoder(n_features=5, n_hidden=2, n_models=100)
+>>> data = tk.SparseFeatures(n_features=5, probability=0.05)
+>>> run = tk.fit(model, data, steps=10, batch_size=128, optimizer=tk.AdamW(lr=1e-3))
+>>> run.loss.shape
+torch.Size([100, 10])
 """
 
 import torch as _torch  # noqa: F401  (first: the kernels share its OpenMP runtime)
 
 from toykern import metrics, plot
-from toykern._native import build_info as _build_info
-from toykern.data import Anticorrelated, Correlated, SparseFeatures
-from toykern.evaluate import evaluate
-from toykern.fit import fit, log_spaced_steps
-from toykern.grid import Grid, grid
-from toykern.nn import Autoencoder, TiedAutoencoder
-from toykern.optim import SGD, Adam, AdamW
-from toykern.run import Run
-from toykern.schedule import WarmupCosine
-from toykern.store import StoreError
 
-__version__ = _build_info()["version"]
+try:
+    from toykern._native import build_info as _build_info
+except ImportError as _error:
+    # `python -m toykern.info` still works and tells more; the names that are missing say why they are.
+    _WHY = str(_error)
+
+    def __getattr__(name: str) -> object:
+        if name in __all__ or name == "__version__":
+            raise ImportError(
+                f"toykern.{name} needs toykern's native module, which cannot be loaded ({_WHY}); build it "
+                "with `pip install -e .` in the checkout. `python -m toykern.info` says what is there"
+            )
+        raise AttributeError(f"module 'toykern' has no attribute {name!r}")
+
+else:
+    from toykern.data import Anticorrelated, Correlated, SparseFeatures
+    from toykern.evaluate import evaluate
+    from toykern.fit import fit, log_spaced_steps
+    from toykern.grid import Grid, grid
+    from toykern.nn import Autoencoder, TiedAutoencoder
+    from toykern.optim import SGD, Adam, AdamW
+    from toykern.run import Run
+    from toykern.schedule import WarmupCosine
+    from toykern.store import StoreError
+
+    __version__: str = _build_info()["version"]
 
 __all__ = [
     "SGD",
