@@ -1,14 +1,20 @@
-"""The list of batches on which implementations of the data stream are compared, shared by tests and bench.
+"""What implementations are compared on, shared by tests and bench: batches of the data stream, training runs.
 
-A case is data only. `features_of` makes the `tk.SparseFeatures` that asks for the same distribution.
+A case is data only. `features_of` makes the `tk.SparseFeatures` that asks for a stream case's distribution;
+`kit.py` builds what a `FitCase` describes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
 
 import numpy as np
 from stream_oracle import MAGNITUDES, Distribution, Words, gate_uniforms
+
+from toykern.optim import SGD, Adam, AdamW
+from toykern.schedule import WarmupCosine
 
 
 @dataclass(frozen=True)
@@ -180,3 +186,220 @@ def features_of(distribution: Distribution):
         groups=tuple(groups),
         noise=distribution.noise,
     )
+
+
+# Training runs, in which `tk.fit` is compared with the float64 reference
+
+
+@dataclass(frozen=True, eq=False)
+class FitCase:
+    """A stack of `n_models` in training, each with seeds of its own."""
+
+    name: str
+    n_features: int
+    n_hidden: int
+    probability: Any = 0.05  # broadcasts to [n_models, n_features]
+    batch_size: int = 100
+    optimizer: Any = AdamW(lr=3e-3)
+    steps: int = 200
+    n_models: int = 3
+    tied: bool = True
+    correlated: tuple[tuple[int, ...], ...] = ()
+    anticorrelated: tuple[tuple[int, ...], ...] = ()
+    features: dict[str, Any] = field(default_factory=dict)  # other options of SparseFeatures
+    network: dict[str, Any] = field(default_factory=dict)  # options of the model's class
+    loss: dict[str, Any] = field(default_factory=dict)  # importance, target, loss_reduction
+    schedule: Any = "constant"
+
+
+def _fit(
+    name: str, n: int, m: int, probability: Any = 0.05, batch_size: int = 100, **options: Any
+) -> FitCase:
+    if options.get("n_models", 3) == 3:
+        options.setdefault("optimizer", AdamW(lr=[1e-3, 3e-3, 1e-2]))
+    return FitCase(f"{n},{m} {name}".strip(), n, m, probability, batch_size, **options)
+
+
+# Both loops, the border between them, the sizes of lane groups and blocks, and one off.
+FIT_SHAPES = [
+    _fit("one sample", 1, 1, 0.5, 1),
+    _fit("batch 1024", 2, 1, 0.1, 1024),
+    _fit("", 3, 1, 0.3),
+    _fit("batch 31", 3, 2, 0.2, 31),
+    _fit("batch 33", 4, 2, 0.05, 33),
+    _fit("batch 1024", 5, 2, 0.01, 1024),
+    _fit("dense", 5, 2, 1.0),
+    _fit("", 6, 2),
+    _fit("two samples", 7, 3, 0.3, 2),
+    _fit("", 2, 5, 0.2),
+    _fit("batch 31", 9, 4, 0.1, 31),
+    _fit("batch 1024", 20, 5, 0.01, 1024),
+    _fit("", 11, 6, 0.12),
+    _fit("batch 33", 13, 7, 0.3, 33),
+    _fit("", 16, 8),
+    _fit("", 64, 2, 0.02),
+    _fit("rare", 128, 1, 0.01),
+    _fit("frequent", 128, 1, 0.3, 33),
+    _fit("rare", 129, 1, 0.01),
+    _fit("frequent", 129, 1, 0.3, 33),
+    _fit("", 17, 8),
+    _fit("batch 31", 1, 9, 0.4, 31, optimizer=SGD(lr=0.01)),  # not to the end, where the bias is 0
+    _fit("one sample", 9, 9, 0.5, 1),
+    _fit("batch 1024", 16, 9, 0.01, 1024),
+    _fit("batch 31", 17, 9, 0.1, 31),
+    _fit("two samples", 31, 16, 0.3, 2),
+    _fit("batch 33", 33, 17, 0.05, 33),
+    _fit("dense", 33, 17, 1.0),
+    _fit("", 24, 31, 0.1),
+    _fit("", 80, 20, 0.01),
+    _fit("batch 1024", 49, 15, 0.02, 1024),
+    _fit("batch 33", 100, 40, 0.05, 33),
+    _fit("", 145, 3, 0.03),
+    _fit("batch 31", 40, 70, 0.1, 31),
+]
+
+FIT_PROBABILITIES = [
+    _fit(name, n, m, probability, batch_size)
+    for n, m in ((5, 2), (20, 9))
+    for name, probability, batch_size in (
+        ("never", 0.0, 100),
+        ("at 1e-4", 1e-4, 1024),
+        ("at .01", 0.01, 100),
+        ("at 1/8", 0.125, 100),
+        ("just above 1/8", 0.126, 100),
+        ("at .9", 0.9, 100),
+        ("always", 1.0, 33),
+        ("rare and frequent", np.resize([0.01, 0.4, 0.05, 0.9, 0.0, 1.0], n), 100),
+        ("power law", np.minimum(1.0, 0.5 / np.arange(1, n + 1) ** 1.1), 100),
+        ("each model its own", [[0.001], [0.05], [0.6]], 100),
+    )
+]
+
+_RATES, _DECAYS = [0.01, 0.03, 0.1], [0.0, 0.1, 0.02]
+FIT_OPTIMIZERS = [
+    _fit(name, n, m, 0.1, optimizer=optimizer)
+    for n, m in ((5, 2), (17, 9))
+    for name, optimizer in (
+        ("SGD", SGD(lr=_RATES)),
+        ("SGD with decay", SGD(lr=_RATES, weight_decay=_DECAYS)),
+        ("momentum", SGD(lr=_RATES, momentum=0.9)),
+        ("dampening", SGD(lr=_RATES, momentum=0.8, dampening=0.5, weight_decay=_DECAYS)),
+        ("Nesterov", SGD(lr=_RATES, momentum=0.9, nesterov=True, weight_decay=_DECAYS)),
+        ("Adam", Adam(lr=[1e-3, 3e-3, 1e-2])),
+        ("Adam with L2", Adam(lr=3e-3, weight_decay=_DECAYS)),
+        ("Adam with other betas", Adam(lr=3e-3, betas=(0.7, 0.95), eps=1e-4)),
+        ("AdamW", AdamW(lr=1e-3)),
+        ("AdamW with other betas", AdamW(lr=3e-3, betas=(0.5, 0.9), eps=1e-6, weight_decay=_DECAYS)),
+    )
+]
+
+FIT_SCHEDULES = [
+    _fit(f"schedule {name}", n, m, 0.1, schedule=schedule, optimizer=AdamW(lr=3e-3, weight_decay=0.1))
+    for n, m in ((5, 2), (17, 9))
+    for name, schedule in (
+        ("linear", "linear"),
+        ("cosine", "cosine"),
+        ("quarter cosine", "quarter_cosine"),
+        ("warm-up and cosine", WarmupCosine(60)),
+        ("callable", lambda step, steps: 0.0 if step % 3 == 0 else 2.0 - step / steps),
+    )
+]
+
+
+def _network(n: int, m: int, choice: tuple[int, ...]) -> FitCase:
+    untied, hidden_relu, linear, no_bias, absolute = choice
+    hidden, output = ("none", "relu")[hidden_relu], ("relu", "none")[linear]
+    name = f"{'untied' if untied else 'tied'} {hidden} {output}{' unbiased' * no_bias}{' |x|' * absolute}"
+    return _fit(
+        name,
+        n,
+        m,
+        [[0.05], [0.2], [0.1]],
+        tied=not untied,
+        network={"hidden_activation": hidden, "output_activation": output, "bias": not no_bias},
+        features={"magnitude": "symmetric" if absolute else "uniform"},
+        loss={"target": "abs" if absolute else "identity"},
+    )
+
+
+# Half of all combinations for each loop: every four of the five choices appear together in every way.
+FIT_NETWORKS = [
+    _network(*((7, 3) if sum(choice) % 2 else (21, 9)), choice) for choice in product((0, 1), repeat=5)
+]
+
+FIT_DATA = [
+    *(
+        _fit(f"{name}", n, m, 0.1, features={"magnitude": name})
+        for name in MAGNITUDES
+        for n, m in ((5, 2), (20, 9))
+    ),
+    *(
+        _fit(name, n, m, p, **options)
+        for n, m in ((8, 3), (20, 9))
+        for name, p, options in (
+            ("correlated, rare", 0.05, {"correlated": ((0, 5), (1, 2, 7))}),
+            ("correlated, frequent", 0.4, {"correlated": ((0, 5), (1, 2, 7))}),
+            ("exclusive, rare", 0.02, {"anticorrelated": ((0, 5), (1, 2, 7))}),
+            ("exclusive, frequent", 0.3, {"anticorrelated": ((0, 5), (1, 2, 7))}),
+            ("one-sparse", 1 / n, {"anticorrelated": (tuple(range(n)),)}),
+            (
+                "groups of all kinds",
+                [0.03, 0.4, 0.02, 0.4, 0.03, 0.02, *np.resize([0.9, 0.001], n - 6)],
+                {"correlated": ((0, 4), (1, 3)), "anticorrelated": ((2, 5),)},
+            ),
+            ("noise", 0.05, {"features": {"noise": 0.1}}),
+            (
+                "noise, |x|",
+                0.3,
+                {"features": {"noise": 0.2, "magnitude": "symmetric"}, "loss": {"target": "abs"}},
+            ),
+            ("noise, groups", 0.05, {"features": {"noise": 0.1}, "correlated": ((0, 5),), "tied": False}),
+        )
+    ),
+    _fit("all together", 128, 1, 0.1, correlated=(tuple(range(128)),)),
+    _fit("all together", 150, 2, 0.1, correlated=(tuple(range(150)),)),
+]
+
+FIT_LOSSES = [
+    _fit(f"importance {name}", n, m, 0.1, loss={"importance": importance})
+    for n, m in ((5, 2), (17, 9))
+    for name, importance in (
+        ("a number", 2.5),
+        ("of each feature", 0.7 ** np.arange(n)),
+        ("of each model", [[1.0], [0.1], [10.0]]),
+        ("of both", np.linspace(0, 1, 3 * n).reshape(3, n)),
+        ("often zero", np.resize([0.0, 0.0, 1.0], n)),
+    )
+] + [
+    _fit("loss summed", n, m, 0.1, loss={"loss_reduction": "sum", "importance": 0.9 ** np.arange(n)})
+    for n, m in ((5, 2), (17, 9))
+]
+
+# For one evaluation only.
+FIT_LARGE = [
+    _fit("few active", 200, 20, 0.001, 1024),
+    _fit("many active", 400, 30, 0.1, 128),
+    _fit("noise", 260, 50, 0.02, 40, features={"noise": 0.05}),
+    _fit("wide", 1025, 17, 0.01, 64, n_models=1),
+    _fit("deep", 300, 257, 0.05, 64, n_models=1, tied=False, network={"hidden_activation": "relu"}),
+    _fit("largest", 4096, 256, 0.01, 5, n_models=1),
+]
+
+# Long sums: batches larger than any buffer.
+FIT_LONG = [
+    _fit("batch 70000", 1, 1, 0.2, 70_000),
+    _fit("batch 70000", 5, 2, 0.01, 70_000),
+    _fit("batch 20000", 5, 2, 0.6, 20_000),
+    _fit("batch 5000", 128, 1, 0.05, 5000),
+    _fit("batch 20000", 30, 12, 0.05, 20_000),
+]
+
+FIT_CASES = [
+    *FIT_SHAPES,
+    *FIT_PROBABILITIES,
+    *FIT_OPTIMIZERS,
+    *FIT_SCHEDULES,
+    *FIT_NETWORKS,
+    *FIT_DATA,
+    *FIT_LOSSES,
+]

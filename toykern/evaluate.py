@@ -32,7 +32,8 @@ def evaluate(
         model: a `TiedAutoencoder` or `Autoencoder`.
         data: the distribution.
         samples: how many; rounded up to whole batches of 4,096 where it is larger than one.
-        seed: int, or `[models]`; None means 0 … models−1. One seed for all compares models on the same samples.
+        seed: int, or `[models]`; None means 0 … models−1. One seed for all compares models on the same
+            samples.
         importance, target, loss_reduction: as in `toykern.fit`.
 
     Returns:

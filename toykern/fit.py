@@ -59,30 +59,34 @@ def fit(
 ) -> Run:
     """Train every model of a stack, in place, each on its own stream of fresh batches.
 
-    Drawing, forward, backward and optimiser run inside native calls that release the interpreter's lock. A model's
-    bits depend on itself alone: not on its neighbours in the stack, the number of threads
+    Drawing, forward, backward and optimiser run inside native calls that release the interpreter's lock. A
+    model's bits depend on itself alone: not on its neighbours in the stack, the number of threads
     (`torch.set_num_threads`), or interruptions; only on the version and the instruction-set level.
 
     Args:
         model: a `TiedAutoencoder` or `Autoencoder` with float32 parameters on the CPU.
-        data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of them.
+        data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of
+            them.
         steps: updates of each model, at most 2³² − 1. Training starts at step 0 with a fresh optimiser state.
         batch_size: samples per update, drawn afresh.
-        optimizer: `AdamW()` by default; `SGD`, `Adam`, `AdamW`, with learning rate and weight decay per model if need be.
-        importance: of each feature in the loss, ≥ 0: a number, `[n_features]`, `[models, 1]` or `[models, n_features]`.
+        optimizer: `AdamW()` by default; `SGD`, `Adam`, `AdamW`, with learning rate and weight decay per model
+            if need be.
+        importance: of each feature in the loss, ≥ 0: a number, `[n_features]`, `[models, 1]` or
+            `[models, n_features]`.
         seed: of the data: int, or `[models]`; None means 0 … models−1.
         target: "identity", or "abs" to learn |x|. Made from the features without input noise.
-        schedule: multiplies the learning rate: "constant", "linear", "cosine", "quarter_cosine", `WarmupCosine(warmup)`
-            or a callable (step, steps) -> factor.
+        schedule: multiplies the learning rate: "constant", "linear", "cosine", "quarter_cosine",
+            `WarmupCosine(warmup)` or a callable (step, steps) -> factor.
         loss_reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
-        record_every: steps to a record, e; max(1, steps // 100) by default. Record r is the mean of the batch losses of steps
-            r·e … (r+1)·e − 1, each taken before its update.
-        record: "loss", and any of "features_per_dimension", "feature_dimensionality", "superposition" (measured after the last
-            update of each record; of the encoder where the model is untied).
-        snapshots: steps t at which to keep all parameters, after t updates (0 … steps); `log_spaced_steps` helps.
-        resume: a `Run` that was cut short (by `stop_at`, Ctrl-C, or loaded from a store): go on where it stopped, with
-            the same bits as if it never had. Its tensors are continued in place. Everything else comes from it; what is
-            given nevertheless must agree.
+        record_every: steps to a record, e; max(1, steps // 100) by default. Record r is the mean of the batch
+            losses of steps r·e … (r+1)·e − 1, each taken before its update.
+        record: "loss", and any of "features_per_dimension", "feature_dimensionality", "superposition"
+            (measured after the last update of each record; of the encoder where the model is untied).
+        snapshots: steps t at which to keep all parameters, after t updates (0 … steps); `log_spaced_steps`
+            helps.
+        resume: a `Run` that was cut short (by `stop_at`, Ctrl-C, or loaded from a store): go on where it
+            stopped, with the same bits as if it never had. Its tensors are continued in place. Everything
+            else comes from it; what is given nevertheless must agree.
         stop_at: stop after this many updates in all; `resume` goes on.
         grid: the `Grid` that the models come from; the results are then labelled by it.
         progress: True, False, or None: a bar if standard error is a terminal.
@@ -92,13 +96,15 @@ def fit(
 
     Raises:
         ValueError, TypeError: an argument that does not fit, by name; nothing has been trained then.
-        RuntimeError: the model is not on the CPU, or this is a forked child of a process that used several threads.
+        RuntimeError: the model is not on the CPU, or this is a forked child of a process that used several
+            threads.
         MemoryError: the kernels' scratch memory cannot be had.
 
     Example:
         >>> import toykern as tk
         >>> model = tk.TiedAutoencoder(n_features=5, n_hidden=2, n_models=8)
-        >>> run = tk.fit(model, tk.SparseFeatures(5, 0.05), steps=50, batch_size=64, optimizer=tk.Adam(lr=1e-2))
+        >>> data = tk.SparseFeatures(5, 0.05)
+        >>> run = tk.fit(model, data, steps=50, batch_size=64, optimizer=tk.Adam(lr=1e-2))
         >>> run.loss.shape
         torch.Size([8, 50])
     """
@@ -107,15 +113,17 @@ def fit(
             "model": model, "data": data, "steps": steps, "optimizer": optimizer, "seed": seed,
             "record_every": record_every, "grid": grid,
         }  # fmt: skip
-        defaults = {"batch_size": (batch_size, 1024), "target": (target, "identity"), "schedule": (schedule, "constant"),
-                    "loss_reduction": (loss_reduction, "mean")}  # fmt: skip
+        defaults = {
+            "batch_size": (batch_size, 1024), "target": (target, "identity"),
+            "schedule": (schedule, "constant"), "loss_reduction": (loss_reduction, "mean"),
+        }  # fmt: skip
         given |= {name: value for name, (value, default) in defaults.items() if value != default}
         _check_resume(resume, given, importance, record, snapshots)
         run = resume
     else:
         run = _new_run(
-            model, data, steps, batch_size, AdamW() if optimizer is None else optimizer, importance, seed, target,
-            schedule, loss_reduction, record_every, record, snapshots, grid,
+            model, data, steps, batch_size, AdamW() if optimizer is None else optimizer, importance, seed,
+            target, schedule, loss_reduction, record_every, record, snapshots, grid,
         )  # fmt: skip
     total = int(run.config["steps"])
     stop = total if stop_at is None else check_int("stop_at", stop_at, minimum=run.step, maximum=total)
@@ -134,8 +142,9 @@ def log_spaced_steps(steps: int, count: int = 20) -> list[int]:
 
 
 def _new_run(
-    model: Any, data: Any, steps: Any, batch_size: Any, optimizer: Any, importance: Any, seed: Any, target: Any,
-    schedule: Any, loss_reduction: Any, record_every: Any, record: Any, snapshots: Any, grid: Any,
+    model: Any, data: Any, steps: Any, batch_size: Any, optimizer: Any, importance: Any, seed: Any,
+    target: Any, schedule: Any, loss_reduction: Any, record_every: Any, record: Any, snapshots: Any,
+    grid: Any,
 ) -> Run:  # fmt: skip
     """Check everything, then lay out a run at step 0."""
     if model is None or data is None or steps is None:
@@ -160,13 +169,13 @@ def _new_run(
     parameters = dict(model.named_parameters())
     arrays = {
         "seed": broadcast_seed("seed", seed, n_models),
-        "importance": broadcast_importance(importance, n_models, model.n_features),
+        "importance": broadcast_importance(importance, n_models, model.n_features).clone(),
         "lr": lr,
         "weight_decay": weight_decay,
         "probability": data.probability,
-        "init_seed": model.seed,
+        "init_seed": model.seed.clone(),
     }
-    arrays |= {f"init/{name}": p.detach().clone(memory_format=torch.contiguous_format) for name, p in parameters.items()}
+    arrays |= {f"init/{name}": _contiguous_copy(p) for name, p in parameters.items()}
     config = {
         "model": model.config(), "data": data.config(), "steps": steps, "batch_size": batch_size,
         "optimizer": optimizer.config(), "schedule": schedule_config(schedule), "target": target,
@@ -181,7 +190,7 @@ def _new_run(
         loss=torch.full((n_models, n_records), torch.nan),
         diverged_at=torch.full((n_models,), -1, dtype=torch.int64),
         optimizer_state={
-            f"{name}/{suffix}": torch.zeros_like(p, memory_format=torch.contiguous_format).detach()
+            f"{name}/{suffix}": _contiguous_copy(p).zero_()
             for name, p in parameters.items()
             for suffix in optimizer.state_names
         },
@@ -200,9 +209,10 @@ def _train(run: Run, stop: int, progress: bool | None) -> Run:
     schedule = schedule_from_config(config["schedule"]) if run.schedule is None else run.schedule
     optimizer = optimizer_from_config(config["optimizer"], run.arrays["lr"], run.arrays["weight_decay"])
     resident = Resident(
-        run.model, run.data, optimizer, steps=steps, batch_size=int(config["batch_size"]), target=config["target"],
-        loss_reduction=config["loss_reduction"], record_every=every, arrays=run.arrays, state=run.optimizer_state,
-        loss=run.loss, loss_carry=run.carry["loss"], diverged_at=run.diverged_at,
+        run.model, run.data, optimizer, steps=steps, batch_size=int(config["batch_size"]),
+        target=config["target"], loss_reduction=config["loss_reduction"], record_every=every,
+        arrays=run.arrays, state=run.optimizer_state, loss=run.loss, loss_carry=run.carry["loss"],
+        diverged_at=run.diverged_at,
     )  # fmt: skip
     others = [name for name in config["record"] if name != "loss"]
     wanted = sorted(int(t) for t in config["snapshots"])
@@ -211,28 +221,40 @@ def _train(run: Run, stop: int, progress: bool | None) -> Run:
     run.interrupted = False
     if run.step == 0 and 0 in wanted and 0 not in run.snapshots:
         run.snapshots[0] = resident.snapshot()
-    with _interruptible() as interrupted:
-        while run.step < stop and not interrupted():
-            ends = [run.step + length, stop]
-            ends += [min((run.step // every + 1) * every, steps)] if others else []
-            ends += [t for t in wanted if t > run.step][:1]
-            end = min(ends)
-            factors = multipliers(schedule, steps, run.step, end)
-            began = time.perf_counter()
-            resident.advance(run.step, factors)
-            seconds = time.perf_counter() - began
-            done, run.step = end - run.step, end
-            run.seconds += seconds
-            if others and (end % every == 0 or end == steps):
-                _record(run, resident, others, (end - 1) // every)
-            if end in wanted:
-                run.snapshots[end] = resident.snapshot()
-            bar.update(end)
-            length = _next_length(length, done, seconds)
-    resident.write_back()
-    bar.close()
+    try:
+        with _interruptible() as interrupted:
+            while run.step < stop and not interrupted():
+                ends = [run.step + length, stop]
+                ends += [min((run.step // every + 1) * every, steps)] if others else []
+                ends += [t for t in wanted if t > run.step][:1]
+                end = min(ends)
+                factors = multipliers(schedule, steps, run.step, end)
+                began = time.perf_counter()
+                resident.advance(run.step, factors)
+                seconds = time.perf_counter() - began
+                done, run.step = end - run.step, end
+                run.seconds += seconds
+                if others and (end % every == 0 or end == steps):
+                    _record(run, resident, others, (end - 1) // every)
+                if end in wanted:
+                    run.snapshots[end] = resident.snapshot()
+                bar.update(end)
+                length = _next_length(length, done, seconds)
+    finally:
+        resident.write_back()
+        bar.close()
+    if run.complete:
+        _mark_what_the_last_update_broke(run)
     run.interrupted = run.step < stop
     return run
+
+
+def _mark_what_the_last_update_broke(run: Run) -> None:
+    """Kernels see that a model diverged by its loss, of which there is none after the last update."""
+    finite = torch.ones(run.n_models, dtype=torch.bool)
+    for parameter in run.model.parameters():
+        finite &= torch.isfinite(parameter.detach().flatten(1).sum(dim=1))
+    run.diverged_at[~finite & (run.diverged_at < 0)] = run.step
 
 
 def _next_length(length: int, done: int, seconds: float) -> int:
@@ -249,6 +271,7 @@ def _record(run: Run, resident: Resident, names: list[str], at: int) -> None:
     weight = parameters["weight"] if "weight" in parameters else parameters["encoder"]
     for name in names:
         value = METRICS[name](weight).to(torch.float32)
+        value[run.diverged_at >= 0] = torch.nan  # as in the loss; the weights may still be finite
         if name not in run.records:
             run.records[name] = torch.full((run.n_models, run.loss.shape[1], *value.shape[1:]), torch.nan)
         run.records[name][:, at] = value
@@ -258,7 +281,8 @@ def _record(run: Run, resident: Resident, names: list[str], at: int) -> None:
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether Ctrl-C was pressed; a second press raises KeyboardInterrupt.
 
-    The interrupt is noted between native calls, so that it never falls between a call and the count of its steps.
+    The interrupt is noted between native calls, so that it never falls between a call and the count of its
+    steps.
     """
     pressed = False
 
@@ -268,8 +292,9 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed = True
 
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield lambda: False  # signals go to the main thread
+    in_main_thread = threading.current_thread() is threading.main_thread()  # signals go there
+    if not in_main_thread or signal.getsignal(signal.SIGINT) in (None, signal.SIG_IGN):
+        yield lambda: False
         return
     before = signal.signal(signal.SIGINT, note)
     try:
@@ -281,7 +306,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 def _check_record(record: Any) -> tuple[str, ...]:
     if isinstance(record, str) or not isinstance(record, Iterable):
         raise TypeError(f"record must be a sequence of names such as ('loss',), not {describe(record)}")
-    return tuple(dict.fromkeys(["loss", *(check_choice("record", name, ["loss", *METRICS]) for name in record)]))
+    names = [check_choice("record", name, ["loss", *METRICS]) for name in record]
+    return tuple(dict.fromkeys(["loss", *names]))
 
 
 def _check_snapshots(snapshots: Any, steps: int) -> list[int]:
@@ -311,9 +337,14 @@ def _check_resume(run: Any, given: dict[str, Any], importance: Any, record: Any,
         raise disagree("data")
     optimizer = given["optimizer"]
     if optimizer is not None:
-        expected = optimizer_from_config(config["optimizer"], run.arrays["lr"], run.arrays["weight_decay"])
-        rates = zip(optimizer.per_model(run.n_models), expected.per_model(run.n_models), strict=True)
-        if optimizer.state_names != expected.state_names or not all(torch.equal(a, b) for a, b in rates):
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(optimizer)}")
+        rates = ("lr", "weight_decay")
+        settings = [
+            {k: v for k, v in c.items() if k not in rates} for c in (optimizer.config(), config["optimizer"])
+        ]
+        given_rates = zip(optimizer.per_model(run.n_models), rates, strict=True)
+        if settings[0] != settings[1] or not all(torch.equal(a, run.arrays[name]) for a, name in given_rates):
             raise disagree("optimizer")
     if given["seed"] is not None and not torch.equal(
         broadcast_seed("seed", given["seed"], run.n_models), run.arrays["seed"]
@@ -332,8 +363,8 @@ def _check_resume(run: Any, given: dict[str, Any], importance: Any, record: Any,
             raise disagree(name)
     given_importance = broadcast_importance(importance, run.n_models, run.model.n_features)
     if not isinstance(importance, float) or importance != 1.0:
-        expected = run.arrays["importance"]
-        if not torch.equal(given_importance.expand(run.n_models, -1), expected.expand(run.n_models, -1)):
+        begun_with = run.arrays["importance"]
+        if not torch.equal(given_importance.expand(run.n_models, -1), begun_with.expand(run.n_models, -1)):
             raise disagree("importance")
     if tuple(record) != ("loss",) and list(_check_record(record)) != list(config["record"]):
         raise disagree("record")
@@ -343,10 +374,14 @@ def _check_resume(run: Any, given: dict[str, Any], importance: Any, record: Any,
     level = run.provenance.get("instruction_set")
     if level is not None and level != _native.isa_level():
         warnings.warn(
-            f"the run was begun at the instruction-set level {level!r} and goes on at {_native.isa_level()!r}: the bits "
-            "will not be those of an uninterrupted run",
+            f"the run was begun at the instruction-set level {level!r} and goes on at "
+            f"{_native.isa_level()!r}: the bits will not be those of an uninterrupted run",
             stacklevel=3,
         )
+
+
+def _contiguous_copy(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _provenance() -> dict[str, Any]:

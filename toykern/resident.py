@@ -96,7 +96,8 @@ def _set_parameters(params: Any, tensors: dict[str, torch.Tensor], tied: bool) -
 def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
     """The order in which models should be taken, int64 `[models]`; None where it does not matter.
 
-    It matters while the last model could keep the others waiting; with thousands, neighbours in memory matter more.
+    It matters while the last model could keep the others waiting; with thousands, neighbours in memory
+    matter more.
     """
     if data.n_models is None or data.n_models > _ORDERED_MODELS:
         return None

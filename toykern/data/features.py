@@ -1,4 +1,4 @@
-"""Distributions of sparse features: what a batch is drawn from. The bits are defined in docs/data_stream.md."""
+"""Distributions of sparse features: what a batch is drawn from. docs/data_stream.md defines the bits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Group:
         return f"{type(self).__name__}({self.members})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.members == other.members  # type: ignore[attr-defined]
+        return isinstance(other, _Group) and type(self) is type(other) and self.members == other.members
 
     def __hash__(self) -> int:
         return hash((type(self).__name__, self.members))
@@ -58,7 +58,7 @@ class Correlated(_Group):
 
 
 class Anticorrelated(_Group):
-    """Features of which at most one is active in a sample; their probabilities must not add up to more than 1.
+    """Features of which at most one is active in a sample; their probabilities add up to 1 at most.
 
     >>> Anticorrelated(range(3))
     Anticorrelated((0, 1, 2))
@@ -77,12 +77,12 @@ class _Units:
 
 
 class SparseFeatures:
-    """Sparse features: each is active with its probability and then has a random magnitude (Elhage et al. 2022).
+    """Sparse features, each active with its probability and then of random magnitude (Elhage et al. 2022).
 
     Args:
         n_features: n, at most 2²⁴.
-        probability: of being active (1 − sparsity), in [0, 1]; broadcasts to `[models, n_features]`: a number,
-            `[n_features]`, `[models, 1]` or `[models, n_features]`.
+        probability: of being active (1 − sparsity), in [0, 1]; broadcasts to `[models, n_features]`: a
+            number, `[n_features]`, `[models, 1]` or `[models, n_features]`.
         magnitude: of an active feature. "uniform" on [0, 1]; "symmetric", uniform on [−1, 1]; "half_normal",
             |N(0, 1)|; "constant", 1.
         groups: disjoint `Correlated` and `Anticorrelated` groups; features in none are independent.
@@ -233,8 +233,8 @@ class SparseFeatures:
         if n_models is None:
             if self.n_models is not None:
                 return self.n_models
-            seeds = 0 if seed is None or isinstance(seed, int) else as_tensor("seed", seed, torch.int64).numel()
-            return max(1, seeds)
+            one = seed is None or isinstance(seed, int)
+            return 1 if one else max(1, as_tensor("seed", seed, torch.int64).numel())
         models = check_positive_int("n_models", n_models)
         if self.n_models not in (None, models):
             raise ValueError(f"n_models must be {self.n_models}, the rows of probability, not {models}")
@@ -244,7 +244,9 @@ class SparseFeatures:
         for group in self.groups:
             p = self.probability[:, list(group.members)]
             if isinstance(group, Correlated) and bool((p != p[:, :1]).any()):
-                raise ValueError(f"probability must be the same for all features of {group}, which share one gate")
+                raise ValueError(
+                    f"probability must be the same for all features of {group}, which share one gate"
+                )
             if isinstance(group, Anticorrelated):
                 total = p.cumsum(dim=1)[:, -1]
                 if bool((total > 1.0 + GROUP_SLACK).any()):
@@ -262,7 +264,10 @@ def features_from_config(config: Mapping[str, Any], arrays: Mapping[str, torch.T
     >>> features_from_config(data.config(), {"probability": data.probability})
     SparseFeatures(n_features=3, probability=0.5, magnitude='uniform', groups=<1>)
     """
-    kinds = {"Correlated": Correlated, "Anticorrelated": Anticorrelated}
+    kinds: dict[str, type[Correlated] | type[Anticorrelated]] = {
+        "Correlated": Correlated,
+        "Anticorrelated": Anticorrelated,
+    }
     return SparseFeatures(
         config["n_features"],
         arrays["probability"],
@@ -284,7 +289,9 @@ def _check_probability(value: Any, n_features: int) -> torch.Tensor:
     bad = ~((rows >= 0.0) & (rows <= 1.0))
     if bool(bad.any()):
         at = tuple(int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"probability must lie in [0, 1], not {rows[at].item()} (model {at[0]}, feature {at[1]})")
+        raise ValueError(
+            f"probability must lie in [0, 1], not {rows[at].item()} (model {at[0]}, feature {at[1]})"
+        )
     return rows.expand(rows.shape[0], n_features).clone(memory_format=torch.contiguous_format)
 
 
@@ -314,8 +321,8 @@ def _make_units(n_features: int, groups: tuple[Correlated | Anticorrelated, ...]
             np.zeros(n_features, dtype=np.uint8),
         )
     grouped = {member for group in groups for member in group.members}
-    units: list[tuple[tuple[int, ...], int]] = [((j,), _SINGLE) for j in range(n_features) if j not in grouped]
-    units += [(group.members, group.kind) for group in groups]
+    units: list[tuple[tuple[int, ...], int]] = [(group.members, group.kind) for group in groups]
+    units += [((j,), _SINGLE) for j in range(n_features) if j not in grouped]
     units.sort()
     sizes = [len(members) for members, _ in units]
     return _Units(

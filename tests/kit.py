@@ -1,0 +1,128 @@
+"""Builds what the cases describe, and measures errors as DESIGN §8 states them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from cases import FitCase
+
+import toykern as tk
+from toykern import _native, reference
+from toykern.resident import network_params
+
+LEVELS = tuple(_native.isa_levels())
+
+
+@contextmanager
+def isa_level(name: str) -> Iterator[None]:
+    """The kernels of one instruction-set level, within."""
+    before = _native.isa_level()
+    _native.set_isa_level(name)
+    try:
+        yield
+    finally:
+        _native.set_isa_level(before)
+
+
+def model_of(case: FitCase) -> Any:
+    """The stack at its start; biases are not zero, so that outputs of empty samples take part."""
+    kind = tk.TiedAutoencoder if case.tied else tk.Autoencoder
+    model = kind(case.n_features, case.n_hidden, case.n_models, **case.network)
+    if model.bias is not None:
+        generator = torch.Generator().manual_seed(case.n_features)
+        with torch.no_grad():
+            model.bias.copy_(0.1 * torch.randn(model.bias.shape, generator=generator))
+    return model
+
+
+def data_of(case: FitCase) -> tk.SparseFeatures:
+    groups = [tk.Correlated(group) for group in case.correlated]
+    groups += [tk.Anticorrelated(group) for group in case.anticorrelated]
+    return tk.SparseFeatures(case.n_features, case.probability, groups=groups, **case.features)
+
+
+def regime_of(case: FitCase) -> str:
+    """Which loop the kernels pick."""
+    return _native.regime(network_params(model_of(case), "identity", "mean"))
+
+
+def fit_case(case: FitCase, **options: Any) -> tk.Run:
+    """`tk.fit` on a new stack; `options` replace those of the case."""
+    settings = {
+        "steps": case.steps,
+        "batch_size": case.batch_size,
+        "optimizer": case.optimizer,
+        "schedule": case.schedule,
+        "progress": False,
+        **case.loss,
+    }
+    return tk.fit(model_of(case), data_of(case), **(settings | options))
+
+
+def batches_of(data: tk.SparseFeatures, batch_size: int, seed: Any, n_models: int) -> Any:
+    """step -> (x, x without noise), the batches that `fit` trains on."""
+
+    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = data.sample(step, batch_size, seed, n_models=n_models)
+        if data.noise == 0:
+            return x, x
+        return x, data.sample(step, batch_size, seed, n_models=n_models, clean=True)
+
+    return batch
+
+
+@cache
+def reference_of(case: FitCase, steps: int | None = None, seed: int | None = None) -> reference.Trained:
+    """The float64 reference on the very batches of `fit_case`."""
+    model = model_of(case)
+    return reference.train(
+        reference.parameters_of(model),
+        batches_of(data_of(case), case.batch_size, seed, case.n_models),
+        case.steps if steps is None else steps,
+        case.optimizer,
+        reference.network_of(model),
+        schedule=case.schedule,
+        **case.loss,
+    )
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Largest difference over the largest expected value, of each model; 0 where all agree."""
+    difference = (actual.detach().double() - expected).flatten(1).abs().amax(1)
+    return torch.where(difference > 0, difference / expected.flatten(1).abs().amax(1), 0.0)
+
+
+def worst_errors(model: Any, expected: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """By parameter, the largest relative error of any model."""
+    return {
+        name: relative_error(value, expected[name]).max().item() for name, value in model.named_parameters()
+    }
+
+
+def tensors_of(run: tk.Run) -> dict[str, torch.Tensor]:
+    """Everything of a run that training makes, by a name."""
+    found = {"loss": run.loss, "diverged_at": run.diverged_at, "carry": run.carry["loss"]}
+    found |= {f"model.{name}": value.detach() for name, value in run.model.named_parameters()}
+    found |= {f"state.{name}": value for name, value in run.optimizer_state.items()}
+    found |= {f"record.{name}": value for name, value in run.records.items()}
+    for step, snapshot in run.snapshots.items():
+        found |= {f"snapshot {step}.{name}": value for name, value in snapshot.items()}
+    return found
+
+
+def assert_same_bits(run: tk.Run, other: tk.Run, models: Any = None, other_models: Any = None) -> None:
+    """Everything training makes is equal bit by bit, in all models or in `models` (and `other_models`)."""
+    ours, theirs = tensors_of(run), tensors_of(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        ours_of, theirs_of = (
+            tensor if index is None else tensor[index]
+            for tensor, index in ((value, models), (theirs[name], other_models))
+        )
+        assert ours_of.shape == theirs_of.shape, name
+        same = ours_of.contiguous().numpy().tobytes() == theirs_of.contiguous().numpy().tobytes()
+        assert same, f"{name}: {(ours_of != theirs_of).sum()} of {ours_of.numel()} differ"
