@@ -1,0 +1,201 @@
+"""`fit` computes what the float64 reference does on the very same batches, at every instruction-set level.
+
+Single evaluations are as exact as float32 PyTorch's (DESIGN §8), trajectories of hundreds of steps stay
+within 1e-4 of the reference's weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kit import (
+    LEVELS,
+    batches_of,
+    data_of,
+    fit_case,
+    isa_level,
+    model_of,
+    reference_of,
+    regime_of,
+    relative_error,
+    worst_errors,
+)
+
+from toykern import reference
+from toykern.optim import SGD, Adam, AdamW
+from toykern.reference import record_means
+
+FLOOR = 1e-6  # of a float32 evaluation, relative
+TRAJECTORY = 1e-4
+
+
+def ids(case: FitCase) -> str:
+    return case.name
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(
+        1
+    )  # the reference is quickest so; what more threads do is test_fit_invariances.py's
+
+
+def test_the_cases_reach_both_loops_and_their_names_differ():
+    assert {regime_of(case) for case in FIT_CASES} == {"columns", "tiles"}
+    names = [case.name for case in (*FIT_CASES, *FIT_LARGE, *FIT_LONG)]
+    assert len(set(names)) == len(names)
+
+
+# One evaluation
+
+
+def _evaluation(case: FitCase) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradients: with momentum and no decay, the buffer after the first step is the gradient."""
+    run = fit_case(case, steps=1, optimizer=SGD(lr=1.0, momentum=0.9), schedule="constant")
+    gradients = {
+        name: run.optimizer_state[f"{name}/momentum_buffer"] for name, _ in run.model.named_parameters()
+    }
+    return run.loss[:, 0], gradients
+
+
+def _error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Length of the difference over that of what is expected, for each model."""
+    difference = (actual.detach().double() - expected).reshape(len(expected), -1).norm(dim=1)
+    return torch.where(difference > 0, difference / expected.reshape(len(expected), -1).norm(dim=1), 0.0)
+
+
+@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_LARGE], ids=ids)
+def test_one_evaluation_is_as_exact_as_pytorch(case):
+    model = model_of(case)
+    x, clean = batches_of(data_of(case), case.batch_size, None, case.n_models)(0)
+    loss, gradients = reference.loss_and_gradients(
+        reference.parameters_of(model), x, reference.network_of(model), clean=clean, **case.loss
+    )
+    options = dict(case.loss)
+    if options.pop("target", "identity") == "abs":
+        clean = clean.abs()
+    torch_loss = model.loss(x, target=clean, **options)
+    torch_loss.sum().backward()
+    for level in LEVELS:
+        with isa_level(level):
+            our_loss, ours = _evaluation(case)
+        allowed = 2 * _error(torch_loss, loss) + FLOOR
+        assert (_error(our_loss, loss) <= allowed).all(), (level, _error(our_loss, loss), allowed)
+        for name, expected in gradients.items():
+            allowed = 2 * _error(model.get_parameter(name).grad, expected) + FLOOR
+            error = _error(ours[name], expected)
+            assert (error <= allowed).all(), (level, name, error, allowed)
+
+
+# Hundreds of steps
+
+
+def _assert_near_the_reference(case: FitCase, level: str) -> None:
+    expected = reference_of(case)
+    with isa_level(level):
+        run = fit_case(case, record_every=7)
+    errors = worst_errors(run.model, expected.parameters)
+    assert max(errors.values()) <= TRAJECTORY, errors
+    assert (run.diverged_at == -1).all()
+    means = record_means(expected.losses, 7)
+    assert run.loss.shape == means.shape
+    # Where a loss falls to nothing its own rounding is all that is left of it.
+    assert ((run.loss - means).abs() <= TRAJECTORY * means + 1e-6 * means[:, :1]).all()
+    assert run.optimizer_state.keys() == expected.state.keys()
+    for name, value in expected.state.items():
+        scale = value.flatten(1).abs().amax(1)
+        if name.endswith("/exp_avg"):  # averages gradients of either sign: their size is in the other moment
+            scale = expected.state[f"{name}_sq"].flatten(1).amax(1).sqrt()
+        difference = (run.optimizer_state[name].double() - value).flatten(1).abs().amax(1)
+        assert (difference <= TRAJECTORY * scale).all(), (name, difference / scale)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", FIT_CASES, ids=ids)
+def test_training_follows_the_reference(case, level):
+    _assert_near_the_reference(case, level)
+
+
+SANITIZED = [case for case in FIT_CASES if case.steps * case.batch_size < 50_000][::3]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("case", SANITIZED, ids=ids)
+def test_a_few_steps_of_many_cases(case, level):
+    """What the sanitizers see: short, and without the reference."""
+    with isa_level(level):
+        run = fit_case(case, steps=4, record_every=2, schedule="constant")
+    assert run.loss.isfinite().all() and (run.diverged_at == -1).all()
+
+
+# Any shape, any option
+
+probabilities = st.sampled_from([0.0, 1e-3, 0.03, 0.125, 0.126, 0.4, 0.95, 1.0])
+rates = st.sampled_from([1e-3, 1e-2, [1e-2, 1e-3]])
+decays = st.sampled_from([0.0, 0.1, [0.5, 0.0]])
+momenta = st.sampled_from([0.0, 0.5, 0.9])
+optimizers = st.one_of(
+    st.builds(SGD, lr=rates, momentum=momenta, weight_decay=decays),
+    st.builds(SGD, lr=rates, momentum=st.just(0.9), nesterov=st.just(True), weight_decay=decays),
+    st.builds(Adam, lr=rates, weight_decay=decays),
+    st.builds(AdamW, lr=rates, betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5)]), weight_decay=decays),
+)
+
+
+@st.composite
+def small_cases(draw) -> FitCase:
+    n, m = draw(st.integers(1, 40)), draw(st.integers(1, 12))
+    probability = draw(probabilities | st.lists(probabilities, min_size=n, max_size=n))
+    members = draw(st.permutations(range(n)))[: draw(st.integers(0, n))]
+    groups = {}
+    if members and draw(st.booleans()):
+        probability = [[draw(probabilities)] * n]
+        groups["correlated"] = (tuple(members),)
+    elif members and draw(st.booleans()):
+        probability = [[draw(probabilities) / len(members)] * n]
+        groups["anticorrelated"] = (tuple(members),)
+    return FitCase(
+        "drawn",
+        n,
+        m,
+        probability,
+        batch_size=draw(st.integers(1, 100)),
+        optimizer=draw(optimizers),
+        steps=draw(st.integers(3, 5)),
+        n_models=2,
+        tied=draw(st.booleans()),
+        features={
+            "magnitude": draw(st.sampled_from(["uniform", "symmetric", "half_normal", "constant"])),
+            "noise": draw(st.sampled_from([0.0, 0.0, 0.1])),
+        },
+        network={
+            "hidden_activation": draw(st.sampled_from(["none", "relu"])),
+            "output_activation": draw(st.sampled_from(["relu", "none"])),
+            "bias": draw(st.booleans()),
+        },
+        loss={
+            "importance": draw(st.sampled_from([1.0, 0.0, 3.0, [[0.5], [2.0]]])),
+            "target": draw(st.sampled_from(["identity", "abs"])),
+            "loss_reduction": draw(st.sampled_from(["mean", "sum"])),
+        },
+        schedule=draw(st.sampled_from(["constant", "cosine"])),
+        **groups,
+    )
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(case=small_cases(), level=st.sampled_from(LEVELS))
+def test_any_shape_and_options_take_the_steps_of_the_reference(case, level):
+    expected = reference_of.__wrapped__(case)
+    with isa_level(level):
+        run = fit_case(case, record_every=1)
+    for name, value in run.model.named_parameters():
+        assert (relative_error(value, expected.parameters[name]) <= TRAJECTORY).all(), name
+    assert (run.loss - expected.losses).abs().max() <= 1e-5 * max(1e-3, expected.losses.max())
+    assert math.isfinite(run.loss.sum())
