@@ -27,7 +27,7 @@ help:
 	@echo "make clean     remove what was built, and .venv"
 
 demo: $(VENV)/.with-demo native
-	$(BIN)/toykern phase-diagram
+	$(BIN)/toykern phase-diagram --overwrite
 
 test: $(VENV)/.with-test native
 	$(BIN)/pytest -q
