@@ -17,6 +17,7 @@ from toykern.nn.autoencoder import Autoencoder
 from toykern.nn.stacked import StackedModel
 from toykern.nn.tied_autoencoder import TiedAutoencoder
 from toykern.optim import SGD, Adam, AdamW, Optimizer
+from toykern.threads import kernel_threads
 
 _ORDERED_MODELS = 4096
 _OPTIMIZERS = {SGD: 0, Adam: 1, AdamW: 2}
@@ -177,7 +178,7 @@ class Resident:
         self._params.first_step = first
         self._params.steps = len(factors)
         self._params.lr_factor = factors.ctypes.data
-        self._params.threads = torch.get_num_threads()
+        self._params.threads = kernel_threads()
         _native.train(self._params)
 
     def write_back(self) -> None:
@@ -219,6 +220,6 @@ def evaluate_models(
     p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
     _set_parameters(p, tensors, isinstance(model, TiedAutoencoder))
     p.loss = loss.data_ptr()
-    p.threads = torch.get_num_threads()
+    p.threads = kernel_threads()
     _native.evaluate(p)
     return loss

@@ -12,6 +12,7 @@ import torch
 from toykern import _native
 from toykern.broadcast import as_tensor, broadcast_seed
 from toykern.errors import check_choice, check_flag, check_int, check_number, check_positive_int, describe
+from toykern.threads import kernel_threads
 
 MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant")
 PURPOSES = ("training", "evaluation")
@@ -177,7 +178,7 @@ class SparseFeatures:
         if layout == "dense":
             x = torch.empty(models, batch_size, self.n_features)
             setattr(params, "noisy" if noisy else "clean", x.data_ptr())
-            _native.sample(params, torch.get_num_threads())
+            _native.sample(params, kernel_threads())
             return x
         if not noisy:
             data = params.data
