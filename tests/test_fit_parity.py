@@ -26,6 +26,7 @@ from kit import (
     worst_errors,
 )
 
+import toykern as tk
 from toykern import reference
 from toykern.optim import SGD, Adam, AdamW
 from toykern.reference import record_means
@@ -90,6 +91,28 @@ def test_one_evaluation_is_as_exact_as_pytorch(case):
             allowed = 2 * _error(model.get_parameter(name).grad, expected) + FLOOR
             error = _error(ours[name], expected)
             assert (error <= allowed).all(), (level, name, error, allowed)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("n", "m"), [(5, 2), (17, 9)])
+def test_the_slope_of_relu_at_zero_is_zero(n, m, level):
+    """All activations are exactly 0: nothing moves through a ReLU, everything through none."""
+    for options, moving in (
+        ({"output_activation": "none"}, {"decoder": False, "encoder": True, "bias": True}),
+        ({"output_activation": "relu"}, {"decoder": False, "encoder": False, "bias": False}),
+        (
+            {"output_activation": "none", "hidden_activation": "relu"},
+            {"decoder": False, "encoder": False, "bias": True},
+        ),
+    ):
+        model = tk.Autoencoder(n, m, **options)
+        with torch.no_grad():
+            model.encoder.zero_()
+        start = {name: value.detach().clone() for name, value in model.named_parameters()}
+        with isa_level(level):
+            tk.fit(model, tk.SparseFeatures(n, 1.0), 1, 40, tk.SGD(lr=1.0), progress=False)
+        for name, moves in moving.items():
+            assert torch.equal(model.get_parameter(name), start[name]) != moves, (options, name)
 
 
 # Hundreds of steps
