@@ -5,7 +5,6 @@
 
 extern "C" {
 void GOMP_parallel(void (*body)(void*), void* context, unsigned threads, unsigned flags);
-void GOMP_barrier();
 int omp_get_thread_num();
 int omp_get_num_threads();
 }

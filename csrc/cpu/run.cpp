@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <numeric>
+#include <thread>
 
 #include "cpu/parallel.h"
 #include "toykern/api.h"
@@ -92,7 +93,32 @@ struct CountingQueue {
     }
 };
 
-void team_barrier() { GOMP_barrier(); }
+// Where a team waits for its last member, several times a step. It spins for a few microseconds, the usual wait, and then gives
+// its core away: a runtime's own barrier spins far longer, which on cores that others use too costs ten times the work.
+struct Meeting {
+    std::atomic<int> arrived{0};
+    std::atomic<unsigned> round{0};
+
+    static void wait(void* context, int size) {
+        auto& m = *static_cast<Meeting*>(context);
+        const unsigned round = m.round.load(std::memory_order_acquire);
+        if (m.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+            m.arrived.store(0, std::memory_order_relaxed);
+            m.round.store(round + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; m.round.load(std::memory_order_acquire) == round; ++spins)
+            if (spins < 4000)
+                pause();
+            else
+                std::this_thread::yield();
+    }
+    static void pause() {
+#if defined(__x86_64__)
+        _mm_pause();
+#endif
+    }
+};
 
 // Calls work(worker, queue) on each of `threads` threads, models handed out in short runs.
 template <class Work>
@@ -150,12 +176,14 @@ void train(const TrainParams& given) {
         const int size = std::min(p.threads, parts);
         Room shared(1, regime.shared_bytes(p.network, p.batch_size), "the shared model");
         Room workers((size_t)size, regime.worker_bytes(p.network, p.data), "training");
+        Meeting meeting;
         parallel(size, [&] {
             FlushDenormals flush;
             Team team;
             team.rank = omp_get_thread_num();
             team.size = omp_get_num_threads();
-            team.barrier = team_barrier;
+            team.barrier = Meeting::wait;
+            team.meeting = &meeting;
             CountingQueue queue{0, p.n_models};
             regime.train(p, shared.piece(0), workers.piece((size_t)team.rank), team,
                          Queue{CountingQueue::take, &queue});

@@ -12,9 +12,10 @@ namespace toykern {
 // The workers that hold one model together.
 struct Team {
     int rank = 0, size = 1;
-    void (*barrier)() = nullptr;
+    void (*barrier)(void* meeting, int size) = nullptr;
+    void* meeting = nullptr;
     __attribute__((always_inline)) void meet() const {
-        if (size > 1) barrier();
+        if (size > 1) barrier(meeting, size);
     }
 };
 
