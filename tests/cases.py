@@ -387,7 +387,7 @@ FIT_LARGE = [
 
 # Long sums: batches larger than any buffer.
 FIT_LONG = [
-    _fit("batch 70000", 1, 1, 0.2, 70_000),
+    _fit("batch 70000", 2, 1, 0.1, 70_000),
     _fit("batch 70000", 5, 2, 0.01, 70_000),
     _fit("batch 20000", 5, 2, 0.6, 20_000),
     _fit("batch 5000", 128, 1, 0.05, 5000),
