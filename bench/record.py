@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import Timing
-from bench.peers import OURS, PEERS
+from bench.peers import OURS, PEERS, PLAIN
 from bench.roof import Peaks, count_operations
 from bench.session import cores
 from bench.workloads import Workload
@@ -37,7 +37,8 @@ def new_record(peaks: Peaks) -> dict[str, Any]:
 
 
 def workload_entry(workload: Workload, timings: dict[str, Timing | str], peaks: Peaks) -> dict[str, Any]:
-    """One workload of a record: every contender's figures, the ratio to the best peer, the roof."""
+    """One workload of a record: every contender's figures, the ratios to the best tuned and the best
+    plain peer, the roof."""
     entry: dict[str, Any] = {
         "name": workload.name,
         **asdict(workload),
@@ -45,11 +46,13 @@ def workload_entry(workload: Workload, timings: dict[str, Timing | str], peaks: 
         "roof_microseconds": count_operations(workload).microseconds(peaks),
     }
     medians = {name: timing.median for name, timing in timings.items() if isinstance(timing, Timing)}
-    peers = {name: medians[name] for name in PEERS if name in medians}
-    entry["best_peer"] = min(peers, key=peers.__getitem__) if peers else None
     if OURS in medians:
         entry["roof_distance"] = medians[OURS] / entry["roof_microseconds"]
-        entry["ratio"] = peers[entry["best_peer"]] / medians[OURS] if peers else None
+    for names, best, ratio in ((PEERS, "best_peer", "ratio"), (PLAIN, "best_plain", "plain_ratio")):
+        peers = {name: medians[name] for name in names if name in medians}
+        entry[best] = min(peers, key=peers.__getitem__) if peers else None
+        if OURS in medians:
+            entry[ratio] = peers[entry[best]] / medians[OURS] if peers else None
     return entry
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bench import record as bench_record
 from bench.measure import Timing
-from bench.peers import CONTENDERS, NOTEBOOK, OURS, PEERS, Variant, variants
+from bench.peers import CONTENDERS, NOTEBOOK, OURS, PEERS, PLAIN, Variant, variants
 from bench.peers.problem import Problem, Trainer, whole_problem
 from bench.roof import Operations, Peaks, count_operations
 from bench.session import Session
@@ -112,6 +112,7 @@ def trained_losses() -> dict[str, float]:
     losses = {"reference": _reference_steps(problem, _batches(200, problem))[2].mean()}
     contenders = [Variant(OURS), Variant(NOTEBOOK), COMPILED]
     if JAX:
+        contenders.append(Variant("plain_jax"))
         contenders.append(Variant("jax", {"product": "matmul", "draw": "uniform"}))
     for variant in contenders:
         trainer = variant.build(problem)
@@ -143,7 +144,9 @@ def _timings(jax: Timing | str) -> dict[str, Timing | str]:
         "eager": timing("eager", 30.0, 30.0, 30.0),
         "compile": timing("compile", 20.0, 19.0, 21.0),
         "jax": jax,
-        NOTEBOOK: timing(NOTEBOOK, 1.0, 1.0, 1.0),
+        NOTEBOOK: timing(NOTEBOOK, 50.0, 51.0, 49.0),
+        "plain_compile": timing("plain_compile", 40.0, 41.0, 39.0),
+        "plain_jax": "jax and optax not installed",
     }
 
 
@@ -162,8 +165,11 @@ def test_table_shows_medians_and_the_ratio_to_the_best_peer(tmp_path) -> None:
     assert bench_record.newest(tmp_path) == record == json.loads(path.read_text())
     row = next(line for line in render(record).splitlines() if line.startswith(f"| {WORKLOADS[0].name}"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    # the notebook's 1.0 is shown but is no peer
-    assert cells[1:8] == ["**0.25**", "30", "**20**", "not installed", "1", "80×", "400×"]
+    assert cells[1:7] == ["**0.25**", "40 (torch.compile)", "160×", "20 (torch.compile)", "80×", "400×"]
+    every = [line for line in render(record).splitlines() if line.startswith(f"| {WORKLOADS[0].name}")][1]
+    assert [cell.strip() for cell in every.strip("|").split("|")][1:] == [
+        "50", "40", "not installed", "30", "20", "not installed",
+    ]  # fmt: skip
     assert "compile-draw" in render(record)
     faster = Timing(Variant("jax"), [5.0], 10, {})
     assert _record(faster)["workloads"][0]["best_peer"] == "jax"
@@ -177,7 +183,7 @@ def test_readme_table_is_replaced_between_its_markers(tmp_path) -> None:
     update_readme(_record("absent"), readme)
     text = readme.read_text()
     assert text.startswith(f"# Title\n{BEGIN}\n| workload |") and text.endswith(f"{END}\ntail\n")
-    assert "old" not in text and text.count("the set-up that won") == 1
+    assert "old" not in text and text.count("the tuned set-up that won") == 1
     readme.write_text("no markers\n")
     with pytest.raises(ValueError, match="README.md must contain"):
         update_readme(_record("absent"), readme)
@@ -189,4 +195,5 @@ def test_every_workload_has_set_ups_for_every_contender() -> None:
         for contender in CONTENDERS:
             labels = [v.label for v in variants(contender, workload)]
             assert labels and len(labels) == len(set(labels))
-    assert {v.contender for w in WORKLOADS for p in PEERS for v in variants(p, w)} == set(PEERS)
+    names = (*PEERS, *PLAIN)
+    assert {v.contender for w in WORKLOADS for p in names for v in variants(p, w)} == set(names)

@@ -13,9 +13,10 @@ from bench.peers.problem import Problem, Trainer
 from bench.workloads import Workload
 
 OURS = "toykern"
-PEERS = ("eager", "compile", "jax")  # the ratio is to the best of these
-NOTEBOOK = "notebook"  # shown, not counted
-CONTENDERS = (OURS, *PEERS, NOTEBOOK)
+PEERS = ("eager", "compile", "jax")  # tuned: the ratio is to the best of these
+NOTEBOOK = "notebook"
+PLAIN = (NOTEBOOK, "plain_compile", "plain_jax")  # the same libraries as people commonly write them
+CONTENDERS = (OURS, *PEERS, *PLAIN)
 
 _TRAINERS = {
     OURS: "bench.peers.ours:ToykernTrainer",
@@ -23,6 +24,8 @@ _TRAINERS = {
     "compile": "bench.peers.compiled:CompiledTrainer",
     "jax": "bench.peers.jax_scan:JaxTrainer",
     NOTEBOOK: "bench.peers.eager:NotebookTrainer",
+    "plain_compile": "bench.peers.plain:PlainCompiledTrainer",
+    "plain_jax": "bench.peers.plain:PlainJaxTrainer",
 }
 
 
@@ -55,7 +58,9 @@ class Variant:
 
 def why_absent(contender: str) -> str | None:
     """What a contender needs and is not installed, or None if it can run."""
-    needs = {"jax": ("jax", "optax"), OURS: ("toykern",)}.get(contender, ("torch",))
+    needs = {"jax": ("jax", "optax"), "plain_jax": ("jax", "optax"), OURS: ("toykern",)}.get(
+        contender, ("torch",)
+    )
     absent = [name for name in needs if importlib.util.find_spec(name) is None]
     return f"{' and '.join(absent)} not installed" if absent else None
 
