@@ -86,9 +86,9 @@ def _caption(record: dict[str, Any]) -> str:
         len(c["samples"]) for e in record["workloads"] for c in e["contenders"].values() if "samples" in c
     }
     return (
-        "Plain: the libraries as people commonly write this (einsums, a gate and a magnitude for every entry, "
-        "defaults). Tuned: the best of several set-ups of an expert (named below), of which `gaps` jumps over "
-        "inactive entries as toykern does. "
+        "Plain: the libraries as people commonly write this (einsums, a gate and a magnitude for every "
+        "entry, defaults). Tuned: the best of several set-ups of an expert (named below), of which `gaps` "
+        "jumps over inactive entries as toykern does. "
         f"Microseconds per model-step, medians of {'/'.join(map(str, sorted(repeats)))} interleaved repeats. "
         f"{record['processor']}, {record['cores']} cores, {record['instruction_set']}; "
         f"{record['date'][:10]}; toykern {record['commit'] or versions['toykern']}, {packages}. "

@@ -4,8 +4,8 @@
     python tools/stream_tables.py --python > toykern/data/stream_tables.py
 
 The tables are part of the definition of stream version 1: the committed header is the definition, this file
-says where its numbers come from. `tests/test_stream_oracle.py` checks that the two agree and how accurate they
-are.
+says where its numbers come from. `tests/test_stream_oracle.py` checks that the two agree, and how accurate
+they are.
 """
 
 from __future__ import annotations

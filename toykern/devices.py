@@ -10,7 +10,7 @@ from toykern.errors import describe
 
 
 def check_device(device: Any) -> torch.device | None:
-    """`device` as a torch.device (None stays None); ValueError if there is no such thing, RuntimeError if not here.
+    """`device` as a torch.device (None stays None); ValueError if it is none, RuntimeError if it is not here.
 
     >>> check_device("cpu")
     device(type='cpu')
