@@ -130,7 +130,7 @@ def test_any_number_of_threads_that_share_a_model(case, level):
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("case", SHARED[:6:2], ids=ids)
+@pytest.mark.parametrize("case", SHARED, ids=ids)
 def test_a_team_of_three(case):
     torch.set_num_threads(3)
     assert fit_case(case, steps=2).loss.isfinite().all()
