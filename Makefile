@@ -10,7 +10,7 @@ CPP = $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu'
 # What each environment stamp installs beside the package (the extras of pyproject.toml).
 EXTRAS_demo := results,plot
 EXTRAS_test := test
-EXTRAS_lint := lint
+EXTRAS_lint := lint,results,plot
 EXTRAS_bench := test,jax
 
 .PHONY: help demo test lint format bench sanitize native clean

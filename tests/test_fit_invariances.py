@@ -112,6 +112,8 @@ SHARED = [  # so much work per step that a team of threads shares a model
     ),
     FitCase("noise", 120, 40, 0.05, 256, steps=4, n_models=2, features={"noise": 0.1}),
     FitCase("groups", 120, 40, 0.05, 256, steps=4, n_models=1, anticorrelated=(tuple(range(20)),)),
+    FitCase("columns", 16, 8, 0.1, 6000, steps=4, n_models=1),
+    FitCase("columns, frequent", 16, 8, 0.4, 6001, steps=4, n_models=2),
     FitCase("many parts", 260, 130, 0.02, 700, steps=3, n_models=1),
 ]
 

@@ -70,7 +70,7 @@ def _error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return torch.where(difference > 0, difference / expected.reshape(len(expected), -1).norm(dim=1), 0.0)
 
 
-@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_LARGE], ids=ids)
+@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_LARGE, *FIT_LONG], ids=ids)
 def test_one_evaluation_is_as_exact_as_pytorch(case):
     model = model_of(case)
     x, clean = batches_of(data_of(case), case.batch_size, None, case.n_models)(0)

@@ -6,8 +6,8 @@
 // Owner      one worker per part; weights are read as broadcasts from L1, accumulators stay in registers for the listed
 //            shapes and in L1 otherwise
 // Zeros      only non-empty samples become columns (rare units); all empty samples share one closed-form term
-// Order      sums run over columns in the order of their samples, then over lanes by a fixed tree: a function of the shape and
-//            the level only
+// Order      sums run over columns in the order of their samples, at most kSumColumns to a float, then over lanes by a fixed tree:
+//            a function of the shape and the level only
 // Limits     m <= 8 and n·m <= 128; train_tiles.inl takes the rest
 // Roof       5 n m fused multiply-adds and about 7 n elementwise operations per sixteen samples
 #pragma once
@@ -18,6 +18,7 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 constexpr int64_t kColumnsMaxHidden = 8, kColumnsMaxWeights = 128;
+constexpr int64_t kSumColumns = 4096;  // a float lane adds up so many columns at most before its sum is put away
 
 inline bool columns_fit(const Network& net) {
     return net.n_hidden <= kColumnsMaxHidden && net.n_features * net.n_hidden <= kColumnsMaxWeights;
@@ -179,6 +180,7 @@ struct ColumnsModel {
     bool tied, has_bias;
     float *p, *s1, *s2;       // [length] encoder, decoder (untied), bias
     const float* importance;  // [n]
+    float* importance_room;
 
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, weights = n * m;
@@ -187,6 +189,8 @@ struct ColumnsModel {
         p = w.take<float>((size_t)length + 16);
         s1 = w.take<float>((size_t)length + 16);
         s2 = w.take<float>((size_t)length + 16);
+        importance_room = w.take<float>((size_t)n);
+        importance = importance_room;
     }
     float* encoder(float* a) const { return a; }
     float* decoder(float* a) const { return tied ? a : a + weights; }
@@ -196,7 +200,7 @@ struct ColumnsModel {
         import(p, a.parameter);
         import(s1, a.state[0]);
         import(s2, a.state[1]);
-        importance = a.importance;
+        for (int64_t j = 0; j < n; ++j) importance_room[j] = a.importance[j];
     }
     void store_model(const ModelArrays& a) const {
         export_to(p, a.parameter);
@@ -265,17 +269,21 @@ class ColumnsWorker {
     double accumulate(const ColumnsModel& model, const StreamKey& key, int64_t first, int64_t last, float* g) {
         const int n_sums = (int)model.length;
         for (int i = 0; i < n_sums; ++i) sums_[i] = fzero();
+        for (int i = 0; i < n_sums; i += kLanes) store(g + i, fzero());
+        g_ = g;
+        loss_ = 0.0;
+        held_ = 0;
         pass_args(model);
         filled_ = 0;
+        model_length_ = model.length;
         if (tables_.data->noise > 0.0f || (!tables_.plain && tables_.n_frequent))
             from_rows(key, first, last);
         else if (tables_.n_frequent)
             from_frequent(key, first, last);
         else
             from_list(key, first, last);
-        sum_lanes(sums_, n_sums, scratch_);
-        for (int i = 0; i < n_sums; i += kLanes) store(g + i, load(scratch_ + i));
-        double loss = fsum(args_.loss);
+        flush(g);
+        double loss = loss_;
         if (last - first > filled_) loss += add_empty(model, last - first - filled_, model.bias(g));
         return loss;
     }
@@ -299,6 +307,14 @@ class ColumnsWorker {
         args_.residual = residual_;
         args_.loss = fzero();
     }
+    // Sums of bounded length, so that long batches lose no digits.
+    void flush(float* g) {
+        const int n_sums = (int)model_length_;
+        sum_lanes(sums_, n_sums, scratch_);
+        for (int i = 0; i < n_sums; i += kLanes) store(g + i, load(g + i) + load(scratch_ + i));
+        for (int i = 0; i < n_sums; ++i) sums_[i] = fzero();
+        held_ = 0;
+    }
     // Pass over the first `count` columns. The ones from `filled` to the end of the run are made zeros here.
     void run(int count, int filled) {
         if (count <= 0) return;
@@ -310,6 +326,9 @@ class ColumnsWorker {
         args_.count = count;
         pass_(args_);
         filled_ += count;
+        loss_ += (double)fsum(args_.loss);
+        args_.loss = fzero();
+        if ((held_ += count) >= kSumColumns) flush(g_);
     }
     void clear(int columns) {
         const int64_t stride = stride_, n = args_.n;
@@ -447,7 +466,9 @@ class ColumnsWorker {
     F *sums_, *residual_;
     ColumnsPassFunction pass_;
     ColumnsPass args_;
-    int64_t filled_;
+    int64_t filled_, held_, model_length_;
+    double loss_;
+    float* g_;
 };
 
 }  // namespace TOYKERN_LEVEL
