@@ -147,7 +147,7 @@ TOYKERN_INLINE U as_words(F a) { return {_mm512_castps_si512(a.v)}; }
 TOYKERN_INLINE F as_floats(U a) { return {_mm512_castsi512_ps(a.v)}; }
 TOYKERN_INLINE F gather(const float* base, U index) { return {_mm512_i32gather_ps(index.v, base, 4)}; }
 TOYKERN_INLINE U gather(const uint32_t* base, U index) { return {_mm512_i32gather_epi32(index.v, base, 4)}; }
-// Lane by lane: plain stores take a third of the time of the scatter instruction (Zen 5).
+// Lane by lane: the scatter instruction is no faster (Zen 5).
 TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
     alignas(64) uint32_t at[16];
     alignas(64) float value[16];
@@ -211,7 +211,7 @@ TOYKERN_INLINE L carry_over(L a, L& carry) {
 // ---- Philox 4x32-10: kBlocks runs of sixteen counters c0 = first[b] … first[b] + 15, with tags c3[b] ----
 // 64-bit lanes hold 32-bit values in their lower halves; the upper halves may be anything, since vpmuludq ignores them. Only the
 // first counter word differs between lanes, so half of the first two rounds is the same in all of them and done once, in scalars.
-// One run is bound by latency: two or three side by side take 1.4 and 1.6 times less a word.
+// One run is bound by latency: two or three side by side take 1.3 and 1.5 times less a word (Zen 5).
 template <int kBlocks>
 TOYKERN_INLINE void philox16(const uint32_t (&first)[kBlocks], uint32_t c1, uint32_t c2, const uint32_t (&c3)[kBlocks],
                              const RoundKeys& keys, uint32_t* const (&out)[kBlocks]) {

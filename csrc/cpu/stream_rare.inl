@@ -3,7 +3,7 @@
 // Layout     64 or 128 arrivals a refill: gap words -> fixed-point logarithm -> running sum -> (sample, unit) -> packed entries
 // Owner      one worker; nothing survives a batch
 // Zeros      the cost follows the arrivals alone, whatever the probabilities
-// Roof       2 random words (0.15 ns each with three blocks side by side, Zen 5) and about 8 instructions an arrival at v4; measured
+// Roof       2 random words (0.16 ns each with two blocks side by side, Zen 5) and about 8 instructions an arrival at v4; measured
 //            1.0 ns an arrival where there are hundreds, 1.6 ns where there are fifty
 #pragma once
 #include "cpu/stream_words.inl"
