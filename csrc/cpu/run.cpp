@@ -127,7 +127,7 @@ void over_models(int64_t n_models, int threads, const Work& work) {
     common.end = n_models;
     common.run = std::max<int64_t>(1, std::min<int64_t>(64, n_models / (threads * 16)));
     parallel(threads, [&] {
-        FlushDenormals flush;
+        [[maybe_unused]] FlushDenormals flush;
         ThreadQueue queue{&common};
         work((size_t)omp_get_thread_num(), Queue{ThreadQueue::take, &queue});
     });
@@ -178,7 +178,7 @@ void train(const TrainParams& given) {
         Room workers((size_t)size, regime.worker_bytes(p.network, p.data), "training");
         Meeting meeting;
         parallel(size, [&] {
-            FlushDenormals flush;
+            [[maybe_unused]] FlushDenormals flush;
             Team team;
             team.rank = omp_get_thread_num();
             team.size = omp_get_num_threads();
