@@ -232,9 +232,7 @@ struct ColumnsModel {
     void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int) const {
         if (worker) return;
         for (int part = 1; part < parts; ++part)
-            for (int64_t i = 0; i < length; i += kLanes)
-                toykern::TOYKERN_LEVEL::store(
-                    g + i, toykern::TOYKERN_LEVEL::load(g + i) + toykern::TOYKERN_LEVEL::load(g + part * stride + i));
+            for (int64_t i = 0; i < length; i += kLanes) store(g + i, load(g + i) + load(g + part * stride + i));
         optimizer_step(c, p, g, s1, s2, has_bias ? length : length - n, scale);
     }
 };
@@ -267,25 +265,22 @@ class ColumnsWorker {
     // Sum of importance-weighted squared errors over samples first … last - 1; their gradients (half of them: the factor 2 and the mean
     // are the update's) into g [length].
     double accumulate(const ColumnsModel& model, const StreamKey& key, int64_t first, int64_t last, float* g) {
-        const int n_sums = (int)model.length;
-        for (int i = 0; i < n_sums; ++i) sums_[i] = fzero();
-        for (int i = 0; i < n_sums; i += kLanes) store(g + i, fzero());
+        n_sums_ = (int)model.length;
+        for (int i = 0; i < n_sums_; ++i) sums_[i] = fzero();
+        for (int i = 0; i < n_sums_; i += kLanes) store(g + i, fzero());
         g_ = g;
         loss_ = 0.0;
-        held_ = 0;
+        held_ = visited_ = 0;
         pass_args(model);
-        filled_ = 0;
-        model_length_ = model.length;
         if (tables_.data->noise > 0.0f || (!tables_.plain && tables_.n_frequent))
             from_rows(key, first, last);
         else if (tables_.n_frequent)
             from_frequent(key, first, last);
         else
             from_list(key, first, last);
-        flush(g);
-        double loss = loss_;
-        if (last - first > filled_) loss += add_empty(model, last - first - filled_, model.bias(g));
-        return loss;
+        put_away();
+        if (last - first > visited_) loss_ += add_empty(model, last - first - visited_, model.bias(g));
+        return loss_;
     }
 
   private:
@@ -307,12 +302,11 @@ class ColumnsWorker {
         args_.residual = residual_;
         args_.loss = fzero();
     }
-    // Sums of bounded length, so that long batches lose no digits.
-    void flush(float* g) {
-        const int n_sums = (int)model_length_;
-        sum_lanes(sums_, n_sums, scratch_);
-        for (int i = 0; i < n_sums; i += kLanes) store(g + i, load(g + i) + load(scratch_ + i));
-        for (int i = 0; i < n_sums; ++i) sums_[i] = fzero();
+    // Adds the lanes' sums to the gradient and begins them anew, so that long batches lose no digits.
+    void put_away() {
+        sum_lanes(sums_, n_sums_, scratch_);
+        for (int i = 0; i < n_sums_; i += kLanes) store(g_ + i, load(g_ + i) + load(scratch_ + i));
+        for (int i = 0; i < n_sums_; ++i) sums_[i] = fzero();
         held_ = 0;
     }
     // Pass over the first `count` columns. The ones from `filled` to the end of the run are made zeros here.
@@ -325,10 +319,10 @@ class ColumnsWorker {
             }
         args_.count = count;
         pass_(args_);
-        filled_ += count;
+        visited_ += count;
         loss_ += (double)fsum(args_.loss);
         args_.loss = fzero();
-        if ((held_ += count) >= kSumColumns) flush(g_);
+        if ((held_ += count) >= kSumColumns) put_away();
     }
     void clear(int columns) {
         const int64_t stride = stride_, n = args_.n;
@@ -466,7 +460,8 @@ class ColumnsWorker {
     F *sums_, *residual_;
     ColumnsPassFunction pass_;
     ColumnsPass args_;
-    int64_t filled_, held_, model_length_;
+    int64_t visited_, held_;  // columns of this part so far; those in sums_
+    int n_sums_;
     double loss_;
     float* g_;
 };
