@@ -1,9 +1,10 @@
-// The binding: the only file that sees pybind11. Structs of params.h become Python classes whose pointer fields take integers
-// (data_ptr() of tensors that Python keeps alive and has checked); calls release the interpreter's lock.
+// The binding of the resident trainer and of the module as a whole; only the files of this folder see pybind11. Calls release the
+// interpreter's lock.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bind/bind.h"
 #include "toykern/api.h"
 
 #ifndef TOYKERN_COMMIT
@@ -21,13 +22,6 @@ using namespace toykern;
 
 namespace {
 
-template <class Class, class Struct, class T>
-void pointer(Class& c, const char* name, T* Struct::* field) {
-    c.def_property(
-        name, [field](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*field); },
-        [field](Struct& s, uintptr_t address) { s.*field = reinterpret_cast<T*>(address); });
-}
-
 void bind_structs(py::module_& m) {
     py::class_<Distribution> d(m, "Distribution");
     d.def(py::init([] { return Distribution{}; }))
@@ -36,10 +30,10 @@ void bind_structs(py::module_& m) {
         .def_readwrite("probability_stride", &Distribution::probability_stride)
         .def_readwrite("magnitude", &Distribution::magnitude)
         .def_readwrite("noise", &Distribution::noise);
-    pointer(d, "unit_start", &Distribution::unit_start);
-    pointer(d, "unit_member", &Distribution::unit_member);
-    pointer(d, "unit_kind", &Distribution::unit_kind);
-    pointer(d, "probability", &Distribution::probability);
+    bind_pointer(d, "unit_start", &Distribution::unit_start);
+    bind_pointer(d, "unit_member", &Distribution::unit_member);
+    bind_pointer(d, "unit_kind", &Distribution::unit_kind);
+    bind_pointer(d, "probability", &Distribution::probability);
 
     py::class_<SampleParams> s(m, "SampleParams");
     s.def(py::init([] { return SampleParams{}; }))
@@ -49,9 +43,9 @@ void bind_structs(py::module_& m) {
         .def_readwrite("seed_stride", &SampleParams::seed_stride)
         .def_readwrite("step", &SampleParams::step)
         .def_readwrite("purpose", &SampleParams::purpose);
-    pointer(s, "seed", &SampleParams::seed);
-    pointer(s, "clean", &SampleParams::clean);
-    pointer(s, "noisy", &SampleParams::noisy);
+    bind_pointer(s, "seed", &SampleParams::seed);
+    bind_pointer(s, "clean", &SampleParams::clean);
+    bind_pointer(s, "noisy", &SampleParams::noisy);
 
     py::class_<Network>(m, "Network")
         .def(py::init([] { return Network{}; }))
@@ -86,18 +80,18 @@ void bind_structs(py::module_& m) {
             if (moment < 0 || moment > 1 || tensor < 0 || tensor > 2) throw std::out_of_range("state index");
             p.state[moment][tensor] = reinterpret_cast<float*>(address);
         });
-    pointer(t, "seed", &TrainParams::seed);
-    pointer(t, "importance", &TrainParams::importance);
-    pointer(t, "encoder", &TrainParams::encoder);
-    pointer(t, "decoder", &TrainParams::decoder);
-    pointer(t, "bias", &TrainParams::bias);
-    pointer(t, "lr", &TrainParams::lr);
-    pointer(t, "weight_decay", &TrainParams::weight_decay);
-    pointer(t, "lr_factor", &TrainParams::lr_factor);
-    pointer(t, "loss_records", &TrainParams::loss_records);
-    pointer(t, "loss_carry", &TrainParams::loss_carry);
-    pointer(t, "diverged_at", &TrainParams::diverged_at);
-    pointer(t, "order", &TrainParams::order);
+    bind_pointer(t, "seed", &TrainParams::seed);
+    bind_pointer(t, "importance", &TrainParams::importance);
+    bind_pointer(t, "encoder", &TrainParams::encoder);
+    bind_pointer(t, "decoder", &TrainParams::decoder);
+    bind_pointer(t, "bias", &TrainParams::bias);
+    bind_pointer(t, "lr", &TrainParams::lr);
+    bind_pointer(t, "weight_decay", &TrainParams::weight_decay);
+    bind_pointer(t, "lr_factor", &TrainParams::lr_factor);
+    bind_pointer(t, "loss_records", &TrainParams::loss_records);
+    bind_pointer(t, "loss_carry", &TrainParams::loss_carry);
+    bind_pointer(t, "diverged_at", &TrainParams::diverged_at);
+    bind_pointer(t, "order", &TrainParams::order);
 
     py::class_<EvaluateParams> e(m, "EvaluateParams");
     e.def(py::init([] { return EvaluateParams{}; }))
@@ -108,12 +102,12 @@ void bind_structs(py::module_& m) {
         .def_readwrite("batches", &EvaluateParams::batches)
         .def_readwrite("importance_stride", &EvaluateParams::importance_stride)
         .def_readwrite("threads", &EvaluateParams::threads);
-    pointer(e, "seed", &EvaluateParams::seed);
-    pointer(e, "importance", &EvaluateParams::importance);
-    pointer(e, "encoder", &EvaluateParams::encoder);
-    pointer(e, "decoder", &EvaluateParams::decoder);
-    pointer(e, "bias", &EvaluateParams::bias);
-    pointer(e, "loss", &EvaluateParams::loss);
+    bind_pointer(e, "seed", &EvaluateParams::seed);
+    bind_pointer(e, "importance", &EvaluateParams::importance);
+    bind_pointer(e, "encoder", &EvaluateParams::encoder);
+    bind_pointer(e, "decoder", &EvaluateParams::decoder);
+    bind_pointer(e, "bias", &EvaluateParams::bias);
+    bind_pointer(e, "loss", &EvaluateParams::loss);
 }
 
 // A vector handed to NumPy without a copy.

@@ -1,0 +1,18 @@
+// What the binding's files share. Structs of params.h become Python classes whose pointer fields take integers: data_ptr() of tensors that
+// Python keeps alive and has checked.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+namespace toykern {
+
+// A pointer field as an integer property.
+template <class Class, class Struct, class T>
+void bind_pointer(Class& c, const char* name, T* Struct::* field) {
+    c.def_property(
+        name, [field](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*field); },
+        [field](Struct& s, uintptr_t address) { s.*field = reinterpret_cast<T*>(address); });
+}
+
+}  // namespace toykern
