@@ -8,21 +8,17 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <numeric>
 #include <thread>
 
+#include "cpu/crew.h"
 #include "cpu/parallel.h"
 #include "toykern/api.h"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace toykern {
 namespace {
-
-// ---- fork: the threads of the parent's pool do not exist in a child ----
 bool went_parallel = false, forked_after = false;
+}
 
 void guard_fork(int threads) {
     static const int registered = pthread_atfork(nullptr, nullptr, [] { forked_after = went_parallel; });
@@ -31,36 +27,7 @@ void guard_fork(int threads) {
     if (threads > 1) went_parallel = true;
 }
 
-// Denormals flushed while a kernel runs: those in Adam's second moment slow a core tenfold.
-class FlushDenormals {
-  public:
-#if defined(__x86_64__)
-    FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
-    ~FlushDenormals() { _mm_setcsr(saved_); }
-
-  private:
-    unsigned saved_;
-#endif
-};
-
-// Memory of several workers, each run of bytes on cache lines of its own.
-class Room {
-  public:
-    Room(size_t pieces, size_t bytes, const char* what) : stride_((bytes + 4095) / 4096 * 4096) {
-        memory_ = std::aligned_alloc(4096, std::max<size_t>(pieces * stride_, 4096));
-        if (!memory_)
-            throw OutOfMemory(std::to_string(pieces * stride_ >> 20) + " MiB are needed for " + what + " (" +
-                              std::to_string(pieces) + " threads); fewer threads or a smaller batch need less");
-    }
-    ~Room() { std::free(memory_); }
-    Room(const Room&) = delete;
-    Room& operator=(const Room&) = delete;
-    void* piece(size_t i) const { return static_cast<char*>(memory_) + i * stride_; }
-
-  private:
-    void* memory_;
-    size_t stride_;
-};
+namespace {
 
 // Models in runs from a common counter.
 struct CommonQueue {
