@@ -32,7 +32,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE_FOLDERS = ("csrc/cpu", "csrc/bind", "csrc/common")  # the slowest to compile first
+SOURCE_FOLDERS = ("csrc/cpu", "csrc/cuda", "csrc/bind", "csrc/common")  # the slowest to compile first
 BINDING = "csrc/bind/module.cpp"  # alone is told the commit, so that a new commit recompiles nothing else
 
 COMMON_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]

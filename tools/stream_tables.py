@@ -75,10 +75,16 @@ def header() -> str:
         "#pragma once",
         "#include <cstdint>",
         "",
+        "#if defined(__CUDACC__)",
+        "#define TOYKERN_TABLE static __device__ const",
+        "#else",
+        "#define TOYKERN_TABLE constexpr",
+        "#endif",
+        "",
         "namespace toykern {",
         "",
         "// log2(1 + x) on 16 segments: c0 in units of 2^-32, |c1| ... |c5| in units of 2^-35.",
-        "constexpr uint32_t kLog2Table[6][16] = {",
+        "TOYKERN_TABLE uint32_t kLog2Table[6][16] = {",
     ]
     table = log2_table()
     for k in range(LOG2_DEGREE + 1):
@@ -87,7 +93,7 @@ def header() -> str:
         "};",
         "",
         "// Quantile of |N(0, 1)| by upper tail probability: octave, quarter of the octave; a0 ... a4.",
-        "constexpr float kHalfNormalTable[5][128] = {",
+        "TOYKERN_TABLE float kHalfNormalTable[5][128] = {",
     ]
     half_normal = half_normal_table()
     for k in range(HALF_NORMAL_DEGREE + 1):

@@ -15,4 +15,6 @@ void bind_pointer(Class& c, const char* name, T* Struct::* field) {
         [field](Struct& s, uintptr_t address) { s.*field = reinterpret_cast<T*>(address); });
 }
 
+void bind_cuda(pybind11::module_& m);
+
 }  // namespace toykern

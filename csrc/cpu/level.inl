@@ -3,6 +3,7 @@
 #include "cpu/measure.inl"
 #include "cpu/resident.inl"
 #include "cpu/sample.inl"
+#include "cpu/unit_tables.inl"
 
 #define TOYKERN_TEXT2(x) #x
 #define TOYKERN_TEXT(x) TOYKERN_TEXT2(x)
@@ -14,8 +15,9 @@ namespace toykern {
 const LevelTable* TOYKERN_JOIN(level_, TOYKERN_LEVEL)() {
     namespace here = TOYKERN_LEVEL;
     static const LevelTable table = {
-        TOYKERN_TEXT(TOYKERN_LEVEL), here::kLanes,         here::pick_regime, here::batch_parts, here::sample_bytes,
-        here::sample_rows,           here::sample_entries, here::spin_fma,    here::spin_words,
+        TOYKERN_TEXT(TOYKERN_LEVEL), here::kLanes,      here::pick_regime,    here::batch_parts,
+        here::sample_bytes,          here::sample_rows, here::sample_entries, here::tables_room,
+        here::flat_tables,           here::spin_fma,    here::spin_words,
     };
     return &table;
 }

@@ -130,6 +130,28 @@ struct Corrections {
 
 }  // namespace
 
+void step_scales(const TrainParams& p, double* out) {
+    const Corrections corrections(p);
+    for (int64_t t = 0; t < p.steps; ++t, out += 3) {
+        const bool adam = !corrections.first.empty();
+        out[0] = p.lr_factor[t];
+        out[1] = adam ? p.lr_factor[t] / corrections.first[(size_t)t] : p.lr_factor[t];
+        out[2] = adam ? 1.0 / corrections.second[(size_t)t] : 1.0;
+    }
+}
+
+void fill_tables(const Distribution& data, const TablesLayout& layout, int64_t n_models, char* out, int threads) {
+    const LevelTable& l = level();
+    guard_fork(threads);
+    threads = workers_for(n_models, threads);
+    Room workers((size_t)threads, l.tables_room(data), "the stream's tables");
+    parallel(threads, [&] {
+        const int64_t t = omp_get_thread_num(), team = omp_get_num_threads();
+        const int64_t first = t * n_models / team, last = (t + 1) * n_models / team;
+        l.flat_tables(data, layout, first, last, workers.piece((size_t)t), out + first * (int64_t)layout.bytes);
+    });
+}
+
 void train(const TrainParams& given) {
     const Corrections corrections(given);
     TrainParams p = given;

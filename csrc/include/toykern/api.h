@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "toykern/cuda.h"
 #include "toykern/params.h"
 
 namespace toykern {
@@ -49,6 +50,8 @@ struct LevelTable {
     size_t (*sample_bytes)(const Distribution&);
     void (*sample_rows)(const SampleParams&, int64_t model, void* memory);
     void (*sample_entries)(const SampleParams&, int64_t model, void* memory, const EntrySink&);
+    size_t (*tables_room)(const Distribution&);
+    void (*flat_tables)(const Distribution&, const TablesLayout&, int64_t first, int64_t last, void* memory, char* out);
     double (*spin_fma)(int64_t rounds, int64_t* operations);  // returns a value that depends on all of them
     uint32_t (*spin_words)(int64_t rounds, int64_t* words);
 };
