@@ -6,6 +6,13 @@
 #include "common/philox.h"
 #include "common/stream_tables.h"
 
+// What reads a table runs on one side only: under nvcc the tables lie in device memory.
+#if defined(__CUDACC__)
+#define TOYKERN_TABLED __device__ static inline
+#else
+#define TOYKERN_TABLED static inline
+#endif
+
 namespace toykern {
 
 TOYKERN_SHARED uint32_t high_product(uint32_t a, uint32_t b) { return (uint32_t)(((uint64_t)a * b) >> 32); }
@@ -19,7 +26,7 @@ TOYKERN_SHARED uint32_t word_leading_zeros(uint32_t v) {
 }
 
 // The exponential gap of a word in units of 2^-32 cells.
-TOYKERN_SHARED uint64_t gap(uint32_t word, uint32_t scale) {
+TOYKERN_TABLED uint64_t gap(uint32_t word, uint32_t scale) {
     const uint32_t v = word | 1u, z = word_leading_zeros(v), x = (v << z) << 1;
     const uint32_t segment = x >> 28, tau = x << 4;
     uint32_t s = kLog2Table[5][segment];
@@ -49,7 +56,7 @@ TOYKERN_SHARED uint32_t cells_in_slice(const RareProcess& r) {
     return cells_log2 > 0 ? 1u << cells_log2 : 1u;
 }
 
-TOYKERN_SHARED float half_normal(uint32_t word) {
+TOYKERN_TABLED float half_normal(uint32_t word) {
     const uint32_t v = word | 1u, z = word_leading_zeros(v), x = (v << z) << 1;
     const uint32_t row = (z << 2) + (x >> 30);
     const float t = (float)((x >> 6) & 0xFFFFFFu) * 0x1p-24f;
@@ -61,9 +68,9 @@ TOYKERN_SHARED float half_normal(uint32_t word) {
     return y > 0x1p-32f ? y : 0x1p-32f;
 }
 
-TOYKERN_SHARED float signed_normal(uint32_t word) { return (word & 1u) ? -half_normal(word) : half_normal(word); }
+TOYKERN_TABLED float signed_normal(uint32_t word) { return (word & 1u) ? -half_normal(word) : half_normal(word); }
 
-TOYKERN_SHARED float magnitude(int32_t kind, uint32_t word) {
+TOYKERN_TABLED float magnitude(int32_t kind, uint32_t word) {
     switch ((Magnitude)kind) {
         case Magnitude::kUniform: return (float)(word | 1u) * 0x1p-32f;
         case Magnitude::kSymmetric: return (float)(int32_t)(word | 1u) * 0x1p-31f;
