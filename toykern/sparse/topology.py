@@ -86,7 +86,7 @@ class Topology:
         Args:
             in_features, out_features, n_models: the shape.
             density: the fraction that exists, in (0, 1], one or `[n_models]`.
-            seed: one or `[n_models]`; None means 0 … n_models − 1. What a model draws depends on its own seed.
+            seed: one or `[n_models]`; None means 0 … n_models − 1. A model draws from its own seed alone.
             layer: layers with the same seed and different numbers here draw differently.
             minimum_fan_in: every row first gets that many, at random; the rest fall anywhere else.
             capacity: slots of each model; None takes just enough.
@@ -102,9 +102,8 @@ class Topology:
         if (counts < minimum * shape.out_features).any():
             least = int(counts.min())
             raise ValueError(
-                f"density leaves {least} connections, which is not enough for minimum_fan_in={minimum} on "
-                f"each of {shape.out_features} outputs ({minimum * shape.out_features}); the least density is "
-                f"{minimum / shape.in_features:.6g}"
+                f"density leaves {least} connections, not enough for minimum_fan_in={minimum} on each "
+                f"of {shape.out_features} outputs; the least density is {minimum / shape.in_features:.6g}"
             )
         seeds = broadcast_seed("seed", seed, shape.n_models).numpy()
         layer = check_int("layer", layer, minimum=0, maximum=2**24 - 1)
