@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import native_build  # noqa: E402
+from cuda_toolkit import Cuda  # noqa: E402
 from native_build import BuildError, Settings  # noqa: E402
 
 # A project small enough to build in a test: one file per level, a header that two of them share, a binding.
@@ -38,7 +39,7 @@ def toy(tmp_path):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    facts = {"version": "1.2", "commit": "abc-dirty", "cuda_state": "not built: a test"}
+    facts = {"version": "1.2", "commit": "abc-dirty", "cuda": Cuda("not built: a test")}
     return Settings(root=root, compiler=("g++",), clang=False, **facts)
 
 
@@ -147,31 +148,12 @@ def test_missing_sources_are_reported(toy):
         native_build.sources(toy)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "state"), [("auto", "not built: CUDA kernels are not in"), ("0", "not built: TOYKERN_CUDA=0")]
-)
-def test_cuda_left_out_says_why(toy, wanted, state):
-    settings = Settings.from_environment(toy.root, "1.2", {"TOYKERN_CUDA": wanted})
-    assert settings.cuda_state.startswith(state)
-
-
-def test_cuda_asked_for_fails_loudly(toy):
-    with pytest.raises(BuildError, match=r"TOYKERN_CUDA=1 .* not in this version yet"):
-        Settings.from_environment(toy.root, "1.2", {"TOYKERN_CUDA": "1"})
-
-
-@pytest.mark.parametrize("wanted", ["yes", "", "2"])
-def test_cuda_setting_is_checked(toy, wanted):
-    with pytest.raises(BuildError, match=f"TOYKERN_CUDA is '{wanted}'; allowed are 'auto', '1' and '0'"):
-        Settings.from_environment(toy.root, "1.2", {"TOYKERN_CUDA": wanted})
-
-
 def test_setup_stops_with_the_message_not_a_traceback():
-    environ = {**os.environ, "TOYKERN_CUDA": "1"}
+    environ = {**os.environ, "TOYKERN_CUDA": "yes"}
     command = [sys.executable, "setup.py", "-q", "build_ext"]
     result = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert result.returncode != 0
-    assert "toykern: TOYKERN_CUDA=1" in result.stderr and "Traceback" not in result.stderr
+    assert "toykern: TOYKERN_CUDA is 'yes'" in result.stderr and "Traceback" not in result.stderr
 
 
 # --- the commit -------------------------------------------------------------------------------------------

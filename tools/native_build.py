@@ -5,11 +5,19 @@ says for which instruction-set level it is compiled:
 
     *_v4.cpp    x86-64-v4 (AVX-512)         *_v3.cpp    x86-64-v3 (AVX2, FMA)         others    the baseline
 
+In csrc/cuda, .cu files are compiled by nvcc, one process each, and what ptxas says of their kernels is kept
+beside the object (`ptxas_report.py`). Where the module gets no CUDA kernels, `<name>_stub.cpp` stands in for
+`<name>.cu`. All other .cpp files there are ordinary host sources, compiled either way: they run the device
+sources on the CPU.
+
 Environment:
 
     CXX                 the compiler (g++ by default; `clang++` and wrappers such as `ccache g++` work)
     MAX_JOBS            compiler processes at a time (default: the cores this process may use)
-    TOYKERN_CUDA        auto | 1 | 0
+    TOYKERN_CUDA        CUDA kernels: auto (if nvcc is found; the default) | 1 (or fail) | 0 (without)
+    TOYKERN_CUDA_ARCHS  for which GPUs, "80;90;100;120" by default; later ones run the PTX of the last
+    CUDACXX, CUDA_HOME, CUDA_PATH
+                        where nvcc is, if not on the PATH (`cuda_toolkit.py`)
     TOYKERN_SANITIZE    a list for -fsanitize=, for example address,undefined
     TOYKERN_COMMIT      the commit to bake in where there is no git checkout
     TOYKERN_ONLY_BASE   1: leave the x86 levels out, as on other machines
@@ -32,11 +40,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE_FOLDERS = ("csrc/cpu", "csrc/cuda", "csrc/bind", "csrc/common")  # the slowest to compile first
+from cuda_toolkit import Cuda, CudaError, choose
+
+SOURCE_FOLDERS = ("csrc/cuda", "csrc/cpu", "csrc/bind", "csrc/common")  # the slowest to compile first
 BINDING = "csrc/bind/module.cpp"  # alone is told the commit, so that a new commit recompiles nothing else
 
 COMMON_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 COMMON_FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+INCLUDES = ["-Icsrc", "-Icsrc/include"]
 OPTIMIZED = ["-O3", "-g0"]
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 LEVEL_FLAGS = {
@@ -58,7 +69,7 @@ class Settings:
     clang: bool
     version: str
     commit: str
-    cuda_state: str
+    cuda: Cuda
     sanitize: str = ""
     only_base: bool = False
     extra_flags: tuple[str, ...] = ()
@@ -67,14 +78,19 @@ class Settings:
     def from_environment(cls, root: Path, version: str, environ: Mapping[str, str] = os.environ) -> Settings:
         """Reads and checks the environment; raises BuildError for a value that is not allowed."""
         compiler = tuple(shlex.split(environ.get("CXX", "") or "g++"))
+        sanitize = environ.get("TOYKERN_SANITIZE", "")
+        try:
+            cuda = choose(environ, compiler, sanitize)
+        except CudaError as error:
+            raise BuildError(str(error)) from None
         return cls(
             root=root,
             compiler=compiler,
             clang=_is_clang(compiler),
             version=version,
             commit=find_commit(root, environ),
-            cuda_state=cuda_state(environ.get("TOYKERN_CUDA", "auto")),
-            sanitize=environ.get("TOYKERN_SANITIZE", ""),
+            cuda=cuda,
+            sanitize=sanitize,
             only_base=not _targets_x86_64() or environ.get("TOYKERN_ONLY_BASE", "0") not in ("", "0"),
             extra_flags=tuple(shlex.split(environ.get("TOYKERN_CXXFLAGS", ""))),
         )
@@ -86,19 +102,6 @@ class Settings:
         parts += ["base"] if self.only_base else []
         parts += self.sanitize.split(",") if self.sanitize else []
         return self.root / "build" / "native" / "-".join(parts)
-
-
-def cuda_state(wanted: str) -> str:
-    """The sentence baked into the module on whether it has CUDA kernels, and why."""
-    if wanted not in ("auto", "1", "0"):
-        raise BuildError(f"TOYKERN_CUDA is {wanted!r}; allowed are 'auto', '1' and '0'")
-    if wanted == "1":
-        raise BuildError(
-            "TOYKERN_CUDA=1 asks for CUDA kernels, but they are not in this version yet; "
-            "unset it (or use TOYKERN_CUDA=auto) to build the CPU kernels alone"
-        )
-    reason = "TOYKERN_CUDA=0" if wanted == "0" else "CUDA kernels are not in this version yet"
-    return f"not built: {reason}"
 
 
 def find_commit(root: Path, environ: Mapping[str, str] = os.environ) -> str:
@@ -118,19 +121,23 @@ def find_commit(root: Path, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def sources(settings: Settings) -> list[Path]:
-    """The .cpp files to compile, relative to the root, in a fixed order."""
+    """The files to compile, relative to the root, in a fixed order."""
+    suffixes = [".cu", ".cpp"] if settings.cuda.toolkit else [".cpp"]
     found = [
         path.relative_to(settings.root)
         for folder in SOURCE_FOLDERS
-        for path in sorted((settings.root / folder).glob("*.cpp"))
+        for suffix in suffixes
+        for path in sorted((settings.root / folder).glob(f"*{suffix}"))
     ]
     if not found:
         raise BuildError(f"no sources under {settings.root / 'csrc'}: is the checkout complete?")
+    if settings.cuda.toolkit:
+        found = [path for path in found if not _is_stub(path)]
     return [path for path in found if not (settings.only_base and _level(path))]
 
 
 def compile_flags(settings: Settings, source: Path) -> list[str]:
-    """All flags for one source, include folders and definitions among them."""
+    """The host compiler's flags for one source, include folders and definitions among them."""
     flags = [*COMMON_FLAGS, *LEVEL_FLAGS.get(_level(source), [])]
     if _level(source) == "_v4" and not settings.clang:
         # GCC 12's own AVX-512 headers start from undefined registers and warn about it (its bug 105593).
@@ -139,20 +146,29 @@ def compile_flags(settings: Settings, source: Path) -> list[str]:
     # run in parallel under Clang too must call libgomp's own entry points (csrc/cpu/parallel.h).
     flags += ["-fopenmp=libgomp" if settings.clang else "-fopenmp"]
     flags += [f"-fsanitize={settings.sanitize}", *SANITIZED] if settings.sanitize else OPTIMIZED
-    flags += ["-Icsrc", "-Icsrc/include"]
+    flags += INCLUDES
     if settings.only_base:
         flags += ["-DTOYKERN_ONLY_BASE"]
     if source.parent == Path(BINDING).parent:
         flags += [f"-isystem{folder}" for folder in _binding_includes()]
     if source == Path(BINDING):
-        facts = {"VERSION": settings.version, "COMMIT": settings.commit, "CUDA_STATE": settings.cuda_state}
+        archs = ";".join(map(str, settings.cuda.archs))
+        facts = {"VERSION": settings.version, "COMMIT": settings.commit}
+        facts |= {"CUDA_STATE": settings.cuda.state, "CUDA_ARCHS": archs}
         flags += [f'-DTOYKERN_{name}="{value}"' for name, value in facts.items()]
     return [*flags, *settings.extra_flags]
 
 
+def cuda_command(settings: Settings) -> list[str]:
+    """nvcc and its flags, the same for every .cu file."""
+    host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off"]
+    host += [f"-fsanitize={settings.sanitize}", *SANITIZED] if settings.sanitize else []
+    return [*settings.cuda.compile_command([*host, *settings.extra_flags]), *INCLUDES]
+
+
 def link_flags(settings: Settings) -> list[str]:
-    """All flags of the one link."""
-    flags = ["-shared", "-fopenmp=libgomp" if settings.clang else "-fopenmp"]
+    """All flags of the one link, to come after the objects."""
+    flags = ["-shared", *settings.cuda.link_flags(), "-fopenmp=libgomp" if settings.clang else "-fopenmp"]
     if settings.sanitize:
         flags += [f"-fsanitize={settings.sanitize}"]
     if settings.sanitize and settings.clang:  # its run-time libraries lie where the loader does not look
@@ -168,6 +184,7 @@ def ninja_text(settings: Settings) -> str:
     objects_dir = settings.build_dir / "objects"
     lines = [
         "# Written by tools/native_build.py",
+        f"# {_cuda_line(settings)}",
         "ninja_required_version = 1.8",
         f"builddir = {_value(settings.build_dir)}",
         "rule compile",
@@ -175,12 +192,18 @@ def ninja_text(settings: Settings) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = compile $in",
+        *(_cuda_rule(settings) if settings.cuda.toolkit else []),
         "rule link",
         f"  command = {_value(compiler)} $in -o $out $flags",
         "  description = link $out",
     ]
     objects = []
     for source in sources(settings):
+        if source.suffix == ".cu":  # apart from the object of a .cpp of the same name
+            target = _path(objects_dir / source.with_suffix(".cu.o"))
+            objects.append(target)
+            lines += [f"build {target} | {target}.ptxas: cuda {_path(source)}"]
+            continue
         target = _path(objects_dir / source.with_suffix(".o"))
         objects.append(target)
         lines += [f"build {target}: compile {_path(source)}"]
@@ -203,8 +226,11 @@ def build(settings: Settings, destination: Path) -> None:
     settings.build_dir.mkdir(parents=True, exist_ok=True)
     ninja_file = settings.build_dir / "build.ninja"
     text = ninja_text(settings)
-    if not ninja_file.exists() or ninja_file.read_text() != text:
+    before = ninja_file.read_text() if ninja_file.exists() else ""
+    if text != before:
         ninja_file.write_text(text)
+    if _cuda_line(settings) not in before:  # once, not at every rebuild
+        print(f"toykern: {_cuda_line(settings)}", flush=True)
     command = [_ninja(), "-f", str(ninja_file), "-j", os.environ.get("MAX_JOBS") or str(_cores())]
     if subprocess.run(command, cwd=settings.root).returncode != 0:
         raise BuildError("compiling the native module failed; the compiler's messages are above")
@@ -212,6 +238,27 @@ def build(settings: Settings, destination: Path) -> None:
     beside = destination.with_name(destination.name + ".new")
     shutil.copy2(module_path(settings), beside)
     os.replace(beside, destination)
+
+
+def _cuda_line(settings: Settings) -> str:
+    return f"CUDA kernels {settings.cuda.state}"
+
+
+def _cuda_rule(settings: Settings) -> list[str]:
+    """nvcc's messages go to the report with ptxas' remarks; all but the remarks are shown as well."""
+    command = _value(shlex.join(cuda_command(settings))) + " -MD -MF $out.d -c $in -o $out"
+    shown = "grep -v -e '^ptxas info' -e '^ *[0-9]* bytes stack frame' $out.ptxas >&2"
+    return [
+        "rule cuda",
+        f"  command = {command} 2>$out.ptxas; status=$$?; {shown}; exit $$status",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $in",
+    ]
+
+
+def _is_stub(source: Path) -> bool:
+    return source.parent == Path("csrc/cuda") and source.stem.endswith("_stub")
 
 
 def _level(source: Path) -> str:

@@ -30,8 +30,8 @@ def check_model(model: Any, action: str) -> StackedModel:
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
             raise RuntimeError(
-                f"model is on the device {str(parameter.device)!r}, where {action} cannot run: CUDA kernels "
-                f"are {_native.build_info()['cuda']}; move it with model.to('cpu')"
+                f"model is on the device {str(parameter.device)!r}, where {action} cannot run yet; move it "
+                "with model.to('cpu')"
             )
         if parameter.dtype != torch.float32:
             raise TypeError(

@@ -15,6 +15,7 @@ void bind_pointer(Class& c, const char* name, T* Struct::* field) {
         [field](Struct& s, uintptr_t address) { s.*field = reinterpret_cast<T*>(address); });
 }
 
-void bind_cuda(pybind11::module_& m);
+void bind_cuda(pybind11::module_& m);          // cuda.cpp
+void bind_cuda_devices(pybind11::module_& m);  // cuda_devices.cpp
 
 }  // namespace toykern

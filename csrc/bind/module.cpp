@@ -16,6 +16,9 @@
 #ifndef TOYKERN_CUDA_STATE
 #define TOYKERN_CUDA_STATE "not built"
 #endif
+#ifndef TOYKERN_CUDA_ARCHS
+#define TOYKERN_CUDA_ARCHS ""
+#endif
 
 namespace py = pybind11;
 using namespace toykern;
@@ -140,6 +143,7 @@ PYBIND11_MODULE(_native, m) {
         }
     });
     bind_structs(m);
+    bind_cuda_devices(m);
     bind_cuda(m);
     m.def("stream_version", [] { return kStreamVersion; });
     m.def("isa_level", [] { return std::string(level().name); });
@@ -152,6 +156,7 @@ PYBIND11_MODULE(_native, m) {
         d["compiler"] = compiler();
         d["isa_levels"] = built_levels();
         d["cuda"] = TOYKERN_CUDA_STATE;
+        d["cuda_archs"] = TOYKERN_CUDA_ARCHS;
         return d;
     });
     m.def("regime", [](const Network& n) { return std::string(train_regime(n)); });

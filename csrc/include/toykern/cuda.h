@@ -3,11 +3,11 @@
 // The parameter structs are those of params.h with device addresses; the stream's per-model tables are made on the host once a run
 // (tables_layout, fill_tables) and copied over. Calls are asynchronous on the stream that they are given.
 #pragma once
-#include <exception>
 #include <string>
 #include <vector>
 
 #include "common/unit_tables.h"
+#include "toykern/cuda_devices.h"
 #include "toykern/params.h"
 
 namespace toykern {

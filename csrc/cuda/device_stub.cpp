@@ -1,0 +1,12 @@
+// In the place of device.cu in a build without CUDA kernels.
+#include "toykern/cuda_devices.h"
+
+namespace toykern {
+
+CudaStatus cuda_status() { return {false, 0, 0, 0, "this build has no CUDA kernels"}; }
+
+CudaDevice cuda_device(int) { throw CudaNotBuilt(); }
+
+int cuda_probe(int, int, int64_t) { throw CudaNotBuilt(); }
+
+}  // namespace toykern
