@@ -116,9 +116,13 @@ def test_no_command_is_refused_in_one_line(capsys):
 
 
 def test_cuda_is_refused_with_the_reason(monkeypatch, capsys, no_training):
-    facts = {"cuda": {"kernels": False, "why": "not built: nvcc was not found", "torch": False}}
-    monkeypatch.setattr("toykern.info.info", lambda: facts)
-    assert "not built: nvcc was not found" in refused([*TINY, "--device", "cuda"], capsys)
+    def refuse(device):
+        raise RuntimeError(f"device is {device!r}, but there is no NVIDIA driver on this machine")
+
+    monkeypatch.setattr("toykern.devices.check_kernels", refuse)
+    assert "--device cuda is not available: device is 'cuda', but there is no NVIDIA driver" in refused(
+        [*TINY, "--device", "cuda"], capsys
+    )
 
 
 def test_existing_results_are_refused_before_training_unless_they_may_be_replaced(

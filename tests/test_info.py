@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import toykern
+from toykern import _native
 from toykern import info as info_module
 from toykern.info import format_info, info
 
@@ -25,8 +27,6 @@ def test_facts_are_those_of_this_process():
 
 
 def test_native_facts_agree_with_the_module():
-    from toykern import _native
-
     native = info()["native"]
     assert native["loaded"] is True
     assert native["isa_level"] == _native.isa_level()
@@ -44,6 +44,21 @@ def test_threads_follow_torch(threads):
 def test_cuda_is_reported_with_its_reason():
     cuda = info()["cuda"]
     assert cuda["why"].startswith("built: " if cuda["kernels"] else "not built: ")
+    assert bool(cuda["archs"]) == cuda["kernels"]
+    assert all(arch in cuda["why"] for arch in cuda["archs"])
+    assert bool(cuda["devices"]) == (cuda["problem"] == "none")
+    assert cuda["torch_cuda"] == (torch.version.cuda or "none")
+
+
+def test_gpus_are_listed_by_name():
+    gpu = {"name": "NVIDIA H200", "capability": (9, 0), "multiprocessors": 132, "memory": 140 << 30}
+    status = {"built": True, "runtime": 13000, "driver": 12080, "devices": 2, "problem": ""}
+    native = SimpleNamespace(
+        cuda_status=lambda: status, cuda_device=lambda index: gpu, build_info=_native.build_info
+    )
+    facts = info_module._cuda_facts(native)
+    assert facts["devices"][1] == "cuda:1 NVIDIA H200 (sm_90, 132 SMs, 140.0 GiB)"
+    assert (facts["runtime"], facts["driver"], facts["problem"]) == ("13.0", "12.8", "none")
 
 
 def test_an_absent_optional_package_is_said_to_be(monkeypatch):

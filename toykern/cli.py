@@ -320,13 +320,12 @@ def _check_picture(out: str, overwrite: bool) -> Path:
 def _check_device(device: str) -> None:
     if device == "cpu":
         return
-    from toykern.info import info
+    from toykern.devices import check_kernels
 
-    facts = info()["cuda"]
-    if not facts["kernels"]:
-        raise _Problem(f"--device cuda is not available: {facts['why']}")
-    if not facts["torch"]:
-        raise _Problem("--device cuda is not available: PyTorch sees no CUDA device")
+    try:
+        check_kernels(device)
+    except RuntimeError as error:
+        raise _Problem(f"--device {device} is not available: {error}") from error
 
 
 def _grid_shape(given: Sequence[str]) -> tuple[int, int]:

@@ -30,15 +30,17 @@ def info() -> dict[str, Any]:
         - `native`: `loaded`, and if so `version`, `commit`, `compiler`, `isa_levels` (built), `isa_level` (in
           use on this machine, or forced by `TOYKERN_ISA`) and `stream_version`; if not, `why`.
         - `threads`: `torch` (what a kernel would use now; `torch.set_num_threads` sets it) and `cpus`.
-        - `cuda`: `kernels` (are there CUDA kernels in this build) and `why` (the build's own sentence), and
-          `torch`, whether torch sees a CUDA device.
+        - `cuda`: `kernels` (are there CUDA kernels in this build), `why` (the build's own sentence) and
+          `archs` (the GPUs it has code for); `torch` (does torch see a CUDA device); the CUDA versions of
+          torch (`torch_cuda`), of the kernels (`runtime`) and of the driver (`driver`); `devices`, the GPUs,
+          and `problem`, why there are none.
 
     Example:
         >>> from toykern.info import info
         >>> info()["versions"]["toykern"]
         '0.1.0'
     """
-    native, cuda_state = _native_facts()
+    native, cuda = _native_facts()
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     if native["loaded"]:  # true of the code at work also where a checkout is used without installing it
         versions["toykern"] = native["version"]
@@ -51,11 +53,7 @@ def info() -> dict[str, Any]:
         },
         "native": native,
         "threads": {"torch": torch.get_num_threads(), "cpus": os.cpu_count()},
-        "cuda": {
-            "kernels": not cuda_state.startswith("not "),
-            "why": cuda_state,
-            "torch": torch.cuda.is_available(),
-        },
+        "cuda": cuda,
     }
 
 
@@ -82,13 +80,20 @@ def main() -> int:
     return 0 if facts["native"]["loaded"] else 1
 
 
-def _native_facts() -> tuple[dict[str, Any], str]:
-    """The `native` section, and the module's sentence on CUDA."""
+def _native_facts() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The `native` and the `cuda` section."""
+    cuda = {
+        "kernels": False,
+        "why": "not known: the native module could not be loaded",
+        "archs": [],
+        "torch": torch.cuda.is_available(),
+        "torch_cuda": torch.version.cuda or "none",
+    }
     try:
         native = _load_native()
     except ImportError as error:
         why = f"{error}; build it with `pip install -e .` in the checkout"
-        return {"loaded": False, "why": why}, "not known: the native module could not be loaded"
+        return {"loaded": False, "why": why}, cuda
     build = native.build_info()
     facts = {
         "loaded": True,
@@ -99,7 +104,30 @@ def _native_facts() -> tuple[dict[str, Any], str]:
         "isa_level": native.isa_level(),
         "stream_version": native.stream_version(),
     }
-    return facts, build["cuda"]
+    return facts, cuda | _cuda_facts(native)
+
+
+def _cuda_facts(native: ModuleType) -> dict[str, Any]:
+    """What the native module knows of CUDA and the GPUs."""
+    from toykern.devices import built_archs, version_text  # needs the native module
+
+    status = native.cuda_status()
+    devices = [native.cuda_device(index) for index in range(status["devices"])]
+    return {
+        "kernels": status["built"],
+        "why": native.build_info()["cuda"],
+        "archs": [f"sm_{arch}" for arch in built_archs()],
+        "runtime": version_text(status["runtime"]),
+        "driver": version_text(status["driver"]),
+        "devices": [_device_text(index, device) for index, device in enumerate(devices)],
+        "problem": status["problem"] or "none",
+    }
+
+
+def _device_text(index: int, device: Mapping[str, Any]) -> str:
+    major, minor = device["capability"]
+    size = f"{device['memory'] / 2**30:.1f} GiB"
+    return f"cuda:{index} {device['name']} (sm_{major}{minor}, {device['multiprocessors']} SMs, {size})"
 
 
 def _load_native() -> ModuleType:
@@ -128,7 +156,7 @@ def _processor() -> str:
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
 if __name__ == "__main__":
