@@ -181,7 +181,8 @@ def link_flags(settings: Settings) -> list[str]:
 def ninja_text(settings: Settings) -> str:
     """The whole of build.ninja: one line per source, one link."""
     compiler = shlex.join(settings.compiler)
-    objects_dir = settings.build_dir / "objects"
+    # relative to the root, where ninja runs: nvcc's own shell would stumble over a '$' in the path to it
+    objects_dir = settings.build_dir.relative_to(settings.root) / "objects"
     lines = [
         "# Written by tools/native_build.py",
         f"# {_cuda_line(settings)}",
