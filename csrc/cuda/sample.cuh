@@ -27,18 +27,6 @@ struct SampleTask {
     }
 };
 
-constexpr uint32_t kNoFeature = 0xFFFFFFFFu;
-
-// The feature of member number `member` that an active unit switches on; kNoFeature where it has none of that number.
-TOYKERN_DEVICE uint32_t active_member(const SampleTask& t, const TablesView& tables, uint32_t unit, uint32_t choice,
-                                      uint32_t member) {
-    const Distribution& d = t.p.data;
-    if (d.unit_kind[unit] == (uint8_t)UnitKind::kExclusive)
-        return member ? kNoFeature : chosen_member(tables, d, unit, choice);
-    const int64_t at = d.unit_start[unit] + member;
-    return at < d.unit_start[unit + 1] ? d.unit_member[at] : kNoFeature;
-}
-
 // Warp number `task` of a model's rare slices: they are taken `stride` apart.
 TOYKERN_DEVICE void sample_rare(const Warp& w, const SampleTask& t, int64_t model, int64_t task, int64_t stride) {
     const TablesView tables = t.view(model);
@@ -62,7 +50,7 @@ TOYKERN_DEVICE void sample_rare(const Warp& w, const SampleTask& t, int64_t mode
                     for (int q = 0; q < 4; ++q) {
                         if (!a[lane].kept[q]) continue;
                         const uint32_t unit = tables.rare_unit()[a[lane].unit[q]];
-                        const uint32_t feature = active_member(t, tables, unit, choices[lane].word[q], member);
+                        const uint32_t feature = active_member(t.p.data, tables, unit, choices[lane].word[q], member);
                         if (feature != kNoFeature)
                             rows[(int64_t)a[lane].sample[q] * t.p.data.n_features + feature] =
                                 magnitude(t.p.data.magnitude, words[lane].word[q]);
@@ -90,7 +78,7 @@ TOYKERN_DEVICE void sample_frequent(const Warp& w, const SampleTask& t, int64_t 
             };
             const uint32_t choice = t.layout.has_exclusive ? word(Kind::kDenseChoice, 0) : 0u;
             for (uint32_t member = 0; member < t.layout.max_members; ++member) {
-                const uint32_t feature = active_member(t, tables, tables.frequent_unit()[d], choice, member);
+                const uint32_t feature = active_member(t.p.data, tables, tables.frequent_unit()[d], choice, member);
                 if (feature == kNoFeature) return;
                 rows[(int64_t)s * t.p.data.n_features + feature] =
                     magnitude(t.p.data.magnitude, word(Kind::kDenseMagnitude, member));

@@ -11,6 +11,17 @@
 namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {
 
+constexpr uint32_t kNoFeature = 0xFFFFFFFFu;
+
+// The feature of member number `member` that an active unit switches on; kNoFeature where it has none of that number.
+TOYKERN_DEVICE uint32_t active_member(const Distribution& d, const TablesView& tables, uint32_t unit, uint32_t choice,
+                                      uint32_t member) {
+    if (d.unit_kind[unit] == (uint8_t)UnitKind::kExclusive)
+        return member ? kNoFeature : chosen_member(tables, d, unit, choice);
+    const int64_t at = d.unit_start[unit] + member;
+    return at < d.unit_start[unit + 1] ? d.unit_member[at] : kNoFeature;
+}
+
 // Bit (s & 31): whether frequent unit d of n_frequent is active in sample s of the block s >> 5. A threshold of 0 is "always".
 TOYKERN_DEVICE uint32_t gate_word(const StepKey& key, uint64_t block, uint32_t d, uint32_t n_frequent,
                                   uint32_t threshold) {

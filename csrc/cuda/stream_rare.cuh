@@ -28,8 +28,97 @@ struct Arrivals {
     uint32_t sample[4];  // within the slice
     uint32_t unit[4];    // number among the rare units
     bool kept[4];        // within the slice and the batch, and no repeat of the arrival just before it
+    bool opens[4];       // kept, and the first of its sample
 };
 
+constexpr uint64_t kNoArrival = ~(uint64_t)0;  // the tag before a slice's first arrival
+
+// Where an arrival fell, in one word; its unit is 0 where there is none.
+TOYKERN_DEVICE uint64_t arrival_tag(const TablesView& tables, const Place& p, bool in_slice, uint32_t* unit) {
+    *unit = in_slice ? rare_unit_at(tables, p.phi) : 0u;
+    return ((uint64_t)p.sample << 32) | *unit;
+}
+
+// The tag of the arrival at a time: the one just before a round is where the round's times start from.
+TOYKERN_DEVICE uint64_t tag_at(const TablesView& tables, uint64_t time) {
+    const RareProcess r = tables.head().rare;
+    uint32_t unit;
+    return arrival_tag(tables, place(time, r.rho), (uint32_t)(time >> 32) < cells_in_slice(r), &unit);
+}
+
+// The times of a round's arrivals since the one just before the round; returns their sum of gaps, the same for all lanes.
+TOYKERN_DEVICE uint64_t round_times(const Warp& w, const StepKey& key, uint32_t gap_scale, uint32_t slice,
+                                    uint32_t round, Lane<uint64_t> (&time)[4]) {
+    w.each([&](int lane) {
+        const PhiloxBlock words = sequence_block(key.key, Kind::kGap, key.purpose, 0, slice, key.step,
+                                                 2u * round + ((uint32_t)lane >> 4), (uint32_t)lane & 15u);
+        TOYKERN_UNROLL
+        for (int q = 0; q < 4; ++q) time[q][lane] = gap(words.word[q], gap_scale);
+    });
+    // In the order of the arrivals: within runs of sixteen lanes, then run by run.
+    Lane<uint64_t> last[4], half;
+    TOYKERN_UNROLL
+    for (int q = 0; q < 4; ++q) {
+        time[q] = running_sum(w, time[q], 16);
+        last[q] = w.broadcast(time[q], 15, 16);
+    }
+    w.each([&](int lane) { half[lane] = last[0][lane] + last[1][lane] + last[2][lane] + last[3][lane]; });
+    const Lane<uint64_t> lower = w.broadcast(half, 0), upper = w.broadcast(half, 16);
+    w.each([&](int lane) {
+        uint64_t sum = lane >= 16 ? lower[lane] : 0;
+        TOYKERN_UNROLL
+        for (int q = 0; q < 4; ++q) {
+            time[q][lane] += sum;
+            sum += last[q][lane];
+        }
+    });
+    return lower[w.lane] + upper[w.lane];
+}
+
+// What the arrivals of a round are: `start` and `before` are the time and the tag of the one just before it, `samples` those of the batch
+// in the slice. Puts the last one's tag into *end; returns whether the slice (or the batch) ends in this round.
+TOYKERN_DEVICE bool round_places(const Warp& w, const TablesView& tables, uint32_t samples, uint64_t start,
+                                 uint64_t before, const Lane<uint64_t> (&time)[4], Lane<Arrivals>& a, uint64_t* end) {
+    const RareProcess r = tables.head().rare;
+    const uint32_t cell_limit = cells_in_slice(r);
+    Lane<uint64_t> tag[4];
+    Lane<bool> ended;
+    w.each([&](int lane) {
+        ended[lane] = false;
+        TOYKERN_UNROLL
+        for (int q = 0; q < 4; ++q) {
+            const uint64_t t = start + time[q][lane];
+            const Place p = place(t, r.rho);
+            a[lane].sample[q] = p.sample;
+            a[lane].kept[q] = (uint32_t)(t >> 32) < cell_limit && p.sample < samples;
+            tag[q][lane] = arrival_tag(tables, p, a[lane].kept[q], &a[lane].unit[q]);
+            ended[lane] |= !a[lane].kept[q];
+        }
+    });
+    Lane<uint64_t> left[4], run_end[4];
+    TOYKERN_UNROLL
+    for (int q = 0; q < 4; ++q) {
+        left[q] = w.shuffle_up(tag[q], 1, 16);
+        run_end[q] = w.broadcast(tag[q], 15, 16);
+    }
+    const Lane<uint64_t> middle = w.broadcast(tag[3], 15), last = w.broadcast(tag[3], 31);
+    w.each([&](int lane) {
+        if ((lane & 15) == 0) {
+            left[0][lane] = lane ? middle[lane] : before;
+            TOYKERN_UNROLL
+            for (int q = 1; q < 4; ++q) left[q][lane] = run_end[q - 1][lane];
+        }
+        TOYKERN_UNROLL
+        for (int q = 0; q < 4; ++q) {
+            a[lane].kept[q] = a[lane].kept[q] && tag[q][lane] != left[q][lane];
+            a[lane].opens[q] = a[lane].kept[q] && (uint32_t)(left[q][lane] >> 32) != a[lane].sample[q];
+        }
+    });
+    *end = last[w.lane];
+    return w.any(ended);
+}
+
+// One slice, round after round.
 class RareSlice {
   public:
     // Slice number `slice` of a batch; `samples` are those of the batch that lie in it (the last slice may be cut).
@@ -40,75 +129,12 @@ class RareSlice {
 
     // The next 128 arrivals.
     TOYKERN_DEVICE Lane<Arrivals> next(const Warp& w) {
-        const RareProcess r = tables_.head().rare;
-        Lane<Arrivals> a;
         Lane<uint64_t> time[4];
-        w.each([&](int lane) {
-            const PhiloxBlock words = sequence_block(key_.key, Kind::kGap, key_.purpose, 0, slice_, key_.step,
-                                                     2u * round_ + ((uint32_t)lane >> 4), (uint32_t)lane & 15u);
-            TOYKERN_UNROLL
-            for (int q = 0; q < 4; ++q) {
-                time[q][lane] = gap(words.word[q], r.gap_scale);
-            }
-        });
-        // Times in the order of the arrivals: within runs of sixteen lanes, then run by run.
-        Lane<uint64_t> before;
-        w.each([&](int lane) { before[lane] = carry_; });
-        Lane<uint64_t> last[4];
-        TOYKERN_UNROLL
-        for (int q = 0; q < 4; ++q) {
-            time[q] = running_sum(w, time[q], 16);
-            last[q] = w.broadcast(time[q], 15, 16);
-        }
-        Lane<uint64_t> half;
-        w.each([&](int lane) { half[lane] = last[0][lane] + last[1][lane] + last[2][lane] + last[3][lane]; });
-        const Lane<uint64_t> lower = w.broadcast(half, 0), upper = w.broadcast(half, 16);
-        w.each([&](int lane) {
-            uint64_t sum = carry_ + (lane >= 16 ? lower[lane] : 0);
-            TOYKERN_UNROLL
-            for (int q = 0; q < 4; ++q) {
-                time[q][lane] += sum;
-                sum += last[q][lane];
-            }
-        });
-        // Uniform, as both broadcasts are; carry_ is the same in all lanes.
-        const uint64_t round_sum = first_of(w, lower) + first_of(w, upper);
-        const uint32_t cell_limit = cells_in_slice(r);
-        Lane<uint64_t> tag[4];
-        Lane<bool> ended;
-        w.each([&](int lane) {
-            ended[lane] = false;
-            TOYKERN_UNROLL
-            for (int q = 0; q < 4; ++q) {
-                const Place p = place(time[q][lane], r.rho);
-                a[lane].sample[q] = p.sample;
-                a[lane].kept[q] = (uint32_t)(time[q][lane] >> 32) < cell_limit && p.sample < samples_;
-                a[lane].unit[q] = a[lane].kept[q] ? rare_unit_at(tables_, p.phi) : 0u;
-                tag[q][lane] = ((uint64_t)p.sample << 32) | a[lane].unit[q];
-                ended[lane] |= !a[lane].kept[q];
-            }
-        });
-        // A repeat of the arrival just before it is dropped.
-        Lane<uint64_t> left[4];
-        TOYKERN_UNROLL
-        for (int q = 0; q < 4; ++q) left[q] = w.shuffle_up(tag[q], 1, 16);
-        Lane<uint64_t> run_end[4];
-        TOYKERN_UNROLL
-        for (int q = 0; q < 4; ++q) run_end[q] = w.broadcast(tag[q], 15, 16);
-        const Lane<uint64_t> middle = w.broadcast(tag[3], 15), end = w.broadcast(tag[3], 31);
-        w.each([&](int lane) {
-            if ((lane & 15) == 0) {
-                left[0][lane] = lane ? middle[lane] : last_tag_;
-                TOYKERN_UNROLL
-                for (int q = 1; q < 4; ++q) left[q][lane] = run_end[q - 1][lane];
-            }
-            TOYKERN_UNROLL
-            for (int q = 0; q < 4; ++q) a[lane].kept[q] = a[lane].kept[q] && tag[q][lane] != left[q][lane];
-        });
-        last_tag_ = first_of(w, end);
-        carry_ += round_sum;
+        Lane<Arrivals> a;
+        const uint64_t sum = round_times(w, key_, tables_.head().rare.gap_scale, slice_, round_, time);
+        done_ = round_places(w, tables_, samples_, carry_, last_tag_, time, a, &last_tag_);
+        carry_ += sum;
         ++round_;
-        done_ = w.any(ended);
         return a;
     }
 
@@ -123,14 +149,11 @@ class RareSlice {
     }
 
   private:
-    // The value of a Lane that is the same everywhere.
-    static TOYKERN_DEVICE uint64_t first_of(const Warp& w, const Lane<uint64_t>& v) { return v[w.lane]; }
-
     TablesView tables_;
     StepKey key_;
     uint32_t slice_, samples_;
     uint32_t round_ = 0;
-    uint64_t carry_ = 0, last_tag_ = ~(uint64_t)0;
+    uint64_t carry_ = 0, last_tag_ = kNoArrival;
     bool done_ = false;
 };
 
