@@ -287,6 +287,8 @@ def test_host_flags_reach_nvcc_and_fast_math_does_not(toy, fake):
     assert command[1:3] == ["-ccbin", shutil.which("g++")]
     assert {"--fmad=false", "--prec-div=true", "-Xcompiler=-fvisibility=hidden", "-Icsrc"} <= set(command)
     assert not [flag for flag in command if "fast" in flag]
+    newer = choose({"CUDACXX": str(fake("newer", release="13.1").nvcc)}, ["g++"])
+    assert {"-DTOYKERN_NVCC=13.1"} == {*newer.compile_command([])[3:]} - set(command)  # compiles again
     assert "-Xcompiler=-fsanitize=address\\,undefined" in cuda.compile_command(
         ["-fsanitize=address,undefined"]
     )

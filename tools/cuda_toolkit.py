@@ -60,6 +60,8 @@ class Cuda:
         """nvcc and its flags: machine code for every arch, and PTX of the newest for GPUs still to come."""
         assert self.toolkit is not None
         command = [str(self.toolkit.nvcc), "-ccbin", self.toolkit.host_compiler, *NVCC_FLAGS]
+        # an nvcc that has been replaced in its place must compile everything again
+        command.append("-DTOYKERN_NVCC={}.{}".format(*self.toolkit.release))
         for arch in self.archs:
             code = f"[sm_{arch},compute_{arch}]" if arch == self.archs[-1] else f"sm_{arch}"
             command.append(f"-gencode=arch=compute_{arch},code={code}")
