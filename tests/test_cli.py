@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from toykern import cli, metrics, phase_diagram
 from toykern.fit import fit
 from toykern.phase_diagram import train_phase_diagram
 from toykern.run import Run
+from toykern.store import StoreError
+from toykern.sweep import open_sweep
 
+SWEEP = importlib.import_module("toykern.sweep.run")
 TINY = ["phase-diagram", "--grid", "3x4", "--seeds", "2", "--steps", "6", "--batch", "8"]
 
 
@@ -52,8 +56,10 @@ def test_phase_diagram_writes_picture_and_store_and_says_where(tmp_path, capsys)
     assert "3 × 4 points × 2 seeds = 24 networks, 6 steps of batch 8" in shown
     assert "trained  144 model-steps" in shown and "model-steps/s on cpu" in shown
     assert picture.read_bytes().startswith(b"\x89PNG")
-    run = Run.load(store)
-    assert (run.n_models, run.step, run.grid.shape) == (24, 6, (3, 4, 2))
+    kept = open_sweep(store)
+    assert kept.complete and kept.grid.shape == (3, 4, 2) and kept.attributes["settings"]["steps"] == 6
+    with pytest.raises(StoreError, match="the store of a toykern sweep.*open_sweep reads it"):
+        Run.load(store)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["phase_diagram.png", "phase_diagram.zarr"]
 
 
@@ -63,7 +69,7 @@ def test_three_features_other_names_and_no_store(tmp_path):
     assert "<svg" in (tmp_path / "three.svg").read_text()
 
 
-def test_options_reach_the_training(monkeypatch):
+def test_options_reach_the_training(monkeypatch, tmp_path):
     seen = {}
 
     def train(*sizes, **options):
@@ -74,11 +80,13 @@ def test_options_reach_the_training(monkeypatch):
     threads = torch.get_num_threads()
     try:
         options = ["--features", "3", "--lr", "0.02", "--seed", "7", "--threads", "1"]
+        options += ["--chunk", "5", "--resume"]
         assert cli.main([*TINY, *options]) == 130
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
     expected = {"shape": (3, 4), "seeds": 2, "steps": 6, "batch_size": 8, "lr": 0.02, "seed": 7}
+    expected |= {"chunk": 5, "resume": True, "overwrite": False, "store": tmp_path / "phase_diagram.zarr"}
     assert seen == {**expected, "device": "cpu", "sizes": (3, 2)}
 
 
@@ -103,6 +111,10 @@ def test_options_reach_the_training(monkeypatch):
         (["--out", "nowhere/a.png"], "there is no directory"),
         (["--store", "nowhere/a.zarr"], "there is no directory"),
         (["--store", "same.png", "--out", "same.png"], "are both"),
+        (["--chunk", "0"], "--chunk: must be a whole number at least 1"),
+        (["--chunk", "8", "--no-store"], "--chunk needs a store"),
+        (["--resume", "--no-store"], "--resume needs a store"),
+        (["--resume", "--overwrite"], "give one of them"),
         (["--speed", "9"], "unrecognized arguments: --speed 9"),
     ],
 )
@@ -129,14 +141,14 @@ def test_existing_results_are_refused_before_training_unless_they_may_be_replace
     tmp_path, capsys, monkeypatch
 ):
     assert cli.main(TINY) == 0
-    first = Run.load("phase_diagram.zarr")
+    first = open_sweep("phase_diagram.zarr").read("weight")
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(phase_diagram, "train_phase_diagram", None)
         assert "phase_diagram.png exists already; --overwrite" in refused(TINY, capsys)
         assert "already holds a toykern store" in refused([*TINY, "--out", "b.png"], capsys)
     assert cli.main([*TINY, "--overwrite", "--seed", "1"]) == 0
-    assert not torch.equal(Run.load("phase_diagram.zarr").model.weight, first.model.weight)
+    assert not np.array_equal(open_sweep("phase_diagram.zarr").read("weight"), first)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -157,18 +169,58 @@ def test_a_picture_that_cannot_be_written_is_refused_before_training(capsys, mon
     assert "phase_diagram.png: Permission denied" in refused(TINY, capsys)
 
 
-def test_ctrl_c_keeps_what_was_trained(tmp_path, capsys, monkeypatch):
-    def interrupted(*stack, **options):
-        run = fit(*stack, **options, stop_at=4)
+def stop_after(chunks: int):
+    """`fit` as it ends when Ctrl-C is pressed while it trains the chunk after so many."""
+    done = 0
+
+    def interrupted(**options):
+        nonlocal done
+        if options.get("stop_at") == 0:
+            return fit(**options)
+        done += 1
+        if done <= chunks:
+            return fit(**options)
+        run = fit(**options, stop_at=4)
         run.interrupted = True
         return run
 
-    monkeypatch.setattr(phase_diagram, "fit", interrupted)
+    return interrupted
+
+
+def test_ctrl_c_keeps_finished_chunks_and_resume_goes_on(tmp_path, capsys, monkeypatch):
+    tiny = [*TINY, "--chunk", "8"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SWEEP, "fit", stop_after(2))
+        assert cli.main(tiny) == 130
+    shown = capsys.readouterr().out
+    assert "stopped by Ctrl-C with 2 of 3 chunks finished; the same command with --resume goes on" in shown
+    assert open_sweep("phase_diagram.zarr").finished.tolist() == [True, True, False]
+    assert not (tmp_path / "phase_diagram.png").exists()
+    assert cli.main([*TINY, "--resume"]) == 0  # the chunks are those of the store
+    assert "trained  144 model-steps" in capsys.readouterr().out
+    assert cli.main([*TINY, "--store", "whole.zarr", "--out", "whole.png"]) == 0
+    kept, whole = open_sweep("phase_diagram.zarr"), open_sweep("whole.zarr")
+    assert (len(kept.boxes), len(whole.boxes)) == (3, 1)
+    for name in whole.names:
+        assert kept.read(name).tobytes() == whole.read(name).tobytes(), name
+    assert (tmp_path / "phase_diagram.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    capsys.readouterr()
+    assert cli.main([*TINY, "--resume", "--lr", "0.03"]) == 2
+    assert "optimizer differs from that of the sweep" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_chunk_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(SWEEP, "fit", stop_after(0))
     assert cli.main(TINY) == 130
+    assert "stopped before the first of 1 chunks was finished" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_without_a_store_draws_what_was_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(phase_diagram, "fit", lambda **options: stop_after(0)(**options))
+    assert cli.main([*TINY, "--no-store"]) == 130
     assert "stopped by Ctrl-C after 4 of 6 steps; keeping what was trained" in capsys.readouterr().out
-    kept = Run.load("phase_diagram.zarr")
-    assert (kept.interrupted, kept.step) == (True, 4)
-    assert (tmp_path / "phase_diagram.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["phase_diagram.png"]
 
 
 def test_help_names_every_option_and_gives_examples(capsys):
@@ -178,7 +230,7 @@ def test_help_names_every_option_and_gives_examples(capsys):
     shown = capsys.readouterr().out
     for name in ("features", "grid", "seeds", "steps", "batch", "lr", "seed", "out", "store", "no-store"):
         assert f"--{name}" in shown
-    for name in ("overwrite", "device", "threads"):
+    for name in ("overwrite", "device", "threads", "chunk", "resume"):
         assert f"--{name}" in shown
     assert "examples:" in shown and "toykern phase-diagram --features 3" in shown
 
@@ -207,9 +259,16 @@ def test_every_model_has_its_own_seed_and_the_best_of_each_point_is_kept():
     assert torch.equal(diagram.run.arrays["importance"][:, 1], expected)
 
 
-def test_points_where_all_models_diverged_are_shown_as_such():
-    diagram = train_phase_diagram(shape=(2, 2), seeds=2, steps=2, batch_size=8, progress=False)
-    diagram.best[0, 1] = -1
+def test_points_where_all_models_diverged_are_shown_as_such(monkeypatch):
+    def diverging(**options):
+        run = fit(**options)
+        run.diverged_at[2:4] = 1  # both models of the point (0, 1)
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(phase_diagram, "fit", diverging)
+        diagram = train_phase_diagram(shape=(2, 2), seeds=2, steps=2, batch_size=8, progress=False)
+    assert diagram.best[0, 1] == -1
     assert diagram.weight[0, 1].isnan().all()
     assert not diagram.weight[1].isnan().any()
     assert diagram.phase[0, 1] == -1 and (diagram.phase[1] >= 0).all()

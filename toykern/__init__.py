@@ -36,6 +36,7 @@ else:
     from toykern.run import Run
     from toykern.schedule import WarmupCosine
     from toykern.store import StoreError
+    from toykern.sweep import Sweep, open_sweep, sweep
 
     __version__: str = _build_info()["version"]
 
@@ -50,6 +51,7 @@ __all__ = [
     "Run",
     "SparseFeatures",
     "StoreError",
+    "Sweep",
     "TiedAutoencoder",
     "WarmupCosine",
     "evaluate",
@@ -57,5 +59,7 @@ __all__ = [
     "grid",
     "log_spaced_steps",
     "metrics",
+    "open_sweep",
     "plot",
+    "sweep",
 ]

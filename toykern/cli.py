@@ -1,7 +1,7 @@
 """The `toykern` command: train a phase diagram, or tell what is installed.
 
-Exit status: 0 done; 2 the command line or its paths cannot be used (one line says why, before anything is
-trained); 130 stopped by Ctrl-C (what had been trained by then is saved).
+Exit status: 0 done; 2 the command line, its paths or the machine cannot be used (one line says why); 130
+stopped by Ctrl-C (what had been finished by then is saved, and a line says how to go on).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import sys
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,14 +50,15 @@ examples:
   toykern phase-diagram
       phase_diagram.png and phase_diagram.zarr in this directory
   toykern phase-diagram --features 3 --out three.png --store three.zarr
-  toykern phase-diagram --grid 128x128 --seeds 16 --steps 10000 --overwrite
-      finer and longer: a quarter of a million networks
+  toykern phase-diagram --grid 256x256 --seeds 16 --steps 10000 --lr 0.001 --device cuda --resume
+      a million networks, finer and longer; stopped by whatever, the same command goes on
   toykern phase-diagram --grid 16x16 --steps 500 --no-store --out quick.png
 
-The store holds everything: read it with
+Networks are trained in chunks, and each finished chunk goes to the store at once. Read it, also while it
+grows, with
 
-  run = toykern.Run.load("phase_diagram.zarr")
-  run.to_xarray()        # losses and weights with dimensions importance, density, seed
+  sweep = toykern.open_sweep("phase_diagram.zarr")
+  sweep.to_xarray()      # losses and weights with dimensions importance, density, seed
 """
 
 
@@ -86,11 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         status: int = arguments.execute(arguments)
-    except (_Problem, StoreError, ImportError) as problem:
+    except (_Problem, StoreError, ImportError, MemoryError) as problem:
         print(f"{prog}: error: {problem}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{prog}: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{prog}: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     return status
 
@@ -192,6 +194,17 @@ def _parser() -> argparse.ArgumentParser:
         "--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)"
     )
     how.add_argument(
+        "--chunk",
+        type=_whole("--chunk", 1),
+        metavar="N",
+        help="networks trained at once (default: by the free memory); the results do not depend on it",
+    )
+    how.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the sweep in the store, whose finished chunks are kept; begin it if there is none",
+    )
+    how.add_argument(
         "--threads",
         type=_whole("--threads", 1),
         metavar="N",
@@ -208,12 +221,15 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _phase_diagram(arguments: argparse.Namespace) -> int:
     shape = _grid_shape(arguments.grid)
-    picture = _check_picture(arguments.out, arguments.overwrite)
+    for name in ("resume", "chunk"):
+        if arguments.no_store and getattr(arguments, name):
+            raise _Problem(f"--{name} needs a store; leave out --no-store")
+    if arguments.resume and arguments.overwrite:
+        raise _Problem("--resume goes on with a store and --overwrite replaces it; give one of them")
+    picture = _check_picture(arguments.out, arguments.overwrite or arguments.resume)
     store = None
     if not arguments.no_store:
-        from toykern.store import check_target
-
-        store = check_target(arguments.store, overwrite=arguments.overwrite)
+        store = _check_store(arguments)
         if store == picture:
             raise _Problem(f"--out and --store are both {picture}")
     _check_device(arguments.device)
@@ -231,6 +247,7 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
         f"{arguments.steps:,} steps of batch {arguments.batch:,}",
         flush=True,
     )
+    began = time.perf_counter()
     diagram = train_phase_diagram(
         features,
         features - 1,
@@ -241,42 +258,66 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
         lr=arguments.lr,
         seed=arguments.seed,
         device=arguments.device,
+        store=store,
+        chunk=arguments.chunk,
+        resume=arguments.resume,
+        overwrite=store is not None and arguments.overwrite,
     )
-    run = diagram.run
-    if diagram.interrupted:
-        print(f"stopped by Ctrl-C after {run.step:,} of {arguments.steps:,} steps; keeping what was trained")
-    print(
-        f"trained  {run.n_models * run.step:,} model-steps in {run.seconds:.1f} s: "
-        f"{run.model_steps_per_second:,.0f} model-steps/s on {arguments.device}, "
-        f"{torch.get_num_threads()} threads"
-    )
+    _say_how_it_went(diagram, arguments)
+    print(f"elapsed  {time.perf_counter() - began:.1f} s with evaluation and store")
+    if diagram.sweep is not None and not diagram.sweep.complete:
+        chunks = f"{int(diagram.sweep.finished.sum())} of {len(diagram.sweep.boxes)} chunks"
+        print(f"stopped by Ctrl-C with {chunks} finished; the same command with --resume goes on")
+        print(f"store    {store}")
+        return 130
     counts = [float((diagram.phase == phase).mean()) for phase in range(3)]
     print("phases   not represented {:.0%}, own dimension {:.0%}, in superposition {:.0%}".format(*counts))
     print(f"theory   {diagram.agreement:.0%} of the points are in the phase of the best exact solution")
-    _draw(diagram, picture)
+    _draw(diagram, picture, arguments)
     print(f"picture  {picture}")
     if store is not None:
-        run.save(store, overwrite=arguments.overwrite)
         print(f"store    {store}")
     return 130 if diagram.interrupted else 0
 
 
-def _draw(diagram: PhaseDiagram, picture: Path) -> None:
+def _say_how_it_went(diagram: PhaseDiagram, arguments: argparse.Namespace) -> None:
+    """How much was trained, how fast, and where."""
+    import torch
+
+    models, steps = diagram.loss.numel(), arguments.steps
+    if diagram.sweep is not None:
+        seconds = diagram.sweep.seconds
+        trained = [box.n_models for box in diagram.sweep.boxes if math.isfinite(seconds[box.number])]
+        models, total = sum(trained), float(sum(s for s in seconds if math.isfinite(s)))
+    else:
+        assert diagram.run is not None
+        steps, total = diagram.run.step, diagram.run.seconds
+        if diagram.run.interrupted:
+            print(f"stopped by Ctrl-C after {steps:,} of {arguments.steps:,} steps; keeping what was trained")
+    where = f"{torch.get_num_threads()} threads"
+    if arguments.device == "cuda":
+        where = torch.cuda.get_device_name()
+    print(
+        f"trained  {models * steps:,} model-steps in {total:.1f} s: {models * steps / max(total, 1e-9):,.0f} "
+        f"model-steps/s on {arguments.device}, {where}"
+    )
+
+
+def _draw(diagram: PhaseDiagram, picture: Path, arguments: argparse.Namespace) -> None:
     """Draw to a file beside `picture` and rename it, so that no half picture is left."""
     from matplotlib.figure import Figure
 
     from toykern import plot
 
-    config = diagram.run.config
-    features, hidden = config["model"]["n_features"], config["model"]["n_hidden"]
-    seeds = diagram.run.n_models // diagram.best.size
+    hidden, features = diagram.weight.shape[-2:]
+    steps = arguments.steps if diagram.run is None else diagram.run.step
     figure = Figure(figsize=(6.8, 4.9), layout="constrained")
     ax = plot.phase_diagram(
         diagram.weight,
         diagram.importance,
         diagram.density,
         title=f"{features} features in {hidden} dimension{'s' * (hidden > 1)}, "
-        f"best of {seeds}, {diagram.run.step:,} steps",
+        f"best of {arguments.seeds}, {steps:,} steps",
         ax=figure.subplots(),
     )
     ax.title.set_fontsize("medium")
@@ -288,6 +329,17 @@ def _draw(diagram: PhaseDiagram, picture: Path) -> None:
         raise _Problem(f"cannot write {picture}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _check_store(arguments: argparse.Namespace) -> Path:
+    """The store's real path, after checking that it can be written or gone on with."""
+    from toykern.store import SWEEP_FORMAT, check_target, import_zarr, read_attributes
+
+    import_zarr()
+    if arguments.resume and os.path.lexists(arguments.store):
+        read_attributes(Path(arguments.store), SWEEP_FORMAT)
+        return Path(os.path.realpath(arguments.store))
+    return check_target(arguments.store, overwrite=arguments.overwrite)
 
 
 def _check_picture(out: str, overwrite: bool) -> Path:

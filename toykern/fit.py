@@ -22,7 +22,7 @@ from toykern.errors import check_choice, check_int, check_positive_int, describe
 from toykern.grid import Grid
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, StackedModel
 from toykern.optim import AdamW, Optimizer, optimizer_from_config
-from toykern.progress import Progress
+from toykern.progress import BarMaker, bar_for
 from toykern.resident import Resident, check_data, check_model
 from toykern.run import Run
 from toykern.schedule import Schedule, multipliers, schedule_config, schedule_from_config
@@ -55,7 +55,7 @@ def fit(
     resume: Run | None = None,
     stop_at: int | None = None,
     grid: Grid | None = None,
-    progress: bool | None = None,
+    progress: bool | None | BarMaker = None,
 ) -> Run:
     """Train every model of a stack, in place, each on its own stream of fresh batches.
 
@@ -89,7 +89,8 @@ def fit(
             else comes from it; what is given nevertheless must agree.
         stop_at: stop after this many updates in all; `resume` goes on.
         grid: the `Grid` that the models come from; the results are then labelled by it.
-        progress: True, False, or None: a bar if standard error is a terminal.
+        progress: True, False, or None: a bar if standard error is a terminal. (Or what makes one:
+            `toykern.progress.BarMaker`.)
 
     Returns:
         A `Run`. After Ctrl-C, what has been trained so far (`run.interrupted`); a second Ctrl-C raises.
@@ -202,7 +203,7 @@ def _new_run(
     return run
 
 
-def _train(run: Run, stop: int, progress: bool | None) -> Run:
+def _train(run: Run, stop: int, progress: bool | None | BarMaker) -> Run:
     """Advance a run to step `stop` (or Ctrl-C), stretch by stretch."""
     config = run.config
     steps, every = int(config["steps"]), int(config["record_every"])
@@ -216,7 +217,7 @@ def _train(run: Run, stop: int, progress: bool | None) -> Run:
     )  # fmt: skip
     others = [name for name in config["record"] if name != "loss"]
     wanted = sorted(int(t) for t in config["snapshots"])
-    bar = Progress(steps, run.step, run.n_models, progress)
+    bar = bar_for(progress, steps, run.step, run.n_models)
     length = max(1, 4096 // run.n_models)
     run.interrupted = False
     if run.step == 0 and 0 in wanted and 0 not in run.snapshots:

@@ -18,7 +18,9 @@ from torch import Tensor
 __all__ = ["Grid", "grid"]
 
 # Dimension and variable names of the result arrays (Run.to_xarray), with which an axis would collide.
-_RESULT_NAMES = frozenset({"model", "record", "hidden", "feature", "snapshot", "loss", "diverged_at"})
+_RESULT_NAMES = frozenset(
+    {"model", "record", "hidden", "feature", "snapshot", "loss", "diverged_at", "chunk"}
+)
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", Tensor, np.ndarray)
 

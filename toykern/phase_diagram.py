@@ -7,6 +7,7 @@ last feature there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,12 @@ from toykern.grid import Grid, grid
 from toykern.nn import TiedAutoencoder
 from toykern.optim import AdamW
 from toykern.run import Run
+from toykern.sweep import Sweep, sweep
 
-__all__ = ["PhaseDiagram", "phase_diagram_grid", "train_phase_diagram"]
+__all__ = ["PhaseDiagram", "diagram_of", "phase_diagram_grid", "train_phase_diagram"]
+
+FRESH_LOSS = "fresh_loss"
+"""The name of `PhaseDiagram.loss` in a store."""
 
 MINIMUM_IMPORTANCE, MAXIMUM_IMPORTANCE = 0.1, 10.0
 MINIMUM_DENSITY = 0.01
@@ -38,29 +43,25 @@ class PhaseDiagram:
     """A trained phase diagram; I importances, D densities.
 
     Attributes:
-        run: all models of all seeds, on the grid importance × density × seed.
         importance: relative importance of the last feature, float64 `[I]`, ascending.
         density: probability that a feature is active, float64 `[D]`, ascending.
         loss: loss of every model on fresh data, float64 `[I·D·seeds]`.
         best: flat number of the best model of each point, int64 `[I, D]`; −1 where all diverged.
+        weight: weights of the best models, `[I, D, n_hidden, n_features]`; NaN where all diverged.
+        run: all models of all seeds, on the grid importance × density × seed; None if they are in a store.
+        sweep: the store that they are in, or None.
         interrupted: whether Ctrl-C cut short the training, or the evaluation (then `loss` is that of the
             last training batches).
     """
 
-    run: Run
     importance: NDArray[np.float64]
     density: NDArray[np.float64]
     loss: Tensor
     best: NDArray[np.int64]
+    weight: Tensor
+    run: Run | None = None
+    sweep: Sweep | None = None
     interrupted: bool = False
-
-    @property
-    def weight(self) -> Tensor:
-        """Weights of the best models, `[I, D, n_hidden, n_features]`; NaN where all diverged."""
-        weight = self.run.model.get_parameter("weight").detach().cpu()
-        chosen = weight[torch.from_numpy(np.maximum(self.best, 0))]
-        chosen[torch.from_numpy(self.best < 0)] = torch.nan
-        return chosen
 
     @property
     def phase(self) -> NDArray[np.int64]:
@@ -74,7 +75,7 @@ class PhaseDiagram:
     @property
     def theory(self) -> NDArray[np.int64]:
         """Phase in the best hand-made solution, `[I, D]` (`toykern.metrics.best_solution`)."""
-        features = int(self.run.config["model"]["n_features"])
+        features = self.weight.shape[-1]
         return metrics.best_solution(self.density[None, :], self.importance[:, None], features)
 
     @property
@@ -106,12 +107,16 @@ def train_phase_diagram(
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool | None = None,
+    store: str | os.PathLike[str] | None = None,
+    chunk: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> PhaseDiagram:
     """Train the phase diagram: what becomes of the last feature at each density and relative importance?
 
     One tied autoencoder per point and seed, with U[0, 1] magnitudes and AdamW, as in the paper; the
     importance of the last feature varies, that of the others is 1. Every model has a seed of its own for its
-    initial weights and its data. The best of a point is chosen by the loss over 32,768/density fresh
+    initial weights and its data. The best of a point is chosen by the loss over about 32,768/density fresh
     samples, the same for all models of the point.
 
     Args:
@@ -127,13 +132,17 @@ def train_phase_diagram(
         seed: ≥ 0; another one gives other models everywhere.
         device: where to train.
         progress: as `toykern.fit` takes it.
+        store: a Zarr directory; the models are then trained in chunks that go there one by one, and never
+            lie in memory all at once (`toykern.sweep`). None: all at once, in memory.
+        chunk, resume, overwrite: as `toykern.sweep` takes them; for a `store` alone.
 
     Returns:
         A `PhaseDiagram`. After Ctrl-C (`diagram.interrupted`) it shows the models as far as they were
-        trained.
+        trained; with a store, points of chunks that are not finished are NaN.
 
     Raises:
         ValueError, TypeError: an argument that is out of range or of the wrong kind; the message names it.
+        StoreError: as `toykern.sweep` raises it.
 
     Example:
         >>> from toykern.phase_diagram import train_phase_diagram
@@ -147,50 +156,113 @@ def train_phase_diagram(
     seeds = check_positive_int("seeds", seeds)
     seed = check_int("seed", seed, minimum=0, maximum=2**31 - 1)
     lr = check_number("lr", lr, minimum=0.0)
-    points = phase_diagram_grid(shape, seeds)
-    own_seed = (seed << 32) + torch.arange(points.n_models)
-    importance = torch.ones(points.n_models, n_features)
-    importance[:, -1] = points.importance
-    data = SparseFeatures(n_features, points.density[:, None])
-    model = TiedAutoencoder(n_features, n_hidden, points.n_models, seed=own_seed, device=device)
-    run = fit(
-        model,
-        data,
-        steps=steps,
-        batch_size=batch_size,
-        optimizer=AdamW(lr=lr),
-        importance=importance,
-        seed=own_seed,
-        schedule=schedule,
-        grid=points,
-        progress=progress,
-    )
+    if store is None and (chunk is not None or resume or overwrite):
+        raise ValueError("chunk, resume and overwrite are for a store: give store, or leave them out")
+    whole = phase_diagram_grid(shape, seeds)
+
+    def plan(points: Grid, index: Tensor) -> dict[str, Any]:
+        own_seed = (seed << 32) + index
+        return {
+            "model": TiedAutoencoder(n_features, n_hidden, points.n_models, seed=own_seed, device=device),
+            "data": SparseFeatures(n_features, points.density[:, None]),
+            "importance": _importance(points, n_features),
+            "seed": own_seed,
+        }
+
+    def measure(run: Run, points: Grid, index: Tensor) -> dict[str, Tensor]:
+        return {FRESH_LOSS: _fresh_loss(run, points, (seed << 32) + index // seeds)}
+
+    settings: dict[str, Any] = {
+        "steps": steps, "batch_size": batch_size, "optimizer": AdamW(lr=lr), "schedule": schedule,
+    }  # fmt: skip
+    if store is not None:
+        done = sweep(
+            whole, plan, store, measure=measure, chunk=chunk, resume=resume, overwrite=overwrite,
+            progress=progress, **settings,
+        )  # fmt: skip
+        return diagram_of(done)
+    index = torch.arange(whole.n_models)
+    run = fit(**plan(whole, index), **settings, grid=whole, progress=progress)
     interrupted = run.interrupted
     try:
-        loss = _fresh_loss(run, importance, seed)
+        loss = measure(run, whole, index)[FRESH_LOSS]
     except KeyboardInterrupt:
-        loss, interrupted = run.final_loss.double(), True
-    coords, best = points.coords, run.best(over="seed", by=loss)
-    return PhaseDiagram(run, coords["importance"], coords["density"], loss, best, interrupted)
+        loss, interrupted = run.final_loss.double().cpu(), True
+    best = run.best(over="seed", by=loss)
+    weight = run.model.get_parameter("weight").detach().cpu()[torch.from_numpy(np.maximum(best, 0))]
+    weight[torch.from_numpy(best < 0)] = torch.nan
+    coords = whole.coords
+    return PhaseDiagram(
+        coords["importance"], coords["density"], loss, best, weight, run=run, interrupted=interrupted
+    )
 
 
-def _fresh_loss(run: Run, importance: Tensor, seed: int) -> Tensor:
-    """Loss of every model on data that none was trained on, float64 `[models]`.
+def diagram_of(done: Sweep) -> PhaseDiagram:
+    """The phase diagram in the store of a sweep, read chunk by chunk: only the best of each point are kept.
+
+    Points of chunks that are not finished are NaN, their best model −1.
+    """
+    coords, (rows, columns, seeds) = done.grid.coords, done.grid.shape
+    best = np.full((rows, columns), -1, dtype=np.int64)
+    lowest = np.full((rows, columns), np.inf)
+    loss = np.full((rows, columns, seeds), np.nan)
+    weight: Tensor | None = None
+    finished = done.finished
+    for box in done.boxes:
+        if not finished[box.number]:
+            continue
+        found, weights = done.read(FRESH_LOSS, box), done.read("weight", box)
+        loss[box.region] = found
+        usable = np.isfinite(found) & (done.read("diverged_at", box) < 0)
+        ranked = np.where(usable, found, np.inf)
+        chosen = ranked.argmin(axis=2)[..., None]
+        value = np.take_along_axis(ranked, chosen, axis=2)[..., 0]
+        # A chunk may hold some seeds of a point alone; ties go to the lowest number, as in Run.best.
+        better = value < lowest[box.region[:2]]
+        lowest[box.region[:2]][better] = value[better]
+        numbers = np.take_along_axis(box.index.numpy().reshape(box.shape), chosen, axis=2)[..., 0]
+        best[box.region[:2]][better] = numbers[better]
+        if weight is None:
+            weight = torch.full((rows, columns, *weights.shape[3:]), torch.nan)
+        winners = np.take_along_axis(weights, chosen[..., None, None], axis=2)[:, :, 0]
+        weight[box.region[:2]][torch.from_numpy(better)] = torch.from_numpy(winners[better])
+    assert weight is not None  # a store is made with its first finished chunk
+    return PhaseDiagram(
+        coords["importance"],
+        coords["density"],
+        torch.from_numpy(loss.reshape(-1)),
+        best,
+        weight,
+        sweep=done,
+        interrupted=done.interrupted,
+    )
+
+
+def _importance(points: Grid, n_features: int) -> Tensor:
+    """float32 `[models, n_features]`: that of the last feature varies."""
+    importance = torch.ones(points.n_models, n_features)
+    importance[:, -1] = points.importance
+    return importance
+
+
+def _fresh_loss(run: Run, points: Grid, seed: Tensor) -> Tensor:
+    """Loss of every model on data that none was trained on, float64 CPU `[models]`.
 
     What tells the solutions apart is samples with two active features, a share of about p²: the rarer they
-    are, the more samples are drawn. All models of a point see the same ones.
+    are, the more samples are drawn, about 32,768/p: the nearest power of two, so that many densities are
+    evaluated in one call. `seed` is the same for all models of a point, which see the same samples.
     """
-    points = run.grid
-    assert points is not None
-    seeds = points.shape[-1]
+    density = points.density
+    samples = torch.exp2(torch.log2(_EVALUATION_SAMPLES / density).round()).to(torch.int64)
+    importance = _importance(points, run.data.n_features)
     loss = torch.empty(points.n_models, dtype=torch.float64)
-    for density in points.coords["density"]:
-        chosen = torch.from_numpy(points.index(density=density).reshape(-1))
+    for count in samples.unique():
+        chosen = (samples == count).nonzero()[:, 0]
         loss[chosen] = evaluate(
             run.model[chosen],
-            SparseFeatures(run.data.n_features, density),
-            samples=round(_EVALUATION_SAMPLES / density),
-            seed=(seed << 32) + chosen // seeds,
+            SparseFeatures(run.data.n_features, density[chosen, None]),
+            samples=int(count),
+            seed=seed[chosen],
             importance=importance[chosen],
-        )
+        ).cpu()
     return loss

@@ -178,9 +178,9 @@ class Run:
             ),
         }
         for name, values in self.records.items():
-            variables[name] = labelled(values, ("record", *_trailing_dims(name, values.ndim - 2)))
+            variables[name] = labelled(values, ("record", *trailing_dims(name, values.ndim - 2)))
         for name, values in self.model.named_parameters():
-            variables[name] = labelled(values, _trailing_dims(name, values.ndim - 1))
+            variables[name] = labelled(values, trailing_dims(name, values.ndim - 1))
         if self.snapshots:
             coords["snapshot"] = (
                 "snapshot",
@@ -190,7 +190,7 @@ class Run:
             for name in next(iter(self.snapshots.values())):
                 stacked = torch.stack([snapshot[name] for snapshot in self.snapshots.values()], dim=1)
                 variables[f"{name}_snapshots"] = labelled(
-                    stacked, ("snapshot", *_trailing_dims(name, stacked.ndim - 2))
+                    stacked, ("snapshot", *trailing_dims(name, stacked.ndim - 2))
                 )
         clash = sorted(set(variables) & set(dims))
         if clash:
@@ -339,7 +339,7 @@ class Run:
         return flat.reshape(int(np.prod(remaining, dtype=np.int64)), -1), remaining
 
 
-def _trailing_dims(name: str, count: int) -> tuple[str, ...]:
+def trailing_dims(name: str, count: int) -> tuple[str, ...]:
     """Names of the `count` dimensions after the models (and records) of the array called `name`."""
     if name in _DIMENSIONS and len(_DIMENSIONS[name]) == count:
         return _DIMENSIONS[name]

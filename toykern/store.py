@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "VERSION", "StoreError", "check_target", "load_run", "save_run"]
 
 FORMAT = "toykern run"
+SWEEP_FORMAT = "toykern sweep"  # toykern/sweep/result.py
 VERSION = 1
 _CHUNK_BYTES = 8 << 20
 _GROUPS = ("arrays", "records", "optimizer_state", "carry")
@@ -64,12 +65,12 @@ def save_run(run: Run, path: str | os.PathLike[str], overwrite: bool = False) ->
         StoreError: `path` cannot be written or holds something.
         ImportError: zarr is not installed (`pip install toykern[results]`).
     """
-    zarr = _import_zarr()
+    zarr = import_zarr()
     target = check_target(path, overwrite=overwrite)
     partial = _beside(target, "partial")
     try:
         _write(zarr, run, partial)
-        _move_into_place(partial, target)
+        move_into_place(partial, target)
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
@@ -84,9 +85,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             damaged.
         ImportError: zarr is not installed (`pip install toykern[results]`).
     """
-    zarr = _import_zarr()
+    zarr = import_zarr()
     source = Path(path)
-    attributes = _read_marker(source)
+    attributes = read_attributes(source)
     tensors = {}
     for entry in attributes["manifest"]:
         tensors[entry["path"]] = _read_array(zarr, source, entry)
@@ -128,7 +129,7 @@ def _beside(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{kind}-{uuid.uuid4().hex[:12]}")
 
 
-def _move_into_place(partial: Path, target: Path) -> None:
+def move_into_place(partial: Path, target: Path) -> None:
     """Rename `partial` to `target`; an old store there is put aside first and put back if anything fails."""
     if not os.path.lexists(target):
         os.rename(partial, target)
@@ -146,7 +147,7 @@ def _move_into_place(partial: Path, target: Path) -> None:
 def _write(zarr: Any, run: Run, directory: Path) -> None:
     root = zarr.create_group(store=str(directory), zarr_format=3)
     manifest: list[dict[str, Any]] = []
-    for name, tensor in _tensors_of(run):
+    for name, tensor in tensors_of(run):
         array = tensor.detach().cpu().numpy()
         dims = _dimension_names(name, array.shape, run)
         _write_array(zarr, root, name, array, dims)
@@ -175,7 +176,7 @@ def _write(zarr: Any, run: Run, directory: Path) -> None:
     )
 
 
-def _tensors_of(run: Run) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(run: Run) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a run with its path in the store."""
     yield "loss", run.loss
     yield "diverged_at", run.diverged_at
@@ -227,7 +228,7 @@ def _chunks(array: np.ndarray) -> tuple[int, ...]:
 
 def _is_store(path: Path) -> bool:
     try:
-        _read_marker(path)
+        read_attributes(path)
     except _OwnStoreError:
         return True
     except StoreError:
@@ -235,8 +236,12 @@ def _is_store(path: Path) -> bool:
     return True
 
 
-def _read_marker(path: Path) -> dict[str, Any]:
-    """The attributes of a store after checking that it is one of ours, without needing zarr."""
+def read_attributes(path: Path, wanted: str = FORMAT, version: int = VERSION) -> dict[str, Any]:
+    """The attributes of a store after checking that it is one of ours, of the `wanted` format; without zarr.
+
+    Raises:
+        StoreError: it is missing, foreign, damaged, or of another format or version.
+    """
     if not os.path.lexists(path):
         raise StoreError(f"{path} does not exist")
     if not path.is_dir():
@@ -251,11 +256,14 @@ def _read_marker(path: Path) -> dict[str, Any]:
         raise StoreError(f"cannot read {metadata}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} is not a toykern store, or its zarr.json is damaged ({error})") from error
-    if marker != FORMAT:
-        raise StoreError(f"{path} is a Zarr store but not a toykern run: its format attribute is {marker!r}")
-    if attributes.get("version") != VERSION:
+    if marker not in (FORMAT, SWEEP_FORMAT):
+        raise StoreError(f"{path} is a Zarr store but not a {wanted}: its format attribute is {marker!r}")
+    if marker != wanted:
+        reader = "toykern.open_sweep" if marker == SWEEP_FORMAT else "toykern.Run.load"
+        raise _OwnStoreError(f"{path} is the store of a {marker}, not of a {wanted}; {reader} reads it")
+    if attributes.get("version") != version:
         raise _OwnStoreError(
-            f"{path} has store version {attributes.get('version')!r}; this toykern reads version {VERSION}"
+            f"{path} has store version {attributes.get('version')!r}; this toykern reads version {version}"
         )
     if not isinstance(attributes.get("manifest"), list):
         raise _OwnStoreError(f"{path} is damaged: zarr.json has no manifest of its arrays")
@@ -332,7 +340,8 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _import_zarr() -> Any:
+def import_zarr() -> Any:
+    """The module zarr; ImportError that says what to install."""
     try:
         import zarr
     except ImportError as error:

@@ -1,0 +1,50 @@
+"""How many models of a sweep to train at once, where nobody says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from toykern import _native
+from toykern.run import Run
+from toykern.store import tensors_of
+
+_CHUNKS = 16  # at least, of a large sweep: what Ctrl-C or a crash can cost
+_FEWEST = {"cuda": 65_536, "cpu": 4_096}  # models that keep all of a device, or all cores, busy
+_SHARE = 0.25  # of the free memory
+_COPIES = 3  # of a model's numbers at the busiest moment: in training, as inputs, on the way to the store
+
+
+def default_chunk(probe: Run, n_models: int) -> int:
+    """Models per chunk: a sixteenth of the sweep or what keeps the machine busy, as far as memory allows.
+
+    `probe` is one model of the sweep at step 0.
+    """
+    device = next(probe.model.parameters()).device
+    wanted = max(_FEWEST.get(device.type, _FEWEST["cpu"]), -(-n_models // _CHUNKS))
+    fitting = int(_SHARE * free_memory(device) / (_COPIES * bytes_per_model(probe)))
+    return max(1, min(wanted, fitting, n_models))
+
+
+def bytes_per_model(probe: Run) -> int:
+    """Memory that one model of a run takes, records, snapshots and the stream's tables among it."""
+    total = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors_of(probe))
+    metrics = len(probe.config["record"]) - 1
+    total += metrics * probe.loss.shape[1] * 4 * probe.model.n_features
+    parameters = sum(p.numel() * p.element_size() for p in probe.model.parameters())
+    total += parameters * len(probe.config["snapshots"])
+    return total + int(_native.tables_layout(probe.data.native()).bytes)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device; of the machine for the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
