@@ -3,6 +3,7 @@
 #include "cpu/measure.inl"
 #include "cpu/resident.inl"
 #include "cpu/sample.inl"
+#include "cpu/sparse_level.inl"
 #include "cpu/unit_tables.inl"
 
 #define TOYKERN_TEXT2(x) #x
@@ -17,7 +18,7 @@ const LevelTable* TOYKERN_JOIN(level_, TOYKERN_LEVEL)() {
     static const LevelTable table = {
         TOYKERN_TEXT(TOYKERN_LEVEL), here::kLanes,      here::pick_regime,    here::batch_parts,
         here::sample_bytes,          here::sample_rows, here::sample_entries, here::tables_room,
-        here::flat_tables,           here::spin_fma,    here::spin_words,
+        here::flat_tables,           here::spin_fma,    here::spin_words,     here::sparse_kernels,
     };
     return &table;
 }

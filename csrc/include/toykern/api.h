@@ -5,6 +5,7 @@
 
 #include "toykern/cuda.h"
 #include "toykern/params.h"
+#include "toykern/sparse.h"
 
 namespace toykern {
 
@@ -54,6 +55,7 @@ struct LevelTable {
     void (*flat_tables)(const Distribution&, const TablesLayout&, int64_t first, int64_t last, void* memory, char* out);
     double (*spin_fma)(int64_t rounds, int64_t* operations);  // returns a value that depends on all of them
     uint32_t (*spin_words)(int64_t rounds, int64_t* words);
+    const SparseKernels* (*sparse_kernels)();  // [3] in the order of Scalar
 };
 
 const LevelTable* level_base();

@@ -1,0 +1,305 @@
+// The sparse layer across cores: forward and backward of K layers of one shape.
+//
+// Two ways to share the work, chosen by its size; neither changes a bit of any result, since every sum belongs to one worker whatever its order of arrival:
+//
+//   alone     a worker takes a model (forward: a tile of a model), and does everything in memory of its own: ensembles, and anything on one thread
+//   together  all workers share each model: they pack all tiles, then divide the rows (or columns) of every tile among them
+//
+// Layers below kSerialWork run on the calling thread: waking a second costs more than they do.
+#include <atomic>
+#include <cstring>
+
+#include "cpu/crew.h"
+#include "cpu/parallel.h"
+
+namespace toykern {
+namespace {
+
+constexpr int64_t kSerialWork = 1 << 18;     // multiply-adds
+constexpr int64_t kGradientSlots = 1 << 15;  // of a chunk of rows whose gradients stay in L2 while the tiles pass
+constexpr int64_t kRowsTogether = 16;        // chunks of rows begin at multiples: whole cache lines of the output
+
+// Calls work(i) for i < count, on `threads` threads that take numbers from one counter.
+template <class Work>
+void for_each(int64_t count, int threads, const Work& work) {
+    if (threads <= 1 || count <= 1) {
+        [[maybe_unused]] FlushDenormals flush;
+        for (int64_t i = 0; i < count; ++i) work(i, (size_t)0);
+        return;
+    }
+    std::atomic<int64_t> next{0};
+    parallel((int)std::min<int64_t>(threads, count), [&] {
+        [[maybe_unused]] FlushDenormals flush;
+        const auto worker = (size_t)omp_get_thread_num();
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i, worker);
+    });
+}
+
+// Row at which share i of n begins: shares of nearly equal numbers of connections (and of rows, where those are few).
+int64_t row_of_share(const int64_t* start, int64_t rows, int64_t i, int64_t n) {
+    if (i <= 0) return 0;
+    if (i >= n) return rows;
+    const double wanted = ((double)(start[rows] - start[0]) + 4.0 * (double)rows) * (double)i / (double)n;
+    int64_t low = 0, high = rows;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if ((double)(start[middle] - start[0]) + 4.0 * (double)middle < wanted)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return std::min(rows, (low + kRowsTogether / 2) / kRowsTogether * kRowsTogether);
+}
+
+int64_t connections(const SparseTopology& t, int64_t model) {
+    return t.row_start[model * (t.out_features + 1) + t.out_features];
+}
+
+char* at(void* base, int64_t elements, size_t bytes) { return static_cast<char*>(base) + elements * (int64_t)bytes; }
+const char* at(const void* base, int64_t elements, size_t bytes) {
+    return static_cast<const char*>(base) + elements * (int64_t)bytes;
+}
+
+// One call: the kernels and the sizes that everything below needs.
+struct Call {
+    const SparseLinearParams& p;
+    const SparseTopology& t;
+    const SparseKernels& kernels;
+    size_t stored, computed;
+    int64_t tiles, in, out;
+    int threads;
+    bool copied;  // the values are stored in another type than they are computed in
+
+    explicit Call(const SparseLinearParams& given)
+        : p(given),
+          t(given.topology),
+          kernels(level().sparse_kernels()[given.scalar]),
+          stored(kernels.stored_bytes),
+          computed(kernels.computed_bytes),
+          tiles((given.batch_size + kPanelSamples - 1) / kPanelSamples),
+          in(given.topology.in_features),
+          out(given.topology.out_features),
+          threads(1),
+          copied(stored != computed) {
+        int64_t work = 0;
+        for (int64_t k = 0; k < t.n_models && work < kSerialWork; ++k)
+            work += p.batch_size * (connections(t, k) + in + out);
+        if (work >= kSerialWork) threads = std::max(1, p.threads);
+        guard_fork(threads);
+    }
+
+    size_t panel_bytes(int64_t features) const { return (size_t)(features * kPanelSamples) * computed; }
+    int64_t samples(int64_t tile) const {
+        return std::min<int64_t>(kPanelSamples, p.batch_size - tile * kPanelSamples);
+    }
+
+    SparsePack pack_x(int64_t model, int64_t tile, void* panel) const {
+        const int64_t first = model * p.x_model_stride + tile * kPanelSamples * in;
+        return {at(p.x, first, stored), nullptr, in, samples(tile), panel};
+    }
+    SparsePack pack_dy(int64_t model, int64_t tile, void* panel) const {
+        const int64_t first = (model * p.batch_size + tile * kPanelSamples) * out;
+        return {at(p.dy, first, stored), p.relu ? at(p.y, first, stored) : nullptr, out, samples(tile), panel};
+    }
+    // The model's values as they are computed with: `copy` holds one model's.
+    const void* values(int64_t model, void* copy) const {
+        const char* mine = at(p.values, model * t.capacity, stored);
+        if (!copied) return mine;
+        kernels.widen(mine, copy, connections(t, model));
+        return copy;
+    }
+    SparseProduct product_y(int64_t model, int64_t tile, const void* value, const void* panel) const {
+        const int64_t first = (model * p.batch_size + tile * kPanelSamples) * out;
+        return {t.row_start + model * (out + 1),
+                t.column + model * t.capacity,
+                value,
+                panel,
+                p.bias ? at(p.bias, model * out, stored) : nullptr,
+                p.relu,
+                at(p.y, first, stored),
+                out,
+                samples(tile)};
+    }
+    SparseProduct product_dx(int64_t model, int64_t tile, const void* value, const void* panel) const {
+        const int64_t first = (model * p.batch_size + tile * kPanelSamples) * in;
+        return {t.column_start + model * (in + 1),
+                t.row + model * t.capacity,
+                value,
+                panel,
+                nullptr,
+                false,
+                at(p.dx, first, stored),
+                in,
+                samples(tile)};
+    }
+};
+
+size_t rounded(size_t bytes) { return (bytes + 127) / 64 * 64; }
+
+}  // namespace
+
+void sparse_linear_forward(const SparseLinearParams& p) {
+    const Call c(p);
+    const int64_t n = c.t.n_models * c.tiles, capacity = c.t.capacity;
+    if (n == 0) return;
+    const size_t value_bytes = c.copied ? rounded((size_t)capacity * c.computed) : 0;
+    const size_t panel_bytes = rounded(c.panel_bytes(c.in));
+    if (c.threads == 1 || n >= 4 * c.threads) {  // alone
+        const int workers = (int)std::min<int64_t>(c.threads, n);
+        Room room((size_t)workers, value_bytes + panel_bytes, "the panels of a sparse layer");
+        for_each(n, workers, [&](int64_t i, size_t worker) {
+            const int64_t model = i / c.tiles, tile = i % c.tiles;
+            char* memory = static_cast<char*>(room.piece(worker));
+            const void* value = c.values(model, memory);
+            void* panel = memory + value_bytes;
+            c.kernels.pack(c.pack_x(model, tile, panel), 0, c.in);
+            c.kernels.product(c.product_y(model, tile, value, panel), 0, c.out);
+        });
+        return;
+    }
+    Room room(1, value_bytes + panel_bytes * (size_t)c.tiles, "the panels of a sparse layer");
+    char* panels = static_cast<char*>(room.piece(0)) + value_bytes;
+    const int64_t shares = (4 * c.threads + c.tiles - 1) / c.tiles;
+    for (int64_t model = 0; model < c.t.n_models; ++model) {
+        const void* value = c.values(model, room.piece(0));
+        const auto panel = [&](int64_t tile) { return panels + (size_t)tile * panel_bytes; };
+        for_each(c.tiles * shares, c.threads, [&](int64_t i, size_t) {
+            const int64_t tile = i / shares, share = i % shares;
+            c.kernels.pack(c.pack_x(model, tile, panel(tile)), share * c.in / shares / 16 * 16,
+                           share + 1 == shares ? c.in : (share + 1) * c.in / shares / 16 * 16);
+        });
+        const int64_t* start = c.t.row_start + model * (c.out + 1);
+        for_each(c.tiles * shares, c.threads, [&](int64_t i, size_t) {
+            const int64_t tile = i / shares, share = i % shares;
+            c.kernels.product(c.product_y(model, tile, value, panel(tile)), row_of_share(start, c.out, share, shares),
+                              row_of_share(start, c.out, share + 1, shares));
+        });
+    }
+}
+
+namespace {
+
+// Where a backward pass keeps what it makes of one model.
+struct BackwardMemory {
+    size_t x, dy, value, dvalue, dbias, bytes;
+    explicit BackwardMemory(const Call& c) {
+        size_t used = 0;
+        const auto take = [&](bool wanted, size_t count) {
+            const size_t here = used;
+            if (wanted) used += rounded(count);
+            return here;
+        };
+        x = take(c.p.dvalues, c.panel_bytes(c.in) * (size_t)c.tiles);
+        dy = take(true, c.panel_bytes(c.out) * (size_t)c.tiles);
+        value = take(c.p.dx, (size_t)c.t.capacity * c.computed);
+        dvalue = take(c.p.dvalues && c.copied, (size_t)c.t.capacity * c.computed);
+        dbias = take(c.p.dbias && c.copied, (size_t)c.out * c.computed);
+        bytes = used;
+    }
+};
+
+// Everything of one model, by `threads` threads.
+void backward_model(const Call& c, const BackwardMemory& m, int64_t model, char* memory, int threads) {
+    const SparseLinearParams& p = c.p;
+    const int64_t first_slot = model * c.t.capacity, count = connections(c.t, model);
+    const int64_t* row_start = c.t.row_start + model * (c.out + 1);
+    const int64_t* column_start = c.t.column_start + model * (c.in + 1);
+    const size_t x_bytes = c.panel_bytes(c.in), dy_bytes = c.panel_bytes(c.out);
+    const int64_t shares = threads == 1 ? 1 : (4 * threads + c.tiles - 1) / c.tiles;
+
+    const auto share_of = [](int64_t features, int64_t i, int64_t n) {
+        return i == n ? features : i * features / n / 16 * 16;
+    };
+    for_each(c.tiles * shares, threads, [&](int64_t i, size_t) {
+        const int64_t tile = i / shares, share = i % shares;
+        c.kernels.pack(c.pack_dy(model, tile, memory + m.dy + (size_t)tile * dy_bytes), share_of(c.out, share, shares),
+                       share_of(c.out, share + 1, shares));
+        if (p.dvalues)
+            c.kernels.pack(c.pack_x(model, tile, memory + m.x + (size_t)tile * x_bytes), share_of(c.in, share, shares),
+                           share_of(c.in, share + 1, shares));
+        if (p.dx) {
+            const int64_t piece = tile * shares + share, pieces = c.tiles * shares;
+            const int64_t from = piece * count / pieces, to = (piece + 1) * count / pieces;
+            c.kernels.gather(at(p.values, first_slot, c.stored), c.t.slot + first_slot + from,
+                             at(memory + m.value, from, c.computed), to - from);
+        }
+    });
+
+    const int64_t dx_items = p.dx ? c.tiles * shares : 0;
+    int64_t chunks = 0;
+    if (p.dvalues || p.dbias)
+        chunks = threads == 1 ? count / kGradientSlots + 1 : std::max<int64_t>(4 * threads, count / kGradientSlots + 1);
+    SparseValuesGradient g = {
+        row_start, c.t.column + first_slot, memory + m.x, memory + m.dy, c.in, c.out, p.batch_size, nullptr, nullptr};
+    if (p.dvalues) g.dvalue = c.copied ? memory + m.dvalue : at(p.dvalues, first_slot, c.computed);
+    if (p.dbias) g.dbias = c.copied ? memory + m.dbias : at(p.dbias, model * c.out, c.computed);
+    for_each(chunks + dx_items, threads, [&](int64_t i, size_t) {
+        if (i < chunks) {
+            c.kernels.values_gradient(g, row_of_share(row_start, c.out, i, chunks),
+                                      row_of_share(row_start, c.out, i + 1, chunks));
+            return;
+        }
+        const int64_t tile = (i - chunks) / shares, share = (i - chunks) % shares;
+        c.kernels.product(c.product_dx(model, tile, memory + m.value, memory + m.dy + (size_t)tile * dy_bytes),
+                          row_of_share(column_start, c.in, share, shares),
+                          row_of_share(column_start, c.in, share + 1, shares));
+    });
+    if (p.dvalues) {
+        char* made = at(p.dvalues, first_slot, c.stored);
+        if (c.copied) c.kernels.narrow(memory + m.dvalue, made, count);
+        std::memset(made + (size_t)count * c.stored, 0, (size_t)(c.t.capacity - count) * c.stored);
+    }
+    if (p.dbias && c.copied) c.kernels.narrow(memory + m.dbias, at(p.dbias, model * c.out, c.stored), c.out);
+}
+
+}  // namespace
+
+void sparse_linear_backward(const SparseLinearParams& p) {
+    const Call c(p);
+    const int64_t models = c.t.n_models;
+    if (c.tiles == 0) {  // sums over no samples
+        if (p.dvalues) std::memset(p.dvalues, 0, (size_t)(models * c.t.capacity) * c.stored);
+        if (p.dbias) std::memset(p.dbias, 0, (size_t)(models * c.out) * c.stored);
+        return;
+    }
+    const BackwardMemory m(c);
+    if (c.threads == 1 || models >= 4 * c.threads) {
+        const int workers = (int)std::min<int64_t>(c.threads, models);
+        Room room((size_t)workers, m.bytes, "the backward pass of a sparse layer");
+        for_each(models, workers, [&](int64_t model, size_t worker) {
+            backward_model(c, m, model, static_cast<char*>(room.piece(worker)), 1);
+        });
+        return;
+    }
+    Room room(1, m.bytes, "the backward pass of a sparse layer");
+    for (int64_t model = 0; model < models; ++model)
+        backward_model(c, m, model, static_cast<char*>(room.piece(0)), c.threads);
+}
+
+void sparse_transpose(const SparseTransposeParams& p) {
+    const int64_t work = p.n_models * (p.capacity + p.in_features);
+    const int threads = work < kSerialWork ? 1 : std::max(1, p.threads);
+    guard_fork(threads);
+    for_each(p.n_models, threads, [&](int64_t k, size_t) {
+        const int64_t* row_start = p.row_start + k * (p.out_features + 1);
+        const int32_t* column = p.column + k * p.capacity;
+        int64_t* column_start = p.column_start + k * (p.in_features + 1);
+        int32_t *row = p.row + k * p.capacity, *slot = p.slot + k * p.capacity;
+        const int64_t count = row_start[p.out_features];
+        // Counted two places to the right and summed, each start stands one place to the right, and moves on to its own while filling.
+        std::memset(column_start, 0, (size_t)(p.in_features + 1) * sizeof(int64_t));
+        for (int64_t i = 0; i < count; ++i)
+            if (column[i] + 1 < p.in_features) ++column_start[column[i] + 2];
+        for (int64_t c = 2; c <= p.in_features; ++c) column_start[c] += column_start[c - 1];
+        for (int64_t r = 0; r < p.out_features; ++r)
+            for (int64_t i = row_start[r]; i < row_start[r + 1]; ++i) {
+                const int64_t place = column_start[column[i] + 1]++;
+                row[place] = (int32_t)r;
+                slot[place] = (int32_t)i;
+            }
+        std::memset(row + count, 0, (size_t)(p.capacity - count) * sizeof(int32_t));
+        std::memset(slot + count, 0, (size_t)(p.capacity - count) * sizeof(int32_t));
+    });
+}
+
+}  // namespace toykern

@@ -1,0 +1,112 @@
+// A tile of samples, transposed into a panel and back: panel[f][s] = x[s][f], 64 samples side by side.
+//
+// A panel lets a product read the 64 samples of one feature as whole vectors, whichever feature a connection names.
+// x [samples][features] as stored; panel [features][64] in the type of the computation, samples beyond the tile's 0.
+// Squares of kN x kN through registers; what does not fill one goes number by number. Bound by memory: each number is read and written once.
+#pragma once
+#include "cpu/sparse_lanes.inl"
+#include "toykern/sparse.h"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+TOYKERN_INLINE F where_nonzero(F a, F b) { return keep(nonzero(a), b); }
+TOYKERN_INLINE D where_nonzero(D a, D b) {
+    for (int i = 0; i < kDoubleLanes; ++i) b.v[i] = a.v[i] != 0.0 ? b.v[i] : 0.0;
+    return b;
+}
+
+template <class T, bool kMasked>
+inline void pack_tile(const SparsePack& p, int64_t feature0, int64_t feature1) {
+    using A = typename Stored<T>::Computed;
+    using V = typename Wide<A>::V;
+    constexpr int kN = Wide<A>::kN;
+    const T* x = static_cast<const T*>(p.x);
+    const T* mask = static_cast<const T*>(p.unless_0);
+    A* panel = static_cast<A*>(p.panel);
+    const int64_t stride = p.features, samples = p.samples;
+    int64_t f = feature0;
+    for (; f + kN <= feature1; f += kN)
+        for (int64_t s = 0; s < kPanelSamples; s += kN) {
+            V square[kN];
+#pragma GCC unroll 16
+            for (int i = 0; i < kN; ++i) {
+                if (s + i >= samples) {
+                    square[i] = Wide<A>::splat(0);
+                    continue;
+                }
+                const int64_t at = (s + i) * stride + f;
+                square[i] = load_stored(x + at);
+                if (kMasked) square[i] = where_nonzero(load_stored(mask + at), square[i]);
+            }
+            transpose(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < kN; ++i) store(panel + (f + i) * kPanelSamples + s, square[i]);
+        }
+    for (; f < feature1; ++f)
+        for (int64_t s = 0; s < kPanelSamples; ++s) {
+            const bool live = s < samples && (!kMasked || Stored<T>::get(mask[s * stride + f]) != (A)0);
+            panel[f * kPanelSamples + s] = live ? Stored<T>::get(x[s * stride + f]) : (A)0;
+        }
+}
+
+template <class T>
+void sparse_pack(const SparsePack& p, int64_t feature0, int64_t feature1) {
+    if (p.unless_0)
+        pack_tile<T, true>(p, feature0, feature1);
+    else
+        pack_tile<T, false>(p, feature0, feature1);
+}
+
+// The other way: rows [count][64] of results to out[s · stride + r], r < count <= kGroup.
+constexpr int kGroup = 16;
+template <class T>
+TOYKERN_INLINE void unpack_group(const typename Stored<T>::Computed* rows, int64_t count, int64_t samples, T* out,
+                                 int64_t stride) {
+    using A = typename Stored<T>::Computed;
+    using V = typename Wide<A>::V;
+    constexpr int kN = Wide<A>::kN;
+    for (int64_t s = 0; s < samples; s += kN) {
+        const int64_t live = samples - s < kN ? samples - s : kN;
+        for (int64_t r = 0; r < count; r += kN) {
+            if (r + kN > count) {
+                for (int64_t i = 0; i < live; ++i)
+                    for (int64_t k = r; k < count; ++k)
+                        out[(s + i) * stride + k] = Stored<T>::put(rows[k * kPanelSamples + s + i]);
+                continue;
+            }
+            V square[kN];
+#pragma GCC unroll 16
+            for (int k = 0; k < kN; ++k) square[k] = load(rows + (r + k) * kPanelSamples + s);
+            transpose(square);
+            if (live == kN) {
+#pragma GCC unroll 16
+                for (int i = 0; i < kN; ++i) store_stored(out + (s + i) * stride + r, square[i]);
+            } else {
+                for (int i = 0; i < live; ++i) store_stored(out + (s + i) * stride + r, square[i]);
+            }
+        }
+    }
+}
+
+template <class T>
+void sparse_widen(const void* stored, void* computed, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        static_cast<typename Stored<T>::Computed*>(computed)[i] = Stored<T>::get(static_cast<const T*>(stored)[i]);
+}
+
+template <class T>
+void sparse_narrow(const void* computed, void* stored, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        static_cast<T*>(stored)[i] = Stored<T>::put(static_cast<const typename Stored<T>::Computed*>(computed)[i]);
+}
+
+template <class T>
+void sparse_gather(const void* stored, const int32_t* slot, void* computed, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        static_cast<typename Stored<T>::Computed*>(computed)[i] =
+            Stored<T>::get(static_cast<const T*>(stored)[slot[i]]);
+}
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern
