@@ -1,9 +1,9 @@
 // What the sparse kernels need beside float lanes: lanes of doubles, and numbers stored as bfloat16.
 //
-//   Wide<A>   lanes of the type of computation A: float (F of simd.h) or double (D, below)
+//   Wide<A>   lanes of the type of computation A: float (F of simd.h) or double (Doubles, below)
 //   BFloat16  stored type; computed in float. Rounded to nearest even; a NaN stays one.
 //
-// D is an array, not an intrinsic type: float64 serves gradient checks, and compilers turn it into whatever vectors there are.
+// Doubles is an array, not an intrinsic type: float64 serves gradient checks, and compilers turn it into whatever vectors there are.
 #pragma once
 #include "cpu/simd.h"
 
@@ -14,43 +14,43 @@ struct BFloat16 {
     uint16_t bits;
 };
 
-constexpr int kDoubleLanes = kLanes / 2;
-struct D {
-    double v[kDoubleLanes];
+constexpr int kDoublesCount = kLanes / 2;
+struct Doubles {
+    double v[kDoublesCount];
 };
-#define TOYKERN_EACH_DOUBLE for (int i = 0; i < kDoubleLanes; ++i)
+#define TOYKERN_EACH_OF_DOUBLES for (int i = 0; i < kDoublesCount; ++i)
 
-TOYKERN_INLINE D load(const double* p) {
-    D r;
-    TOYKERN_EACH_DOUBLE r.v[i] = p[i];
+TOYKERN_INLINE Doubles read(const double* p) {
+    Doubles r;
+    TOYKERN_EACH_OF_DOUBLES r.v[i] = p[i];
     return r;
 }
-TOYKERN_INLINE void store(double* p, D a) { TOYKERN_EACH_DOUBLE p[i] = a.v[i]; }
-TOYKERN_INLINE D operator+(D a, D b) {
-    TOYKERN_EACH_DOUBLE a.v[i] += b.v[i];
+TOYKERN_INLINE void write(double* p, Doubles a) { TOYKERN_EACH_OF_DOUBLES p[i] = a.v[i]; }
+TOYKERN_INLINE Doubles operator+(Doubles a, Doubles b) {
+    TOYKERN_EACH_OF_DOUBLES a.v[i] += b.v[i];
     return a;
 }
-TOYKERN_INLINE D operator*(D a, D b) {
-    TOYKERN_EACH_DOUBLE a.v[i] *= b.v[i];
+TOYKERN_INLINE Doubles operator*(Doubles a, Doubles b) {
+    TOYKERN_EACH_OF_DOUBLES a.v[i] *= b.v[i];
     return a;
 }
 // Rounded twice at every level, so that float64 has the same bits at each.
-TOYKERN_INLINE D fmadd(D a, D b, D c) {
-    TOYKERN_EACH_DOUBLE c.v[i] = a.v[i] * b.v[i] + c.v[i];
+TOYKERN_INLINE Doubles fmadd(Doubles a, Doubles b, Doubles c) {
+    TOYKERN_EACH_OF_DOUBLES c.v[i] = a.v[i] * b.v[i] + c.v[i];
     return c;
 }
-TOYKERN_INLINE D fmax(D a, D b) {  // b where either is NaN
-    TOYKERN_EACH_DOUBLE a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+TOYKERN_INLINE Doubles fmax(Doubles a, Doubles b) {  // b where either is NaN
+    TOYKERN_EACH_OF_DOUBLES a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     return a;
 }
-TOYKERN_INLINE void sum_lanes(const D* rows, int count, double* out) {
+TOYKERN_INLINE void sum_lanes(const Doubles* rows, int count, double* out) {
     for (int k = 0; k < count; ++k) {
         double sum = 0.0;
-        TOYKERN_EACH_DOUBLE sum += rows[k].v[i];
+        TOYKERN_EACH_OF_DOUBLES sum += rows[k].v[i];
         out[k] = sum;
     }
 }
-#undef TOYKERN_EACH_DOUBLE
+#undef TOYKERN_EACH_OF_DOUBLES
 
 template <class A>
 struct Wide;
@@ -62,11 +62,11 @@ struct Wide<float> {
 };
 template <>
 struct Wide<double> {
-    using V = D;
-    static constexpr int kN = kDoubleLanes;
-    static TOYKERN_INLINE D splat(double x) {
-        D r;
-        for (int i = 0; i < kDoubleLanes; ++i) r.v[i] = x;
+    using V = Doubles;
+    static constexpr int kN = kDoublesCount;
+    static TOYKERN_INLINE Doubles splat(double x) {
+        Doubles r;
+        for (int i = 0; i < kDoublesCount; ++i) r.v[i] = x;
         return r;
     }
 };
@@ -100,23 +100,25 @@ struct Stored<BFloat16> {
     }
 };
 
+TOYKERN_INLINE F read(const float* p) { return load(p); }
+TOYKERN_INLINE void write(float* p, F a) { store(p, a); }
 TOYKERN_INLINE F load_stored(const float* p) { return load(p); }
-TOYKERN_INLINE D load_stored(const double* p) { return load(p); }
+TOYKERN_INLINE Doubles load_stored(const double* p) { return read(p); }
 TOYKERN_INLINE F load_stored(const BFloat16* p) {
     float wide[kLanes];
     for (int i = 0; i < kLanes; ++i) wide[i] = Stored<BFloat16>::get(p[i]);
     return load(wide);
 }
 TOYKERN_INLINE void store_stored(float* p, F a) { store(p, a); }
-TOYKERN_INLINE void store_stored(double* p, D a) { store(p, a); }
+TOYKERN_INLINE void store_stored(double* p, Doubles a) { write(p, a); }
 TOYKERN_INLINE void store_stored(BFloat16* p, F a) {
     float wide[kLanes];
     store(wide, a);
     for (int i = 0; i < kLanes; ++i) p[i] = Stored<BFloat16>::put(wide[i]);
 }
 
-TOYKERN_INLINE void transpose(D* r) {
-    for (int i = 0; i < kDoubleLanes; ++i)
+TOYKERN_INLINE void transpose(Doubles* r) {
+    for (int i = 0; i < kDoublesCount; ++i)
         for (int j = 0; j < i; ++j) {
             const double x = r[i].v[j];
             r[i].v[j] = r[j].v[i];

@@ -11,8 +11,8 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 TOYKERN_INLINE F where_nonzero(F a, F b) { return keep(nonzero(a), b); }
-TOYKERN_INLINE D where_nonzero(D a, D b) {
-    for (int i = 0; i < kDoubleLanes; ++i) b.v[i] = a.v[i] != 0.0 ? b.v[i] : 0.0;
+TOYKERN_INLINE Doubles where_nonzero(Doubles a, Doubles b) {
+    for (int i = 0; i < kDoublesCount; ++i) b.v[i] = a.v[i] != 0.0 ? b.v[i] : 0.0;
     return b;
 }
 
@@ -41,7 +41,7 @@ inline void pack_tile(const SparsePack& p, int64_t feature0, int64_t feature1) {
             }
             transpose(square);
 #pragma GCC unroll 16
-            for (int i = 0; i < kN; ++i) store(panel + (f + i) * kPanelSamples + s, square[i]);
+            for (int i = 0; i < kN; ++i) write(panel + (f + i) * kPanelSamples + s, square[i]);
         }
     for (; f < feature1; ++f)
         for (int64_t s = 0; s < kPanelSamples; ++s) {
@@ -77,7 +77,7 @@ TOYKERN_INLINE void unpack_group(const typename Stored<T>::Computed* rows, int64
             }
             V square[kN];
 #pragma GCC unroll 16
-            for (int k = 0; k < kN; ++k) square[k] = load(rows + (r + k) * kPanelSamples + s);
+            for (int k = 0; k < kN; ++k) square[k] = read(rows + (r + k) * kPanelSamples + s);
             transpose(square);
             if (live == kN) {
 #pragma GCC unroll 16

@@ -35,14 +35,14 @@ TOYKERN_INLINE void product_row(const int32_t* index, const A* value, int64_t co
             const A* x = panel + (int64_t)index[i + k] * kPanelSamples;
             const V w = W::splat(value[i + k]);
 #pragma GCC unroll 8
-            for (int v = 0; v < kV; ++v) sum[k][v] = fmadd(w, load(x + v * kN), sum[k][v]);
+            for (int v = 0; v < kV; ++v) sum[k][v] = fmadd(w, read(x + v * kN), sum[k][v]);
         }
     }
     for (; i < count; ++i) {
         const A* x = panel + (int64_t)index[i] * kPanelSamples;
         const V w = W::splat(value[i]);
 #pragma GCC unroll 8
-        for (int v = 0; v < kV; ++v) sum[0][v] = fmadd(w, load(x + v * kN), sum[0][v]);
+        for (int v = 0; v < kV; ++v) sum[0][v] = fmadd(w, read(x + v * kN), sum[0][v]);
     }
 #pragma GCC unroll 3
     for (int half = kSlots / 2; half; half /= 2)
@@ -51,7 +51,7 @@ TOYKERN_INLINE void product_row(const int32_t* index, const A* value, int64_t co
 #pragma GCC unroll 8
             for (int v = 0; v < kV; ++v) sum[k][v] = sum[k][v] + sum[k + half][v];
 #pragma GCC unroll 8
-    for (int v = 0; v < kV; ++v) store(out + v * kN, relu ? fmax(W::splat(0), sum[0][v]) : sum[0][v]);
+    for (int v = 0; v < kV; ++v) write(out + v * kN, relu ? fmax(W::splat(0), sum[0][v]) : sum[0][v]);
 }
 
 template <class T, int kV>

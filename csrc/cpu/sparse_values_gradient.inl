@@ -25,7 +25,7 @@ inline void values_gradient_tile(const SparseValuesGradient& g, const A* x, cons
     for (int64_t r = row0; r < row1; ++r) {
         V d[kV];
 #pragma GCC unroll 16
-        for (int v = 0; v < kV; ++v) d[v] = load(dy + r * kPanelSamples + v * kN);
+        for (int v = 0; v < kV; ++v) d[v] = read(dy + r * kPanelSamples + v * kN);
         alignas(64) A sums[kGroup];
         if (dbias) {
             V all = d[0];
@@ -40,9 +40,9 @@ inline void values_gradient_tile(const SparseValuesGradient& g, const A* x, cons
             V product[kGroup];
             const auto one = [&](int64_t k) __attribute__((always_inline)) {
                 const A* at = x + (int64_t)g.column[i + k] * kPanelSamples;
-                V sum = d[0] * load(at);
+                V sum = d[0] * read(at);
 #pragma GCC unroll 16
-                for (int v = 1; v < kV; ++v) sum = fmadd(d[v], load(at + v * kN), sum);
+                for (int v = 1; v < kV; ++v) sum = fmadd(d[v], read(at + v * kN), sum);
                 return sum;
             };
             if (count == kGroup) {
