@@ -31,7 +31,7 @@ else:
     from toykern.evaluate import evaluate
     from toykern.fit import fit, log_spaced_steps
     from toykern.grid import Grid, grid
-    from toykern.nn import Autoencoder, TiedAutoencoder
+    from toykern.nn import Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder
     from toykern.optim import SGD, Adam, AdamW
     from toykern.run import Run
     from toykern.schedule import WarmupCosine
@@ -50,6 +50,8 @@ __all__ = [
     "Grid",
     "Run",
     "SparseFeatures",
+    "SparseLinear",
+    "SparseTiedAutoencoder",
     "StoreError",
     "Sweep",
     "TiedAutoencoder",

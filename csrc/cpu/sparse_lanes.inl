@@ -34,7 +34,7 @@ TOYKERN_INLINE Doubles operator*(Doubles a, Doubles b) {
     TOYKERN_EACH_OF_DOUBLES a.v[i] *= b.v[i];
     return a;
 }
-// Rounded twice at every level, so that float64 has the same bits at each.
+// Rounded twice at every level: the baseline has no fused multiply-add, and compilers know how to vectorise this.
 TOYKERN_INLINE Doubles fmadd(Doubles a, Doubles b, Doubles c) {
     TOYKERN_EACH_OF_DOUBLES c.v[i] = a.v[i] * b.v[i] + c.v[i];
     return c;

@@ -16,6 +16,7 @@ constexpr SparseKernels sparse_kernels_of() {
             sparse_values_gradient<T>,
             sparse_widen<T>,
             sparse_narrow<T>,
+            sparse_within,
             sparse_gather<T>};
 }
 

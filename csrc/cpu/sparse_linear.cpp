@@ -8,6 +8,7 @@
 // Layers below kSerialWork run on the calling thread: waking a second costs more than they do.
 #include <atomic>
 #include <cstring>
+#include <stdexcept>
 
 #include "cpu/crew.h"
 #include "cpu/parallel.h"
@@ -55,6 +56,38 @@ int64_t connections(const SparseTopology& t, int64_t model) {
     return t.row_start[model * (t.out_features + 1) + t.out_features];
 }
 
+// Starts of rows (or columns): 0 first, never descending, no further than `most`.
+void check_start(const char* name, const int64_t* start, int64_t rows, int64_t most) {
+    bool ascends = start[0] == 0;
+    for (int64_t r = 0; r < rows; ++r) ascends &= start[r] <= start[r + 1];
+    if (!ascends || start[rows] > most)
+        throw std::invalid_argument(std::string(name) + " must begin with 0, never descend, and end at or below " +
+                                    std::to_string(most));
+}
+
+void check_index(const SparseKernels& kernels, const char* name, const int32_t* index, int64_t count, int64_t limit) {
+    if (!kernels.within(index, count, limit))
+        throw std::invalid_argument(std::string(name) + " must be from 0 to " + std::to_string(limit - 1) +
+                                    " in all slots of a connection");
+}
+
+// Every index that the kernels will follow: about a hundredth of a pass, and no array of indices that was tampered with can lead outside.
+void check_topology(const SparseTopology& t, const SparseKernels& kernels, bool by_column) {
+    for (int64_t k = 0; k < t.n_models; ++k) {
+        const int64_t first = k * t.capacity;
+        check_start("row_start", t.row_start + k * (t.out_features + 1), t.out_features, t.capacity);
+        const int64_t count = t.row_start[k * (t.out_features + 1) + t.out_features];
+        check_index(kernels, "column", t.column + first, count, t.in_features);
+        if (!by_column) continue;
+        const int64_t* start = t.column_start + k * (t.in_features + 1);
+        check_start("column_start", start, t.in_features, count);
+        if (start[t.in_features] != count)
+            throw std::invalid_argument("column_start must end where row_start ends: make the index anew");
+        check_index(kernels, "row", t.row + first, count, t.out_features);
+        check_index(kernels, "slot", t.slot + first, count, count);
+    }
+}
+
 char* at(void* base, int64_t elements, size_t bytes) { return static_cast<char*>(base) + elements * (int64_t)bytes; }
 const char* at(const void* base, int64_t elements, size_t bytes) {
     return static_cast<const char*>(base) + elements * (int64_t)bytes;
@@ -70,7 +103,7 @@ struct Call {
     int threads;
     bool copied;  // the values are stored in another type than they are computed in
 
-    explicit Call(const SparseLinearParams& given)
+    Call(const SparseLinearParams& given, bool by_column)
         : p(given),
           t(given.topology),
           kernels(level().sparse_kernels()[given.scalar]),
@@ -81,6 +114,7 @@ struct Call {
           out(given.topology.out_features),
           threads(1),
           copied(stored != computed) {
+        check_topology(t, kernels, by_column);
         int64_t work = 0;
         for (int64_t k = 0; k < t.n_models && work < kSerialWork; ++k)
             work += p.batch_size * (connections(t, k) + in + out);
@@ -139,7 +173,7 @@ size_t rounded(size_t bytes) { return (bytes + 127) / 64 * 64; }
 }  // namespace
 
 void sparse_linear_forward(const SparseLinearParams& p) {
-    const Call c(p);
+    const Call c(p, false);
     const int64_t n = c.t.n_models * c.tiles, capacity = c.t.capacity;
     if (n == 0) return;
     const size_t value_bytes = c.copied ? rounded((size_t)capacity * c.computed) : 0;
@@ -255,7 +289,7 @@ void backward_model(const Call& c, const BackwardMemory& m, int64_t model, char*
 }  // namespace
 
 void sparse_linear_backward(const SparseLinearParams& p) {
-    const Call c(p);
+    const Call c(p, p.dx != nullptr);
     const int64_t models = c.t.n_models;
     if (c.tiles == 0) {  // sums over no samples
         if (p.dvalues) std::memset(p.dvalues, 0, (size_t)(models * c.t.capacity) * c.stored);
@@ -279,6 +313,12 @@ void sparse_linear_backward(const SparseLinearParams& p) {
 void sparse_transpose(const SparseTransposeParams& p) {
     const int64_t work = p.n_models * (p.capacity + p.in_features);
     const int threads = work < kSerialWork ? 1 : std::max(1, p.threads);
+    const SparseKernels& kernels = *level().sparse_kernels();
+    for (int64_t k = 0; k < p.n_models; ++k) {
+        const int64_t* row_start = p.row_start + k * (p.out_features + 1);
+        check_start("row_start", row_start, p.out_features, p.capacity);
+        check_index(kernels, "column", p.column + k * p.capacity, row_start[p.out_features], p.in_features);
+    }
     guard_fork(threads);
     for_each(p.n_models, threads, [&](int64_t k, size_t) {
         const int64_t* row_start = p.row_start + k * (p.out_features + 1);

@@ -101,6 +101,12 @@ void sparse_narrow(const void* computed, void* stored, int64_t count) {
         static_cast<T*>(stored)[i] = Stored<T>::put(static_cast<const typename Stored<T>::Computed*>(computed)[i]);
 }
 
+inline bool sparse_within(const int32_t* index, int64_t count, int64_t limit) {
+    uint32_t most = 0;  // a negative one is large
+    for (int64_t i = 0; i < count; ++i) most = most > (uint32_t)index[i] ? most : (uint32_t)index[i];
+    return count == 0 || (int64_t)most < limit;
+}
+
 template <class T>
 void sparse_gather(const void* stored, const int32_t* slot, void* computed, int64_t count) {
     for (int64_t i = 0; i < count; ++i)

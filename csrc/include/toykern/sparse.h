@@ -98,11 +98,12 @@ struct SparseKernels {
     void (*values_gradient)(const SparseValuesGradient&, int64_t row0, int64_t row1);
     void (*widen)(const void* stored, void* computed, int64_t count);
     void (*narrow)(const void* computed, void* stored, int64_t count);
+    bool (*within)(const int32_t* index, int64_t count, int64_t limit);  // all in 0 … limit - 1
     // computed[i] = stored[slot[i]]
     void (*gather)(const void* stored, const int32_t* slot, void* computed, int64_t count);
 };
 
-// ---- what the binding calls ----
+// ---- what the binding calls: std::invalid_argument where an index would lead out of its array ----
 void sparse_linear_forward(const SparseLinearParams& params);
 void sparse_linear_backward(const SparseLinearParams& params);
 void sparse_transpose(const SparseTransposeParams& params);

@@ -1,0 +1,173 @@
+"""A linear layer that has only some of its connections, many of one shape stacked in one module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from toykern.broadcast import broadcast_seed
+from toykern.devices import check_device
+from toykern.errors import check_choice, check_flag, check_int, check_positive_int, describe
+from toykern.nn.sparse_weights import SparseWeights, initial_bias, initial_values, random_topology
+from toykern.ops.sparse_linear import GradientCapture, sparse_linear
+from toykern.sparse.topology import Topology
+
+ACTIVATIONS = ("none", "relu")
+
+
+class SparseLinear(SparseWeights):
+    """y = act(W x + b) with a sparse W: memory and time follow the connections that exist.
+
+    Args:
+        in_features, out_features: the shape, as for `torch.nn.Linear`.
+        density: the fraction of connections, in (0, 1], one or `[n_models]`; or
+        fan_in: how many inputs every output has, one or `[n_models]`; or
+        topology: a `toykern.sparse.Topology`. Exactly one of the three.
+        n_models: how many layers are stacked, each with connections and weights of its own.
+        bias: whether there is a b.
+        activation: "none" or "relu", fused into the product.
+        init: "linear" (as `torch.nn.Linear`, by the actual fan-in), "kaiming", "xavier", a standard deviation
+            or one for each model (`toykern.nn.sparse_weights.initial_values`).
+        seed: of connections and weights, one for all models or `[n_models]`. None takes seeds from torch's
+            generator, so `torch.manual_seed` decides, as for any other layer.
+        dtype: float32, bfloat16 (summed in float32) or float64; None is torch's default.
+        device: where it goes; there are kernels for the CPU alone so far.
+
+    Parameters: `values` `[n_models · capacity]`, `bias` `[n_models, out_features]` or None. Any torch
+    optimiser takes them. ValueError or TypeError names the argument at fault.
+
+    >>> layer = SparseLinear(64, 32, density=0.1)
+    >>> layer(torch.zeros(8, 64)).shape
+    torch.Size([8, 32])
+    >>> SparseLinear(64, 32, fan_in=6, n_models=1000)(torch.zeros(8, 64)).shape
+    torch.Size([1000, 8, 32])
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        density: Any = None,
+        *,
+        fan_in: Any = None,
+        topology: Topology | None = None,
+        n_models: int = 1,
+        bias: bool = True,
+        activation: str = "none",
+        init: Any = "linear",
+        seed: Any = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        in_features = check_positive_int("in_features", in_features)
+        out_features = check_positive_int("out_features", out_features)
+        n_models = check_int("n_models", n_models, minimum=1)
+        has_bias = check_flag("bias", bias)
+        check_choice("activation", activation, ACTIVATIONS)
+        device = check_device(device)
+        if seed is None:
+            seeds = torch.randint(2**63 - 1, (n_models,), dtype=torch.int64)
+        else:
+            seeds = broadcast_seed("seed", seed, n_models)
+        chosen = random_topology(in_features, out_features, density, fan_in, topology, n_models, seeds)
+        values = initial_values(chosen, seeds, init)
+        super().__init__(chosen, dtype, device)
+        self.activation = activation
+        self.register_parameter("bias", None)
+        if has_bias:
+            start = initial_bias(chosen, seeds, init)
+            self.bias = nn.Parameter(start.to(device=device, dtype=self.values.dtype))
+        with torch.no_grad():
+            self.values.copy_(values)
+        self._capture = GradientCapture()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs of every model.
+
+        One model: x `[…, in_features]` to `[…, out_features]`, as `torch.nn.Linear`. Several: x `[n_models,
+        batch, in_features]`, or `[batch, in_features]` for all of them, to `[n_models, batch, out_features]`.
+        ValueError for another shape, TypeError for a dtype that is not the weights' (autocast aside).
+        """
+        capture = self._capture.number if self._capturing else 0
+        relu = self.activation == "relu"
+        if x.ndim < 1 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x must have the shape [..., in_features] with in_features = {self.in_features}, "
+                f"not {list(x.shape)}"
+            )
+        if self.n_models == 1:
+            flat = x.reshape(1, -1, self.in_features)
+            y = sparse_linear(flat, self.values, self.bias, self.index, relu=relu, capture=capture)
+            return y.reshape(*x.shape[:-1], self.out_features)
+        if x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[0] not in (1, self.n_models)):
+            raise ValueError(
+                f"x must have the shape [n_models, batch, in_features] = [{self.n_models}, batch, "
+                f"{self.in_features}] or [batch, {self.in_features}], not {list(x.shape)}"
+            )
+        stacked = x.unsqueeze(0) if x.ndim == 2 else x
+        return sparse_linear(stacked, self.values, self.bias, self.index, relu=relu, capture=capture)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, topology: Topology) -> SparseLinear:
+        """The connections `topology` (of one model) of a dense layer, with its weights, bias, dtype and mode.
+
+        >>> dense = nn.Linear(3, 2)
+        >>> full = Topology.from_largest(dense.weight, 1.0)
+        >>> bool(torch.equal(SparseLinear.from_linear(dense, full).to_dense()[0], dense.weight))
+        True
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, not {describe(linear)}")
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            topology=topology,
+            bias=linear.bias is not None,
+            init=0.0,
+            seed=0,
+            dtype=linear.weight.dtype,
+            device=linear.weight.device,
+        )
+        with torch.no_grad():
+            slot = topology.occupied_slots()
+            _, row, column = topology.places()
+            layer.values[slot] = linear.weight[row, column]
+            if layer.bias is not None:
+                layer.bias.copy_(linear.bias.unsqueeze(0))
+        layer.values.requires_grad_(linear.weight.requires_grad)
+        return layer.train(linear.training)
+
+    def to_linear(self, model: int = 0) -> nn.Linear:
+        """One model as a dense `torch.nn.Linear` (a copy; the activation is not in it)."""
+        if not -self.n_models <= model < self.n_models:
+            raise IndexError(f"model {model} is out of range for a stack of {self.n_models}")
+        linear = nn.Linear(
+            self.in_features,
+            self.out_features,
+            bias=self.bias is not None,
+            dtype=self.values.dtype,
+            device=self.values.device,
+        )
+        with torch.no_grad():
+            linear.weight.copy_(self.to_dense()[model])
+            if self.bias is not None:
+                linear.bias.copy_(self.bias[model])
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Shape and options, for `repr(layer)`."""
+        density = self.topology.density
+        least, most = float(density.min()), float(density.max())
+        text = f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
+        parts = [f"in_features={self.in_features}, out_features={self.out_features}, density={text}"]
+        parts += [f"n_models={self.n_models}"] if self.n_models > 1 else []
+        parts += [f"bias={self.bias is not None}"]
+        parts += [f"activation={self.activation!r}"] if self.activation != "none" else []
+        return ", ".join(parts)
+
+    def _captures(self) -> list[GradientCapture]:
+        return [self._capture]

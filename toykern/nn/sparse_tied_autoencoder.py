@@ -1,0 +1,179 @@
+"""The tied-weight autoencoder of Toy Models of Superposition with a sparse W, many stacked in one module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from toykern.broadcast import broadcast_importance, broadcast_seed
+from toykern.devices import check_device
+from toykern.errors import check_choice, check_flag, check_positive_int, describe
+from toykern.nn.sparse_weights import SparseWeights, initial_values, random_topology
+from toykern.nn.stacked import HIDDEN_ACTIVATIONS, LOSS_REDUCTIONS, OUTPUT_ACTIVATIONS, TARGETS
+from toykern.ops.sparse_linear import GradientCapture, SparseIndex, by_column, sparse_linear
+from toykern.sparse.topology import Topology
+
+
+class SparseTiedAutoencoder(SparseWeights):
+    """`n_models` autoencoders out = g(Wᵀ f(W x) + b) with a sparse W `[n_hidden, n_features]`, used both ways.
+
+    Args:
+        n_features, n_hidden, n_models: the shape.
+        density, fan_in or topology: as for `SparseLinear`; W has n_hidden rows.
+        hidden_activation: f, "none" (default) or "relu".
+        output_activation: g, "relu" (default) or "none".
+        bias: whether there is a b; it begins at 0.
+        init: "xavier" (default), "linear", "kaiming", a standard deviation or one for each model; the named
+            ones follow the connections there are (`toykern.nn.sparse_weights.initial_values`).
+        seed: of connections and weights, an int (for all models) or `[models]`; None means 0 … n_models−1, as
+            for `TiedAutoencoder`.
+        dtype, device: as for `SparseLinear`.
+
+    Parameters: `values` `[n_models · capacity]`, `bias` `[n_models, n_features]` or None. `weight` is W with
+    its zeros, for `toykern.metrics`. ValueError or TypeError names the argument at fault.
+
+    >>> model = SparseTiedAutoencoder(n_features=20, n_hidden=10, density=0.3, n_models=3)
+    >>> model(torch.zeros(8, 20)).shape, model.loss(torch.ones(8, 20)).shape
+    (torch.Size([3, 8, 20]), torch.Size([3]))
+    """
+
+    bias: nn.Parameter | None
+    place: torch.Tensor
+
+    def __init__(
+        self,
+        n_features: int,
+        n_hidden: int,
+        density: Any = None,
+        *,
+        fan_in: Any = None,
+        topology: Topology | None = None,
+        n_models: int = 1,
+        hidden_activation: str = "none",
+        output_activation: str = "relu",
+        bias: bool = True,
+        init: Any = "xavier",
+        seed: Any = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        n_features = check_positive_int("n_features", n_features)
+        n_hidden = check_positive_int("n_hidden", n_hidden)
+        n_models = check_positive_int("n_models", n_models)
+        check_choice("hidden_activation", hidden_activation, HIDDEN_ACTIVATIONS)
+        check_choice("output_activation", output_activation, OUTPUT_ACTIVATIONS)
+        has_bias = check_flag("bias", bias)
+        device = check_device(device)
+        seeds = broadcast_seed("seed", seed, n_models)
+        chosen = random_topology(n_features, n_hidden, density, fan_in, topology, n_models, seeds)
+        values = initial_values(chosen, seeds, init)
+        super().__init__(chosen, dtype, device)
+        self.n_features, self.n_hidden = n_features, n_hidden
+        self.hidden_activation, self.output_activation = hidden_activation, output_activation
+        zeros = torch.zeros(n_models, n_features, dtype=self.values.dtype, device=device)
+        self.register_parameter("bias", nn.Parameter(zeros) if has_bias else None)
+        with torch.no_grad():
+            self.values.copy_(values)
+        self._encoding, self._decoding = GradientCapture(), GradientCapture()
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """W with its zeros, `[n_models, n_hidden, n_features]`; differentiable, and a copy."""
+        return self.to_dense()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs `[models, batch, n_features]` for x of that shape, or `[batch, n_features]` for all models.
+
+        ValueError for another shape.
+        """
+        stacked = x.unsqueeze(0) if x.ndim == 2 else x
+        if (
+            stacked.ndim != 3
+            or stacked.shape[0] not in (1, self.n_models)
+            or stacked.shape[2] != self.n_features
+        ):
+            raise ValueError(
+                f"x must have the shape [models, batch, n_features] = [{self.n_models}, batch, "
+                f"{self.n_features}] or [batch, {self.n_features}], not {list(x.shape)}"
+            )
+        encoding, decoding = (
+            capture.number if self._capturing else 0 for capture in (self._encoding, self._decoding)
+        )
+        index = self.index
+        transposed = index.transposed(self.place)
+        hidden = sparse_linear(
+            stacked, self.values, None, index, relu=self.hidden_activation == "relu", capture=encoding
+        )
+        return sparse_linear(
+            hidden,
+            by_column(self.values, index, transposed),
+            self.bias,
+            transposed,
+            relu=self.output_activation == "relu",
+            capture=decoding,
+        )
+
+    def loss(
+        self,
+        x: torch.Tensor,
+        importance: Any = 1.0,
+        target: str | torch.Tensor | None = "identity",
+        loss_reduction: str = "mean",
+    ) -> torch.Tensor:
+        """Loss of each model on a batch, `[models]`: Σ_i importance_i · (target_i − output_i)².
+
+        Arguments as for `TiedAutoencoder.loss`. Models are independent: `loss.sum().backward()` gives every
+        model its own gradient.
+        """
+        check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
+        if not x.numel():
+            raise ValueError(f"x must hold at least one sample for a loss, not {describe(x)}")
+        if isinstance(target, torch.Tensor):
+            if target.shape[-2:] != x.shape[-2:]:
+                raise ValueError(
+                    f"target must have the samples and features of x, {list(x.shape)}, not {describe(target)}"
+                )
+            wanted = target
+        else:
+            name = check_choice("target", "identity" if target is None else target, TARGETS)
+            wanted = x.abs() if name == "abs" else x
+        weights = broadcast_importance(
+            importance,
+            self.n_models,
+            self.n_features,
+            dtype=x.dtype,
+            device=x.device,
+            check_values=x.device.type == "cpu" and not torch.compiler.is_compiling(),
+        )
+        per_feature = (wanted - self(x)).square().sum(dim=1)
+        terms = x.shape[-2] * (self.n_features if loss_reduction == "mean" else 1)
+        return (per_feature * weights).sum(dim=1) / terms
+
+    def extra_repr(self) -> str:
+        """Shape and options, for `repr(model)`."""
+        density = self.topology.density
+        least, most = float(density.min()), float(density.max())
+        text = f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
+        return (
+            f"n_features={self.n_features}, n_hidden={self.n_hidden}, n_models={self.n_models}, "
+            f"density={text}, hidden_activation={self.hidden_activation!r}, output_activation={self.output_activation!r}, "
+            f"bias={self.bias is not None}"
+        )
+
+    def _take_index(self, index: SparseIndex) -> None:
+        super()._take_index(index)
+        place = index.places()
+        if "place" in self._buffers and self.place.shape == place.shape and self.place.device == place.device:
+            self.place.copy_(place)
+        else:
+            self.register_buffer("place", place, persistent=False)
+
+    def _captures(self) -> list[GradientCapture]:
+        return [self._encoding, self._decoding]
+
+    def _captured(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        super()._captured()  # raises where there is none
+        # Decoding multiplies by Wᵀ: what went in there is W's output side.
+        return [*self._encoding.passes, *((dy, hidden) for hidden, dy in self._decoding.passes)]

@@ -1,0 +1,411 @@
+"""What modules with sparse weights share: values at the connections of a topology, and how both change."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from toykern.broadcast import broadcast_per_model
+from toykern.data.philox import KIND_INIT, normal, sequence
+from toykern.errors import check_choice, check_flag, describe
+from toykern.ops.sparse_linear import SCALARS, GradientCapture, SparseIndex
+from toykern.sparse.topology import Topology
+
+SPARSE_INITIALIZATIONS = ("linear", "kaiming", "xavier")
+"""The initialisations of sparse weights with a name; a standard deviation can be given instead."""
+
+_INDEX_BUFFERS = ("row_start", "column", "column_start", "row", "slot")
+
+
+class SparseWeights(nn.Module):
+    """Base of modules with a stack of sparse matrices `[out_features, in_features]`.
+
+    Attributes:
+        in_features, out_features, n_models: the shape.
+        values: Parameter `[n_models · capacity]`, one for each slot; 0 in the slack, and so is its gradient.
+            The object stays the same whatever happens to the topology.
+        topology: which connection each slot is (`toykern.sparse.Topology`).
+
+    Buffers: `shape` int64 `[3]` (n_models, out_features, in_features), `row_start` and `column` (the
+    topology's) go into the state_dict. The index by column (`column_start`, `row`, `slot`:
+    `toykern.ops.sparse_linear.SparseIndex`) is made from them. Change the topology by `set_topology` or
+    `load_state_dict` only: the kernels see an index that leads outside, but not one that is stale.
+    """
+
+    values: nn.Parameter
+    shape: torch.Tensor
+    row_start: torch.Tensor
+    column: torch.Tensor
+    column_start: torch.Tensor
+    row: torch.Tensor
+    slot: torch.Tensor
+
+    def __init__(self, topology: Topology, dtype: torch.dtype | None, device: Any) -> None:
+        super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in SCALARS:
+            allowed = ", ".join(str(allowed).removeprefix("torch.") for allowed in SCALARS)
+            raise ValueError(f"dtype must be one of {allowed}, not {describe(dtype)}")
+        self.in_features, self.out_features = topology.in_features, topology.out_features
+        self.n_models = topology.n_models
+        slots = topology.column.shape[0]
+        self.values = nn.Parameter(torch.zeros(slots, dtype=dtype, device=device))
+        shape = torch.tensor([self.n_models, self.out_features, self.in_features])
+        self.register_buffer("shape", shape.to(device))
+        self._topology: tuple[Topology, Any] | None = None
+        self._capturing = False
+        for name in _INDEX_BUFFERS:
+            self.register_buffer(name, None, persistent=name in ("row_start", "column"))
+        self._take_topology(topology, device)
+
+    # --- the topology -------------------------------------------------------------------------------------
+
+    @property
+    def topology(self) -> Topology:
+        """The connections, in memory of its own: it is never changed, only replaced."""
+        if torch.is_inference(self.row_start) or torch.is_inference(self.column):
+            return self._copied_topology()
+        # Whoever writes to the buffers (load_state_dict, DDP from its first rank) moves their versions on.
+        state = (self.row_start, self.row_start._version, self.column, self.column._version)
+        if self._topology is None or not _same(self._topology[1], state):
+            self._topology = (self._copied_topology(), state)
+        return self._topology[0]
+
+    def _copied_topology(self) -> Topology:
+        row_start, column = self.row_start.clone(), self.column.clone()
+        return Topology(self.in_features, self.out_features, row_start, column, check=False)
+
+    @property
+    def index(self) -> SparseIndex:
+        """The connections as the ops take them."""
+        return SparseIndex(
+            self.in_features, self.row_start, self.column, self.column_start, self.row, self.slot
+        )
+
+    @torch.no_grad()
+    def set_topology(self, topology: Topology, old_slot: torch.Tensor, grown: Any = 0.0) -> None:
+        """Takes new connections; values (and their gradient, if there is one) stay with their connections.
+
+        Args:
+            topology: of the same shape and capacity.
+            old_slot: int64 `[n_models · capacity]`, the slot each connection was in, −1 for a new one and in
+                the slack: what `Topology.with_changes` returns.
+            grown: the values that new connections begin with: a number, or `[n_models · capacity]`.
+
+        `values` is changed in place. An optimiser's moments are the recipe's to move
+        (`toykern.sparse`). ValueError where the arguments do not fit; then the module is left as it was.
+        """
+        shape = (self.n_models, self.out_features, self.in_features, len(self.values))
+        given = (topology.n_models, topology.out_features, topology.in_features, len(topology.column))
+        if given != shape:
+            raise ValueError(
+                "topology must have the module's (n_models, out_features, in_features, slots), "
+                f"{shape}, not {given}"
+            )
+        if (
+            not isinstance(old_slot, torch.Tensor)
+            or old_slot.dtype != torch.int64
+            or old_slot.shape != self.values.shape
+        ):
+            raise ValueError(
+                f"old_slot must be an int64 tensor of shape {list(self.values.shape)}, "
+                f"not {describe(old_slot)}"
+            )
+        old_slot = old_slot.to(self.values.device)
+        if len(old_slot) and (int(old_slot.min()) < -1 or int(old_slot.max()) >= len(old_slot)):
+            raise ValueError(f"old_slot must be from −1 to {len(old_slot) - 1}")
+        new = old_slot < 0
+        source = old_slot.clamp(min=0)
+        values = self.values[source].masked_fill_(new, 0)
+        start = torch.as_tensor(grown, dtype=values.dtype, device=values.device)
+        if start.ndim and start.shape != values.shape:
+            raise ValueError(
+                f"grown must be a number or a tensor of shape {list(values.shape)}, not {describe(grown)}"
+            )
+        if bool((start != 0).any()):
+            values = torch.where(new & topology.occupied().to(values.device), start, values)
+        index = self._index_of(topology, self.values.device)
+        self.values.copy_(values)
+        if self.values.grad is not None:
+            self.values.grad.copy_(self.values.grad[source].masked_fill_(new, 0))
+        self._take_index(index)
+
+    def to_dense(self) -> torch.Tensor:
+        """The weights with their zeros, `[n_models, out_features, in_features]`; differentiable."""
+        return self.topology.to_dense(self.values)
+
+    def to_csr(self, model: int = 0) -> torch.Tensor:
+        """One model's weights as a torch.sparse CSR tensor `[out_features, in_features]` (a copy)."""
+        if not -self.n_models <= model < self.n_models:
+            raise IndexError(f"model {model} is out of range for a stack of {self.n_models}")
+        model %= self.n_models
+        capacity = self.topology.capacity
+        count = int(self.topology.n_connections[model])
+        mine = slice(model * capacity, model * capacity + count)
+        return torch.sparse_csr_tensor(
+            self.row_start[model].clone(),
+            self.column[mine].long(),
+            self.values.detach()[mine].clone(),
+            (self.out_features, self.in_features),
+            check_invariants=False,  # a topology is checked when it is made
+        )
+
+    # --- what growth looks at -----------------------------------------------------------------------------
+
+    def capture_gradient(self, enabled: bool = True) -> None:
+        """Whether coming backward passes keep their inputs and output gradients; what was kept is let go.
+
+        The methods below add up all passes since. Capturing costs no time, but holds on to the activations.
+        """
+        self._capturing = check_flag("enabled", enabled)
+        for capture in self._captures():
+            capture.passes.clear()
+
+    def dense_gradient(self) -> torch.Tensor:
+        """∂loss/∂W of the captured passes at every place, `[n_models, out_features, in_features]`.
+
+        float32 (float64 for float64 weights). RuntimeError if no pass was captured.
+        """
+        dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
+        total: torch.Tensor | None = None
+        for x, dy in self._captured():
+            product = torch.matmul(dy.to(dtype).mT, x.to(dtype))
+            total = product if total is None else total.add_(product)
+        assert total is not None
+        return total
+
+    def gradient_at(self, model: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """The same at some places alone, each int64 `[n]`: `[n]`, without the rest being computed.
+
+        float32 (float64 for float64 weights). ValueError for places outside, RuntimeError if no pass was
+        captured.
+        """
+        passes = self._captured()
+        for name, part, limit in (
+            ("model", model, self.n_models),
+            ("row", row, self.out_features),
+            ("column", column, self.in_features),
+        ):
+            if part.dtype != torch.int64 or part.ndim != 1 or part.shape != model.shape:
+                raise ValueError(
+                    f"{name} must be an int64 tensor of shape {list(model.shape)}, not {describe(part)}"
+                )
+            if len(part) and (int(part.min()) < 0 or int(part.max()) >= limit):
+                raise ValueError(f"{name} must be from 0 to {limit - 1}")
+        order = torch.argsort(model * self.out_features + row, stable=True)
+        counts = torch.bincount(
+            model * self.out_features + row, minlength=self.n_models * self.out_features
+        ).reshape(self.n_models, self.out_features)
+        start = torch.zeros(self.n_models, self.out_features + 1, dtype=torch.int64, device=row.device)
+        torch.cumsum(counts, dim=1, out=start[:, 1:])
+        capacity = int(start[:, -1].max()) if len(row) else 0
+        before = start[:, -1].cumsum(0) - start[:, -1]
+        sorted_model = model[order]
+        place = sorted_model * capacity + torch.arange(len(row), device=row.device) - before[sorted_model]
+        asked = torch.zeros(self.n_models * capacity, dtype=torch.int32, device=row.device)
+        asked[place] = column[order].to(torch.int32)
+        dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
+        total = torch.zeros(len(row), dtype=dtype, device=row.device)
+        unused = torch.zeros(self.n_models, self.in_features + 1, dtype=torch.int64, device=row.device)
+        for x, dy in passes:
+            x, dy = x.to(dtype), dy.to(dtype)
+            zeros = torch.zeros(len(asked), dtype=dtype, device=row.device)
+            made = torch.ops.toykern.sparse_linear_backward(
+                dy, x, zeros, None, start, asked, unused, asked, asked, False, [False, True, False], 0
+            )[1]
+            total[order] += made[place]
+        return total
+
+    def _captures(self) -> list[GradientCapture]:
+        """The captures of this module's products."""
+        raise NotImplementedError
+
+    def _captured(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(x, dy) of every captured pass, with dW = dyᵀ x; RuntimeError if there is none."""
+        passes = [entry for capture in self._captures() for entry in capture.passes]
+        if not passes:
+            raise RuntimeError(
+                "no backward pass was captured: call capture_gradient(True) before the forward pass whose "
+                "gradient is wanted"
+            )
+        return passes
+
+    # --- loading and copying ------------------------------------------------------------------------------
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        names = ("values", "row_start", "column", "shape")
+        given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        if len(given) == len(names):
+            problem = self._misfit(given)
+            if problem is not None:
+                error_msgs.append(f"{prefix}topology: {problem}")
+                return
+            device = self.values.device
+            index = self._index_of(
+                Topology(self.in_features, self.out_features, given["row_start"], given["column"]), device
+            )
+            if given["values"].shape != self.values.shape:  # another number of connections
+                self.values.data = self.values.data.new_zeros(given["values"].shape)
+                self.values.grad = None
+            self._take_index(index)
+        elif given:
+            error_msgs.append(
+                f"{prefix[:-1] or 'the layer'}: values, row_start, column and shape must be loaded together; "
+                f"given are {', '.join(given)}"
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _misfit(self, given: dict[str, torch.Tensor]) -> str | None:
+        """Why a state cannot be loaded, or None."""
+        shape = [self.n_models, self.out_features, self.in_features]
+        if given["shape"].tolist() != shape:
+            return f"its (n_models, out_features, in_features) is {given['shape'].tolist()}, not {shape}"
+        try:
+            topology = Topology(self.in_features, self.out_features, given["row_start"], given["column"])
+        except (TypeError, ValueError) as error:
+            return str(error)
+        if given["values"].shape != topology.column.shape:
+            return (
+                f"values must have one entry for each slot, {list(topology.column.shape)}, "
+                f"not {list(given['values'].shape)}"
+            )
+        return None
+
+    def _take_topology(self, topology: Topology, device: Any) -> None:
+        self._take_index(self._index_of(topology, torch.device("cpu") if device is None else device))
+
+    def _index_of(self, topology: Topology, device: Any) -> SparseIndex:
+        row_start, column = topology.row_start.cpu().clone(), topology.column.cpu().clone()
+        index = SparseIndex.of(self.in_features, row_start, column)
+        return SparseIndex(self.in_features, *(tensor.to(device) for tensor in index[1:]))
+
+    def _take_index(self, index: SparseIndex) -> None:
+        for name in _INDEX_BUFFERS:
+            old, new = getattr(self, name), getattr(index, name)
+            if old is not None and old.shape == new.shape and old.device == new.device:
+                old.copy_(new)  # DDP and others hold on to buffers
+            else:
+                setattr(self, name, new)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_topology": None}  # made again where it is asked for
+
+
+# --- what to begin with -----------------------------------------------------------------------------------
+
+
+def random_topology(
+    in_features: int,
+    out_features: int,
+    density: Any,
+    fan_in: Any,
+    topology: Topology | None,
+    n_models: int,
+    seed: torch.Tensor,
+) -> Topology:
+    """The topology that a constructor's arguments ask for: exactly one of density, fan_in and topology."""
+    if sum(given is not None for given in (density, fan_in, topology)) != 1:
+        raise ValueError(
+            "exactly one of density, fan_in and topology must be given, not "
+            f"density={describe(density)}, fan_in={describe(fan_in)}, topology={describe(topology)}"
+        )
+    if topology is not None:
+        if not isinstance(topology, Topology):
+            raise TypeError(f"topology must be a toykern.sparse.Topology, not {describe(topology)}")
+        shape = (topology.in_features, topology.out_features, topology.n_models)
+        if shape != (in_features, out_features, n_models):
+            raise ValueError(
+                "topology must have the layer's (in_features, out_features, n_models), "
+                f"{(in_features, out_features, n_models)}, not {shape}"
+            )
+        return topology
+    if fan_in is not None:
+        return Topology.random_fan_in(in_features, out_features, fan_in, n_models=n_models, seed=seed)
+    return Topology.random(in_features, out_features, density, n_models=n_models, seed=seed)
+
+
+def initial_values(topology: Topology, seed: torch.Tensor, init: Any) -> torch.Tensor:
+    """Initial values of every slot, float32 CPU `[n_models · capacity]`, 0 in the slack.
+
+    The spread follows the connections there are, not the size of the matrix (Evci et al. 2022): with f the
+    fan-in of the connection's row and o the mean fan-out of the model's columns,
+
+    * `"linear"`: uniform on ±1/√f, what `torch.nn.Linear` draws;
+    * `"kaiming"`: normal, standard deviation √(2/f);
+    * `"xavier"`: normal, √(2/(f + o));
+    * a number ≥ 0, or one for each model: normal with that standard deviation.
+
+    Slot i of a model draws word i of the stream of its seed (docs/data_stream.md §8).
+
+    >>> topology = Topology.random_fan_in(100, 10, 4)
+    >>> bool((initial_values(topology, torch.tensor([0]), "linear").abs() <= 0.5).all())
+    True
+    """
+    occupied = topology.occupied()
+    fan_in = topology.fan_in.double()
+    model = torch.arange(topology.n_models).repeat_interleave(topology.capacity)
+    fan = fan_in[model, topology.row.clamp(min=0)].clamp(min=1)
+    if isinstance(init, str):
+        name = check_choice("init", init, SPARSE_INITIALIZATIONS)
+        if name == "linear":
+            draws = _symmetric(seed, topology.capacity)
+            spread = fan.rsqrt()
+        else:
+            fan_out = (topology.n_connections.double() / topology.in_features)[model]
+            spread = (2.0 / (fan if name == "kaiming" else fan + fan_out)).sqrt()
+            draws = normal(seed.numpy(), topology.capacity)
+    else:
+        std = check_std(init, topology.n_models)
+        spread, draws = std[model], normal(seed.numpy(), topology.capacity)
+    values = torch.from_numpy(draws).reshape(-1) * spread.float()
+    return values.masked_fill_(~occupied, 0)
+
+
+def initial_bias(topology: Topology, seed: torch.Tensor, init: Any) -> torch.Tensor:
+    """Initial biases, float32 CPU `[n_models, out_features]`: uniform on ±1/√fan-in for "linear", else 0.
+
+    0 also where a row has no connection.
+    """
+    if init != "linear":
+        return torch.zeros(topology.n_models, topology.out_features)
+    draws = torch.from_numpy(_symmetric(seed, topology.out_features, member=1))
+    bound = topology.fan_in.double().clamp(min=1).rsqrt().masked_fill(topology.fan_in == 0, 0.0)
+    return draws * bound.float()
+
+
+def check_std(init: Any, n_models: int) -> torch.Tensor:
+    """A standard deviation for each model, float64 `[n_models]`; ValueError or TypeError if it is none."""
+    if init is None or isinstance(init, bool):
+        allowed = ", ".join(map(repr, SPARSE_INITIALIZATIONS))
+        raise TypeError(f"init must be one of {allowed}, or a standard deviation, not {describe(init)}")
+    stds = broadcast_per_model("init", init, n_models, torch.float64)
+    if bool((stds < 0).any()):
+        raise ValueError(f"init (a standard deviation) must be at least 0, not {describe(init)}")
+    return stds
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Whether two (tensor, version, tensor, version) are the same tensors at the same versions."""
+    return a[0] is b[0] and a[1] == b[1] and a[2] is b[2] and a[3] == b[3]
+
+
+def _symmetric(seed: torch.Tensor, count: int, member: int = 0) -> np.ndarray:
+    """Uniform draws on (−1, 1), float32 `[n_models, count]`."""
+    words = sequence(seed.numpy(), count, kind=KIND_INIT, member=member)
+    return (words | np.uint32(1)).view(np.int32).astype(np.float32) * np.float32(math.ldexp(1.0, -31))

@@ -1,0 +1,491 @@
+"""y = act(x Wᵀ + b) with a sparse W, for stacks of layers: the ops, what they check, and their gradients.
+
+`sparse_linear` is what layers call. Below it are two ops that torch knows (`torch.ops.toykern`), so that
+`torch.compile` takes them as they are:
+
+    sparse_linear_forward(x, values, bias, row_start, column, relu) -> y
+    sparse_linear_backward(dy, x, values, y, row_start, column, column_start, row, slot, relu, wanted,
+        capture) -> (dx, dvalues, dbias); those not wanted are empty
+
+A device is a backend: an implementation of both for one dispatch key. The CPU's is here (csrc/cpu/sparse_*);
+there is none for CUDA yet, which says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from toykern import _native
+from toykern.errors import describe
+from toykern.threads import kernel_threads
+
+SCALARS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
+"""The dtypes there are kernels for, with their numbers in csrc/include/toykern/sparse.h."""
+
+_LIBRARY = torch.library.Library("toykern", "FRAGMENT")
+_LIBRARY.define(
+    "sparse_linear_forward(Tensor x, Tensor values, Tensor? bias, Tensor row_start, Tensor column, "
+    "bool relu) -> Tensor"
+)
+_LIBRARY.define(
+    "sparse_linear_backward(Tensor dy, Tensor x, Tensor values, Tensor? y, Tensor row_start, Tensor column, "
+    "Tensor column_start, Tensor row, Tensor slot, bool relu, bool[3] wanted, int capture) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+
+
+class SparseIndex(NamedTuple):
+    """A topology as the kernels take it: by row, and the same connections by column.
+
+    Attributes:
+        in_features: columns of each matrix; `row_start` knows the rows and the models.
+        row_start, column: as in `toykern.sparse.Topology`.
+        column_start: int64 `[n_models, in_features + 1]`; the places of each column, counted from the model's
+            first.
+        row, slot: int32 `[n_models · capacity]` by place, the connection's row and its slot counted from the
+            model's first; 0 beyond the connections.
+
+    `SparseIndex.of` makes one. The kernels check every number in it at every call.
+    """
+
+    in_features: int
+    row_start: torch.Tensor
+    column: torch.Tensor
+    column_start: torch.Tensor
+    row: torch.Tensor
+    slot: torch.Tensor
+
+    @classmethod
+    def of(cls, in_features: int, row_start: torch.Tensor, column: torch.Tensor) -> SparseIndex:
+        """With the index by column made by counting sort, O(connections + in_features).
+
+        >>> SparseIndex.of(3, torch.tensor([[0, 2, 3]]), torch.tensor([0, 2, 2], dtype=torch.int32)).row
+        tensor([0, 0, 1], dtype=torch.int32)
+        """
+        n_models, out_features = _check_rows(row_start, column)
+        if row_start.device.type != "cpu":
+            raise _no_kernels(row_start.device)
+        if column.shape[0] // n_models >= 2**31:
+            raise ValueError(f"a model must have fewer than 2³¹ slots, not {column.shape[0] // n_models}")
+        row_start, column = row_start.contiguous(), column.contiguous()
+        column_start = torch.empty(n_models, in_features + 1, dtype=torch.int64)
+        row, slot = torch.empty_like(column), torch.empty_like(column)
+        _native.sparse_transpose(
+            n_models,
+            out_features,
+            in_features,
+            column.shape[0] // n_models,
+            row_start.data_ptr(),
+            column.data_ptr(),
+            column_start.data_ptr(),
+            row.data_ptr(),
+            slot.data_ptr(),
+            kernel_threads(),
+        )
+        return cls(in_features, row_start, column, column_start, row, slot)
+
+    def places(self) -> torch.Tensor:
+        """The inverse of `slot`: the place of each slot, int32 `[n_models · capacity]`, 0 in the slack."""
+        n_models = self.row_start.shape[0]
+        slot = self.slot.reshape(n_models, -1).long()
+        capacity = slot.shape[1]
+        here = torch.arange(capacity, dtype=torch.int32, device=slot.device)
+        # What lies beyond the connections is sent past the end, and cut off.
+        slot = torch.where(here < self.row_start[:, -1:], slot, capacity)
+        place = self.slot.new_zeros(n_models, capacity + 1).scatter_(1, slot, here.expand(n_models, -1))
+        return place[:, :capacity].reshape(-1)
+
+    def transposed(self, places: torch.Tensor | None = None) -> SparseIndex:
+        """The same connections of the matrix transposed; its values are `by_column(values, index)`.
+
+        `places` is what `places()` gives, where that is at hand.
+        """
+        place = self.places() if places is None else places
+        out_features = self.row_start.shape[1] - 1
+        return SparseIndex(out_features, self.column_start, self.row, self.row_start, self.column, place)
+
+
+@dataclass(eq=False)
+class GradientCapture:
+    """Keeps the inputs and output gradients that pass through a layer's backward.
+
+    Attributes:
+        passes: (x `[n_models | 1, batch, in]`, dy `[n_models, batch, out]`), dy behind the activation.
+        number: how the backward op names this object; it is not kept alive by the op.
+    """
+
+    passes: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    number: int = field(default_factory=itertools.count(1).__next__)
+
+    def __post_init__(self) -> None:
+        _CAPTURES[self.number] = self
+
+    def __reduce__(self) -> tuple[type[GradientCapture], tuple[()]]:
+        return GradientCapture, ()  # a copy starts empty, with a number of its own
+
+
+_CAPTURES: weakref.WeakValueDictionary[int, GradientCapture] = weakref.WeakValueDictionary()
+
+
+def sparse_linear(
+    x: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    index: SparseIndex,
+    *,
+    relu: bool = False,
+    capture: int = 0,
+) -> torch.Tensor:
+    """y = act(x Wᵀ + b) for a stack of sparse matrices W, differentiable in x, values and bias.
+
+    Args:
+        x: `[n_models, batch, in_features]`, or `[1, batch, in_features]` for all models alike.
+        values: `[n_models · capacity]`, of the dtype of x: float32, bfloat16 (sums in float32) or float64.
+        bias: `[n_models, out_features]`, or None.
+        index: which connections exist.
+        relu: whether act is ReLU (its derivative at 0 is 0) or nothing.
+        capture: the `number` of a `GradientCapture` that keeps x and dy, or 0.
+
+    Returns y `[n_models, batch, out_features]`. Under autocast all three are cast as `nn.Linear` casts its
+    own. The bits depend on shapes, values and the instruction-set level, never on threads or other models.
+    ValueError or TypeError for other shapes, dtypes or indices; NotImplementedError for other devices.
+
+    >>> index = SparseIndex.of(2, torch.tensor([[0, 1]]), torch.tensor([1], dtype=torch.int32))
+    >>> sparse_linear(torch.tensor([[[3.0, 4.0]]]), torch.tensor([2.0]), None, index)
+    tensor([[[8.]]])
+    """
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x, values = x.to(dtype), values.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return _SparseLinear.apply(
+            x,
+            values,
+            bias,
+            index.row_start,
+            index.column,
+            index.column_start,
+            index.row,
+            index.slot,
+            relu,
+            capture,
+        )
+    return torch.ops.toykern.sparse_linear_forward(x, values, bias, index.row_start, index.column, relu)
+
+
+def by_column(values: torch.Tensor, index: SparseIndex, transposed: SparseIndex) -> torch.Tensor:
+    """The values in the order of the transposed matrix's slots, differentiable; slack may hold anything.
+
+    >>> index = SparseIndex.of(2, torch.tensor([[0, 2, 3]]), torch.tensor([0, 1, 0], dtype=torch.int32))
+    >>> by_column(torch.tensor([1.0, 2.0, 3.0]), index, index.transposed())
+    tensor([1., 3., 2.])
+    """
+    return _Reordered.apply(values, index.slot, transposed.slot, index.row_start.shape[0])
+
+
+class _Reordered(torch.autograd.Function):
+    """to[i] = values[slot[i]] within each model; its gradient comes back through the inverse."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: torch.Tensor, slot: torch.Tensor, place: torch.Tensor, n_models: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(place)
+        ctx.n_models = n_models
+        return _taken(values, slot, n_models)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (place,) = ctx.saved_tensors
+        return _taken(gradient, place, ctx.n_models), None, None, None
+
+
+def _taken(values: torch.Tensor, slot: torch.Tensor, n_models: int) -> torch.Tensor:
+    if n_models == 1:
+        return values.index_select(0, slot)
+    return values.reshape(n_models, -1).gather(1, slot.reshape(n_models, -1).long()).reshape(-1)
+
+
+class _SparseLinear(torch.autograd.Function):
+    """The gradients; a second derivative is refused."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor | None,
+        row_start: torch.Tensor,
+        column: torch.Tensor,
+        column_start: torch.Tensor,
+        row: torch.Tensor,
+        slot: torch.Tensor,
+        relu: bool,
+        capture: int,
+    ) -> torch.Tensor:
+        y = torch.ops.toykern.sparse_linear_forward(x, values, bias, row_start, column, relu)
+        ctx.save_for_backward(x, values, y if relu else None, row_start, column, column_start, row, slot)
+        ctx.relu, ctx.capture = relu, capture
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, values, y, row_start, column, column_start, row, slot = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        made = torch.ops.toykern.sparse_linear_backward(
+            dy,
+            x,
+            values,
+            y,
+            row_start,
+            column,
+            column_start,
+            row,
+            slot,
+            ctx.relu,
+            wanted,
+            ctx.capture,
+        )
+        return (*(g if want else None for g, want in zip(made, wanted, strict=True)), *[None] * 7)
+
+
+# --- shapes -----------------------------------------------------------------------------------------------
+
+
+def _check_rows(row_start: torch.Tensor, column: torch.Tensor) -> tuple[int, int]:
+    """(n_models, out_features); ValueError or TypeError where the two cannot be a topology."""
+    if (
+        row_start.dtype != torch.int64
+        or row_start.ndim != 2
+        or row_start.shape[0] < 1
+        or row_start.shape[1] < 2
+    ):
+        raise ValueError(
+            "row_start must be an int64 tensor of shape [n_models, out_features + 1], "
+            f"not {describe(row_start)}"
+        )
+    n_models, out_features = row_start.shape[0], row_start.shape[1] - 1
+    if column.dtype != torch.int32 or column.ndim != 1 or column.shape[0] % n_models:
+        raise ValueError(
+            f"column must be an int32 tensor of shape [n_models · capacity] with n_models = {n_models}, "
+            f"not {describe(column)}"
+        )
+    return n_models, out_features
+
+
+def _check_forward(
+    x: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    row_start: torch.Tensor,
+    column: torch.Tensor,
+) -> tuple[int, int]:
+    """(n_models, out_features), after everything that can be seen without looking at the numbers."""
+    n_models, out_features = _check_rows(row_start, column)
+    if x.dtype not in SCALARS:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in SCALARS)
+        raise TypeError(f"x must be of one of the dtypes {allowed}, not {describe(x)}")
+    if x.ndim != 3 or x.shape[0] not in (1, n_models) or x.shape[2] < 1:
+        raise ValueError(
+            f"x must have the shape [n_models, batch, in_features] with n_models = {n_models} (or 1), "
+            f"not {list(x.shape)}"
+        )
+    if values.shape != column.shape:
+        raise ValueError(
+            f"values must have one entry for each slot, {list(column.shape)}, not {list(values.shape)}"
+        )
+    if bias is not None and list(bias.shape) != [n_models, out_features]:
+        raise ValueError(
+            f"bias must have the shape [n_models, out_features] = [{n_models}, {out_features}], "
+            f"not {list(bias.shape)}"
+        )
+    for name, tensor in (("values", values), ("bias", bias)):
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, not {tensor.dtype}")
+    for name, tensor in (("values", values), ("bias", bias), ("row_start", row_start), ("column", column)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, not {tensor.device}")
+    return n_models, out_features
+
+
+def _check_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    row_start: torch.Tensor,
+    column: torch.Tensor,
+    column_start: torch.Tensor,
+    row: torch.Tensor,
+    slot: torch.Tensor,
+    relu: bool,
+) -> None:
+    """What backward is given beside forward's inputs."""
+    n_models, out_features = row_start.shape[0], row_start.shape[1] - 1
+    shape = [n_models, x.shape[1], out_features]
+    for name, tensor in (("dy", dy), ("y", y)):
+        if tensor is not None and (list(tensor.shape) != shape or tensor.dtype != x.dtype):
+            raise ValueError(f"{name} must be a {x.dtype} tensor of shape {shape}, not {describe(tensor)}")
+    if relu and y is None:
+        raise ValueError("y must be given where relu is True: the derivative of ReLU is read from it")
+    if column_start.dtype != torch.int64 or list(column_start.shape) != [n_models, x.shape[2] + 1]:
+        raise ValueError(
+            f"column_start must be an int64 tensor of shape {[n_models, x.shape[2] + 1]}, "
+            f"not {describe(column_start)}"
+        )
+    for name, tensor in (("row", row), ("slot", slot)):
+        if tensor.dtype != torch.int32 or tensor.shape != column.shape:
+            raise ValueError(
+                f"{name} must be an int32 tensor of shape {list(column.shape)}, not {describe(tensor)}"
+            )
+    for name, tensor in (("dy", dy), ("column_start", column_start), ("row", row), ("slot", slot)):
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, not {tensor.device}")
+
+
+# --- the CPU ----------------------------------------------------------------------------------------------
+
+
+def _params(
+    x: torch.Tensor, values: torch.Tensor, row_start: torch.Tensor, column: torch.Tensor, relu: bool
+) -> Any:
+    """The kernels' parameters; what they point to must outlive the call. All tensors contiguous."""
+    n_models, batch, in_features = row_start.shape[0], x.shape[1], x.shape[2]
+    p = _native.SparseLinearParams(
+        n_models,
+        row_start.shape[1] - 1,
+        in_features,
+        column.shape[0] // n_models,
+        batch,
+        SCALARS[x.dtype],
+        kernel_threads(),
+    )
+    p.x_model_stride = batch * in_features if x.shape[0] == n_models else 0
+    p.x, p.values, p.relu = x.data_ptr(), values.data_ptr(), relu
+    p.row_start, p.column = row_start.data_ptr(), column.data_ptr()
+    return p
+
+
+def _forward_cpu(
+    x: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    row_start: torch.Tensor,
+    column: torch.Tensor,
+    relu: bool,
+) -> torch.Tensor:
+    n_models, out_features = _check_forward(x, values, bias, row_start, column)
+    x, values, row_start, column = (t.contiguous() for t in (x, values, row_start, column))
+    bias = None if bias is None else bias.contiguous()
+    y = x.new_empty(n_models, x.shape[1], out_features)
+    p = _params(x, values, row_start, column, relu)
+    p.bias = 0 if bias is None else bias.data_ptr()
+    p.y = y.data_ptr()
+    _native.sparse_linear_forward(p)
+    return y
+
+
+def _backward_cpu(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    values: torch.Tensor,
+    y: torch.Tensor | None,
+    row_start: torch.Tensor,
+    column: torch.Tensor,
+    column_start: torch.Tensor,
+    row: torch.Tensor,
+    slot: torch.Tensor,
+    relu: bool,
+    wanted: list[bool],
+    capture: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    n_models, out_features = _check_forward(x, values, None, row_start, column)
+    _check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
+    dy, x, values, row_start, column = (t.contiguous() for t in (dy, x, values, row_start, column))
+    column_start, row, slot = (t.contiguous() for t in (column_start, row, slot))
+    y = y.contiguous() if y is not None and relu else None
+    want_x, want_values, want_bias = wanted
+    dx = x.new_empty(n_models, *x.shape[1:]) if want_x else x.new_empty(0)
+    dvalues = torch.empty_like(values) if want_values else values.new_empty(0)
+    dbias = x.new_empty(n_models, out_features) if want_bias else x.new_empty(0)
+    p = _params(x, values, row_start, column, relu)
+    p.column_start, p.row, p.slot = column_start.data_ptr(), row.data_ptr(), slot.data_ptr()
+    p.dy, p.y = dy.data_ptr(), 0 if y is None else y.data_ptr()
+    p.dx = dx.data_ptr() if want_x else 0
+    p.dvalues = dvalues.data_ptr() if want_values else 0
+    p.dbias = dbias.data_ptr() if want_bias else 0
+    _native.sparse_linear_backward(p)
+    collector = _CAPTURES.get(capture)
+    if collector is not None:
+        collector.passes.append((x.detach(), dy.detach() if y is None else torch.where(y == 0, 0, dy)))
+    if want_x and x.shape[0] != n_models:  # one batch served all models
+        dx = dx.sum(dim=0, keepdim=True)
+    return dx, dvalues, dbias
+
+
+def _no_kernels(device: torch.device) -> NotImplementedError:
+    return NotImplementedError(
+        f"sparse layers have no kernels for the device {str(device)!r} in this version; "
+        "use layer.cpu() and tensors on the CPU"
+    )
+
+
+def _refuse(x: torch.Tensor, *_others: Any) -> Any:
+    raise _no_kernels(x.device)
+
+
+_LIBRARY.impl("sparse_linear_forward", _forward_cpu, "CPU")
+_LIBRARY.impl("sparse_linear_backward", _backward_cpu, "CPU")
+_LIBRARY.impl("sparse_linear_forward", _refuse, "CUDA")
+_LIBRARY.impl("sparse_linear_backward", _refuse, "CUDA")
+
+
+# --- shapes without numbers, for torch.compile ------------------------------------------------------------
+
+
+def _forward_fake(
+    x: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    row_start: torch.Tensor,
+    column: torch.Tensor,
+    relu: bool,
+) -> torch.Tensor:
+    n_models, out_features = _check_forward(x, values, bias, row_start, column)
+    return x.new_empty(n_models, x.shape[1], out_features)
+
+
+def _backward_fake(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    values: torch.Tensor,
+    y: torch.Tensor | None,
+    row_start: torch.Tensor,
+    column: torch.Tensor,
+    column_start: torch.Tensor,
+    row: torch.Tensor,
+    slot: torch.Tensor,
+    relu: bool,
+    wanted: list[bool],
+    capture: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    n_models, out_features = _check_forward(x, values, None, row_start, column)
+    _check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
+    dx = x.new_empty(x.shape if wanted[0] else [0])
+    dvalues = values.new_empty(values.shape if wanted[1] else [0])
+    dbias = x.new_empty([n_models, out_features] if wanted[2] else [0])
+    return dx, dvalues, dbias
+
+
+torch.library.register_fake("toykern::sparse_linear_forward", _forward_fake)
+torch.library.register_fake("toykern::sparse_linear_backward", _backward_fake)
