@@ -17,7 +17,7 @@ from toykern.sparse.topology import Topology
 
 
 class SparseTiedAutoencoder(SparseWeights):
-    """`n_models` autoencoders out = g(Wᵀ f(W x) + b) with a sparse W `[n_hidden, n_features]`, used both ways.
+    """`n_models` autoencoders out = g(Wᵀ f(W x) + b) with a sparse W `[n_hidden, n_features]` used twice.
 
     Args:
         n_features, n_hidden, n_models: the shape.
@@ -158,7 +158,8 @@ class SparseTiedAutoencoder(SparseWeights):
         text = f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
         return (
             f"n_features={self.n_features}, n_hidden={self.n_hidden}, n_models={self.n_models}, "
-            f"density={text}, hidden_activation={self.hidden_activation!r}, output_activation={self.output_activation!r}, "
+            f"density={text}, hidden_activation={self.hidden_activation!r}, "
+            f"output_activation={self.output_activation!r}, "
             f"bias={self.bias is not None}"
         )
 
