@@ -27,6 +27,7 @@ except ImportError as _error:
         raise AttributeError(f"module 'toykern' has no attribute {name!r}")
 
 else:
+    from toykern import sparse
     from toykern.data import Anticorrelated, Correlated, SparseFeatures
     from toykern.evaluate import evaluate
     from toykern.fit import fit, log_spaced_steps
@@ -35,26 +36,48 @@ else:
     from toykern.optim import SGD, Adam, AdamW
     from toykern.run import Run
     from toykern.schedule import WarmupCosine
+    from toykern.sparse import (
+        GSE,
+        SET,
+        SNFS,
+        GradualMagnitude,
+        LotteryTicket,
+        PruneAndGrow,
+        RigL,
+        SRigL,
+        Static,
+        Topology,
+    )
     from toykern.store import StoreError
     from toykern.sweep import Sweep, open_sweep, sweep
 
     __version__: str = _build_info()["version"]
 
 __all__ = [
+    "GSE",
+    "SET",
     "SGD",
+    "SNFS",
     "Adam",
     "AdamW",
     "Anticorrelated",
     "Autoencoder",
     "Correlated",
+    "GradualMagnitude",
     "Grid",
+    "LotteryTicket",
+    "PruneAndGrow",
+    "RigL",
     "Run",
+    "SRigL",
     "SparseFeatures",
     "SparseLinear",
     "SparseTiedAutoencoder",
+    "Static",
     "StoreError",
     "Sweep",
     "TiedAutoencoder",
+    "Topology",
     "WarmupCosine",
     "evaluate",
     "fit",
@@ -63,5 +86,6 @@ __all__ = [
     "metrics",
     "open_sweep",
     "plot",
+    "sparse",
     "sweep",
 ]

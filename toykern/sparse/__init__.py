@@ -1,5 +1,53 @@
-"""Sparse layers' topologies: which connections exist, and how they change while a network trains."""
+"""Sparse layers' topologies: which connections exist, and how they change while a network trains.
 
+| module | what is in it |
+|---|---|
+| `topology` | the connections of a stack of layers, made, compared and changed |
+| `recipe`, `fan_in`, `gradual`, `lottery`, `named` | how they change: recipes, and the algorithms by name |
+| `prune`, `grow`, `schedules` | the parts that recipes are composed of |
+| `attached`, `layer`, `optimizer_state`, `distributed`, `report` | a recipe at work on a model |
+| `draws`, `selection` | random choices from counters; largest scores with ties by index |
+"""
+
+from toykern.sparse.attached import AttachedTopology
+from toykern.sparse.fan_in import ConstantFanIn
+from toykern.sparse.gradual import GradualMagnitude
+from toykern.sparse.grow import DenseGradient, GrowCriterion, MomentumGrowth, RandomGrowth, SampledGradient
+from toykern.sparse.layer import AttachedLayer, SparseLayer
+from toykern.sparse.lottery import LotteryTicket
+from toykern.sparse.named import GSE, SET, SNFS, RigL, SRigL, Static
+from toykern.sparse.prune import Magnitude, PruneCriterion, RandomPrune, Sensitivity
+from toykern.sparse.recipe import Change, PruneAndGrow, Recipe
+from toykern.sparse.report import LayerReport, Update
 from toykern.sparse.topology import Places, Topology
 
-__all__ = ["Places", "Topology"]
+__all__ = [
+    "GSE",
+    "SET",
+    "SNFS",
+    "AttachedLayer",
+    "AttachedTopology",
+    "Change",
+    "ConstantFanIn",
+    "DenseGradient",
+    "GradualMagnitude",
+    "GrowCriterion",
+    "LayerReport",
+    "LotteryTicket",
+    "Magnitude",
+    "MomentumGrowth",
+    "Places",
+    "PruneAndGrow",
+    "PruneCriterion",
+    "RandomGrowth",
+    "RandomPrune",
+    "Recipe",
+    "RigL",
+    "SRigL",
+    "SampledGradient",
+    "Sensitivity",
+    "SparseLayer",
+    "Static",
+    "Topology",
+    "Update",
+]

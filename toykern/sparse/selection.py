@@ -37,3 +37,50 @@ def largest(score: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 def _above(score: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """Where a score comes after the threshold in the order of torch.sort, NaN last."""
     return (score > threshold) | (score.isnan() & ~threshold.isnan())
+
+
+def largest_of_groups(score: torch.Tensor, group: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """`largest` where the groups have different sizes: `score` and `group` `[n]`, result bool `[n]`.
+
+    `group` is int64 below len(counts), in any order; a group smaller than its count is chosen whole.
+
+    >>> score, group = torch.tensor([1.0, 5.0, 2.0, 2.0]), torch.tensor([0, 1, 0, 0])
+    >>> largest_of_groups(score, group, torch.tensor([1, 1])).tolist()
+    [False, True, True, False]
+    """
+    by_score = torch.sort(score, descending=True, stable=True).indices
+    order = by_score[torch.sort(group[by_score], stable=True).indices]
+    sizes = torch.bincount(group, minlength=len(counts))
+    start = sizes.cumsum(0) - sizes
+    rank = torch.arange(len(score), device=score.device) - start[group[order]]
+    chosen = torch.zeros_like(score, dtype=torch.bool)
+    chosen[order] = rank < counts.to(score.device)[group[order]]
+    return chosen
+
+
+def shared_out(total: torch.Tensor, share: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """`total[k]` whole things dealt to the columns of row k in proportion to `share`.
+
+    `total` int64 `[rows]`; `share` float64 ≥ 0 and `room` int64 `[rows, columns]`, room being the most that a
+    column takes; returns int64 `[rows, columns]`. What exceeds the room of one column is dealt to the others
+    in the same way; where no column with room has a share, by room. Fractions go to the largest remainders,
+    the first column of equal ones. Less than the total is dealt only where there is not room for it.
+
+    >>> shared_out(torch.tensor([10]), torch.tensor([[3.0, 1.0]]).double(), torch.tensor([[6, 9]])).tolist()
+    [[6, 4]]
+    """
+    dealt = torch.zeros_like(room)
+    while True:
+        left = torch.minimum(total - dealt.sum(dim=1), (room - dealt).sum(dim=1))
+        if not bool((left > 0).any()):
+            return dealt
+        open_share = torch.where(room > dealt, share, 0.0)
+        weight = torch.where((open_share.sum(dim=1) > 0)[:, None], open_share, (room - dealt).double())
+        weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        wanted = weight * left[:, None]
+        whole = wanted.floor().long()
+        missing = left - whole.sum(dim=1)
+        remainder = torch.where((room > dealt) & (weight > 0), wanted - whole, -1.0)
+        rank = torch.sort(remainder, dim=1, descending=True, stable=True).indices.argsort(dim=1)
+        whole += (rank < missing[:, None]) & (remainder >= 0)
+        dealt += torch.minimum(whole, room - dealt)

@@ -1,0 +1,303 @@
+"""A recipe at work: counts steps, asks the recipe for changes, applies them to layers and optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import distributed, nn
+
+from toykern.data.philox import half_normal
+from toykern.errors import check_choice, describe
+from toykern.sparse.distributed import Ranks, fingerprint
+from toykern.sparse.draws import words64
+from toykern.sparse.layer import AttachedLayer, SparseLayer
+from toykern.sparse.optimizer_state import as_optimizers, check_held, move, state_of
+from toykern.sparse.recipe import Change, Recipe
+from toykern.sparse.report import QUANTITIES, LayerReport, Update, plot_history, report_of
+from toykern.sparse.topology import Topology
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_STATE_VERSION = 1
+
+
+class AttachedTopology:
+    """A recipe attached to a model and its optimiser; made by `recipe.attach(model, optimizer)`.
+
+    Call `step()` once after every `optimizer.step()`, before the gradients are zeroed.
+
+    Attributes:
+        recipe: what it follows.
+        steps: how often `step` was called; updates: how often the topology changed.
+        history: an `Update` for each change, in order.
+        layers: the sparse layers, by name.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        optimizer: Any,
+        process_group: distributed.ProcessGroup | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, not {describe(model)}")
+        self.recipe = recipe
+        self.model = model
+        self.optimizers = as_optimizers(optimizer)
+        ranks = Ranks(process_group)
+        self._ranks = ranks
+        found = [(name, module) for name, module in model.named_modules() if isinstance(module, SparseLayer)]
+        if not found:
+            raise ValueError(
+                f"model has no sparse layer: {type(model).__name__} holds no tk.SparseLinear; "
+                "tk.sparsify(model, density) makes them of its Linears"
+            )
+        for name, module in found:
+            check_held(self.optimizers, module.values, name)
+        layers = [
+            AttachedLayer(name, number, module, recipe.seed, recipe.track_explored, ranks.average)
+            for number, (name, module) in enumerate(found)
+        ]
+        recipe.check(layers)
+        ranks.check_same([layer.topology for layer in layers], "when the recipe is attached")
+        self._layers = layers
+        self.steps = 0
+        self.updates = 0
+        self.history: list[Update] = []
+        self.memory: dict[str, Any] = {}  # what recipes keep for the model as a whole
+        self._expected: int | None = None  # fingerprint of the topology that belongs to a loaded state
+        self._set_capture()
+        recipe.attached_to(self)
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The sparse layers by name."""
+        return {layer.name: layer.module for layer in self._layers}
+
+    @property
+    def attached_layers(self) -> list[AttachedLayer]:
+        """The sparse layers with what is kept beside them."""
+        return self._layers
+
+    def step(self) -> Update | None:
+        """Count a step, and change the topology if it is time; the `Update`, or None.
+
+        RuntimeError where gradients are needed and there are none; ValueError where an optimiser keeps
+        something that cannot follow its connections. Nothing is changed then, not even the count.
+        """
+        self._check_loaded()
+        step, number = self.steps + 1, self.updates + 1
+        memories = [dict(layer.memory) for layer in self._layers]
+        try:
+            if self.recipe.observes(step):
+                for layer in self._layers:
+                    self.recipe.observe(layer, step, number)
+            update = None
+            if self.recipe.is_update(step):
+                changes = self.recipe.plan(self._layers, step, number)
+                prepared = [
+                    self._prepare(layer, change) for layer, change in zip(self._layers, changes, strict=True)
+                ]
+        except BaseException:
+            for layer, memory in zip(self._layers, memories, strict=True):
+                layer.memory = memory
+            raise
+        self.steps = step
+        if self.recipe.is_update(step):
+            reports = {layer.name: apply() for layer, apply in zip(self._layers, prepared, strict=True)}
+            self.updates = number
+            rewound_to = self.recipe.finished(self, step, True)
+            update = Update(step, number, self.recipe.fraction(step), reports, rewound_to)
+            self.history.append(update)
+            self._ranks.check_same(
+                [layer.topology for layer in self._layers], f"after the update at step {step}"
+            )
+        else:
+            self.recipe.finished(self, step, False)
+        self._set_capture()
+        return update
+
+    def plot(self, quantity: str = "explored", ax: Axes | None = None) -> Axes:
+        """Draw a quantity of `LayerReport` against the step, a line for each layer (the mean of its models).
+
+        `quantity` is "explored", "density", "active_neurons", "active_inputs", "dropped", "grown" or
+        "connections"; `ax` a matplotlib Axes, None for a new figure.
+        """
+        check_choice("quantity", quantity, QUANTITIES)
+        return plot_history(self.history, quantity, ax)
+
+    # --- checkpoints --------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs beside the model's and the optimiser's own: counts, what the criteria
+        have gathered, what was explored, the history. Random choices are a function of the seed and the
+        number of the update, so they need no state. Tensors are copies."""
+        return {
+            "version": _STATE_VERSION,
+            "recipe": type(self.recipe).__name__,
+            "steps": self.steps,
+            "updates": self.updates,
+            "fingerprint": fingerprint([layer.topology for layer in self._layers]),
+            "layers": {layer.name: _layer_state(layer) for layer in self._layers},
+            "history": [update.state() for update in self.history],
+            "memory": _copied(self.memory),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`. Load the model's and the optimiser's state too, in any order.
+
+        ValueError if the state is of another recipe or other layers; this object is left as it was. At the
+        next `step()`, RuntimeError if the model's topology is not the one that the state belongs to.
+        """
+        if not isinstance(state, dict) or state.get("version") != _STATE_VERSION:
+            raise ValueError(
+                f"state must come from state_dict() of an attached recipe, not {describe(state)}"
+            )
+        if state["recipe"] != type(self.recipe).__name__:
+            raise ValueError(
+                f"state is of {state['recipe']}, and this recipe is {type(self.recipe).__name__}"
+            )
+        names = [layer.name for layer in self._layers]
+        if list(state["layers"]) != names:
+            raise ValueError(f"state is of the layers {list(state['layers'])}, and the model has {names}")
+        for layer in self._layers:
+            _check_layer_state(layer, state["layers"][layer.name])
+        for layer in self._layers:
+            saved = _copied(state["layers"][layer.name])
+            device = layer.topology.device
+            layer.budget = saved["budget"].to(device)
+            layer.memory = {name: tensor.to(device) for name, tensor in saved["memory"].items()}
+            layer.slot_memory = {name: tensor.to(device) for name, tensor in saved["slot_memory"].items()}
+            if layer.explored is not None:
+                layer.explored = saved["explored"].to(device)
+        self.steps, self.updates = int(state["steps"]), int(state["updates"])
+        self.history = [Update.from_state(update) for update in state["history"]]
+        self.memory = _copied(state["memory"])
+        self._expected = int(state["fingerprint"])
+        self._set_capture()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.recipe!r}, layers={len(self._layers)}, steps={self.steps}, "
+            f"updates={self.updates})"
+        )
+
+    # --- the change ---------------------------------------------------------------------------------------
+
+    def _prepare(self, layer: AttachedLayer, change: Change) -> Callable[[], LayerReport]:
+        """All of a layer's change that can fail; the result applies it and reports on it."""
+        old = layer.topology
+        drop, grow = _without_returning(old, change)
+        positions = old.in_features * old.out_features
+        row = grow // old.in_features
+        places = (grow // positions, row % old.out_features, grow % old.in_features)
+        new, old_slot = old.with_changes(drop, places)
+        states = state_of(self.optimizers, layer.module.values, layer.name)
+        dropped = layer.per_model(drop & old.occupied()).sum(dim=1)
+        grown = torch.bincount(places[0], minlength=old.n_models)
+        values = self._grown_values(layer, new)
+
+        def apply() -> LayerReport:
+            for state in states:
+                move(state, old_slot)
+            layer.module.set_topology(new, old_slot, values)
+            for kept in layer.slot_memory.values():
+                move(kept, old_slot)
+            if layer.explored is not None:
+                layer.explored[grow] = True
+            return report_of(layer, dropped, grown)
+
+        return apply
+
+    def _grown_values(self, layer: AttachedLayer, new: Topology) -> torch.Tensor | float:
+        """What grown connections start from: 0, or normal draws for every slot (0 in the slack)."""
+        if self.recipe.grown_std == 0:
+            return 0.0
+        words = words64(
+            layer.seeds,
+            np.zeros(new.n_models, dtype=np.int64),
+            new.capacity,
+            purpose="value",
+            layer=layer.number,
+            step=self.updates + 1,
+        )
+        upper = (words >> np.uint64(32)).astype(np.uint32)
+        size = half_normal(upper) * np.float32(self.recipe.grown_std)
+        draws = np.where(upper & np.uint32(1), -size, size).reshape(-1)
+        values = torch.from_numpy(draws).to(layer.module.values)
+        return torch.where(new.occupied(), values, 0)
+
+    def _set_capture(self) -> None:
+        needed = self.recipe.observes(self.steps + 1)
+        for layer in self._layers:
+            layer.module.capture_gradient(needed)
+
+    def _check_loaded(self) -> None:
+        if self._expected is None:
+            return
+        if fingerprint([layer.topology for layer in self._layers]) != self._expected:
+            raise RuntimeError(
+                "the model's topology is not the one that the loaded state belongs to: load the model's "
+                "state_dict of the same checkpoint too"
+            )
+        self._expected = None
+
+
+def _without_returning(topology: Topology, change: Change) -> tuple[torch.Tensor, torch.Tensor]:
+    """The change without the connections that would go and come back: they stay as they are."""
+    drop = change.drop & topology.occupied()
+    slot = drop.nonzero()[:, 0]
+    if len(slot) == 0 or len(change.grow) == 0:
+        return drop, change.grow
+    positions = topology.in_features * topology.out_features
+    model = slot // topology.capacity
+    key = model * positions + topology.row[slot] * topology.in_features + topology.column[slot]
+    at = torch.searchsorted(change.grow, key).clamp(max=len(change.grow) - 1)
+    back = change.grow[at] == key
+    fresh = torch.ones_like(change.grow, dtype=torch.bool)
+    fresh[at[back]] = False
+    drop = drop.clone()
+    drop[slot[back]] = False
+    return drop, change.grow[fresh]
+
+
+def _layer_state(layer: AttachedLayer) -> dict[str, Any]:
+    state: dict[str, Any] = {
+        "budget": layer.budget,
+        "memory": layer.memory,
+        "slot_memory": layer.slot_memory,
+        "explored": layer.explored,
+    }
+    return _copied(state)
+
+
+def _check_layer_state(layer: AttachedLayer, saved: dict[str, Any]) -> None:
+    """ValueError unless the saved state is of a layer of this shape."""
+    topology = layer.topology
+    positions = topology.n_models * topology.in_features * topology.out_features
+    if saved["budget"].shape != layer.budget.shape:
+        raise ValueError(
+            f"state of {layer.name!r} is of {len(saved['budget'])} models, not {topology.n_models}"
+        )
+    if (saved["explored"] is None) != (layer.explored is None):
+        raise ValueError("state and recipe differ in track_explored")
+    if saved["explored"] is not None and saved["explored"].numel() != positions:
+        raise ValueError(
+            f"state of {layer.name!r} is of {saved['explored'].numel()} positions, not {positions}"
+        )
+
+
+def _copied(value: Any) -> Any:
+    """Nested dicts and lists with their tensors copied."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(part) for part in value)
+    return value

@@ -1,0 +1,203 @@
+"""Which connections to grow: places without one, with a score of which the highest are taken.
+
+A criterion is an object with the methods of `GrowCriterion`. `observe` is called on the steps for which
+`window` asks, after the backward pass; what it keeps is in `layer.memory`, and so in checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from toykern.errors import check_number
+from toykern.sparse.draws import distinct, free_numbers
+from toykern.sparse.layer import AttachedLayer
+from toykern.sparse.selection import largest, largest_of_groups
+
+
+class GrowCriterion(Protocol):
+    """What a recipe asks of a grow criterion."""
+
+    window: str
+    """When to observe: "never", "update" (the steps up to an update, as many as the recipe accumulates) or
+    "always"."""
+    grows_dropped: bool
+    """Whether a connection dropped in an update may be grown in the same one."""
+
+    def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
+        """Take in the gradient of the last backward pass; `first` begins a new sum of a window.
+
+        Must not change tensors in `layer.memory` in place, but put new ones there.
+        """
+
+    def propose(
+        self, layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The best free places of every group: (key, score), keys ascending.
+
+        `taken` are the ascending keys of the places not to be had. Groups are the models, or with `by_row`
+        the rows (model · out + row) of all; `counts` is int64 `[groups]`, how many at most. No score: None.
+        """
+
+    def connected(self, layer: AttachedLayer) -> torch.Tensor | None:
+        """The score at the connections there are, `[n_models · capacity]`, for redistribution; or None."""
+
+
+@dataclass(frozen=True)
+class RandomGrowth:
+    """Places at random, all equally likely (SET; Mocanu et al. 2018)."""
+
+    window = "never"
+    grows_dropped = True
+
+    def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
+        """Nothing."""
+
+    def propose(
+        self, layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool, number: int
+    ) -> tuple[torch.Tensor, None]:
+        """`counts` free places of each group at random, without scores."""
+        return random_places(layer, taken, counts, by_row, "grow", number), None
+
+    def connected(self, layer: AttachedLayer) -> None:
+        """None: a draw has no score."""
+
+
+@dataclass(frozen=True)
+class DenseGradient:
+    """The largest |∂L/∂W| among places without a connection (RigL; Evci et al. 2020, §3 (3))."""
+
+    window = "update"
+    grows_dropped = True
+
+    def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
+        """Add the gradient at all positions to the window's sum."""
+        gradient = layer.dense_gradient()
+        layer.memory["gradient"] = gradient if first else layer.memory["gradient"] + gradient
+
+    def score(self, layer: AttachedLayer) -> torch.Tensor:
+        """|sum of the gradients| over ranks and the window, flat `[n_models · out · in]`."""
+        return layer.reduce(layer.memory["gradient"].clone()).abs_()
+
+    def propose(
+        self, layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The largest scores of each group."""
+        return best_of_dense(layer, self.score(layer), taken, counts, by_row)
+
+    def connected(self, layer: AttachedLayer) -> torch.Tensor:
+        """|gradient| at the connections there are."""
+        return at_connections(layer, self.score(layer))
+
+
+@dataclass(frozen=True)
+class MomentumGrowth(DenseGradient):
+    """The largest |exponentially smoothed gradient|, M ← decay·M + (1 − decay)·∂L/∂W at every step (SNFS;
+    Dettmers & Zettlemoyer 2019, §3.1). Costs a dense gradient and its memory at every step."""
+
+    decay: float = 0.9
+    window = "always"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decay", check_number("decay", self.decay, minimum=0.0, below=1.0))
+
+    def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
+        """Smooth the gradient at all positions."""
+        gradient = layer.dense_gradient()
+        before = layer.memory.get("gradient")
+        smoothed = gradient * (1 - self.decay)
+        layer.memory["gradient"] = smoothed if before is None else smoothed + self.decay * before
+
+
+@dataclass(frozen=True)
+class SampledGradient:
+    """The largest |∂L/∂W| among places drawn at random (GSE; Heddes et al. 2024, Algorithm 1).
+
+    `ratio` · connections places without a connection are drawn for each model, all equally likely (the
+    paper's γ and its uniform distribution), and the gradient is found there alone: no dense one exists.
+    """
+
+    ratio: float = 1.0
+    window = "update"
+    grows_dropped = False  # candidates are drawn among what had no connection before the update
+
+    def __post_init__(self) -> None:
+        ratio = check_number("ratio", self.ratio, minimum=0.0)
+        if ratio == 0:
+            raise ValueError("ratio must be above 0, not 0.0")
+        object.__setattr__(self, "ratio", ratio)
+
+    def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
+        """Draw the candidates (`first`), and add the gradient there to the window's sum."""
+        topology = layer.topology
+        if first:
+            wanted = (self.ratio * topology.n_connections.double()).ceil().long()
+            counts = wanted.minimum(layer.free_positions())
+            key = random_places(layer, topology.keys(), counts, False, "candidates", number)
+            layer.memory["candidates"] = key
+            layer.memory["gradient"] = layer.gradient_at(key)
+        else:
+            gradient = layer.gradient_at(layer.memory["candidates"])
+            layer.memory["gradient"] = layer.memory["gradient"] + gradient
+
+    def propose(
+        self, layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The largest scores of each group among the candidates."""
+        topology = layer.topology
+        key = layer.memory["candidates"]
+        score = layer.reduce(layer.memory["gradient"].clone()).abs_()
+        group = key // (topology.in_features * (1 if by_row else topology.out_features))
+        chosen = largest_of_groups(score, group, counts)
+        return key[chosen], score[chosen]
+
+    def connected(self, layer: AttachedLayer) -> torch.Tensor:
+        """|gradient| of the values in the last backward pass."""
+        return layer.reduce(layer.value_gradient().clone()).abs_()
+
+
+def random_places(
+    layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool, purpose: str, number: int
+) -> torch.Tensor:
+    """`counts[group]` keys at random that are not in `taken` (ascending), ascending, int64."""
+    topology = layer.topology
+    size = topology.in_features * (1 if by_row else topology.out_features)
+    rows = topology.out_features if by_row else 1
+    groups = topology.n_models * rows
+    used = taken.cpu().numpy()
+    used_group = used // size
+    free = size - np.bincount(used_group, minlength=groups)
+    group, rank = distinct(
+        free,
+        np.minimum(counts.cpu().numpy(), free),
+        np.repeat(layer.seeds, rows),
+        np.tile(np.arange(rows), topology.n_models),
+        purpose=purpose,
+        layer=layer.number,
+        step=number,
+    )
+    place = free_numbers(group, rank, used_group, used - used_group * size, groups)
+    return torch.from_numpy(group * size + place).to(topology.device)
+
+
+def best_of_dense(
+    layer: AttachedLayer, score: torch.Tensor, taken: torch.Tensor, counts: torch.Tensor, by_row: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best places of each group by a score at all positions (which is overwritten): (key, score)."""
+    topology = layer.topology
+    size = topology.in_features * (1 if by_row else topology.out_features)
+    free = size - torch.bincount(taken // size, minlength=score.numel() // size)
+    score[taken] = -torch.inf
+    key = largest(score.reshape(-1, size), counts.minimum(free)).reshape(-1).nonzero()[:, 0]
+    return key, score[key]
+
+
+def at_connections(layer: AttachedLayer, score: torch.Tensor) -> torch.Tensor:
+    """A score at all positions, at the slots of the layer: `[n_models · capacity]`, 0 in the slack."""
+    topology = layer.topology
+    slots: Any = torch.zeros(len(topology.column), dtype=score.dtype, device=score.device)
+    slots[topology.occupied_slots()] = score[topology.keys()]
+    return slots

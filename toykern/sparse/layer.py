@@ -1,0 +1,126 @@
+"""What a topology recipe needs of a sparse layer, and what it keeps beside each one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import nn
+
+from toykern.broadcast import broadcast_seed
+from toykern.sparse.topology import Topology
+
+
+@runtime_checkable
+class SparseLayer(Protocol):
+    """A module with `values` at the connections of a `topology`: `toykern.SparseLinear`, or one's own.
+
+    `values` is a 1-d Parameter `[n_models · capacity]`, 0 in the slack, and stays the same object for the
+    life of the layer.
+    """
+
+    values: nn.Parameter
+
+    @property
+    def topology(self) -> Topology:
+        """The connections."""
+
+    def set_topology(self, topology: Topology, old_slot: torch.Tensor, grown: Any = 0.0) -> None:
+        """Take the new connections; values and their gradient follow `old_slot`.
+
+        `old_slot` is what `Topology.with_changes` gives. New connections have the value `grown`, a number or
+        `[n_models · capacity]`, and the gradient 0.
+        """
+
+    def capture_gradient(self, enabled: bool) -> None:
+        """Whether coming passes keep what the two methods below need."""
+
+    def dense_gradient(self) -> torch.Tensor:
+        """∂loss/∂W of the last backward pass at all positions, `[n_models, out_features, in_features]`."""
+
+    def gradient_at(self, model: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """The same at some positions, each int64 `[n]`: `[n]`."""
+
+
+class AttachedLayer:
+    """A sparse layer with its place in the recipe: name, number, seeds, budget and what criteria keep.
+
+    Attributes:
+        name, number: where it is in the model, and which sparse layer it is; the number goes into its draws.
+        module: the layer.
+        seeds: int64 `[n_models]`, NumPy.
+        budget: int64 `[n_models]`, how many connections each model had when the recipe was attached.
+        memory: tensors that criteria keep between steps, by name; saved in checkpoints.
+        slot_memory: the same with an entry for each slot; these follow their connections.
+        explored: bool `[n_models · out · in]`, the positions that ever had a connection; None if not tracked.
+        reduce: averages a tensor over all ranks (the identity where there is one).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        module: Any,
+        seed: Any,
+        track_explored: bool,
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        self.name = name
+        self.number = number
+        self.module: Any = module
+        self.reduce = reduce
+        topology = self.topology
+        self.seeds: np.ndarray = broadcast_seed("seed", seed, topology.n_models).numpy()
+        self.budget = topology.n_connections.clone()
+        self.memory: dict[str, torch.Tensor] = {}
+        self.slot_memory: dict[str, torch.Tensor] = {}
+        self.explored = topology.to_mask().reshape(-1) if track_explored else None
+
+    @property
+    def topology(self) -> Topology:
+        """The layer's connections now."""
+        topology: Topology = self.module.topology
+        return topology
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The layer's values `[n_models · capacity]`, detached, in single or double precision."""
+        values: torch.Tensor = self.module.values.detach()
+        return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+    def per_model(self, slots: torch.Tensor) -> torch.Tensor:
+        """`[n_models · capacity]` as `[n_models, capacity]`."""
+        topology = self.topology
+        return slots.reshape(topology.n_models, topology.capacity)
+
+    def free_positions(self) -> torch.Tensor:
+        """How many positions of each model have no connection, int64 `[n_models]`."""
+        topology = self.topology
+        return topology.in_features * topology.out_features - topology.n_connections
+
+    def value_gradient(self) -> torch.Tensor:
+        """The gradient of the values from the last backward; RuntimeError if there is none."""
+        gradient = self.module.values.grad
+        if gradient is None:
+            raise RuntimeError(
+                f"the values of the sparse layer {self.name!r} have no gradient: call topology.step() after "
+                "loss.backward() and optimizer.step(), before zero_grad()"
+            )
+        return gradient.detach().to(self.values.dtype)
+
+    def dense_gradient(self) -> torch.Tensor:
+        """The gradient at all positions from the last backward, flat `[n_models · out · in]`."""
+        return self._captured(lambda: self.module.dense_gradient().reshape(-1))
+
+    def gradient_at(self, key: torch.Tensor) -> torch.Tensor:
+        """The gradient at positions given by key ((model · out) + row) · in + column, `[n]`."""
+        topology = self.topology
+        row, column = key // topology.in_features, key % topology.in_features
+        model, row = row // topology.out_features, row % topology.out_features
+        return self._captured(lambda: self.module.gradient_at(model, row, column))
+
+    def _captured(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        gradient = compute().detach()
+        return gradient if gradient.dtype == torch.float64 else gradient.float()

@@ -1,0 +1,330 @@
+"""Recipes: how a topology changes while a network trains.
+
+    recipe    which connections go, which come, how many and when          (frozen, can be shared and printed)
+    attached  the recipe at work on one model and optimiser: `topology.step()` after `optimizer.step()`
+
+What is common to all is in `Recipe`; `PruneAndGrow` holds the number of connections and is composed of a
+prune criterion, a grow criterion, a schedule and a scope. The named algorithms are presets of it
+(`named.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+
+from toykern.errors import (
+    check_choice,
+    check_flag,
+    check_non_negative_int,
+    check_number,
+    check_positive_int,
+    describe,
+)
+from toykern.sparse.grow import DenseGradient, GrowCriterion
+from toykern.sparse.layer import AttachedLayer
+from toykern.sparse.prune import Magnitude, PruneCriterion, fractions, lowest, protected
+from toykern.sparse.schedules import DropSchedule, Timing, check_drop_schedule, drop_fraction
+from toykern.sparse.selection import largest_of_groups, shared_out
+
+if TYPE_CHECKING:
+    from toykern.sparse.attached import AttachedTopology
+
+SCOPES = ("layer", "global")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one layer: `drop` bool `[n_models · capacity]`, `grow` int64 keys, ascending."""
+
+    drop: torch.Tensor
+    grow: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Base of all recipes.
+
+    Args:
+        seed: of random choices, an int or `[n_models]`; None means 0 … n_models − 1.
+        track_explored: keep, as one bool for each position, which ones ever had a connection.
+        grown_std: grown connections start from normal draws of this standard deviation; 0: from zero.
+    """
+
+    seed: Any = None
+    track_explored: bool = True
+    grown_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "track_explored", check_flag("track_explored", self.track_explored))
+        object.__setattr__(self, "grown_std", check_number("grown_std", self.grown_std, minimum=0.0))
+
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        *,
+        process_group: distributed.ProcessGroup | None = None,
+    ) -> AttachedTopology:
+        """This recipe at work on all sparse layers of `model`.
+
+        Args:
+            model: the network, which may be one sparse layer or wrapped by DistributedDataParallel.
+            optimizer: the torch optimiser that holds the layers' values, or a list of several.
+            process_group: over which ranks scores are averaged; None is the default group, if there is one.
+
+        ValueError if the model has no sparse layer, the optimiser does not hold a layer's values, or the
+        recipe does not fit the layers; TypeError for what is no optimiser. Nothing is changed then.
+        """
+        from toykern.sparse.attached import AttachedTopology
+
+        return AttachedTopology(self, model, optimizer, process_group)
+
+    def check(self, layers: list[AttachedLayer]) -> None:
+        """ValueError if the recipe does not fit the layers."""
+
+    def attached_to(self, attached: AttachedTopology) -> None:
+        """Called once, when the recipe has been attached."""
+
+    def fraction(self, step: int) -> float | None:
+        """The fraction that is dropped at step `step`, for reports; None where it is not what counts."""
+        return None
+
+    def is_update(self, step: int) -> bool:
+        """Whether the topology changes after step `step`, counted from 1."""
+        return False
+
+    def observes(self, step: int) -> bool:
+        """Whether the gradient at all positions, or at some, of step `step` is needed."""
+        return False
+
+    def observe(self, layer: AttachedLayer, step: int, number: int) -> None:
+        """Take in what is needed of the last backward pass; `number` is that of the coming update."""
+
+    def plan(self, layers: list[AttachedLayer], step: int, number: int) -> list[Change]:
+        """What to change in each layer in the update after step `step`. Changes nothing itself."""
+        raise NotImplementedError
+
+    def finished(self, attached: AttachedTopology, step: int, update: bool) -> int | None:
+        """Called at the end of every step, after the changes; returns the step that weights went back to."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneAndGrow(Recipe):
+    """Every `interval` steps drop the worst fraction of all connections and grow as many elsewhere.
+
+    Args:
+        prune: which connections go: `Magnitude()`, `Sensitivity()`, `RandomPrune()`, or one's own. grow:
+            which come: `RandomGrowth()`, `DenseGradient()`, `SampledGradient()`, `MomentumGrowth()`,
+            likewise.
+        drop_fraction: of its connections, what each model drops at first, in [0, 1]; rounded down.
+        schedule: how the fraction goes on: "constant", "cosine", "linear" or a callable (step) -> fraction.
+        interval: steps between updates; begin, end: the updates lie in begin < step ≤ end (None: no end).
+        scope: "layer" compares connections within a layer, "global" over all layers of a model; then
+            connections move between layers, as far as the layers' capacity has room.
+        redistribution: None, or "score": with scope "layer", what is dropped anywhere is grown in the layers
+            in proportion to the mean score of their connections (SNFS), as far as there is room.
+        minimum_fan_in: no output ends an update's dropping with fewer inputs, if it had as many.
+        accumulate: over how many steps up to an update the gradients for the score of growth are summed.
+        seed, track_explored, grown_std: see `Recipe`.
+
+    Each model of a stack is by itself. A connection that is dropped and picked again in the same update stays
+    as it was, with its value and moments.
+
+    >>> recipe = PruneAndGrow(grow=DenseGradient(), interval=100, end=7500)
+    >>> round(recipe.fraction(3750), 3), recipe.is_update(200), recipe.is_update(7600)
+    (0.15, True, False)
+    """
+
+    prune: PruneCriterion = field(default_factory=Magnitude)
+    grow: GrowCriterion = field(default_factory=DenseGradient)
+    drop_fraction: float = 0.3
+    schedule: DropSchedule = "cosine"
+    interval: int = 100
+    begin: int = 0
+    end: int | None = None
+    scope: str = "layer"
+    redistribution: str | None = None
+    minimum_fan_in: int = 0
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, method in (("prune", "score"), ("grow", "propose")):
+            part = getattr(self, name)
+            if isinstance(part, type) or not hasattr(part, method):
+                raise TypeError(
+                    f"{name} must be a {name} criterion such as {_EXAMPLES[name]}, not {describe(part)}"
+                )
+        check_number("drop_fraction", self.drop_fraction, minimum=0.0, maximum=1.0)
+        check_drop_schedule(self.schedule, self.timing)
+        if check_choice("scope", self.scope, SCOPES) == "global" and getattr(self.prune, "by_sign", False):
+            raise ValueError("by_sign is for scope='layer', not 'global'")
+        check_non_negative_int("minimum_fan_in", self.minimum_fan_in)
+        accumulate = check_positive_int("accumulate", self.accumulate)
+        if accumulate > self.interval:
+            raise ValueError(f"accumulate must be at most the interval ({self.interval}), not {accumulate}")
+        if self.redistribution is not None:
+            check_choice("redistribution", self.redistribution, ("score",))
+            if self.scope == "global":
+                raise ValueError(
+                    'redistribution is for scope="layer"; scope="global" redistributes by itself'
+                )
+
+    @property
+    def timing(self) -> Timing:
+        """When updates happen."""
+        return Timing(self.interval, self.begin, self.end)
+
+    def check(self, layers: list[AttachedLayer]) -> None:
+        """ValueError if connections move between layers that are stacks of different sizes."""
+        if self.moves_between_layers:
+            _check_one_stack(layers, "scope='global' or redistribution")
+
+    @property
+    def moves_between_layers(self) -> bool:
+        """Whether a layer's number of connections changes."""
+        return self.scope == "global" or self.redistribution is not None
+
+    def fraction(self, step: int) -> float:
+        """The fraction that is dropped at step `step`."""
+        return drop_fraction(self.schedule, self.drop_fraction, step, self.timing)
+
+    def is_update(self, step: int) -> bool:
+        """Whether the topology changes after step `step`, counted from 1."""
+        return self.timing.is_update(step)
+
+    def observes(self, step: int) -> bool:
+        """Whether the gradient of step `step` goes into the score of growth."""
+        coming = self.timing.next_update(step)
+        if self.grow.window == "never" or coming is None:
+            return False
+        return self.grow.window == "always" or step > coming - self.accumulate
+
+    def observe(self, layer: AttachedLayer, step: int, number: int) -> None:
+        """Hand the last backward pass to the grow criterion."""
+        coming = self.timing.next_update(step)
+        assert coming is not None
+        self.grow.observe(layer, step == coming - self.accumulate + 1, number)
+
+    def plan(self, layers: list[AttachedLayer], step: int, number: int) -> list[Change]:
+        """Drop by the prune criterion, then grow by the grow criterion, as the scope says."""
+        drops = self.drops(layers, self.fraction(step), number)
+        taken = [
+            layer.topology.keys()
+            if not self.grow.grows_dropped
+            else layer.topology.keys()[~drop.reshape(-1)[layer.topology.occupied_slots()]]
+            for layer, drop in zip(layers, drops, strict=True)
+        ]
+        counts = [drop.sum(dim=1) for drop in drops]
+        if self.moves_between_layers:
+            grown = self._grow_between_layers(layers, drops, taken, counts, number)
+        else:
+            grown = [
+                self.grow.propose(layer, keys, count, False, number)[0]
+                for layer, keys, count in zip(layers, taken, counts, strict=True)
+            ]
+        return [Change(drop.reshape(-1), keys) for drop, keys in zip(drops, grown, strict=True)]
+
+    def drops(self, layers: list[AttachedLayer], fraction: float, number: int) -> list[torch.Tensor]:
+        """The connections to drop in each layer, bool `[n_models, capacity]`."""
+        scores, available, connections = [], [], []
+        for layer in layers:
+            score = self.prune.score(layer, number)
+            free = layer.topology.occupied() & ~protected(layer, score, self.minimum_fan_in)
+            scores.append(layer.per_model(score))
+            available.append(layer.per_model(free))
+            connections.append(layer.topology.n_connections)
+        if self.scope == "global":
+            return lowest(scores, available, fractions(fraction, torch.stack(connections).sum(dim=0)))
+        if getattr(self.prune, "by_sign", False):
+            return [
+                self._drops_by_sign(layer, score, free, fraction)
+                for layer, score, free in zip(layers, scores, available, strict=True)
+            ]
+        return [
+            lowest([score], [free], fractions(fraction, count))[0]
+            for score, free, count in zip(scores, available, connections, strict=True)
+        ]
+
+    def _drops_by_sign(
+        self, layer: AttachedLayer, score: torch.Tensor, available: torch.Tensor, fraction: float
+    ) -> torch.Tensor:
+        """The same fraction of the positive and the negative connections of each model."""
+        negative = layer.per_model(layer.values < 0)
+        occupied = layer.per_model(layer.topology.occupied())
+        drop = torch.zeros_like(occupied)
+        for sign in (negative, ~negative):
+            counts = fractions(fraction, (sign & occupied).sum(dim=1))
+            drop |= lowest([score], [available & sign], counts)[0]
+        return drop
+
+    def _grow_between_layers(
+        self,
+        layers: list[AttachedLayer],
+        drops: list[torch.Tensor],
+        taken: list[torch.Tensor],
+        counts: list[torch.Tensor],
+        number: int,
+    ) -> list[torch.Tensor]:
+        """Grow as many as were dropped in all layers of a model, wherever the recipe wants them."""
+        total = torch.stack(counts).sum(dim=0)
+        room = torch.stack(
+            [
+                torch.minimum(
+                    layer.topology.capacity - layer.topology.n_connections + count,
+                    layer.free_positions() + (count if self.grow.grows_dropped else 0),
+                )
+                for layer, count in zip(layers, counts, strict=True)
+            ],
+            dim=1,
+        )
+        if self.redistribution is not None:
+            shares = torch.stack([self._mean_score(layer) for layer in layers], dim=1)
+            dealt = shared_out(total, shares, room)
+            return [
+                self.grow.propose(layer, keys, dealt[:, i], False, number)[0]
+                for i, (layer, keys) in enumerate(zip(layers, taken, strict=True))
+            ]
+        # The best over all layers are among the best that each has room for.
+        proposals = [
+            self.grow.propose(layer, keys, total.minimum(room[:, i]), False, number)
+            for i, (layer, keys) in enumerate(zip(layers, taken, strict=True))
+        ]
+        scores = [score for _, score in proposals if score is not None]
+        if len(scores) < len(proposals):  # places at random: every free one is equally likely on average
+            free = torch.stack([layer.free_positions().double() for layer in layers], dim=1)
+            dealt = shared_out(total, free, room)
+            return [
+                self.grow.propose(layer, keys, dealt[:, i], False, number)[0]
+                for i, (layer, keys) in enumerate(zip(layers, taken, strict=True))
+            ]
+        model = [
+            keys // (layer.topology.in_features * layer.topology.out_features)
+            for layer, (keys, _) in zip(layers, proposals, strict=True)
+        ]
+        chosen = largest_of_groups(torch.cat(scores), torch.cat(model), total)
+        parts = chosen.split([len(keys) for keys, _ in proposals])
+        return [keys[part] for (keys, _), part in zip(proposals, parts, strict=True)]
+
+    def _mean_score(self, layer: AttachedLayer) -> torch.Tensor:
+        """The mean score of a layer's connections, float64 `[n_models]`."""
+        score = self.grow.connected(layer)
+        if score is None:
+            raise ValueError('redistribution="score" needs a grow criterion with a score')
+        sums = layer.per_model(score.double() * layer.topology.occupied()).sum(dim=1)
+        return (sums / layer.topology.n_connections.clamp(min=1)).nan_to_num(nan=0.0)
+
+
+_EXAMPLES = {"prune": "tk.sparse.Magnitude()", "grow": "tk.sparse.RandomGrowth()"}
+
+
+def _check_one_stack(layers: list[AttachedLayer], what: str) -> None:
+    """ValueError unless all layers have the same number of models and the same device."""
+    sizes = {layer.name: layer.topology.n_models for layer in layers}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{what} needs layers with the same number of models, not {sizes}")
