@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import toykern as tk
 from toykern.sparse import Topology, Update
 
 
@@ -60,12 +61,26 @@ class MaskedLayer(nn.Module):
         return self.dense_gradient()[model, row, column]
 
 
-class Network(nn.Module):
-    """Masked layers with tanh between them."""
+def sparse_layer(topology: Topology, seed: int = 0, dtype=torch.float64) -> tk.SparseLinear:
+    """The real one."""
+    return tk.SparseLinear(
+        topology.in_features,
+        topology.out_features,
+        topology=topology,
+        n_models=topology.n_models,
+        seed=seed,
+        dtype=dtype,
+    )
 
-    def __init__(self, topologies: Sequence[Topology], seed: int = 0, dtype=torch.float64) -> None:
+
+class Network(nn.Module):
+    """Sparse layers with tanh between them."""
+
+    def __init__(
+        self, topologies: Sequence[Topology], seed: int = 0, dtype=torch.float64, make: Any = MaskedLayer
+    ) -> None:
         super().__init__()
-        layers = [MaskedLayer(topology, seed + i, dtype=dtype) for i, topology in enumerate(topologies)]
+        layers = [make(topology, seed + i, dtype=dtype) for i, topology in enumerate(topologies)]
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -109,7 +124,10 @@ class MaskedDense:
         self.weights = [
             nn.Parameter(layer.topology.to_dense(layer.values.detach())) for layer in model.layers
         ]
-        self.biases = [nn.Parameter(layer.bias.detach().clone()) for layer in model.layers]
+        self.biases = [
+            nn.Parameter(layer.bias.detach().reshape(weight.shape[0], 1, -1).clone())
+            for layer, weight in zip(model.layers, self.weights, strict=True)
+        ]
         self.masks = [layer.topology.to_mask() for layer in model.layers]
         self.optimizer = make_optimizer([*self.weights, *self.biases])
         self.dense_gradients: list[torch.Tensor] = []

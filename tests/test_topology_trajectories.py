@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from masked_dense import MaskedDense, Network, batch, loss_of, network
+from masked_dense import MaskedDense, MaskedLayer, Network, batch, loss_of, network, sparse_layer
 
 from toykern import sparse
 
@@ -48,6 +48,9 @@ RECIPES = {
 }
 
 
+layers = pytest.mark.parametrize("make", [MaskedLayer, sparse_layer], ids=["stand_in", "layer"])
+
+
 def follow(recipe, make_optimizer, n_models, steps=STEPS, **options):
     """Train with the recipe and the masked-dense reference beside it; checks them against each other."""
     model = network(9, 12, 7, density=0.4, n_models=n_models, capacity=1.5, **options)
@@ -70,7 +73,7 @@ def follow(recipe, make_optimizer, n_models, steps=STEPS, **options):
             assert all(a is b.topology for a, b in zip(before, model.layers, strict=True))
         for layer, weight, bias in zip(model.layers, reference.weights, reference.biases, strict=True):
             assert torch.allclose(layer.topology.to_dense(layer.values), weight, rtol=1e-9, atol=1e-12)
-            assert torch.allclose(layer.bias, bias, rtol=1e-9, atol=1e-12)
+            assert torch.allclose(layer.bias.reshape(bias.shape), bias, rtol=1e-9, atol=1e-12)
             for key, state in optimizer.state[layer.values].items():
                 if isinstance(state, torch.Tensor) and state.shape == layer.values.shape:
                     dense = layer.topology.to_dense(state)
@@ -82,14 +85,16 @@ def follow(recipe, make_optimizer, n_models, steps=STEPS, **options):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimizer_follows(optimizer):
-    topology = follow(RECIPES["rigl"], OPTIMIZERS[optimizer], n_models=2)
+@layers
+def test_every_optimizer_follows(optimizer, make):
+    topology = follow(RECIPES["rigl"], OPTIMIZERS[optimizer], n_models=2, make=make)
     assert topology.updates == 10 and sum(update.grown for update in topology.history) > 50
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe(recipe):
-    topology = follow(RECIPES[recipe], OPTIMIZERS["adamw"], n_models=3)
+@layers
+def test_every_recipe(recipe, make):
+    topology = follow(RECIPES[recipe], OPTIMIZERS["adamw"], n_models=3, make=make)
     assert len(topology.history) == topology.updates >= 9
     assert sum(update.dropped for update in topology.history) > 30
     counts = [

@@ -32,7 +32,7 @@ else:
     from toykern.evaluate import evaluate
     from toykern.fit import fit, log_spaced_steps
     from toykern.grid import Grid, grid
-    from toykern.nn import Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder
+    from toykern.nn import Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder, sparsify
     from toykern.optim import SGD, Adam, AdamW
     from toykern.run import Run
     from toykern.schedule import WarmupCosine
@@ -87,5 +87,6 @@ __all__ = [
     "open_sweep",
     "plot",
     "sparse",
+    "sparsify",
     "sweep",
 ]

@@ -8,6 +8,7 @@ from toykern.nn.initialization import INITIALIZATIONS, initial_std
 from toykern.nn.sparse_linear import SparseLinear
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
 from toykern.nn.sparse_weights import SPARSE_INITIALIZATIONS
+from toykern.nn.sparsify import layer_densities, sparsify
 from toykern.nn.stacked import StackedModel
 from toykern.nn.tied_autoencoder import TiedAutoencoder
 
@@ -20,7 +21,9 @@ __all__ = [
     "StackedModel",
     "TiedAutoencoder",
     "initial_std",
+    "layer_densities",
     "model_from_config",
+    "sparsify",
 ]
 
 _CLASSES: dict[str, type[StackedModel]] = {"TiedAutoencoder": TiedAutoencoder, "Autoencoder": Autoencoder}

@@ -17,7 +17,7 @@ from toykern.data.philox import philox
 KIND_TOPOLOGY = 9
 """The kind of all random choices about connections (docs/data_stream.md §1)."""
 
-PURPOSES = {"initial": 0, "grow": 1, "prune": 2, "candidates": 3, "minimum": 4, "value": 5}
+PURPOSES = {"initial": 0, "grow": 1, "prune": 2, "candidates": 3, "minimum": 4, "value": 5, "layer": 6}
 """What a choice is for; each has sequences of its own."""
 
 _LOW = np.uint64(0xFFFFFFFF)
