@@ -19,7 +19,7 @@ TOYKERN_SHARED PhiloxKey philox_key(int64_t seed) {
 }
 
 TOYKERN_SHARED PhiloxBlock philox(PhiloxKey key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
     for (int round = 0; round < 10; ++round) {

@@ -7,40 +7,37 @@ namespace toykern {
 
 class LossRecord {
   public:
-    TOYKERN_HD LossRecord(const TrainParams& p, int64_t model)
-        : p_(&p), model_(model), number_(p.first_step / p.record_every), carry_(p.loss_carry[model]) {
-        open(p.first_step);
-    }
+    LossRecord() = default;
+    TOYKERN_HD LossRecord(const TrainParams& p, int64_t model) : carry_(p.loss_carry[model]) { open(p, p.first_step); }
+
     // The mean batch loss of the next step; false if it is not finite: the model has diverged at this step and its training ends.
-    TOYKERN_HD bool add(int64_t step, double loss, bool writer) {
+    TOYKERN_HD bool add(const TrainParams& p, int64_t model, int64_t step, double loss, bool writer) {
         if (!(loss - loss == 0.0)) {
-            if (writer) p_->diverged_at[model_] = step;
+            if (writer) p.diverged_at[model] = step;
             return false;
         }
         carry_ += loss;
         if (--left_ == 0) {
-            if (writer && p_->loss_records)
-                p_->loss_records[model_ * p_->n_records + number_] = (float)(carry_ / (double)length_);
-            ++number_;
+            const int64_t number = step / p.record_every;
+            const double length = (double)(step + 1 - number * p.record_every);
+            if (writer && p.loss_records) p.loss_records[model * p.n_records + number] = (float)(carry_ / length);
             carry_ = 0.0;
-            open(step + 1);
+            open(p, step + 1);
         }
         return true;
     }
-    TOYKERN_HD void close(bool writer) const {
-        if (writer) p_->loss_carry[model_] = carry_;
+    TOYKERN_HD void close(const TrainParams& p, int64_t model, bool writer) const {
+        if (writer) p.loss_carry[model] = carry_;
     }
 
   private:
-    TOYKERN_HD void open(int64_t step) {
-        const int64_t first = number_ * p_->record_every, end = first + p_->record_every;
-        length_ = (end < p_->total_steps ? end : p_->total_steps) - first;
-        left_ = first + length_ - step;
+    TOYKERN_HD void open(const TrainParams& p, int64_t step) {
+        const int64_t end = (step / p.record_every + 1) * p.record_every;
+        left_ = (uint32_t)((end < p.total_steps ? end : p.total_steps) - step);
     }
 
-    const TrainParams* p_;
-    int64_t model_, number_, left_, length_;
     double carry_;
+    uint32_t left_;  // steps
 };
 
 }  // namespace toykern

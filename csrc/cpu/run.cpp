@@ -140,7 +140,7 @@ void step_scales(const TrainParams& p, double* out) {
     }
 }
 
-void fill_tables(const Distribution& data, const TablesLayout& layout, int64_t n_models, char* out, int threads) {
+bool fill_tables(const Distribution& data, const TablesLayout& layout, int64_t n_models, char* out, int threads) {
     const LevelTable& l = level();
     guard_fork(threads);
     threads = workers_for(n_models, threads);
@@ -150,6 +150,12 @@ void fill_tables(const Distribution& data, const TablesLayout& layout, int64_t n
         const int64_t first = t * n_models / team, last = (t + 1) * n_models / team;
         l.flat_tables(data, layout, first, last, workers.piece((size_t)t), out + first * (int64_t)layout.bytes);
     });
+    bool mixed = false;
+    for (int64_t i = 0; i < n_models; ++i) {
+        const UnitTables& head = *reinterpret_cast<const UnitTables*>(out + i * (int64_t)layout.bytes);
+        mixed = mixed || (head.rare.n_units && head.n_frequent);
+    }
+    return mixed;
 }
 
 void train(const TrainParams& given) {

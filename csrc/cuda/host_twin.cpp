@@ -1,33 +1,17 @@
-// The device's source run on the host, lanes in lock step: what the tests compare with the CPU kernels and the reference where there is no GPU.
-// Compiled for the baseline instruction set; nothing here is meant to be fast.
+// Sampling by the device's source run on the host, lanes in lock step.
 #include <algorithm>
-#include <cstring>
 
 #include "cuda/sample.cuh"
-#include "toykern/api.h"
 
 namespace toykern {
 namespace host {
 
 using namespace host_side;
 
-namespace {
-
-class Order {
-  public:
-    explicit Order(bool descending) : saved_(host_descending()) { host_descending() = descending; }
-    ~Order() { host_descending() = saved_; }
-
-  private:
-    bool saved_;
-};
-
-}  // namespace
-
 void sample(const SampleParams& p, const Launch& launch, bool descending) {
-    const Order order(descending);
-    SampleTask task = {p, launch.layout, launch.tables, launch.tables_stride, p.clean ? p.clean : p.noisy};
+    const HostOrder order(descending);
     const int64_t entries = p.batch_size * p.data.n_features;
+    SampleTask task = {p, launch.layout, launch.tables, launch.tables_stride, p.clean ? p.clean : p.noisy, entries};
     std::fill_n(task.rows, p.n_models * entries, 0.0f);
     host_each((int)p.n_models, [&](int model) {
         const Warp w;

@@ -10,23 +10,35 @@ namespace toykern {
 
 enum class DeviceRegime { kTiny, kSmall, kLarge };
 
-// Tied networks whose shape is compiled in.
-constexpr bool is_tiny_shape(int64_t n, int64_t m) {
-    return (n == 2 && m == 1) || (n == 3 && m == 1) || (n == 3 && m == 2) || (n == 4 && m == 2) || (n == 5 && m == 2) ||
-           (n == 6 && m == 2);
+// Tied networks whose shape is compiled in: calls Kernel<N, M>::run(arguments …) for the one that fits; false if there is none.
+template <template <int, int> class Kernel, class... Arguments>
+bool for_tiny_shape(const Network& net, const Arguments&... arguments) {
+    const auto is = [&](int64_t n, int64_t m) { return net.n_features == n && net.n_hidden == m; };
+    if (is(2, 1)) return Kernel<2, 1>::run(arguments...), true;
+    if (is(3, 1)) return Kernel<3, 1>::run(arguments...), true;
+    if (is(3, 2)) return Kernel<3, 2>::run(arguments...), true;
+    if (is(4, 2)) return Kernel<4, 2>::run(arguments...), true;
+    if (is(5, 2)) return Kernel<5, 2>::run(arguments...), true;
+    if (is(6, 2)) return Kernel<6, 2>::run(arguments...), true;
+    return false;
 }
+template <int N, int M>
+struct AnyTinyShape {
+    static void run() {}
+};
 constexpr int64_t kTinyBatch = 65536;  // longer batches would leave most of a device idle for want of models
 
 size_t small_shared_bytes(const Network& network);  // of one block: train_small.cuh
 constexpr size_t kSmallSharedLimit = 99 * 1024;     // what every device of sm_80 and newer can give a block
 
 inline DeviceRegime device_regime(const Network& net, int64_t batch_size) {
-    if (net.tied && is_tiny_shape(net.n_features, net.n_hidden) && batch_size <= kTinyBatch) return DeviceRegime::kTiny;
+    if (net.tied && batch_size <= kTinyBatch && for_tiny_shape<AnyTinyShape>(net)) return DeviceRegime::kTiny;
     return small_shared_bytes(net) <= kSmallSharedLimit ? DeviceRegime::kSmall : DeviceRegime::kLarge;
 }
 
 // Each regime's entry points, on a device (train_<regime>.cu) and on the host (host_<regime>.cpp, lanes in lock step).
 namespace cuda {
+size_t tiny_workspace(const Network&, const Launch&, int64_t n_models, int64_t batch_size, float noise);
 void train_tiny(const TrainParams&, const Launch&);
 void evaluate_tiny(const EvaluateParams&, const Launch&);
 void train_small(const TrainParams&, const Launch&);

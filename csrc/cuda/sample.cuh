@@ -19,7 +19,8 @@ struct SampleTask {
     TablesLayout layout;
     const char* tables;
     int64_t tables_stride;
-    float* rows;  // where the entries go: p.clean, or p.noisy
+    float* rows;          // where the entries go: p.clean, or p.noisy
+    int64_t rows_stride;  // between models, in rows and in p.noisy: batch n, or 0 where only one model's are kept
 
     TOYKERN_DEVICE TablesView view(int64_t model) const { return {tables + model * tables_stride, &layout}; }
     TOYKERN_DEVICE StepKey key(int64_t model) const {
@@ -37,7 +38,7 @@ TOYKERN_DEVICE void sample_rare(const Warp& w, const SampleTask& t, int64_t mode
     for (int64_t slice = task; slice < slices; slice += stride) {
         const int64_t base = slice << r.slice_log2, left = t.p.batch_size - base;
         const uint32_t samples = (uint32_t)(left < ((int64_t)1 << r.slice_log2) ? left : (int64_t)1 << r.slice_log2);
-        float* rows = t.rows + (model * t.p.batch_size + base) * t.p.data.n_features;
+        float* rows = t.rows + model * t.rows_stride + base * t.p.data.n_features;
         RareSlice arrivals(tables, key, (uint32_t)slice, samples);
         while (!arrivals.done()) {
             const Lane<Arrivals> a = arrivals.next(w);
@@ -70,7 +71,7 @@ TOYKERN_DEVICE void sample_frequent(const Warp& w, const SampleTask& t, int64_t 
     const int64_t slices = (t.p.batch_size + ((int64_t)1 << k) - 1) >> k;
     for (int64_t slice = task; slice < slices; slice += stride) {
         const int64_t base = slice << k, left = t.p.batch_size - base;
-        float* rows = t.rows + (model * t.p.batch_size + base) * t.p.data.n_features;
+        float* rows = t.rows + model * t.rows_stride + base * t.p.data.n_features;
         const uint32_t samples = (uint32_t)(left < ((int64_t)1 << k) ? left : (int64_t)1 << k);
         frequent_slice(w, tables, key, (uint32_t)slice, samples, [&](int, uint32_t s, uint32_t d, uint32_t rank) {
             const auto word = [&](Kind kind, uint32_t member) {
@@ -97,7 +98,7 @@ TOYKERN_DEVICE void sample_noise(const SampleTask& t, int64_t model, uint64_t gr
     for (uint64_t q = 0; q < 4; ++q) {
         const uint64_t entry = 4 * group + q, s = 16 * (entry / n) + lane, j = entry % n;
         if (s >= (uint64_t)t.p.batch_size) return;
-        const uint64_t at = ((uint64_t)(model * t.p.batch_size) + s) * n + j;
+        const uint64_t at = (uint64_t)(model * t.rows_stride) + s * n + j;
         t.p.noisy[at] = t.rows[at] + t.p.data.noise * signed_normal(words.word[q]);
     }
 }

@@ -9,17 +9,21 @@
 // missing changes the result. Control flow between collectives is the same for all lanes of a warp (a loop ends when w.any says so), as
 // it is between barriers for all threads of a block.
 //
+// TOYKERN_DEVICE marks what is inlined, TOYKERN_DEVICE_CALL what is called, so that a rare path costs the common one no registers.
+//
 // Determinism: every collective has one order of operations, the same on both sides.
 #pragma once
 #include <cstdint>
 
 #if defined(__CUDACC__)
 #define TOYKERN_DEVICE __device__ __forceinline__
+#define TOYKERN_DEVICE_CALL static __device__ __noinline__
 #define TOYKERN_DEVICE_SPACE device_side
 #define TOYKERN_UNROLL _Pragma("unroll")
 #define TOYKERN_NO_UNROLL _Pragma("unroll 1")
 #else
 #define TOYKERN_DEVICE inline
+#define TOYKERN_DEVICE_CALL static inline
 #define TOYKERN_DEVICE_SPACE host_side
 #define TOYKERN_UNROLL
 #define TOYKERN_NO_UNROLL
@@ -90,6 +94,12 @@ TOYKERN_DEVICE int count_bits(uint32_t x) { return __popc(x); }
 TOYKERN_DEVICE int leading_zeros(uint32_t x) { return __clz((int)x); }
 TOYKERN_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 TOYKERN_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
+// The larger of the two; not a number if y is not (fmaxf would give the floor, and hide that a model diverged).
+TOYKERN_DEVICE float floored(float floor, float y) {
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(floor), "f"(y));
+    return r;
+}
 
 #else
 
@@ -98,6 +108,18 @@ inline bool& host_descending() {
     static thread_local bool descending = false;
     return descending;
 }
+
+// Runs them so within its lifetime.
+class HostOrder {
+  public:
+    explicit HostOrder(bool descending) : saved_(host_descending()) { host_descending() = descending; }
+    ~HostOrder() { host_descending() = saved_; }
+    HostOrder(const HostOrder&) = delete;
+    HostOrder& operator=(const HostOrder&) = delete;
+
+  private:
+    bool saved_;
+};
 
 template <class T>
 struct Lane {
@@ -176,6 +198,7 @@ inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 inline int leading_zeros(uint32_t x) { return x ? __builtin_clz(x) : 32; }
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+inline float floored(float floor, float y) { return y <= floor ? floor : y; }
 
 #endif
 

@@ -14,8 +14,9 @@ namespace toykern {
 
 // ---- the stream's tables, on the host ----
 
-// Models 0 … n_models - 1 (or the one that serves all) of a distribution on the host into out [n_models][layout.bytes].
-void fill_tables(const Distribution& data, const TablesLayout& layout, int64_t n_models, char* out, int threads);
+// Models 0 … n_models - 1 (or the one that serves all) of a distribution on the host into out [n_models][layout.bytes]. Says whether any
+// model has both rare and frequent units.
+bool fill_tables(const Distribution& data, const TablesLayout& layout, int64_t n_models, char* out, int threads);
 
 // ---- the resident trainer ----
 
@@ -28,6 +29,8 @@ struct Launch {
     int64_t tables_stride = 0;     // layout.bytes, or 0 when one model's tables serve all
     const double* step_scale =
         nullptr;  // [T][3] training: lr factor, lr factor / (1 - beta1^(step + 1)), 1 / sqrt(1 - beta2^(step + 1))
+    bool mixed = false;         // a model has rare and frequent units (as fill_tables says)
+    int regime = -1;            // of DeviceRegime; -1: the one for the shape (tests force another)
     void* workspace = nullptr;  // of at least workspace_bytes(…), aligned to 256
     size_t workspace_bytes = 0;
 };
@@ -40,9 +43,9 @@ namespace cuda {
 // The loop that trains this shape: decided by the shape alone, because it decides the order of the sums.
 const char* train_regime(const Network& network, int64_t batch_size);
 
-size_t train_workspace(const TrainParams& params, const TablesLayout& layout);
+size_t train_workspace(const TrainParams& params, const Launch& launch);  // bytes; reads the shapes alone
 void train(const TrainParams& params, const Launch& launch);
-size_t evaluate_workspace(const EvaluateParams& params, const TablesLayout& layout);
+size_t evaluate_workspace(const EvaluateParams& params, const Launch& launch);
 void evaluate(const EvaluateParams& params, const Launch& launch);
 void sample(const SampleParams& params, const Launch& launch);
 

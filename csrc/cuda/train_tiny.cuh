@@ -1,0 +1,292 @@
+// The resident run of tiny models: half a warp to a model, weights, gradients and moments in registers.
+//
+//   tied networks (n_features, n_hidden) = (2,1), (3,1), (3,2), (4,2), (5,2), (6,2); any options, any distribution
+//
+// Layout     every lane holds the weights and its own sums of the gradients; lane l holds parameters l and l + 16 with their moments. Parameters
+//            are numbered as [N][M] weights, then N biases. Shared memory of a warp: TinyRoom.
+// Owner      a warp holds two models; they know nothing of each other
+// Zeros      rare units: only samples that are not empty become columns; all empty samples share one closed-form term
+// Order      a lane sums its samples in order; the lanes' sums are added from lane 0 to lane 15. What falls to which lane depends on the
+//            model's own data alone, so neighbours, launches and devices of one compute capability change no bit
+// Limits     batches up to kTinyBatch (a lane's float sums run over at most 4,096 samples); train_small.cuh takes the rest
+// Roof       instruction issue; docs/gpu_trainer.md counts a step
+#pragma once
+#include "common/optimizer_step.h"
+#include "common/records.h"
+#include "cuda/tiny_frequent.cuh"
+#include "cuda/tiny_pass.cuh"
+#include "cuda/tiny_rows.cuh"
+#include "cuda/tiny_sparse.cuh"
+#include "toykern/cuda.h"
+
+namespace toykern {
+namespace TOYKERN_DEVICE_SPACE {
+
+template <int N, int M>
+struct TinyShape {
+    static constexpr int kParameters = N * M + N;
+    static constexpr int kOwned = (kParameters + kHalf - 1) / kHalf;  // by a lane
+    // A lane's row of sums: gradients and loss. An odd number of four-float groups keeps rows off one another's banks.
+    static constexpr int kRow = ((kParameters + 1 + 3) / 4 | 1) * 4;
+};
+
+// Shared memory of a warp.
+template <int N, int M>
+struct TinyRoom {
+    union {
+        TinySparseRoom<N> sparse[2];
+        TinyFrequentRoom<N> frequent[2];
+        float sums[kWarpLanes][TinyShape<N, M>::kRow];
+    };
+    float parameter[2][TinyShape<N, M>::kRow];  // and the loss, at kParameters
+};
+
+// How a model's batches are drawn.
+enum class TinyDraw { kNone, kSparse, kFrequent, kRows };
+
+TOYKERN_DEVICE TinyDraw tiny_draw(const TinyTask& task, const UnitTables& head) {
+    if (!task.layout.plain || task.data.noise > 0.0f || (head.rare.n_units && head.n_frequent)) return TinyDraw::kRows;
+    return head.n_frequent ? TinyDraw::kFrequent : TinyDraw::kSparse;
+}
+
+// Two models in a warp. kAny: some model's batches are drawn as rows.
+template <int N, int M, bool kAny>
+class TinyPair {
+    using Shape = TinyShape<N, M>;
+
+  public:
+    TOYKERN_DEVICE TinyPair(const Warp& w, const TinyTask& task, TinyRoom<N, M>& room, float* rows, int64_t pair)
+        : w_(w), task_(task), room_(room), rows_(rows), options_(task.network) {
+        w.each([&](int lane) {
+            const int64_t i = 2 * pair + lane / kHalf;
+            alive_[lane] = i < task_.n_models;
+            model_[lane] = alive_[lane] ? (uint32_t)(task_.order ? task_.order[i] : i) : 0u;
+            tables_[lane] = TablesView{task_.tables + model(lane) * task_.tables_stride, &task_.layout};
+            const UnitTables& head = tables_[lane].head();
+            draw_[lane] = alive_[lane] ? tiny_draw(task_, head) : TinyDraw::kNone;
+            features_[lane] = 0;
+            if (draw_[lane] == TinyDraw::kSparse)
+                features_[lane] = pack_features(tables_[lane].rare_feature(), head.rare.n_units);
+            if (draw_[lane] == TinyDraw::kFrequent)
+                features_[lane] = pack_features(tables_[lane].frequent_feature(), head.n_frequent);
+            TOYKERN_UNROLL
+            for (int j = 0; j < N; ++j)
+                weights_[lane].importance[j] = task_.importance[model(lane) * task_.importance_stride + j];
+        });
+    }
+
+    TOYKERN_DEVICE int64_t model(int lane) const { return model_[lane]; }
+    TOYKERN_DEVICE bool alive(int lane) const { return alive_[lane]; }
+    TOYKERN_DEVICE void drop(int lane) {
+        alive_[lane] = false;
+        draw_[lane] = TinyDraw::kNone;
+    }
+
+    // Where parameter number i of the lane's model lies in the caller's arrays: weights [m][n], biases [n]; null where there is none.
+    TOYKERN_DEVICE float* at(int lane, int i, float* weights, float* biases) const {
+        if (i < N * M) return weights ? weights + model(lane) * N * M + (i % M) * N + i / M : nullptr;
+        return i < Shape::kParameters && biases ? biases + model(lane) * N + i - N * M : nullptr;
+    }
+
+    // Every lane's weights from the parameters that lie in shared memory.
+    TOYKERN_DEVICE void read_weights() {
+        w_.each([&](int lane) {
+            const float* p = room_.parameter[lane / kHalf];
+            TOYKERN_UNROLL
+            for (int j = 0; j < N; ++j) {
+                TOYKERN_UNROLL
+                for (int k = 0; k < M; ++k) weights_[lane].w[j][k] = p[j * M + k];
+                weights_[lane].b[j] = p[N * M + j];
+            }
+        });
+    }
+    TOYKERN_DEVICE float& parameter(int lane, int i) { return room_.parameter[lane / kHalf][i]; }
+
+    // Draws a batch and adds up its loss and gradients, lane by lane, into shared memory.
+    template <bool kGradient>
+    TOYKERN_DEVICE void batch(uint32_t step, Purpose purpose) {
+        Lane<TinySums<N, M>> sums;
+        Lane<StepKey> key;
+        Lane<bool> sparse, frequent, rows;
+        w_.each([&](int lane) {
+            sums[lane] = {};
+            key[lane] = {philox_key(task_.seed[model_[lane]]), step, (uint32_t)purpose};
+            sparse[lane] = draw_[lane] == TinyDraw::kSparse;
+            frequent[lane] = draw_[lane] == TinyDraw::kFrequent;
+            rows[lane] = draw_[lane] == TinyDraw::kRows;
+        });
+        w_.sync();
+        const auto pass = [&](int lane, bool valid, const float (&x)[N]) {
+            tiny_pass<kGradient>(weights_[lane], options_, x, x, valid, sums[lane]);
+        };
+        const uint32_t batch_size = (uint32_t)task_.batch_size;
+        if (w_.any(sparse)) {
+            Lane<uint32_t> seen;
+            tiny_sparse_batch<N>(w_, room_.sparse, tables_, features_, key, task_.data.magnitude, batch_size, sparse,
+                                 seen, pass);
+            w_.each([&](int lane) {
+                if (sparse[lane] && lane % kHalf == 0)
+                    tiny_empty<kGradient>(weights_[lane], options_, (float)(batch_size - seen[lane]), sums[lane]);
+            });
+        }
+        w_.sync();
+        if (w_.any(frequent))
+            tiny_frequent_batch<N>(w_, room_.frequent, tables_, features_, key, task_.data.magnitude, batch_size,
+                                   frequent, pass);
+        const uint32_t by_rows = w_.ballot(rows);
+        for (int half = 0; kAny && half < 2; ++half)
+            if (by_rows >> (kHalf * half) & 1u) draw_rows<kGradient>(half, step, purpose, sums);
+        w_.sync();
+        w_.each([&](int lane) {
+            float* row = room_.sums[lane];
+            TOYKERN_UNROLL
+            for (int j = 0; kGradient && j < N; ++j) {
+                TOYKERN_UNROLL
+                for (int k = 0; k < M; ++k) row[j * M + k] = sums[lane].w[j][k];
+                row[N * M + j] = sums[lane].b[j];
+            }
+            row[Shape::kParameters] = sums[lane].loss;
+        });
+        w_.sync();
+    }
+
+    // The sum over a model's lanes of what batch() left: the gradient of parameter i, or the loss at kParameters.
+    TOYKERN_DEVICE float total(int lane, int i) const {
+        float sum = 0.0f;
+        TOYKERN_UNROLL
+        for (int l = 0; l < kHalf; ++l) sum += room_.sums[lane / kHalf * kHalf + l][i];
+        return sum;
+    }
+
+  private:
+    template <bool kGradient>
+    TOYKERN_DEVICE void draw_rows(int half, uint32_t step, Purpose purpose, Lane<TinySums<N, M>>& sums) {
+        const Lane<uint32_t> model = w_.broadcast(model_, kHalf * half);
+        tiny_rows_draw(w_, task_, model[w_.lane], step, purpose, rows_);
+        tiny_rows_batch<N>(w_, rows_, task_.batch_size, task_.data.noise > 0.0f, half,
+                           [&](int lane, bool valid, const float (&x)[N], const float (&clean)[N]) {
+                               tiny_pass<kGradient>(weights_[lane], options_, x, clean, valid, sums[lane]);
+                           });
+    }
+
+    const Warp& w_;
+    const TinyTask& task_;
+    TinyRoom<N, M>& room_;
+    float* rows_;  // [2][batch][N] of this warp in device memory (kAny)
+    PassOptions options_;
+    Lane<uint32_t> model_;  // of 64 bits there is no need: so many models fit no memory
+    Lane<bool> alive_;
+    Lane<TinyDraw> draw_;
+    Lane<TablesView> tables_;
+    Lane<PackedFeatures> features_;
+    Lane<TinyWeights<N, M>> weights_;
+};
+
+TOYKERN_DEVICE double tiny_mean_factor(const Network& net, int64_t batch_size) {
+    return 1.0 / ((double)batch_size * (net.loss_sum ? 1.0 : (double)net.n_features));
+}
+
+template <int N, int M, bool kAny>
+TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const TinyTask& task, const double* step_scale,
+                                    TinyRoom<N, M>& room, float* rows, int64_t number) {
+    using Shape = TinyShape<N, M>;
+    TinyPair<N, M, kAny> pair(w, task, room, rows, number);
+    struct Owned {
+        float value[Shape::kOwned], s1[Shape::kOwned], s2[Shape::kOwned];
+    };
+    Lane<Owned> owned;
+    Lane<LossRecord> record;
+    Lane<bool> running;
+    w.each([&](int lane) {
+        if (pair.alive(lane) && p.diverged_at[pair.model(lane)] >= 0) pair.drop(lane);
+        running[lane] = pair.alive(lane);
+        record[lane] = LossRecord(p, pair.model(lane));
+        TOYKERN_UNROLL
+        for (int o = 0; o < Shape::kOwned; ++o) {
+            const int i = o * kHalf + lane % kHalf;
+            const auto load = [&](float* weights, float* biases) {
+                const float* from = pair.at(lane, i, weights, biases);
+                return from && i < Shape::kParameters ? *from : 0.0f;
+            };
+            owned[lane].value[o] = load(p.encoder, p.bias);
+            owned[lane].s1[o] = load(p.state[0][0], p.state[0][2]);
+            owned[lane].s2[o] = load(p.state[1][0], p.state[1][2]);
+            if (i < Shape::kParameters) pair.parameter(lane, i) = owned[lane].value[o];
+        }
+    });
+    w.sync();
+    pair.read_weights();
+    const double factor = tiny_mean_factor(p.network, p.batch_size);
+    const int parameters = p.network.has_bias ? Shape::kParameters : N * M;
+    for (int64_t step = p.first_step; step < p.first_step + p.steps && w.any(running); ++step, step_scale += 3) {
+        pair.template batch<true>((uint32_t)step, Purpose::kTraining);
+        w.each([&](int lane) {
+            if (lane % kHalf == 0) pair.parameter(lane, Shape::kParameters) = pair.total(lane, Shape::kParameters);
+        });
+        w.sync();
+        w.each([&](int lane) {
+            if (!running[lane]) return;
+            const double loss = (double)pair.parameter(lane, Shape::kParameters) * factor;
+            if (!record[lane].add(p, pair.model(lane), step, loss, lane % kHalf == 0)) {
+                running[lane] = false;
+                pair.drop(lane);
+                return;
+            }
+            const UpdateConstants c = update_constants(p, pair.model(lane), step, step_scale);
+            TOYKERN_UNROLL
+            for (int o = 0; o < Shape::kOwned; ++o) {
+                const int i = o * kHalf + lane % kHalf;
+                if (i >= parameters) continue;
+                const float g = pair.total(lane, i) * (float)(2.0 * factor);
+                owned[lane].value[o] = updated(c, owned[lane].value[o], g, owned[lane].s1[o], owned[lane].s2[o]);
+                pair.parameter(lane, i) = owned[lane].value[o];
+            }
+        });
+        w.sync();
+        pair.read_weights();
+    }
+    w.each([&](int lane) {
+        if (2 * number + lane / kHalf >= p.n_models) return;
+        record[lane].close(p, pair.model(lane), lane % kHalf == 0);
+        TOYKERN_UNROLL
+        for (int o = 0; o < Shape::kOwned; ++o) {
+            const int i = o * kHalf + lane % kHalf;
+            if (i >= Shape::kParameters) continue;
+            const auto store = [&](float* weights, float* biases, float value) {
+                if (float* to = pair.at(lane, i, weights, biases)) *to = value;
+            };
+            store(p.encoder, p.bias, owned[lane].value[o]);
+            store(p.state[0][0], p.state[0][2], owned[lane].s1[o]);
+            store(p.state[1][0], p.state[1][2], owned[lane].s2[o]);
+        }
+    });
+}
+
+template <int N, int M, bool kAny>
+TOYKERN_DEVICE void evaluate_tiny_pair(const Warp& w, const EvaluateParams& p, const TinyTask& task,
+                                       TinyRoom<N, M>& room, float* rows, int64_t number) {
+    using Shape = TinyShape<N, M>;
+    TinyPair<N, M, kAny> pair(w, task, room, rows, number);
+    Lane<double> sum;
+    w.each([&](int lane) {
+        sum[lane] = 0.0;
+        for (int i = lane % kHalf; i < Shape::kParameters; i += kHalf) {
+            const float* from = pair.at(lane, i, const_cast<float*>(p.encoder), const_cast<float*>(p.bias));
+            pair.parameter(lane, i) = from ? *from : 0.0f;
+        }
+    });
+    w.sync();
+    pair.read_weights();
+    for (int64_t step = 0; step < p.batches; ++step) {
+        pair.template batch<false>((uint32_t)step, Purpose::kEvaluation);
+        w.each([&](int lane) { sum[lane] += (double)pair.total(lane, Shape::kParameters); });
+        w.sync();
+    }
+    w.each([&](int lane) {
+        if (pair.alive(lane) && lane % kHalf == 0)
+            p.loss[pair.model(lane)] = sum[lane] * tiny_mean_factor(p.network, p.batch_size) / (double)p.batches;
+    });
+}
+
+}  // namespace TOYKERN_DEVICE_SPACE
+}  // namespace toykern
