@@ -1,31 +1,62 @@
-"""Runs the CUDA kernels' own source on the host (csrc/cuda/host_twin.cpp), where there may be no GPU."""
+"""Runs the CUDA kernels' own source on the host, lanes in lock step (csrc/cuda/warp.h)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
-import numpy as np
 import torch
 
 import toykern as tk
-from toykern import _native
+from toykern import _native, resident
 from toykern.broadcast import broadcast_seed
+from toykern.device_launch import DeviceLaunch
 
-on_host = _native.device_source_on_host
+REGIMES = ("tiny", "small", "large")
+CPU = torch.device("cpu")
 
 
-def launch_for(data: tk.SparseFeatures, n_models: int) -> tuple[Any, list[Any]]:
-    """A launch with the stream's tables of `data`, and what must be kept alive for it."""
-    native = data.native()
-    layout = _native.tables_layout(native)
-    rows = n_models if data.probability.shape[0] > 1 else 1
-    tables = np.zeros(rows * layout.bytes // 8 + 1, dtype=np.uint64)
-    _native.fill_tables(native, layout, rows, tables.ctypes.data, 1)
-    launch = _native.Launch()
-    launch.layout = layout
-    launch.tables = tables.ctypes.data
-    launch.tables_stride = layout.bytes if rows > 1 else 0
-    return launch, [data, tables]
+class HostLaunch(DeviceLaunch):
+    """A launch whose kernels are the device's source on the host.
+
+    `regime` forces a training loop; `descending` runs lanes, threads and blocks from the last to the first.
+    """
+
+    def __init__(
+        self, data: Any, n_models: int, *, regime: str | None = None, descending: bool = False
+    ) -> None:
+        super().__init__(data, n_models, CPU, "testing")
+        self._launch.regime = -1 if regime is None else REGIMES.index(regime)
+        self._descending = descending
+
+    def _call(self, kernel: str, params: Any) -> None:
+        getattr(_native.device_source_on_host, kernel)(params, self._launch, self._descending)
+
+    @contextmanager
+    def _ready(self, workspace_bytes: Any) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def _explained(self, needed: int) -> Iterator[None]:
+        yield
+
+
+@contextmanager
+def device_source(regime: str | None = None, descending: bool = False) -> Iterator[None]:
+    """`tk.fit` and `tk.evaluate` of models on the CPU by the device's source, within."""
+
+    def launch(model: Any, data: Any, action: str) -> HostLaunch:
+        return HostLaunch(data, model.n_models, regime=regime, descending=descending)
+
+    with mock.patch.object(resident, "device_launch", launch):
+        yield
+
+
+def device_regime(model: Any, batch_size: int) -> str:
+    """Which loop a device picks for the model's shape."""
+    return _native.cuda.regime(resident.network_params(model, "identity", "mean"), batch_size)
 
 
 def sample_on_host(
@@ -33,12 +64,18 @@ def sample_on_host(
     descending: bool = False, purpose: int = 0,
 ) -> torch.Tensor:  # fmt: skip
     """`data.sample(…)` by the device's source."""
-    launch, _kept = launch_for(data, n_models)
+    launch = HostLaunch(data, n_models, descending=descending)
     seeds = broadcast_seed("seed", seed, n_models)
     x = torch.full((n_models, batch_size, data.n_features), torch.nan)
     p = _native.SampleParams()
-    p.data, p.n_models, p.batch_size, p.step, p.purpose = data.native(), n_models, batch_size, step, purpose
+    p.data, p.n_models, p.batch_size, p.step, p.purpose = (
+        launch.distribution,
+        n_models,
+        batch_size,
+        step,
+        purpose,
+    )
     p.seed, p.seed_stride = seeds.data_ptr(), 1
     setattr(p, "noisy" if data.noise > 0 and not clean else "clean", x.data_ptr())
-    on_host.sample(p, launch, descending)
+    launch.sample(p)
     return x

@@ -14,6 +14,7 @@ import toykern as tk
 from toykern import _native, reference
 from toykern.resident import network_params
 
+TRAJECTORY = 1e-4  # relative error of float32 weights after hundreds of steps (DESIGN §8)
 LEVELS = tuple(_native.isa_levels())
 
 
@@ -101,6 +102,25 @@ def worst_errors(model: Any, expected: Mapping[str, torch.Tensor]) -> dict[str, 
     return {
         name: relative_error(value, expected[name]).max().item() for name, value in model.named_parameters()
     }
+
+
+def assert_follows_the_reference(case: FitCase, run: tk.Run) -> None:
+    """The whole trajectory of `fit_case(case, record_every=7)`: weights, losses, optimiser state."""
+    expected = reference_of(case)
+    errors = worst_errors(run.model, expected.parameters)
+    assert max(errors.values()) <= TRAJECTORY, errors
+    assert (run.diverged_at == -1).all()
+    means = reference.record_means(expected.losses, 7)
+    assert run.loss.shape == means.shape
+    # Where a loss falls to nothing its own rounding is all that is left of it.
+    assert ((run.loss - means).abs() <= TRAJECTORY * means + 1e-6 * means[:, :1]).all()
+    assert run.optimizer_state.keys() == expected.state.keys()
+    for name, value in expected.state.items():
+        scale = value.flatten(1).abs().amax(1)
+        if name.endswith("/exp_avg"):  # averages gradients of either sign: their size is in the other moment
+            scale = expected.state[f"{name}_sq"].flatten(1).amax(1).sqrt()
+        difference = (run.optimizer_state[name].double() - value).flatten(1).abs().amax(1)
+        assert (difference <= TRAJECTORY * scale).all(), (name, difference / scale)
 
 
 def tensors_of(run: tk.Run) -> dict[str, torch.Tensor]:

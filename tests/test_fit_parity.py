@@ -11,10 +11,13 @@ import math
 import pytest
 import torch
 from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
+from drawn_cases import small_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit import (
     LEVELS,
+    TRAJECTORY,
+    assert_follows_the_reference,
     batches_of,
     data_of,
     fit_case,
@@ -23,16 +26,13 @@ from kit import (
     reference_of,
     regime_of,
     relative_error,
-    worst_errors,
 )
 
 import toykern as tk
 from toykern import reference
-from toykern.optim import SGD, Adam, AdamW
-from toykern.reference import record_means
+from toykern.optim import SGD
 
 FLOOR = 1e-6  # of a float32 evaluation, relative
-TRAJECTORY = 1e-4
 
 
 def ids(case: FitCase) -> str:
@@ -118,30 +118,11 @@ def test_the_slope_of_relu_at_zero_is_zero(n, m, level):
 # Hundreds of steps
 
 
-def _assert_near_the_reference(case: FitCase, level: str) -> None:
-    expected = reference_of(case)
-    with isa_level(level):
-        run = fit_case(case, record_every=7)
-    errors = worst_errors(run.model, expected.parameters)
-    assert max(errors.values()) <= TRAJECTORY, errors
-    assert (run.diverged_at == -1).all()
-    means = record_means(expected.losses, 7)
-    assert run.loss.shape == means.shape
-    # Where a loss falls to nothing its own rounding is all that is left of it.
-    assert ((run.loss - means).abs() <= TRAJECTORY * means + 1e-6 * means[:, :1]).all()
-    assert run.optimizer_state.keys() == expected.state.keys()
-    for name, value in expected.state.items():
-        scale = value.flatten(1).abs().amax(1)
-        if name.endswith("/exp_avg"):  # averages gradients of either sign: their size is in the other moment
-            scale = expected.state[f"{name}_sq"].flatten(1).amax(1).sqrt()
-        difference = (run.optimizer_state[name].double() - value).flatten(1).abs().amax(1)
-        assert (difference <= TRAJECTORY * scale).all(), (name, difference / scale)
-
-
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("case", FIT_CASES, ids=ids)
 def test_training_follows_the_reference(case, level):
-    _assert_near_the_reference(case, level)
+    with isa_level(level):
+        assert_follows_the_reference(case, fit_case(case, record_every=7))
 
 
 @pytest.mark.sanitize
@@ -155,58 +136,6 @@ def test_a_few_steps_of_many_cases(case, level):
 
 
 # Any shape, any option
-
-probabilities = st.sampled_from([0.0, 1e-3, 0.03, 0.125, 0.126, 0.4, 0.95, 1.0])
-rates = st.sampled_from([1e-3, 1e-2, [1e-2, 1e-3]])
-decays = st.sampled_from([0.0, 0.1, [0.5, 0.0]])
-momenta = st.sampled_from([0.0, 0.5, 0.9])
-optimizers = st.one_of(
-    st.builds(SGD, lr=rates, momentum=momenta, weight_decay=decays),
-    st.builds(SGD, lr=rates, momentum=st.just(0.9), nesterov=st.just(True), weight_decay=decays),
-    st.builds(Adam, lr=rates, weight_decay=decays),
-    st.builds(AdamW, lr=rates, betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5)]), weight_decay=decays),
-)
-
-
-@st.composite
-def small_cases(draw) -> FitCase:
-    n, m = draw(st.integers(1, 40)), draw(st.integers(1, 12))
-    probability = draw(probabilities | st.lists(probabilities, min_size=n, max_size=n))
-    members = draw(st.permutations(range(n)))[: draw(st.integers(0, n))]
-    groups = {}
-    if members and draw(st.booleans()):
-        probability = [[draw(probabilities)] * n]
-        groups["correlated"] = (tuple(members),)
-    elif members and draw(st.booleans()):
-        probability = [[draw(probabilities) / len(members)] * n]
-        groups["anticorrelated"] = (tuple(members),)
-    return FitCase(
-        "drawn",
-        n,
-        m,
-        probability,
-        batch_size=draw(st.integers(1, 100)),
-        optimizer=draw(optimizers),
-        steps=draw(st.integers(3, 5)),
-        n_models=2,
-        tied=draw(st.booleans()),
-        features={
-            "magnitude": draw(st.sampled_from(["uniform", "symmetric", "half_normal", "constant"])),
-            "noise": draw(st.sampled_from([0.0, 0.0, 0.1])),
-        },
-        network={
-            "hidden_activation": draw(st.sampled_from(["none", "relu"])),
-            "output_activation": draw(st.sampled_from(["relu", "none"])),
-            "bias": draw(st.booleans()),
-        },
-        loss={
-            "importance": draw(st.sampled_from([1.0, 0.0, 3.0, [[0.5], [2.0]]])),
-            "target": draw(st.sampled_from(["identity", "abs"])),
-            "loss_reduction": draw(st.sampled_from(["mean", "sum"])),
-        },
-        schedule=draw(st.sampled_from(["constant", "cosine"])),
-        **groups,
-    )
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])

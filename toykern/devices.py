@@ -121,6 +121,18 @@ def built_archs() -> tuple[int, ...]:
     return tuple(int(arch) for arch in _native.build_info()["cuda_archs"].split(";") if arch)
 
 
+def arch_of(device: torch.device) -> str:
+    """What decides the bits of a result there: the CPU's instruction-set level in use, or a GPU's arch.
+
+    >>> arch_of(torch.device("cpu")) == _native.isa_level()
+    True
+    """
+    if device.type != "cuda":
+        return _native.isa_level()
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
 def version_text(version: int) -> str:
     """CUDA's number for a version in the usual form.
 

@@ -18,6 +18,7 @@ import torch
 from toykern import _native, metrics
 from toykern.broadcast import broadcast_importance, broadcast_seed
 from toykern.data.features import MAX_STEP, SparseFeatures
+from toykern.devices import arch_of
 from toykern.errors import check_choice, check_int, check_positive_int, describe
 from toykern.grid import Grid
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, StackedModel
@@ -64,7 +65,8 @@ def fit(
     (`torch.set_num_threads`), or interruptions; only on the version and the instruction-set level.
 
     Args:
-        model: a `TiedAutoencoder` or `Autoencoder` with float32 parameters on the CPU.
+        model: a `TiedAutoencoder` or `Autoencoder` with float32 parameters, all on the CPU or all on one CUDA
+            device, which is where it is trained. Everything else that the run keeps lies on the CPU.
         data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of
             them.
         steps: updates of each model, at most 2³² − 1. Training starts at step 0 with a fresh optimiser state.
@@ -97,9 +99,9 @@ def fit(
 
     Raises:
         ValueError, TypeError: an argument that does not fit, by name; nothing has been trained then.
-        RuntimeError: the model is not on the CPU, or this is a forked child of a process that used several
-            threads.
-        MemoryError: the kernels' scratch memory cannot be had.
+        RuntimeError: the model's device has no kernels here (the message says why), or this is a forked
+            child of a process that used several threads.
+        MemoryError: the kernels' memory cannot be had; on a CUDA device it says how many models would fit.
 
     Example:
         >>> import toykern as tk
@@ -176,7 +178,7 @@ def _new_run(
         "probability": data.probability,
         "init_seed": model.seed.clone(),
     }
-    arrays |= {f"init/{name}": _contiguous_copy(p) for name, p in parameters.items()}
+    arrays |= {f"init/{name}": _copy_on_cpu(p) for name, p in parameters.items()}
     config = {
         "model": model.config(), "data": data.config(), "steps": steps, "batch_size": batch_size,
         "optimizer": optimizer.config(), "schedule": schedule_config(schedule), "target": target,
@@ -191,12 +193,12 @@ def _new_run(
         loss=torch.full((n_models, n_records), torch.nan),
         diverged_at=torch.full((n_models,), -1, dtype=torch.int64),
         optimizer_state={
-            f"{name}/{suffix}": _contiguous_copy(p).zero_()
+            f"{name}/{suffix}": torch.zeros(p.shape, dtype=p.dtype)
             for name, p in parameters.items()
             for suffix in optimizer.state_names
         },
         carry={"loss": torch.zeros(n_models, dtype=torch.float64)},
-        provenance=_provenance(),
+        provenance=_provenance(next(model.parameters()).device),
         grid=grid,
         schedule=schedule,
     )
@@ -254,7 +256,7 @@ def _mark_what_the_last_update_broke(run: Run) -> None:
     """Kernels see that a model diverged by its loss, of which there is none after the last update."""
     finite = torch.ones(run.n_models, dtype=torch.bool)
     for parameter in run.model.parameters():
-        finite &= torch.isfinite(parameter.detach().flatten(1).sum(dim=1))
+        finite &= torch.isfinite(parameter.detach().flatten(1).sum(dim=1)).cpu()
     run.diverged_at[~finite & (run.diverged_at < 0)] = run.step
 
 
@@ -271,8 +273,8 @@ def _record(run: Run, resident: Resident, names: list[str], at: int) -> None:
     parameters = resident.tensors
     weight = parameters["weight"] if "weight" in parameters else parameters["encoder"]
     for name in names:
-        value = METRICS[name](weight).to(torch.float32)
-        value[run.diverged_at >= 0] = torch.nan  # as in the loss; the weights may still be finite
+        value = METRICS[name](weight).to("cpu", torch.float32)
+        value[resident.diverged_at >= 0] = torch.nan  # as in the loss; the weights may still be finite
         if name not in run.records:
             run.records[name] = torch.full((run.n_models, run.loss.shape[1], *value.shape[1:]), torch.nan)
         run.records[name][:, at] = value
@@ -372,22 +374,25 @@ def _check_resume(run: Any, given: dict[str, Any], importance: Any, record: Any,
     wanted = _check_snapshots(snapshots, int(config["steps"]))
     if wanted and wanted != list(config["snapshots"]):
         raise disagree("snapshots")
-    level = run.provenance.get("instruction_set")
-    if level is not None and level != _native.isa_level():
+    level, now = run.provenance.get("instruction_set"), arch_of(next(run.model.parameters()).device)
+    if level is not None and level != now:
         warnings.warn(
-            f"the run was begun at the instruction-set level {level!r} and goes on at "
-            f"{_native.isa_level()!r}: the bits will not be those of an uninterrupted run",
+            f"the run was begun at the instruction-set level {level!r} and goes on at {now!r}: "
+            "the bits will not be those of an uninterrupted run",
             stacklevel=3,
         )
 
 
-def _contiguous_copy(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.detach().clone(memory_format=torch.contiguous_format)
+def _copy_on_cpu(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _provenance() -> dict[str, Any]:
+def _provenance(device: torch.device) -> dict[str, Any]:
     """What a reader of the results needs in order to have the same bits again."""
     build = _native.build_info()
+    gpu = {}
+    if device.type == "cuda":
+        gpu = {"gpu": torch.cuda.get_device_name(device), "instruction_set": arch_of(device)}
     return {
         "toykern": build["version"],
         "commit": build["commit"],
@@ -400,4 +405,5 @@ def _provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **gpu,
     }

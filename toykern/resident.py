@@ -12,6 +12,8 @@ import torch
 
 from toykern import _native
 from toykern.data.features import SparseFeatures
+from toykern.device_launch import DeviceLaunch
+from toykern.devices import check_kernels
 from toykern.errors import describe
 from toykern.nn.autoencoder import Autoencoder
 from toykern.nn.stacked import StackedModel
@@ -27,12 +29,18 @@ def check_model(model: Any, action: str) -> StackedModel:
     """`model` if the kernels can run it; TypeError, ValueError or RuntimeError that says why not."""
     if not isinstance(model, TiedAutoencoder | Autoencoder):
         raise TypeError(f"model must be a TiedAutoencoder or an Autoencoder, not {describe(model)}")
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        places = ", ".join(f"{name} on {str(p.device)!r}" for name, p in model.named_parameters())
+        raise ValueError(f"model must have all its parameters on one device, not {places}")
+    device = next(iter(devices))
+    try:
+        check_kernels(device)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"model is on the device {str(device)!r}, where {action} cannot run: {error}"
+        ) from None
     for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu":
-            raise RuntimeError(
-                f"model is on the device {str(parameter.device)!r}, where {action} cannot run yet; move it "
-                "with model.to('cpu')"
-            )
         if parameter.dtype != torch.float32:
             raise TypeError(
                 f"model must have float32 parameters to {action}; {name} is {describe(parameter)}"
@@ -108,8 +116,14 @@ def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
 class Resident:
     """One ensemble in training: the arrays of a run, advanced by native calls.
 
-    `tensors` holds the parameters by name as they are being trained. Those of the module that are not
-    contiguous are trained in contiguous copies; `write_back` puts them back.
+    `tensors` holds the parameters by name as they are being trained, on the model's device. Those of the
+    module that are not contiguous are trained in contiguous copies. The run's own arrays (records, optimiser
+    state, marks) lie on the CPU; where the model does not, copies of them are trained on its device.
+    `write_back` brings everything up to date.
+
+    Raises:
+        ValueError: a parameter is an expanded tensor.
+        MemoryError: the device has too little memory.
     """
 
     def __init__(
@@ -136,40 +150,49 @@ class Resident:
                 raise ValueError(
                     f"model.{name} is an expanded tensor; training needs memory of its own (clone it)"
                 )
-        # Everything whose address the kernels hold.
-        self._kept = [data, *arrays.values(), *state.values(), loss, loss_carry, diverged_at]
+        launch = device_launch(model, data, "training")
+        self._launch = launch
         tied = isinstance(model, TiedAutoencoder)
+        self._run_tensors = [*state.values(), loss, loss_carry, diverged_at]
+        there = self._run_tensors if launch is None else launch.moved(self._run_tensors)
+        self._there = there
+        state_there = dict(zip(state, there, strict=False))
+        inputs = [arrays[name] for name in ("seed", "importance", "lr", "weight_decay")]
+        seed, importance, lr, weight_decay = inputs if launch is None else launch.moved(inputs)
+        order = costliest_first(data)
+        if order is not None and launch is not None:
+            order = launch.moved([order])[0]
+        # Everything whose address the kernels hold.
+        self._kept = [data, seed, importance, lr, weight_decay, order]
 
         p = _native.TrainParams()
         p.network = network_params(model, target, loss_reduction)
-        p.data = data.native()
+        p.data = data.native() if launch is None else launch.distribution
         p.n_models = model.n_models
         p.batch_size = batch_size
-        p.seed = arrays["seed"].data_ptr()
-        p.importance = arrays["importance"].data_ptr()
-        p.importance_stride = model.n_features if arrays["importance"].shape[0] > 1 else 0
+        p.seed = seed.data_ptr()
+        p.importance = importance.data_ptr()
+        p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
         _set_parameters(p, self.tensors, tied)
         for moment, suffix in enumerate(optimizer.state_names):
             for number, name in enumerate(["weight" if tied else "encoder", "decoder", "bias"]):
                 if f"{name}/{suffix}" in state:
-                    p.set_state(moment, number, state[f"{name}/{suffix}"].data_ptr())
+                    p.set_state(moment, number, state_there[f"{name}/{suffix}"].data_ptr())
         p.optimizer = _OPTIMIZERS[type(optimizer)]
         if isinstance(optimizer, SGD):
             p.beta1, p.beta2, p.nesterov = optimizer.momentum, optimizer.dampening, optimizer.nesterov
         elif isinstance(optimizer, Adam | AdamW):
             p.beta1, p.beta2 = optimizer.betas
             p.eps = optimizer.eps
-        p.lr = arrays["lr"].data_ptr()
-        p.weight_decay = arrays["weight_decay"].data_ptr()
+        p.lr = lr.data_ptr()
+        p.weight_decay = weight_decay.data_ptr()
         p.record_every = record_every
-        p.loss_records = loss.data_ptr()
+        p.loss_records = there[-3].data_ptr()
         p.n_records = loss.shape[1]
         p.total_steps = steps
-        p.loss_carry = loss_carry.data_ptr()
-        p.diverged_at = diverged_at.data_ptr()
-        order = costliest_first(data)
+        p.loss_carry = there[-2].data_ptr()
+        p.diverged_at = there[-1].data_ptr()
         if order is not None:
-            self._kept.append(order)
             p.order = order.data_ptr()
         self._params = p
 
@@ -177,22 +200,39 @@ class Resident:
         """Train steps first … first + len(factors) − 1; `factors` multiply the learning rate, float64."""
         self._params.first_step = first
         self._params.steps = len(factors)
-        self._params.lr_factor = factors.ctypes.data
         self._params.threads = kernel_threads()
+        if self._launch is not None:
+            self._launch.train(self._params, factors)
+            return
+        self._params.lr_factor = factors.ctypes.data
         _native.train(self._params)
 
     def write_back(self) -> None:
-        """Bring the module's parameters up to date (nothing to copy where they are contiguous)."""
+        """Bring the module's parameters and the run's arrays up to date."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 if self.tensors[name].data_ptr() != parameter.data_ptr():
                     parameter.copy_(self.tensors[name])
                 else:  # autograd must see that the memory changed
                     torch.autograd.graph.increment_version(parameter)
+        for kept, trained in zip(self._run_tensors, self._there, strict=True):
+            if kept is not trained:
+                kept.copy_(trained)
+
+    @property
+    def diverged_at(self) -> torch.Tensor:
+        """The marks as they are now, int64 `[models]`, on the CPU."""
+        return self._there[-1].cpu()
 
     def snapshot(self) -> dict[str, torch.Tensor]:
-        """A copy of the parameters by name."""
-        return {name: tensor.clone() for name, tensor in self.tensors.items()}
+        """A copy of the parameters by name, on the CPU."""
+        return {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
+
+
+def device_launch(model: StackedModel, data: SparseFeatures, action: str) -> DeviceLaunch | None:
+    """How to call the kernels of the model's device; None for the CPU's."""
+    device = next(model.parameters()).device
+    return DeviceLaunch(data, model.n_models, device, action) if device.type == "cuda" else None
 
 
 def evaluate_models(
@@ -206,12 +246,15 @@ def evaluate_models(
     target: str,
     loss_reduction: str,
 ) -> torch.Tensor:
-    """float64 `[models]`: the mean loss over `batches` batches of the evaluation stream."""
+    """float64 `[models]`, on the model's device: the mean loss over batches of the evaluation stream."""
     tensors = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-    loss = torch.empty(model.n_models, dtype=torch.float64)
+    launch = device_launch(model, data, "evaluating")
+    if launch is not None:
+        seed, importance = launch.moved([seed, importance])
+    loss = torch.empty(model.n_models, dtype=torch.float64, device=seed.device)
     p = _native.EvaluateParams()
     p.network = network_params(model, target, loss_reduction)
-    p.data = data.native()
+    p.data = data.native() if launch is None else launch.distribution
     p.n_models = model.n_models
     p.batch_size = batch_size
     p.batches = batches
@@ -221,5 +264,8 @@ def evaluate_models(
     _set_parameters(p, tensors, isinstance(model, TiedAutoencoder))
     p.loss = loss.data_ptr()
     p.threads = kernel_threads()
-    _native.evaluate(p)
+    if launch is None:
+        _native.evaluate(p)
+    else:
+        launch.evaluate(p)
     return loss

@@ -11,6 +11,8 @@ import torch
 
 from toykern import _native
 from toykern.broadcast import as_tensor, broadcast_seed
+from toykern.device_launch import DeviceLaunch
+from toykern.devices import check_kernels
 from toykern.errors import check_choice, check_flag, check_int, check_number, check_positive_int, describe
 from toykern.threads import kernel_threads
 
@@ -142,6 +144,7 @@ class SparseFeatures:
         layout: str = "dense",
         clean: bool = False,
         purpose: str = "training",
+        device: Any = None,
     ) -> Any:
         """The batch of a step, bit for bit as `toykern.fit` draws it.
 
@@ -153,6 +156,8 @@ class SparseFeatures:
             layout: "dense", or "sparse": the active entries alone.
             clean: leave out the input noise (what the target is made from).
             purpose: "training", or "evaluation" for the stream that `toykern.evaluate` uses.
+            device: where the batch is wanted; the CPU by default. On a CUDA device dense batches are drawn
+                there, with the same bits; sparse ones are drawn on the CPU and moved.
 
         Returns:
             float32 `[models, batch_size, n_features]`; with layout="sparse" the pair (indices, values): int64
@@ -165,6 +170,7 @@ class SparseFeatures:
         clean = check_flag("clean", clean)
         models = self._models_of(seed, n_models)
         seeds = broadcast_seed("seed", seed, models)
+        there = check_kernels(device or "cpu")
 
         params = _native.SampleParams()
         params.data = self.native()
@@ -176,9 +182,15 @@ class SparseFeatures:
         params.purpose = PURPOSES.index(purpose)
         noisy = self.noise > 0.0 and not clean
         if layout == "dense":
-            x = torch.empty(models, batch_size, self.n_features)
+            x = torch.empty(models, batch_size, self.n_features, device=there)
             setattr(params, "noisy" if noisy else "clean", x.data_ptr())
-            _native.sample(params, kernel_threads())
+            if there.type == "cuda":
+                launch = DeviceLaunch(self, models, there, "sampling")
+                (seeds,) = launch.moved([seeds])
+                params.data, params.seed = launch.distribution, seeds.data_ptr()
+                launch.sample(params)
+            else:
+                _native.sample(params, kernel_threads())
             return x
         if not noisy:
             data = params.data
@@ -187,7 +199,7 @@ class SparseFeatures:
         starts, sample, feature, value = _native.sample_entries(params)
         model = np.repeat(np.arange(models, dtype=np.int64), np.diff(starts))
         indices = np.stack([model, sample.astype(np.int64), feature.astype(np.int64)])
-        return torch.from_numpy(indices), torch.from_numpy(value)
+        return torch.from_numpy(indices).to(there), torch.from_numpy(value).to(there)
 
     def native(self) -> Any:
         """The kernels' view of this distribution; valid while this object lives."""
@@ -202,6 +214,12 @@ class SparseFeatures:
         d.magnitude = MAGNITUDES.index(self.magnitude)
         d.noise = self.noise
         return d
+
+    def unit_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is switched on together (docs/data_stream.md §2): int64 starts `[units + 1]`, uint32 members
+        `[n_features]`, uint8 kinds `[units]`.
+        """
+        return self._units.start, self._units.member, self._units.kind
 
     def active_features(self) -> torch.Tensor:
         """Expected number of active features in a sample, float64 `[1 or models]`.

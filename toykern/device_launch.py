@@ -1,0 +1,104 @@
+"""What the CUDA kernels need beside their parameters: the stream's tables, scratch memory, a stream.
+
+`toykern.resident` and `SparseFeatures.sample` are the users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from toykern import _native
+from toykern.devices import explained_out_of_memory
+from toykern.threads import kernel_threads
+
+
+class DeviceLaunch:
+    """Calls kernels on one device with the batches of one distribution.
+
+    The stream's per-model tables are made on the host, by the CPU's own set-up, and copied over once; so both
+    backends draw from the same numbers. Memory comes from torch's allocator; work goes to torch's current
+    stream of the device.
+
+    Args:
+        data: the `SparseFeatures`.
+        n_models: number of models.
+        device: a CUDA device with an index.
+        action: what is done, for the message when memory runs out, as in "training".
+    """
+
+    def __init__(self, data: Any, n_models: int, device: torch.device, action: str) -> None:
+        self.device = device
+        self._n_models, self._action = n_models, action
+        native = data.native()
+        layout = _native.tables_layout(native)
+        rows = n_models if data.probability.shape[0] > 1 else 1
+        tables = torch.empty(rows * layout.bytes, dtype=torch.uint8)
+        self._launch = _native.Launch()
+        self._launch.mixed = _native.fill_tables(native, layout, rows, tables.data_ptr(), kernel_threads())
+        self._launch.layout = layout
+        self._launch.tables_stride = layout.bytes if rows > 1 else 0
+        self._launch.device = device.index or 0
+        units = [torch.from_numpy(np.ascontiguousarray(a)) for a in data.unit_arrays()]
+        self._kept = [data, *self.moved([tables, *units])]
+        self._launch.tables = self._kept[1].data_ptr()
+        native.unit_start, native.unit_member, native.unit_kind = (t.data_ptr() for t in self._kept[2:5])
+        native.probability = 0
+        self.distribution = native
+        self._workspace: torch.Tensor | None = None
+
+    def moved(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors on the device, contiguous."""
+        found = list(tensors)
+        needed = sum(t.numel() * t.element_size() for t in found)
+        with self._explained(needed):
+            return [t.to(self.device).contiguous() for t in found]
+
+    def train(self, params: Any, factors: np.ndarray) -> None:
+        """Train the stretch of `params`; `factors` `[steps]` multiply the learning rate. Waits."""
+        scales = np.empty((len(factors), 3))
+        params.lr_factor = factors.ctypes.data
+        _native.step_scales(params, scales.ctypes.data)
+        scales_there = self.moved([torch.from_numpy(scales)])[0]
+        params.lr_factor = 0
+        self._launch.step_scale = scales_there.data_ptr()
+        with self._ready(lambda: _native.cuda.train_workspace(params, self._launch)):
+            self._call("train", params)
+
+    def evaluate(self, params: Any) -> None:
+        """Evaluate as `params` says. Waits."""
+        with self._ready(lambda: _native.cuda.evaluate_workspace(params, self._launch)):
+            self._call("evaluate", params)
+
+    def sample(self, params: Any) -> None:
+        """Draw as `params` says. Waits."""
+        with self._ready(lambda: 0):
+            self._call("sample", params)
+
+    def _call(self, kernel: str, params: Any) -> None:
+        getattr(_native.cuda, kernel)(params, self._launch)
+
+    @contextmanager
+    def _ready(self, workspace_bytes: Any) -> Iterator[None]:
+        """The launch has its stream and its workspace; afterwards the work is done, or its error raised."""
+        needed = int(workspace_bytes())
+        stream = torch.cuda.current_stream(self.device)
+        if needed and (self._workspace is None or self._workspace.numel() < needed):
+            self._workspace = None
+            with self._explained(needed):
+                self._workspace = torch.empty(needed, dtype=torch.uint8, device=self.device)
+        self._launch.workspace = 0 if self._workspace is None else self._workspace.data_ptr()
+        self._launch.workspace_bytes = needed
+        self._launch.stream = stream.cuda_stream
+        with self._explained(needed):
+            yield
+        stream.synchronize()
+
+    @contextmanager
+    def _explained(self, needed: int) -> Iterator[None]:
+        with explained_out_of_memory(self.device, needed, self._n_models, self._action):
+            yield
