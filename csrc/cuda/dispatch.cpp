@@ -22,7 +22,7 @@ const char* train_regime(const Network& network, int64_t batch_size) {
 size_t train_workspace(const TrainParams& p, const Launch& launch) {
     switch (regime_of(p.network, p.batch_size, launch)) {
         case DeviceRegime::kTiny: return tiny_workspace(p.network, launch, p.n_models, p.batch_size, p.data.noise);
-        case DeviceRegime::kSmall: return 0;
+        case DeviceRegime::kSmall: return small_workspace(p.network, p.n_models);
         default: return large_workspace(p.network, launch.layout, p.n_models, p.batch_size);
     }
 }
@@ -30,7 +30,7 @@ size_t train_workspace(const TrainParams& p, const Launch& launch) {
 size_t evaluate_workspace(const EvaluateParams& p, const Launch& launch) {
     switch (regime_of(p.network, p.batch_size, launch)) {
         case DeviceRegime::kTiny: return tiny_workspace(p.network, launch, p.n_models, p.batch_size, p.data.noise);
-        case DeviceRegime::kSmall: return 0;
+        case DeviceRegime::kSmall: return small_workspace(p.network, p.n_models);
         default: return large_workspace(p.network, launch.layout, p.n_models, p.batch_size);
     }
 }

@@ -15,12 +15,6 @@
 namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {
 
-#if defined(__CUDACC__)
-TOYKERN_DEVICE void set_bits(uint32_t* at, uint32_t bits) { atomicOr(at, bits); }
-#else
-inline void set_bits(uint32_t* at, uint32_t bits) { *at |= bits; }
-#endif
-
 struct StartLarge {
     static constexpr const char* kName = "start_large";
     static constexpr int kThreads = 32;

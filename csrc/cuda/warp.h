@@ -92,6 +92,7 @@ struct Block {
 
 TOYKERN_DEVICE int count_bits(uint32_t x) { return __popc(x); }
 TOYKERN_DEVICE int leading_zeros(uint32_t x) { return __clz((int)x); }
+TOYKERN_DEVICE void set_bits(uint32_t* shared, uint32_t bits) { atomicOr(shared, bits); }  // in any order
 TOYKERN_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 TOYKERN_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
 // The larger of the two; not a number if y is not (fmaxf would give the floor, and hide that a model diverged).
@@ -196,6 +197,7 @@ struct Block {
 
 inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 inline int leading_zeros(uint32_t x) { return x ? __builtin_clz(x) : 32; }
+inline void set_bits(uint32_t* shared, uint32_t bits) { *shared |= bits; }
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
 inline float floored(float floor, float y) { return y <= floor ? floor : y; }

@@ -1,0 +1,220 @@
+// The resident run of small models: a block to a model, weights and gradients in shared memory for a whole launch.
+//
+//   h = f(E x), y = g(D h + b), loss = Σ_j I_j (t_j - y_j)², its gradients and the optimiser's step; any options, any distribution
+//
+// Layout     small_shape.h: rows of m weights, bias and importance by feature; tiles of 32 or 64 samples, a lane to a sample
+// Owner      a block (1, 2, 4 or 8 warps by the shape) goes through a model's steps alone; parameters are dealt to its threads at the update
+// Zeros      rare single features: only samples that are not empty become columns, codes and the encoder's gradient cost their entries
+//            alone, empty samples share one closed-form term. Anything else goes through dense rows (small_rows.cuh)
+// Order      small_products.cuh; a lane's loss runs over its columns in double precision, lanes and warps are added in order. A function of
+//            the shape and the model's own data: neighbours, launches, blocks and devices of one compute capability change no bit
+// Limits     small_shape().shared_bytes <= kSmallSharedLimit; train_large.cuh takes the rest. Batches up to 2^32 samples
+// Roof       instruction issue; docs/gpu_trainer.md counts a step
+#pragma once
+#include "common/records.h"
+#include "cuda/small_model.cuh"
+#include "cuda/small_products.cuh"
+#include "cuda/small_rows.cuh"
+
+namespace toykern {
+namespace TOYKERN_DEVICE_SPACE {
+
+// Where a model's batches come from. An object of its own, because it is handed to called functions and so lies in memory.
+struct SmallSource {
+    TablesView tables;
+    bool by_columns;  // the batch is a list of columns; dense rows otherwise
+    SmallArrivals arrivals;
+    SmallRows rows;
+
+    TOYKERN_DEVICE SmallSource(const Block& b, const SmallTask& task, const SmallRoom& room, int64_t model)
+        : tables{task.tables + model * task.tables_stride, &task.layout},
+          by_columns(task.layout.plain && tables.head().n_frequent == 0 && !(task.data.noise > 0.0f)),
+          arrivals(b, room, tables, task.data, task.batch_size, by_columns),
+          rows(b, room, tables, task.data) {}
+};
+
+// kM = m up to kSmallFusedHidden, or 0: any m.
+template <int kM, bool kTrain>
+class SmallModel {
+  public:
+    TOYKERN_DEVICE SmallModel(const Block& b, const SmallTask& task, const SmallRoom& room, SmallSource& source,
+                              int64_t model)
+        : b_(b),
+          task_(task),
+          room_(room),
+          arrivals_(source.arrivals),
+          rows_(source.rows),
+          model_(model),
+          options_(task.network),
+          columns_(source.by_columns) {}
+
+    // Draws a batch; returns the sum of its squared errors and leaves the gradients in shared memory. A barrier is behind it.
+    TOYKERN_DEVICE double batch(uint32_t step, Purpose purpose) {
+        const StepKey key = {philox_key(task_.seed[model_]), step, (uint32_t)purpose};
+        b_.each([&](int t) { loss_[t] = 0.0; });
+        arrivals_.begin(key);
+        rows_.begin(key);
+        int64_t visited = 0;  // samples of the tiles so far
+        int complete = 0;     // columns of the list that no arrival will change
+        SmallTile tile = {0, 0};
+        TOYKERN_NO_UNROLL
+        while (columns_ ? next_columns(tile, complete) : next_rows(tile, visited)) {
+            visited += tile.count;
+            if (columns_)
+                lay_out_columns(tile);
+            else
+                encode_rows(b_, room_, options_);
+            outputs(tile);
+            if (!kTrain) continue;
+            if (columns_)
+                add_entries(b_, room_, tile, room_.encoder_sum());
+            else
+                add_rows_gradient(b_, room_, tile);
+            b_.sync();
+        }
+        empty_ = task_.batch_size - visited;
+        if (empty_ > 0) add_empty();
+        return total_loss();
+    }
+
+    // Empty samples of the last batch.
+    TOYKERN_DEVICE int64_t empty() const { return empty_; }
+
+  private:
+    // Rare single features: the next samples that are not empty. False at the end of the batch.
+    TOYKERN_DEVICE bool next_columns(SmallTile& tile, int& complete) {
+        tile.first += tile.count;
+        while (tile.first == complete) {
+            if (complete > 0 || arrivals_.columns() > 0) {
+                if (arrivals_.done()) return false;
+                arrivals_.keep_last_column();
+            }
+            if (arrivals_.done() && arrivals_.columns() == 0) return false;
+            fill_arrivals(arrivals_);
+            complete = arrivals_.columns();
+            if (!arrivals_.done() && complete > 0) --complete;
+            tile.first = 0;
+        }
+        const int left = complete - tile.first;
+        tile.count = left < room_.s.columns ? left : room_.s.columns;
+        return true;
+    }
+    // All samples, as dense rows.
+    TOYKERN_DEVICE bool next_rows(SmallTile& tile, int64_t visited) {
+        const int64_t left = task_.batch_size - visited;
+        tile.count = (int)(left < room_.s.columns ? left : room_.s.columns);
+        if (left > 0) draw_rows(rows_, arrivals_, visited, tile.count);
+        return left > 0;
+    }
+
+    // The columns' entries into the tile, and their codes.
+    TOYKERN_DEVICE void lay_out_columns(const SmallTile& tile) {
+        const SmallShape& s = room_.s;
+        b_.each([&](int t) {
+            for (int i = 4 * t; i < s.n * s.stride; i += 4 * s.threads()) store_quad(room_.tile() + i, Quad{});
+            for (int i = t; kTrain && i < s.n * s.column_warps; i += s.threads()) room_.bits()[i] = 0;
+        });
+        gather_codes(b_, room_, options_, tile);
+        b_.sync();
+        const int first = room_.first()[tile.first], last = room_.first()[tile.first + tile.count];
+        b_.each([&](int t) {
+            for (int e = first + t; e < last; e += s.threads()) {
+                const uint32_t place = room_.place()[e], j = place & 0xFFFFu, c = (place >> 16) - (uint32_t)tile.first;
+                room_.tile()[(int)j * s.stride + (int)c] = room_.value()[e];
+                if (kTrain) set_bits(room_.bits() + (int)j * s.column_warps + (int)(c >> 5), 1u << (c & 31u));
+            }
+        });
+        b_.sync();
+    }
+
+    // From codes and targets to the gradients of decoder, biases and codes.
+    TOYKERN_DEVICE void outputs(const SmallTile& tile) {
+        if constexpr (kM > 0)
+            outputs_fused<kM, kTrain>(b_, room_, options_, tile, loss_);
+        else
+            outputs_any<kTrain>(b_, room_, options_, tile, loss_);
+        b_.sync();
+        if (!kTrain) return;
+        if (kM == 0) {
+            feature_sums(b_, room_, room_.tile(), room_.decoder());
+            b_.sync();
+        }
+        add_decoder_gradient<kM>(b_, room_, tile);
+        if (kM == 0 || room_.s.feature_warps > 1) add_parts(b_, room_, options_, false);
+        b_.sync();
+    }
+
+    TOYKERN_DEVICE void add_empty() {
+        const SmallShape& s = room_.s;
+        b_.each([&](int t) {
+            float sum = 0.0f;
+            for (int j = t; j < s.n; j += s.threads()) {
+                const float y = empty_output(room_, options_, j);
+                sum = fused(room_.decoder()[j * s.row + s.m + 1] * y, y, sum);
+            }
+            loss_[t] += (double)sum * (double)empty_;
+        });
+    }
+    TOYKERN_DEVICE double total_loss() {
+        SmallExchange& x = room_.exchange();
+        b_.each_warp([&](const Warp& w) {
+            Lane<double> sum;
+            w.each([&](int lane) { sum[lane] = loss_[32 * w.number + lane]; });
+            sum = sum_of_lanes(w, sum);
+            w.each([&](int lane) {
+                if (lane == 0) x.loss[w.number] = sum[lane];
+            });
+        });
+        b_.sync();
+        double total = 0.0;
+        for (int v = 0; v < room_.s.warps; ++v) total += x.loss[v];
+        b_.sync();
+        return total;
+    }
+
+    Block b_;
+    const SmallTask& task_;
+    SmallRoom room_;
+    SmallArrivals& arrivals_;
+    SmallRows& rows_;
+    int64_t model_;
+    SmallOptions options_;
+    bool columns_;
+    PerThread<double> loss_;
+    int64_t empty_ = 0;
+};
+
+template <int kM>
+TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, const SmallTask& task,
+                                      const double* step_scale, const SmallRoom& room, int64_t model) {
+    if (p.diverged_at[model] >= 0) return;
+    const bool writer = b.thread == 0;
+    SmallSource source(b, task, room, model);
+    SmallModel<kM, true> m(b, task, room, source, model);
+    load_model(b, room, task, model);
+    load_moments(b, room, p, model);
+    const double factor = small_mean_factor(p.network, p.batch_size);
+    LossRecord record(p, model);
+    for (int64_t step = p.first_step; step < p.first_step + p.steps; ++step, step_scale += 3) {
+        const double loss = m.batch((uint32_t)step, Purpose::kTraining) * factor;
+        if (!record.add(p, model, step, loss, writer)) break;
+        update_model(b, room, p, SmallOptions(p.network), model, step, step_scale, (float)m.empty());
+    }
+    record.close(p, model, writer);
+    store_model(b, room, p, model);
+    b.sync();  // before the next model's parameters come
+}
+
+TOYKERN_DEVICE void evaluate_small_model(const Block& b, const EvaluateParams& p, const SmallTask& task,
+                                         const SmallRoom& room, int64_t model) {
+    SmallSource source(b, task, room, model);
+    SmallModel<0, false> m(b, task, room, source, model);
+    load_model(b, room, task, model);
+    double sum = 0.0;
+    for (int64_t step = 0; step < p.batches; ++step) sum += m.batch((uint32_t)step, Purpose::kEvaluation);
+    if (b.thread == 0) p.loss[model] = sum * small_mean_factor(p.network, p.batch_size) / (double)p.batches;
+    b.sync();
+}
+
+}  // namespace TOYKERN_DEVICE_SPACE
+}  // namespace toykern
