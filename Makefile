@@ -13,7 +13,7 @@ EXTRAS_test := test
 EXTRAS_lint := lint,results,plot
 EXTRAS_bench := test,jax
 
-.PHONY: help demo test lint format bench sanitize native clean
+.PHONY: help demo test lint format bench gpu-check sanitize native clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -23,6 +23,7 @@ help:
 	@echo "make lint      check formatting, style and types"
 	@echo "make format    format the sources in place"
 	@echo "make bench     compare with PyTorch and JAX (installs JAX) and print the table"
+	@echo "make gpu-check build, test, sanitize and measure on a GPU, with the python3 that is there; writes a record"
 	@echo "make sanitize  run the small tests on a build with ASan and UBSan"
 	@echo "make clean     remove what was built, and .venv"
 
@@ -45,6 +46,11 @@ format: $(VENV)/.with-lint
 
 bench: $(VENV)/.with-bench native
 	$(BIN)/python -m bench
+
+# No virtual environment: a machine with a GPU comes with a PyTorch that fits it, and often without a network.
+# GPU_CHECK="--only bench --budget 560" runs single stages.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py $(GPU_CHECK)
 
 # A second build of the module in a copy of the package under build/sanitize. The sanitizers' run-time libraries have
 # to be in the process before Python is, and libstdc++ with them, or they cannot see C++ exceptions.

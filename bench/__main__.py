@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from bench.gpu import table as gpu_table
 from bench.measure import REPEATS, measure
 from bench.record import RESULTS, new_record, newest, save, workload_entry
 from bench.roof import measure_peaks
@@ -26,13 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--only", nargs="+", metavar="KEY", choices=[w.key for w in WORKLOADS], help="only these workloads"
     )
     parser.add_argument(
-        "--readme", action="store_true", help="only rewrite README.md's table from the newest record"
+        "--readme", action="store_true", help="only rewrite README.md's tables from the newest records"
     )
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, not {options.repeats}")
     if options.readme:
         update_readme(newest())
+        gpu_table.update_readme(gpu_table.newest_record())
         return 0
     workloads = [w for w in WORKLOADS if options.only is None or w.key in options.only]
     peaks = measure_peaks(cores())

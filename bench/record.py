@@ -66,7 +66,7 @@ def save(record: dict[str, Any], folder: Path = RESULTS) -> Path:
 
 def newest(folder: Path = RESULTS) -> dict[str, Any]:
     """The newest record; FileNotFoundError if there is none."""
-    paths = sorted(folder.glob("*.json"))
+    paths = sorted(folder.glob("[0-9]*.json"))  # those of a GPU begin with gpu-
     if not paths:
         raise FileNotFoundError(f"no record in {folder}; `python -m bench` writes one")
     return json.loads(paths[-1].read_text(encoding="utf-8"))

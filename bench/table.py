@@ -36,18 +36,22 @@ def render(record: dict[str, Any]) -> str:
         "distance",
     ]
     rows = [_row(entry) for entry in record["workloads"]]
-    parts = [_markdown(header, rows), _caption(record), _every_peer(record), _setups(record)]
+    parts = [markdown(header, rows), _caption(record), _every_peer(record), _setups(record)]
     return "\n\n".join(parts)
 
 
 def update_readme(record: dict[str, Any], path: Path = README) -> None:
     """Replaces what stands between the two comment markers; ValueError if the file lacks one of them."""
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{path.name} must contain the lines {BEGIN!r} and {END!r}, in this order")
-    path.write_text(f"{before}{BEGIN}\n{render(record)}\n{END}{after}", encoding="utf-8")
+    replace_between(path, BEGIN, END, render(record))
+
+
+def replace_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what stands between two lines of a file; ValueError if it lacks one of them."""
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{path.name} must contain the lines {begin!r} and {end!r}, in this order")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _row(entry: dict[str, Any]) -> list[str]:
@@ -55,10 +59,10 @@ def _row(entry: dict[str, Any]) -> list[str]:
     for best, ratio in (("best_plain", "plain_ratio"), ("best_peer", "ratio")):
         name, value = entry[best], entry.get(ratio)
         cells.append("" if name is None else f"{_median(entry, name)} ({_TITLES[name]})")
-        cells.append("" if value is None else f"{_figure(value)}×")
+        cells.append("" if value is None else f"{significant(value)}×")
     distance = entry.get("roof_distance")
-    cells += [f"{entry['required_ratio']:g}×", _figure(entry["roof_microseconds"])]
-    return [*cells, "" if distance is None else f"{_figure(distance)}×"]
+    cells += [f"{entry['required_ratio']:g}×", significant(entry["roof_microseconds"])]
+    return [*cells, "" if distance is None else f"{significant(distance)}×"]
 
 
 def _every_peer(record: dict[str, Any]) -> str:
@@ -67,12 +71,12 @@ def _every_peer(record: dict[str, Any]) -> str:
     rows = [
         [entry["name"], *(_median(entry, name) for name in (*PLAIN, *PEERS))] for entry in record["workloads"]
     ]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _median(entry: dict[str, Any], name: str) -> str:
     figures = entry["contenders"][name]
-    return "not installed" if "absent" in figures else _figure(figures["median"])
+    return "not installed" if "absent" in figures else significant(figures["median"])
 
 
 def _caption(record: dict[str, Any]) -> str:
@@ -103,14 +107,15 @@ def _setups(record: dict[str, Any]) -> str:
         [entry["name"], *(entry["contenders"][name].get("setup", "not installed") for name in PEERS)]
         for entry in record["workloads"]
     ]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table, numbers to the right."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
-def _figure(value: float) -> str:
+def significant(value: float) -> str:
     """Three significant digits, no exponent: 0.0512, 3.14, 1230."""
     return f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")

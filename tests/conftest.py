@@ -1,21 +1,43 @@
-"""Settings for the whole suite: property tests are repeatable and untimed, GPU tests skip with a reason."""
+"""Settings for the whole suite: property tests are repeatable and untimed, GPU tests skip with a reason.
+
+Hypothesis is optional here alone: a machine with a GPU may have no more than PyTorch and pytest, which is all
+that the GPU tests need.
+"""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
-from hypothesis import settings
 
-settings.register_profile("toykern", deadline=None, derandomize=True)
-settings.load_profile("toykern")
+try:
+    from hypothesis import settings
+except ImportError:
+    settings = None
+else:
+    settings.register_profile("toykern", deadline=None, derandomize=True)
+    settings.load_profile("toykern")
+
+
+def _why_no_gpu() -> str | None:
+    from toykern.devices import check_kernels
+
+    try:
+        check_kernels("cuda")
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
+    chosen = [item for item in items if item.get_closest_marker("gpu")]
+    # `make gpu-check` asks for a GPU: where it cannot be used, that is a failure to be seen.
+    if not chosen or "TOYKERN_EXPECT_GPU" in os.environ or "TOYKERN_GPU_TESTS_ON" in os.environ:
         return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    if (reason := _why_no_gpu()) is not None:
+        for item in chosen:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

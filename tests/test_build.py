@@ -266,3 +266,19 @@ def _nm(*arguments) -> list[tuple[str, str]]:
 
 def test_python_headers_are_those_of_this_python():
     assert any(sysconfig.get_path("include") in folder for folder in native_build._binding_includes())
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_without_ninja_everything_is_compiled_and_linked_all_the_same(toy, capfd, monkeypatch, jobs):
+    monkeypatch.setattr(native_build, "_ninja", lambda: None)
+    monkeypatch.setenv("MAX_JOBS", jobs)
+    destination = toy.root / "out" / "module.so"
+    native_build.build(toy, destination)
+    assert "ninja not found, so everything is compiled anew" in capfd.readouterr().out
+    assert b"abc-dirty" in destination.read_bytes()
+    (toy.root / "csrc/cpu/toy_v3.cpp").write_text("int level_v3() { return }\n")
+    before = destination.read_bytes()
+    with pytest.raises(BuildError, match="compiling the native module failed"):
+        native_build.build(toy, destination)
+    assert "toy_v3.cpp:1" in capfd.readouterr().err
+    assert destination.read_bytes() == before

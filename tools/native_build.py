@@ -37,6 +37,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -232,8 +233,14 @@ def build(settings: Settings, destination: Path) -> None:
         ninja_file.write_text(text)
     if _cuda_line(settings) not in before:  # once, not at every rebuild
         print(f"toykern: {_cuda_line(settings)}", flush=True)
-    command = [_ninja(), "-f", str(ninja_file), "-j", os.environ.get("MAX_JOBS") or str(_cores())]
-    if subprocess.run(command, cwd=settings.root).returncode != 0:
+    jobs, ninja = int(os.environ.get("MAX_JOBS") or _cores()), _ninja()
+    if ninja is None:
+        print("toykern: ninja not found, so everything is compiled anew (pip install ninja)", flush=True)
+        done = _build_plainly(settings, jobs)
+    else:
+        command = [ninja, "-f", str(ninja_file), "-j", str(jobs)]
+        done = subprocess.run(command, cwd=settings.root).returncode == 0
+    if not done:
         raise BuildError("compiling the native module failed; the compiler's messages are above")
     destination.parent.mkdir(parents=True, exist_ok=True)
     beside = destination.with_name(destination.name + ".new")
@@ -241,17 +248,47 @@ def build(settings: Settings, destination: Path) -> None:
     os.replace(beside, destination)
 
 
+def _build_plainly(settings: Settings, jobs: int) -> bool:
+    """What ninja would do with nothing built before: all sources in parallel, then the link."""
+    objects_dir = settings.build_dir.relative_to(settings.root) / "objects"
+    targets, commands = [], []
+    for source in sources(settings):
+        target = objects_dir / source.with_suffix(".cu.o" if source.suffix == ".cu" else ".o")
+        (settings.root / target).parent.mkdir(parents=True, exist_ok=True)
+        targets.append(str(target))
+        if source.suffix == ".cu":
+            command = shlex.join([*cuda_command(settings), "-c", str(source), "-o", str(target)])
+            commands.append(_keeping_remarks(command, shlex.quote(f"{target}.ptxas")))
+        else:
+            flags = compile_flags(settings, source)
+            commands.append(shlex.join([*settings.compiler, *flags, "-c", str(source), "-o", str(target)]))
+
+    def run(command: str) -> bool:
+        return subprocess.run(command, shell=True, cwd=settings.root).returncode == 0
+
+    with ThreadPoolExecutor(jobs) as pool:
+        if not all(list(pool.map(run, commands))):
+            return False
+    link = [*settings.compiler, *targets, "-o", str(module_path(settings)), *link_flags(settings)]
+    return run(shlex.join(link))
+
+
+def _keeping_remarks(command: str, report: str) -> str:
+    """A shell command that puts nvcc's messages and ptxas' remarks into a report, and shows the former."""
+    shown = f"grep -v -e '^ptxas info' -e '^ *[0-9]* bytes stack frame' {report} >&2"
+    return f"{command} 2>{report}; status=$?; {shown}; exit $status"
+
+
 def _cuda_line(settings: Settings) -> str:
     return f"CUDA kernels {settings.cuda.state}"
 
 
 def _cuda_rule(settings: Settings) -> list[str]:
-    """nvcc's messages go to the report with ptxas' remarks; all but the remarks are shown as well."""
     command = _value(shlex.join(cuda_command(settings))) + " -MD -MF $out.d -c $in -o $out"
-    shown = "grep -v -e '^ptxas info' -e '^ *[0-9]* bytes stack frame' $out.ptxas >&2"
+    keeping = _keeping_remarks(command, "$out.ptxas").replace("$?", "$$?").replace("$status", "$$status")
     return [
         "rule cuda",
-        f"  command = {command} 2>$out.ptxas; status=$$?; {shown}; exit $$status",
+        f"  command = {keeping}",
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = compile $in",
@@ -292,16 +329,13 @@ def _binding_includes() -> list[str]:
     return [pybind11.get_include(), python]
 
 
-def _ninja() -> str:
+def _ninja() -> str | None:
+    """The path of ninja, or None where there is none."""
     try:
         import ninja
     except ImportError:
-        found = shutil.which("ninja")
-    else:
-        found = str(Path(ninja.BIN_DIR) / "ninja")
-    if found is None:
-        raise BuildError("ninja not found: pip install ninja")
-    return found
+        return shutil.which("ninja")
+    return str(Path(ninja.BIN_DIR) / "ninja")
 
 
 def _value(text: object) -> str:

@@ -36,7 +36,7 @@ class CompiledTrainer:
         weight, bias = torch.tensor(problem.weight), torch.zeros(problem.n_models, n)
         moments = [torch.zeros_like(p) for p in (weight, bias, weight, bias)]
         self._state: State = (weight, bias, *moments, torch.zeros(()), torch.zeros(problem.n_models))
-        step = _step_function(torch.tensor(problem.importance) / (n * batch), product)
+        step = step_function(torch.tensor(problem.importance) / (n * batch), product)
         self._step = torch.compile(step, dynamic=False, fullgraph=True)
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class CompiledTrainer:
         return self._state[0].numpy().copy(), self._state[1].numpy().copy()
 
 
-def _step_function(importance: torch.Tensor, product: str):
+def step_function(importance: torch.Tensor, product: str):
     def loss(parameters: tuple[torch.Tensor, torch.Tensor], x: torch.Tensor):
         weight, bias = parameters
         if product == "matmul":

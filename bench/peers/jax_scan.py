@@ -42,7 +42,7 @@ class JaxTrainer:
         devices = math.gcd(problem.n_models, len(jax.devices()))
         mesh = jax.make_mesh((devices,), ("models",), devices=jax.devices()[:devices])
         split, optimizer = PartitionSpec("models"), optax.adam(LEARNING_RATE)
-        loss = partial(_LOSSES[product], jax, 1.0 / (n * batch))
+        loss = partial(LOSSES[product], jax, 1.0 / (n * batch))
         draw_batch = partial(_DRAWS[draw], jax, shape=shape, probability=workload.probability)
 
         def update(parameters, moments, x, importance):
@@ -117,7 +117,11 @@ def _import_jax(devices: int) -> Any:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices)
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # in use already, which is well if it has as many
+        if len(jax.devices("cpu")) < devices:
+            raise
     return jax
 
 
@@ -169,7 +173,7 @@ def _unrolled_loss(jax, scale, parameters, x, importance):
 
 
 _DRAWS = {"uniform": _uniform_draw, "gaps": _gap_draw}
-_LOSSES = {
+LOSSES = {
     "matmul": _matmul_loss,
     "matmul_samples_first": _matmul_samples_first_loss,
     "unrolled": _unrolled_loss,

@@ -1,0 +1,66 @@
+"""Who takes part, and the set-ups of each that are tried on a workload, the likeliest first."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from bench.gpu.problem import Problem, Trainer, Variant
+from bench.gpu.workloads import Workload
+
+OURS = "toykern"
+PEERS = ("eager", "compile", "jax")
+CONTENDERS = (OURS, *PEERS)
+TITLES = {OURS: "toykern", "eager": "PyTorch eager", "compile": "torch.compile", "jax": "JAX"}
+
+_TRAINERS = {
+    OURS: "bench.gpu.ours:ToykernTrainer",
+    "eager": "bench.gpu.torch_peers:EagerPeer",
+    "compile": "bench.gpu.torch_peers:CompiledPeer",
+    "jax": "bench.gpu.jax_peer:JaxPeer",
+}
+_MOST = 2**17  # models of a peer
+_BATCH_BYTES = 4e9  # of one dense batch, at most; a step holds several arrays of that size
+_CACHED_BYTES = 16e6  # a dense batch of this size stays in the second cache of a large GPU
+
+
+def build(variant: Variant, workload: Workload, device: str = "cuda") -> Trainer:
+    """The trainer of a variant, made in the process that calls this."""
+    module, name = _TRAINERS[variant.contender].split(":")
+    problem = Problem(workload, variant.n_models, device)
+    return getattr(importlib.import_module(module), name)(problem, **variant.options)
+
+
+def options_of(contender: str, workload: Workload) -> list[dict[str, str]]:
+    """The set-ups worth trying, whatever the number of models; the likeliest first."""
+    cells = workload.n_features * workload.n_hidden
+    if contender == "eager":
+        return [{"layout": "features_first"}, {"layout": "samples_first"}]
+    if contender == "compile":
+        products = ["elementwise", "matmul"] if cells <= 100 else ["matmul"]
+        found = [{"product": products[0], "graphs": "captured"}]
+        found += [{"product": products[0], "graphs": "reduce-overhead"}]
+        return found + [{"product": product, "graphs": "captured"} for product in products[1:]]
+    if contender == "jax":
+        other = "unrolled" if cells <= 10 else "matmul_samples_first"
+        products = [other, "matmul"] if cells <= 10 else ["matmul", other]
+        found = [{"product": product, "generator": "rbg"} for product in products]
+        return [*found, {"product": products[0], "generator": "threefry2x32"}]
+    return [{}]
+
+
+def numbers_of(workload: Workload) -> tuple[int, int]:
+    """Powers of two for a peer's models: one whose batch stays in cache, and the largest whose batch fits."""
+    per_model = 4.0 * workload.n_features * workload.batch_size
+
+    def power(size: float) -> int:
+        return 1 << (int(max(1, min(_MOST, size / per_model))).bit_length() - 1)
+
+    return power(_CACHED_BYTES), power(_BATCH_BYTES)
+
+
+def why_absent(contender: str, device: str = "cuda") -> str | None:
+    """Why a contender cannot take part, or None."""
+    if contender == "jax" and importlib.util.find_spec("jax") is None:
+        return "jax is not installed"
+    return None

@@ -1,0 +1,198 @@
+"""The GPU bench's contenders do the same training (seen on the CPU), and its tables say what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from test_bench import _reference_steps
+
+from bench.gpu import __main__ as gpu_bench
+from bench.gpu import table
+from bench.gpu.contenders import OURS, PEERS, build, numbers_of, options_of
+from bench.gpu.problem import Problem, Trainer, Variant
+from bench.gpu.roof import bounds, count
+from bench.gpu.worker import Worker, climb
+from bench.gpu.workloads import WORKLOADS, Workload
+
+GRID = Workload("grid", 16, 4, 2, None, batch_size=128)
+PLAIN = Workload("plain", 16, 4, 2, 0.9, batch_size=128)
+JAX = importlib.util.find_spec("jax") is not None
+
+
+def _variants() -> list[Variant]:
+    found = [Variant(name, options, 16) for name in PEERS for options in options_of(name, GRID)]
+    found.append(Variant("jax", {"product": "matmul_samples_first", "generator": "rbg"}, 16))
+    # On a CPU the two ways to a CUDA graph are the same, and each takes a compiler's time.
+    found = [v for v in found if v.options.get("graphs") != "reduce-overhead"]
+    return [v for v in found if JAX or v.contender != "jax"]
+
+
+@pytest.fixture(scope="module", params=_variants(), ids=lambda v: f"{v.contender}, {v.label}")
+def trainer(request: pytest.FixtureRequest) -> Trainer:
+    return build(request.param, GRID, "cpu")
+
+
+def test_a_peer_takes_the_same_steps(trainer: Trainer) -> None:
+    problem, generator = Problem(GRID, 16, "cpu"), np.random.default_rng(3)
+    p = problem.probability[:, :, None]
+    batches = [
+        np.where(generator.random((16, 128, 4)) < p, generator.random((16, 128, 4)), 0.0) for _ in range(12)
+    ]
+    for x in batches:
+        trainer.update(x.astype(np.float32))
+    weight, bias, loss = _reference_steps(problem, np.stack(batches))
+    got_weight, got_bias = trainer.parameters()
+    np.testing.assert_allclose(got_weight, weight, atol=2e-6)
+    np.testing.assert_allclose(got_bias, bias, atol=2e-6)
+    np.testing.assert_allclose(trainer.mean_loss(), loss, rtol=1e-4)
+
+
+def test_a_peer_draws_each_models_distribution(trainer: Trainer) -> None:
+    batches = np.stack([trainer.draw() for _ in range(40)])
+    assert batches.shape == (40, 16, 128, 4) and batches.min() >= 0.0 and batches.max() <= 1.0
+    active, p = batches > 0.0, GRID.probability(16)[:, 0]
+    limit = 5.3 * np.sqrt(p * (1 - p) / active[:, 0].size) + 1e-9
+    assert (np.abs(active.mean((0, 2, 3)) - p) <= limit).all()
+    magnitudes = np.sort(batches[active])
+    kolmogorov = np.abs(magnitudes - np.linspace(0.0, 1.0, magnitudes.size)).max()
+    assert kolmogorov < 2.9 / np.sqrt(magnitudes.size)
+    assert not np.array_equal(batches[0], batches[1])
+
+
+def _losses(variant: Variant) -> np.ndarray:
+    trainer = build(variant, PLAIN, "cpu")
+    trainer.run(200)
+    return trainer.mean_loss()
+
+
+def test_all_contenders_learn_the_same_thing() -> None:
+    ours = _losses(Variant(OURS, {}, 16))
+    assert ours.shape == (16,)
+    for name in PEERS if JAX else PEERS[:2]:
+        options = options_of(name, PLAIN)[0]
+        assert _losses(Variant(name, options, 16)).mean() == pytest.approx(ours.mean(), rel=0.02), name
+
+
+def test_the_phase_diagram_has_its_densities_whatever_the_number_of_models() -> None:
+    hard = WORKLOADS[0]
+    for models in (64, 4096):
+        p, importance = hard.probability(models), hard.importance(models)
+        assert p.shape == (models, 1) and importance.shape == (models, 2)
+        assert (p.min(), p.max()) == pytest.approx((0.01, 1.0))
+        assert (importance[:, 1].min(), importance[:, 1].max()) == pytest.approx((0.1, 10.0))
+        assert abs(np.corrcoef(np.log(p[:, 0]), np.log(importance[:, 1]))[0, 1]) < 0.5
+
+
+def test_workloads_are_those_asked_for() -> None:
+    asked = {(w.n_features, w.n_hidden): (w.required_ratio, w.required_rate) for w in WORKLOADS}
+    assert asked[(5, 2)] == (60, 8e8) and asked[(20, 5)] == (40, 1e8) and asked[(200, 20)][0] == 15
+    assert WORKLOADS[0].n_models == 256 * 256 * 16 and asked[(2, 1)][0] == 10
+    for workload in WORKLOADS:
+        start, largest = numbers_of(workload)
+        assert 1 <= start <= largest and start & (start - 1) == 0
+        assert largest * workload.n_features * workload.batch_size * 4 <= 4e9
+
+
+def test_instructions_by_hand() -> None:
+    counts = count(Workload("dense", 1, 1, 1, 0.0, batch_size=32))  # always active: no gates, no places
+    assert counts.arithmetic == pytest.approx(2 + 3 + 6)
+    assert (counts.random, counts.places, counts.optimizer) == pytest.approx((15, 4, 15 * 2 / 32))
+    rare = count(Workload("rare", 1, 1, 1, 0.9, batch_size=320))  # 32 active entries, as many samples
+    assert (rare.random, rare.places) == pytest.approx((30, 24))
+    roof = bounds(Workload("rare", 1, 1, 1, 0.9, batch_size=320), 132, 1.98e9)
+    assert roof["issue_rate"] == pytest.approx(132 * 4 * 1.98e9 / rare.issue)
+    assert roof["issue_rate"] < roof["arithmetic_rate"]
+
+
+@pytest.mark.parametrize("peak", [1, 2, 16, 64, 300, 4096])
+def test_the_climb_finds_the_peak(peak: int) -> None:
+    best = climb(lambda n: -abs(np.log2(n / peak)), 64, 4096)
+    assert abs(np.log2(best / peak)) <= 0.5
+    assert climb(lambda n: 1.0 / n, 64, 4096) == 1
+    assert climb(lambda n: float(n) if n < 512 else 0.0, 64, 4096) in (128, 256)  # 512 and more do not fit
+
+
+class _Broken(Worker):
+    def __init__(self) -> None:
+        super().__init__("nobody", "cpu")
+
+
+def test_a_process_that_fails_says_why_and_the_next_call_starts_another() -> None:
+    worker = _Broken()
+    try:
+        for _ in range(2):
+            result, why = worker.call("tune", PLAIN, 1.0, 2, limit=60)
+            assert result is None and "KeyError" in why and "nobody" in why
+    finally:
+        worker.close()
+
+
+def test_a_process_that_hangs_is_ended() -> None:
+    worker = Worker(OURS, "cpu")
+    try:
+        result, why = worker.call("tune", PLAIN, 1.0, 2, limit=0.01)
+        assert (result, why) == (None, "took longer than 0 s")
+        assert worker.call("drop", limit=60) == (None, None)
+    finally:
+        worker.close()
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A whole bench of one tiny workload, on the CPU, without the compiler's peer."""
+    path = tmp_path_factory.mktemp("gpu") / "figures.json"
+    with pytest.MonkeyPatch.context() as patch:
+        absent = {"compile": "left out of this test", **({} if JAX else {"jax": "not installed"})}
+        patch.setattr(gpu_bench, "WORKLOADS", (PLAIN,))
+        patch.setattr(gpu_bench, "why_absent", absent.get)
+        arguments = ["--device", "cpu", "--most", "8", "--budget", "8", "--repeats", "2", "--out", str(path)]
+        assert gpu_bench.main(arguments) == 0
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_bench_from_end_to_end(figures: dict) -> None:
+    (entry,) = figures["workloads"]
+    ours = entry["contenders"][OURS]
+    assert len(ours["samples"]) == 2 and ours["n_models"] == 8 and ours["median"] > 0
+    assert entry["contenders"]["compile"] == {"absent": "left out of this test"}
+    assert entry["ratio"] == pytest.approx(ours["median"] / entry["rates"][entry["best_peer"]])
+    assert entry["issue_share"] == pytest.approx(ours["median"] / entry["roof"]["issue_rate"])
+
+
+def test_the_readme_has_the_newest_record_or_says_that_there_is_none(figures: dict, tmp_path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    assert table.newest_record(tmp_path) is None
+    table.update_readme(None, readme)
+    assert "No figure has been measured on a GPU yet" in readme.read_text()
+    record = {
+        "date": "2026-01-02T03:04:05+00:00", "device": "NVIDIA H200", "driver": "580", "nvcc": "13.0",
+        "torch": "2.11", "commit": "abc",
+        "stages": {
+            "build": {"passed": True}, "tests": {"passed": False, "summary": "1 failed, 9 passed"},
+            "racecheck": {"passed": False, "skipped": "not there"},
+            "bench": {"passed": True, "figures": figures},
+        },
+    }  # fmt: skip
+    (tmp_path / "gpu-2026-01-02T030405.json").write_text(json.dumps(record))
+    without = {**record, "stages": {"build": {"passed": True}}}
+    (tmp_path / "gpu-2026-01-03T030405.json").write_text(json.dumps(without))  # newer, with nothing to show
+    assert table.newest_record(tmp_path) == record
+    table.update_readme(record, readme)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "NVIDIA H200, driver 580" in text and "16 models, 4 → 2, S = 0.9" in text
+    assert "build passed, tests failed, racecheck skipped, bench passed (1 failed, 9 passed)" in text
+    figures["workloads"][0]["contenders"][OURS] = {"failed": "launch failed"}
+    del figures["workloads"][0]["ratio"]
+    assert "| failed |" in table.render_figures(figures)
+
+
+def test_the_readme_in_the_repository_is_up_to_date() -> None:
+    text = table.README.read_text(encoding="utf-8")
+    shown = text.partition(table.BEGIN)[2].partition(table.END)[0].strip()
+    record = table.newest_record()
+    assert shown == (table.NOTHING if record is None else table.render(record))

@@ -1,0 +1,312 @@
+"""Everything there is to find out about toykern on a GPU, in one command: `make gpu-check`.
+
+Stages, each in a process of its own with a time limit, one after another:
+
+    build       the native module with CUDA kernels, in place, by the Python that runs this
+    tests       pytest -m gpu: the data stream's bits, parity with the float64 reference over the shared list
+                of cases, bitwise repeatability, errors
+    memcheck    compute-sanitizer over tools/gpu_steps.py
+    racecheck   likewise, for races in shared memory
+    bench       bench.gpu: every workload beside its peers, and the roof
+
+One JSON record in bench/results/ (gpu-<date>.json) gets the device, driver, versions, commit, and every
+stage's figures as soon as it ends: a stage that fails or runs out of time loses nothing of the others.
+README.md's table is made from the newest record by `python -m bench --readme`.
+
+It needs nvcc, a PyTorch with CUDA, pytest, pybind11 and setuptools, and no network; JAX is a peer if it
+is there, and so are compute-sanitizer and ninja used if they are.
+
+    python tools/gpu_check.py --only bench --budget 240
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+STAGES = ("build", "tests", "memcheck", "racecheck", "bench")
+BUDGET = 570  # seconds for everything
+SHARES = {"build": 150, "tests": 200, "memcheck": 70, "racecheck": 70, "bench": 270}  # at most, each
+NEEDED = {"memcheck": 20, "racecheck": 20, "tests": 30, "bench": 60}  # a stage is not begun with less
+TAIL = 6000  # characters of a stage's output that the record keeps
+LOGS = ROOT / "build" / "gpu-check"  # all of it
+GPU_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_gpu_*.py"))
+
+Outcome = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the stages asked for; returns 0 if all of them passed."""
+    parser = argparse.ArgumentParser(
+        prog="python tools/gpu_check.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", choices=STAGES, metavar="STAGE", help="only these stages")
+    parser.add_argument(
+        "--budget", type=int, default=BUDGET, help="seconds for everything (default %(default)s)"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
+    options = parser.parse_args(arguments)
+    if options.budget < 1:
+        parser.error(f"--budget must be at least 1, not {options.budget}")
+    shutil.rmtree(LOGS, ignore_errors=True)
+    record = Record(options.results)
+    end = time.monotonic() + options.budget
+    wanted = [stage for stage in STAGES if options.only is None or stage in options.only]
+    for at, stage in enumerate(wanted):
+        left = end - time.monotonic()
+        kept = sum(NEEDED.get(later, 0) for later in wanted[at + 1 :])
+        limit = min(SHARES[stage], left - kept)
+        if limit < NEEDED.get(stage, 1):
+            record.add(stage, {"passed": False, "skipped": f"{max(left, 0):.0f} s left of the budget"})
+            continue
+        if stage != "build" and record.device is None:
+            record.add(stage, {"passed": False, "error": f"torch sees no GPU: {record.why}"})
+            continue
+        print(f"\n== {stage} (at most {limit:.0f} s)", flush=True)
+        began = time.monotonic()
+        try:
+            outcome = _STAGES[stage](limit, record)
+        except Exception as error:  # whatever breaks here must not lose the other stages
+            outcome = {"passed": False, "error": f"{type(error).__name__}: {error}"}
+        outcome["seconds"] = round(time.monotonic() - began, 1)
+        record.add(stage, outcome)
+    print(f"\n{record.summary()}\n{record.path}\neverything that was said: {LOGS / 'log.txt'}", flush=True)
+    return 0 if record.passed(wanted) else 1
+
+
+class Record:
+    """The dated JSON file, written anew whenever something is added."""
+
+    def __init__(self, folder: Path) -> None:
+        now = datetime.datetime.now(datetime.UTC)
+        self._data: dict[str, Any] = {"date": now.isoformat(timespec="seconds"), **facts(), "stages": {}}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"gpu-{now:%Y-%m-%dT%H%M%S}.json"
+        self._write()
+
+    @property
+    def device(self) -> str | None:
+        """The GPU's name; None where torch sees none, and `why`."""
+        return self._data.get("device")
+
+    @property
+    def why(self) -> str:
+        """Why there is no device, as far as is known."""
+        return str(self._data.get("why") or f"torch {self._data.get('torch')}")
+
+    @property
+    def capability(self) -> list[int] | None:
+        """Of the GPU, as in [9, 0]."""
+        return self._data.get("capability")
+
+    def add(self, stage: str, outcome: Outcome) -> None:
+        """Adds a stage's outcome, and says it."""
+        self._data["stages"][stage] = outcome
+        self._write()
+        print(_line(stage, outcome), flush=True)
+
+    def passed(self, stages: Sequence[str]) -> bool:
+        """Whether all of these stages passed."""
+        return all(self._data["stages"].get(stage, {}).get("passed") for stage in stages)
+
+    def summary(self) -> str:
+        """One line for the machine, one for each stage."""
+        device = self._data.get("device") or "no GPU"
+        lines = [f"{device}; toykern {self._data['commit']}"]
+        lines += [_line(stage, outcome) for stage, outcome in self._data["stages"].items()]
+        return "\n".join(lines)
+
+    def _write(self) -> None:
+        beside = self.path.with_suffix(".new")
+        beside.write_text(json.dumps(self._data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(beside, self.path)
+
+
+def _line(stage: str, outcome: Outcome) -> str:
+    state = "passed" if outcome.get("passed") else "skipped" if "skipped" in outcome else "FAILED"
+    why = next((str(outcome[k]) for k in ("skipped", "error", "summary") if outcome.get(k)), "")
+    return f"{stage:<10} {state:<8} {outcome.get('seconds', 0):6.1f} s  {why}".rstrip()
+
+
+# What is known of the machine
+
+
+def facts() -> dict[str, Any]:
+    """Device, driver, CUDA, torch, commit; None where it cannot be found out, and why."""
+    script = """if True:
+        import json, torch
+        found = {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "device": None}
+        if torch.cuda.is_available():
+            p = torch.cuda.get_device_properties(0)
+            found |= {"device": p.name, "capability": [p.major, p.minor], "memory": p.total_memory}
+            found["multiprocessors"] = p.multi_processor_count
+        print(json.dumps(found))
+    """
+    found: dict[str, Any] = {"commit": _commit(), "python": sys.version.split()[0]}
+    code, output = run([sys.executable, "-c", script], 60, quiet=True)
+    try:
+        found |= json.loads(output.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        found |= {"device": None, "torch": None, "why": output[-500:] or f"exit status {code}"}
+    names = "driver_version,clocks.max.sm,clocks.max.memory,power.limit,ecc.mode.current"
+    smi = shutil.which("nvidia-smi")
+    if smi:
+        code, output = run([smi, f"--query-gpu={names}", "--format=csv,noheader"], 30, quiet=True)
+        if code == 0 and output.strip():
+            values = [part.strip() for part in output.strip().splitlines()[0].split(",")]
+            found |= dict(zip(("driver", "clock_sm", "clock_memory", "power", "ecc"), values, strict=False))
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if nvcc:
+        _, output = run([nvcc, "--version"], 30, quiet=True)
+        release = re.search(r"release ([\d.]+)", output)
+        found["nvcc"] = release.group(1) if release else None
+    return found
+
+
+def _commit() -> str:
+    sys.path.insert(0, str(ROOT / "tools"))
+    import native_build
+
+    return native_build.find_commit(ROOT)
+
+
+# Stages
+
+
+def build(limit: float, record: Record) -> Outcome:
+    """The module with CUDA kernels for the GPU that is here, which takes a fraction of building for all."""
+    environ = {"TOYKERN_CUDA": "1"}
+    capability = record.capability
+    if capability and "TOYKERN_CUDA_ARCHS" not in os.environ:
+        environ["TOYKERN_CUDA_ARCHS"] = "".join(map(str, capability))
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    code, output = run(command, limit, environ)
+    outcome: Outcome = {
+        "passed": code == 0,
+        "archs": environ.get("TOYKERN_CUDA_ARCHS"),
+        "output": output[-TAIL:],
+    }
+    if code == 0:
+        code, info = run([sys.executable, "-m", "toykern.info"], 60, quiet=True)
+        outcome |= {"passed": code == 0, "info": info[-TAIL:]}
+    return outcome
+
+
+def tests(limit: float, record: Record) -> Outcome:
+    """`pytest -m gpu`, where a GPU that cannot be used fails the tests instead of skipping them."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        "--durations=15",
+    ]
+    code, output = run([*command, *GPU_TESTS], limit, {"TOYKERN_EXPECT_GPU": "1"})
+    # One line for each test, so that a run that was cut short still says what it did, and where it stood.
+    said = re.findall(r"^(\S+::.*?) (PASSED|FAILED|SKIPPED|ERROR)\b", output, re.M)
+    counts = {state.lower(): sum(s == state for _, s in said) for state in sorted({s for _, s in said})}
+    failed = [name for name, state in said if state in ("FAILED", "ERROR")]
+    summary = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no test was run"
+    summary += f", exit status {code}" if code not in (0, 1) else ""
+    return {
+        "passed": code == 0 and counts.get("passed", 0) > 0,
+        "summary": summary, "counts": counts, "failed": failed, "output": output[-TAIL:],
+    }  # fmt: skip
+
+
+def sanitizer(tool: str) -> Callable[[float, Record], Outcome]:
+    """A stage that runs the small steps under a tool of compute-sanitizer."""
+
+    def stage(limit: float, record: Record) -> Outcome:
+        program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+        if program is None:
+            return {"passed": False, "skipped": "compute-sanitizer is not on the PATH"}
+        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "tools/gpu_steps.py"]
+        # torch's caching allocator would hide accesses beyond a tensor inside a larger block.
+        code, output = run(command, limit, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        found = re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY: .*$", output, re.M)
+        summary = found[-1].strip("= ") if found else f"exit status {code}"
+        clean = bool(found) and re.search(r"\b0 (errors|hazards)", found[-1]) is not None
+        return {"passed": code == 0 and clean, "summary": summary, "output": output[-TAIL:]}
+
+    return stage
+
+
+def bench(limit: float, record: Record) -> Outcome:
+    """bench.gpu, which writes its figures as they come, so that what was measured survives the limit."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures.json"
+        command = [sys.executable, "-m", "bench.gpu", "--out", str(figures), "--budget", str(int(limit - 10))]
+        code, output = run(command, limit)
+        outcome: Outcome = {"passed": code == 0, "output": output[-TAIL:]}
+        if figures.exists():
+            outcome["figures"] = json.loads(figures.read_text(encoding="utf-8"))
+            outcome["summary"] = f"{len(outcome['figures']['workloads'])} workloads"
+        return outcome
+
+
+_STAGES: dict[str, Callable[[float, Record], Outcome]] = {
+    "build": build,
+    "tests": tests,
+    "memcheck": sanitizer("memcheck"),
+    "racecheck": sanitizer("racecheck"),
+    "bench": bench,
+}
+
+
+def run(
+    command: Sequence[str], limit: float, environ: dict[str, str] | None = None, quiet: bool = False
+) -> tuple[int, str]:
+    """Exit status and output (both streams) of a command in the project's root, shown as it comes.
+
+    124 when the time limit ended it, with all the processes that it had started.
+    """
+    settings = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **(environ or {})}
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as sink:
+        process = subprocess.Popen(
+            list(command), cwd=ROOT, env=settings, start_new_session=True,
+            stdout=sink, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = 124
+        finally:  # Ctrl-C too; the group has the same id as its first process
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        sink.seek(0)
+        output = sink.read()
+    if code == 124:
+        output += f"\nended by the time limit of {limit:.0f} s\n"
+    if not quiet:
+        print(output[-TAIL:], flush=True)
+        LOGS.mkdir(parents=True, exist_ok=True)
+        with (LOGS / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"$ {' '.join(command)}\n{output}\n")
+    return code, output
+
+
+if __name__ == "__main__":
+    sys.exit(main())

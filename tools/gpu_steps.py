@@ -1,0 +1,54 @@
+"""A few steps of each training loop on a GPU, for compute-sanitizer to watch: `python tools/gpu_steps.py`.
+
+Small on purpose, since a sanitizer slows kernels a hundredfold: every regime (csrc/cuda/regimes.h) with rare
+and frequent features, groups and noise, then an evaluation and a batch. It exits with 1 if a result is not
+finite.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+import toykern as tk
+
+# n, m, models, batch, tied
+SHAPES = [
+    (2, 1, 5, 100, True),
+    (5, 2, 40, 33, True),
+    (20, 5, 3, 64, True),
+    (9, 4, 2, 31, False),
+    (80, 20, 2, 40, True),
+    (400, 30, 2, 16, True),
+    (150, 90, 1, 20, False),
+]
+
+
+def main() -> int:
+    """Trains them all and says how it went."""
+    bad = 0
+    for n, m, models, batch, tied in SHAPES:
+        for name, p, options in (
+            ("rare", 0.03, {}),
+            ("rare and frequent", [0.02, *[0.4] * (n - 1)], {"noise": 0.1}),
+            ("group", 1 / n, {"groups": [tk.Anticorrelated(range(n))]}),
+        ):
+            began = time.perf_counter()
+            kind = tk.TiedAutoencoder if tied else tk.Autoencoder
+            model = kind(n, m, models, device="cuda")
+            data = tk.SparseFeatures(n, p, **options)
+            run = tk.fit(model, data, 3, batch, tk.AdamW(lr=1e-2), record_every=2, progress=False)
+            loss = tk.evaluate(model, data, batch)
+            x = data.sample(1, batch, n_models=models, device="cuda")
+            torch.cuda.synchronize()
+            finite = all(bool(torch.isfinite(t).all()) for t in (run.loss, loss, x, *model.parameters()))
+            bad += not finite
+            seconds = time.perf_counter() - began
+            print(f"{n} → {m}, {name}: {'finite' if finite else 'NOT FINITE'} ({seconds:.1f} s)", flush=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
