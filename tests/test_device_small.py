@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
@@ -23,6 +24,7 @@ from kit import (
 import toykern as tk
 from toykern import reference
 from toykern.optim import SGD, AdamW
+from toykern.resident import Resident
 
 FLOOR = 1e-6  # of a float32 evaluation, relative
 TRAJECTORY = 1e-4
@@ -112,25 +114,96 @@ def test_the_order_of_lanes_threads_and_blocks_changes_nothing(case):
 
 @pytest.mark.parametrize("case", KINDS, ids=ids)
 def test_a_model_alone_is_the_same_as_among_others(case):
-    seeds = torch.arange(5) * 7 + 3
-    among = fit_small(case, steps=3, seed=seeds)
+    seeds = torch.arange(case.n_models) * 7 + 3
+    among = tensors_of(fit_small(case, steps=3, seed=seeds))
+    stack = model_of(case)
     for i in (0, 3):
         p = case.probability[i] if isinstance(case.probability, list) else case.probability
-        alone = tk.fit
-        model = model_of(case)
-        one = (tk.TiedAutoencoder if case.tied else tk.Autoencoder)(case.n_features, case.n_hidden, 1)
+        model = type(stack)(case.n_features, case.n_hidden, 1)
         with torch.no_grad():
-            for name, value in one.named_parameters():
-                value.copy_(model.get_parameter(name)[i : i + 1])
+            for name, value in model.named_parameters():
+                value.copy_(stack.get_parameter(name)[i : i + 1])
+        options = {"optimizer": case.optimizer, "seed": seeds[i : i + 1], "progress": False}
         with device_source("small"):
-            run = alone(
-                one,
-                data_of(replace(case, probability=p, n_models=1)),
-                3,
-                case.batch_size,
-                optimizer=case.optimizer,
-                seed=seeds[i : i + 1],
-                progress=False,
-            )
+            run = tk.fit(model, data_of(replace(case, probability=p)), 3, case.batch_size, **options)
         for name, value in tensors_of(run).items():
-            assert torch.equal(value[0], tensors_of(among)[name][i]), (i, name)
+            assert torch.equal(value[0], among[name][i]), (i, name)
+
+
+@pytest.mark.parametrize("case", KINDS, ids=ids)
+def test_a_run_in_stretches_is_the_same_as_in_one_go(case):
+    def advance(lengths: list[int]) -> dict[str, torch.Tensor]:
+        """The native calls of a run, cut as asked for; recording every three steps."""
+        model = model_of(case)
+        arrays = {
+            "seed": torch.arange(case.n_models),
+            "importance": torch.ones(1, case.n_features),
+            "lr": torch.full((case.n_models,), 3e-3, dtype=torch.float64),
+            "weight_decay": torch.full((case.n_models,), 0.1, dtype=torch.float64),
+        }
+        state = {
+            f"{name}/{moment}": torch.zeros_like(value)
+            for name, value in model.named_parameters()
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+        loss = torch.zeros(case.n_models, 3)
+        carry = torch.zeros(case.n_models, dtype=torch.float64)
+        diverged = torch.full((case.n_models,), -1)
+        with device_source("small"):
+            run = Resident(
+                model, data_of(case), AdamW(lr=3e-3, weight_decay=0.1), steps=7, batch_size=case.batch_size,
+                target="identity", loss_reduction="mean", record_every=3, arrays=arrays, state=state,
+                loss=loss, loss_carry=carry, diverged_at=diverged,
+            )  # fmt: skip
+            first = 0
+            for length in lengths:
+                run.advance(first, np.linspace(1, 0.5, 7)[first : first + length])
+                first += length
+            run.write_back()
+        return dict(model.named_parameters()) | state | {"loss": loss, "carry": carry, "diverged": diverged}
+
+    whole = advance([7])
+    for cut in ([1, 1, 1, 4], [2, 5]):
+        for name, value in advance(cut).items():
+            assert torch.equal(value, whole[name]), (cut, name)
+
+
+@pytest.mark.parametrize("case", KINDS, ids=ids)
+def test_evaluation_is_the_mean_loss_of_the_evaluation_stream(case):
+    model, data, seeds = model_of(case), data_of(case), torch.arange(case.n_models) + 11
+    expected = tk.evaluate(model, data, 5000, seeds)
+    with device_source("small"):
+        found = tk.evaluate(model, data, 5000, seeds)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("case", KINDS, ids=ids)
+def test_a_diverged_model_is_left_as_it_was_and_harms_no_other(case):
+    seeds = torch.arange(case.n_models)
+    whole = fit_small(case, steps=4, seed=seeds)
+    poisoned = model_of(case)
+    with torch.no_grad():
+        next(iter(poisoned.parameters()))[2] = torch.inf
+    before = next(iter(poisoned.parameters()))[2].clone()
+    with device_source("small"):
+        run = tk.fit(
+            poisoned, data_of(case), 4, case.batch_size, optimizer=case.optimizer, seed=seeds, progress=False
+        )
+    assert run.diverged_at.tolist() == [-1, -1, 0, -1, -1]
+    assert torch.equal(next(iter(run.model.parameters()))[2], before)
+    others = torch.tensor([0, 1, 3, 4])
+    assert_same_bits(run, whole, others, others)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize(
+    ("n", "m"), [(1, 1), (1, 9), (2, 1), (5, 2), (31, 8), (32, 9), (88, 8), (64, 40), (40, 80), (400, 2)]
+)
+@pytest.mark.parametrize("p", [0.0, 0.03, 0.4])
+def test_sizes_at_the_borders_of_blocks(n, m, p):
+    case = FitCase("border", n, m, p, 67, n_models=2, optimizer=SGD(lr=0.01, momentum=0.5))
+    assert_same_bits(fit_small(case, steps=2), fit_small(case, steps=2, descending=True))
+    expected = reference_of(case, 2)
+    for name, value in fit_small(case, steps=2).model.named_parameters():
+        assert relative_error(value, expected.parameters[name]).max() <= TRAJECTORY, name

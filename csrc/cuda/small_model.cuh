@@ -6,6 +6,7 @@
 // Order      copies of a sum are added upwards, empty samples last
 #pragma once
 #include "common/optimizer_step.h"
+#include "common/records.h"
 #include "cuda/small_room.cuh"
 #include "toykern/cuda.h"
 
@@ -25,6 +26,7 @@ struct SmallTask {
     const float* importance;
     int64_t importance_stride;
     float *encoder, *decoder, *bias;
+    double mean_factor;  // the loss is the sum over samples and features times this; the gradient twice that
 };
 
 template <class Params>
@@ -42,11 +44,8 @@ SmallTask small_task(const Params& p, const Launch& launch) {
             p.importance_stride,
             const_cast<float*>(p.encoder),
             const_cast<float*>(p.decoder),
-            const_cast<float*>(p.bias)};
-}
-
-TOYKERN_DEVICE double small_mean_factor(const Network& net, int64_t batch_size) {
-    return 1.0 / ((double)batch_size * (net.loss_sum ? 1.0 : (double)net.n_features));
+            const_cast<float*>(p.bias),
+            1.0 / ((double)p.batch_size * (p.network.loss_sum ? 1.0 : (double)p.network.n_features))};
 }
 
 // Parameters and importance into shared memory; everything else there that a step relies on.
@@ -137,13 +136,17 @@ TOYKERN_DEVICE void update_parameter(const SmallRoom& room, const UpdateConstant
     s2 = second;
 }
 
-// One step by the sums of the batch's gradients (the factor 2 and the mean are put in here) with `empty` empty samples; makes the sums zero.
-TOYKERN_DEVICE_CALL void update_model(Block b, SmallRoom room, const TrainParams& p, SmallOptions o, int64_t model,
-                                      int64_t step, const double* step_scale, float empty) {
+// Records the loss of a step and updates the parameters by the sums of its gradients, with `empty` empty samples; makes the sums zero. False if
+// the loss is not finite: the model is left as it was before the step.
+TOYKERN_DEVICE_CALL bool finish_step(Block b, SmallRoom room, const TrainParams& p, const SmallTask& task,
+                                     LossRecord& record, int64_t model, int64_t step, const double* step_scale,
+                                     double loss, float empty) {
+    if (!record.add(p, model, step, loss * task.mean_factor, b.thread == 0)) return false;
     const SmallShape& s = room.s;
+    const SmallOptions o(p.network);
     const int size = s.n * s.row;
-    const UpdateConstants c = update_constants(p, model, step, step_scale);
-    const float scale = (float)(2.0 * small_mean_factor(p.network, p.batch_size));
+    const UpdateConstants c = update_constants(p, model, step, step_scale + 3 * (step - p.first_step));
+    const float scale = (float)(2.0 * task.mean_factor);
     b.each([&](int t) {
         for (int i = t; i < size; i += s.threads()) {
             const int j = room.row_of(i), k = i - j * s.row;
@@ -164,6 +167,7 @@ TOYKERN_DEVICE_CALL void update_model(Block b, SmallRoom room, const TrainParams
         }
     });
     b.sync();
+    return true;
 }
 
 }  // namespace TOYKERN_DEVICE_SPACE

@@ -11,7 +11,6 @@
 // Limits     small_shape().shared_bytes <= kSmallSharedLimit; train_large.cuh takes the rest. Batches up to 2^32 samples
 // Roof       instruction issue; docs/gpu_trainer.md counts a step
 #pragma once
-#include "common/records.h"
 #include "cuda/small_model.cuh"
 #include "cuda/small_products.cuh"
 #include "cuda/small_rows.cuh"
@@ -25,6 +24,10 @@ struct SmallSource {
     bool by_columns;  // the batch is a list of columns; dense rows otherwise
     SmallArrivals arrivals;
     SmallRows rows;
+    // Of the batch in hand:
+    int64_t visited;  // samples of its tiles so far
+    int complete;     // columns of the list that no arrival will change
+    SmallTile tile;
 
     TOYKERN_DEVICE SmallSource(const Block& b, const SmallTask& task, const SmallRoom& room, int64_t model)
         : tables{task.tables + model * task.tables_stride, &task.layout},
@@ -39,71 +42,61 @@ class SmallModel {
   public:
     TOYKERN_DEVICE SmallModel(const Block& b, const SmallTask& task, const SmallRoom& room, SmallSource& source,
                               int64_t model)
-        : b_(b),
-          task_(task),
-          room_(room),
-          arrivals_(source.arrivals),
-          rows_(source.rows),
-          model_(model),
-          options_(task.network),
-          columns_(source.by_columns) {}
+        : b_(b), task_(task), room_(room), from_(source), model_(model), options_(task.network) {}
 
     // Draws a batch; returns the sum of its squared errors and leaves the gradients in shared memory. A barrier is behind it.
     TOYKERN_DEVICE double batch(uint32_t step, Purpose purpose) {
         const StepKey key = {philox_key(task_.seed[model_]), step, (uint32_t)purpose};
         b_.each([&](int t) { loss_[t] = 0.0; });
-        arrivals_.begin(key);
-        rows_.begin(key);
-        int64_t visited = 0;  // samples of the tiles so far
-        int complete = 0;     // columns of the list that no arrival will change
-        SmallTile tile = {0, 0};
+        from_.arrivals.begin(key);
+        from_.rows.begin(key);
+        from_.visited = 0;
+        from_.complete = 0;
+        from_.tile = {0, 0};
         TOYKERN_NO_UNROLL
-        while (columns_ ? next_columns(tile, complete) : next_rows(tile, visited)) {
-            visited += tile.count;
-            if (columns_)
+        while (from_.by_columns ? next_columns() : next_rows()) {
+            const SmallTile tile = from_.tile;
+            from_.visited += tile.count;
+            if (from_.by_columns)
                 lay_out_columns(tile);
             else
                 encode_rows(b_, room_, options_);
             outputs(tile);
             if (!kTrain) continue;
-            if (columns_)
+            if (from_.by_columns)
                 add_entries(b_, room_, tile, room_.encoder_sum());
             else
                 add_rows_gradient(b_, room_, tile);
             b_.sync();
         }
-        empty_ = task_.batch_size - visited;
-        if (empty_ > 0) add_empty();
+        if (empty() > 0) add_empty();
         return total_loss();
     }
-
-    // Empty samples of the last batch.
-    TOYKERN_DEVICE int64_t empty() const { return empty_; }
+    // Empty samples of the batch.
+    TOYKERN_DEVICE int64_t empty() const { return task_.batch_size - from_.visited; }
 
   private:
     // Rare single features: the next samples that are not empty. False at the end of the batch.
-    TOYKERN_DEVICE bool next_columns(SmallTile& tile, int& complete) {
+    TOYKERN_DEVICE bool next_columns() {
+        SmallArrivals& arrivals = from_.arrivals;
+        SmallTile& tile = from_.tile;
         tile.first += tile.count;
-        while (tile.first == complete) {
-            if (complete > 0 || arrivals_.columns() > 0) {
-                if (arrivals_.done()) return false;
-                arrivals_.keep_last_column();
-            }
-            if (arrivals_.done() && arrivals_.columns() == 0) return false;
-            fill_arrivals(arrivals_);
-            complete = arrivals_.columns();
-            if (!arrivals_.done() && complete > 0) --complete;
+        while (tile.first == from_.complete) {
+            if (arrivals.done()) return false;
+            arrivals.keep_last_column();
+            fill_arrivals(arrivals);
+            from_.complete = arrivals.columns() - (arrivals.done() || arrivals.columns() == 0 ? 0 : 1);
             tile.first = 0;
         }
-        const int left = complete - tile.first;
+        const int left = from_.complete - tile.first;
         tile.count = left < room_.s.columns ? left : room_.s.columns;
         return true;
     }
     // All samples, as dense rows.
-    TOYKERN_DEVICE bool next_rows(SmallTile& tile, int64_t visited) {
-        const int64_t left = task_.batch_size - visited;
-        tile.count = (int)(left < room_.s.columns ? left : room_.s.columns);
-        if (left > 0) draw_rows(rows_, arrivals_, visited, tile.count);
+    TOYKERN_DEVICE bool next_rows() {
+        const int64_t left = task_.batch_size - from_.visited;
+        from_.tile.count = (int)(left < room_.s.columns ? left : room_.s.columns);
+        if (left > 0) draw_rows(from_.rows, from_.arrivals, from_.visited, from_.tile.count);
         return left > 0;
     }
 
@@ -152,7 +145,7 @@ class SmallModel {
                 const float y = empty_output(room_, options_, j);
                 sum = fused(room_.decoder()[j * s.row + s.m + 1] * y, y, sum);
             }
-            loss_[t] += (double)sum * (double)empty_;
+            loss_[t] += (double)sum * (double)empty();
         });
     }
     TOYKERN_DEVICE double total_loss() {
@@ -175,32 +168,26 @@ class SmallModel {
     Block b_;
     const SmallTask& task_;
     SmallRoom room_;
-    SmallArrivals& arrivals_;
-    SmallRows& rows_;
+    SmallSource& from_;
     int64_t model_;
     SmallOptions options_;
-    bool columns_;
     PerThread<double> loss_;
-    int64_t empty_ = 0;
 };
 
 template <int kM>
 TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, const SmallTask& task,
                                       const double* step_scale, const SmallRoom& room, int64_t model) {
     if (p.diverged_at[model] >= 0) return;
-    const bool writer = b.thread == 0;
     SmallSource source(b, task, room, model);
     SmallModel<kM, true> m(b, task, room, source, model);
     load_model(b, room, task, model);
     load_moments(b, room, p, model);
-    const double factor = small_mean_factor(p.network, p.batch_size);
     LossRecord record(p, model);
-    for (int64_t step = p.first_step; step < p.first_step + p.steps; ++step, step_scale += 3) {
-        const double loss = m.batch((uint32_t)step, Purpose::kTraining) * factor;
-        if (!record.add(p, model, step, loss, writer)) break;
-        update_model(b, room, p, SmallOptions(p.network), model, step, step_scale, (float)m.empty());
+    for (int64_t step = p.first_step; step < p.first_step + p.steps; ++step) {
+        const double loss = m.batch((uint32_t)step, Purpose::kTraining);
+        if (!finish_step(b, room, p, task, record, model, step, step_scale, loss, (float)m.empty())) break;
     }
-    record.close(p, model, writer);
+    record.close(p, model, b.thread == 0);
     store_model(b, room, p, model);
     b.sync();  // before the next model's parameters come
 }
@@ -212,7 +199,7 @@ TOYKERN_DEVICE void evaluate_small_model(const Block& b, const EvaluateParams& p
     load_model(b, room, task, model);
     double sum = 0.0;
     for (int64_t step = 0; step < p.batches; ++step) sum += m.batch((uint32_t)step, Purpose::kEvaluation);
-    if (b.thread == 0) p.loss[model] = sum * small_mean_factor(p.network, p.batch_size) / (double)p.batches;
+    if (b.thread == 0) p.loss[model] = sum * task.mean_factor / (double)p.batches;
     b.sync();
 }
 
