@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
+from device_kit import device_regime
 from gpu_kit import DEVICE, LARGE, SMALL, TINY, VARIED, fit_on_gpu, ids
 from kit import batches_of, data_of, model_of, reference_of, worst_errors
 
@@ -25,13 +26,9 @@ def _one_thread():
 
 
 def test_the_cases_reach_every_regime():
-    from toykern import _native
-    from toykern.resident import network_params
-
     for cases, regime in ((TINY, "tiny"), (SMALL, "small"), (LARGE, "large")):
         for case in cases:
-            network = network_params(model_of(case), "identity", "mean")
-            assert _native.cuda.train_regime(network, case.batch_size) == regime, case.name
+            assert device_regime(model_of(case), case.batch_size) == regime, case.name
 
 
 def _error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ samples, features active with probability p, a active entries and s samples that
 - 20 instructions to turn a word into the place of the next active entry (p ≤ 1/8), 4 to store an active one;
 - 15 for each parameter (Adam).
 
-Nothing is counted for loads, stores, reductions and waiting. Products are counted over all outputs, though the
-backward pass of a large, sparse model may leave inactive ones out.
+Nothing is counted for loads, stores, reductions and waiting. Products are counted over all outputs, though
+the backward pass of a large, sparse model may leave inactive ones out.
 """
 
 from __future__ import annotations

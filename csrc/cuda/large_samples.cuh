@@ -307,8 +307,8 @@ struct LossLarge {
                 TrainParams one_step = t.p;
                 one_step.first_step = step;
                 LossRecord record(one_step, t.first_model + model);
-                record.add(step, state.loss * t.mean_factor(), true);
-                record.close(true);
+                record.add(one_step, t.first_model + model, step, state.loss * t.mean_factor(), true);
+                record.close(one_step, t.first_model + model, true);
             } else if (step + 1 == t.batches) {
                 t.mean_loss[t.first_model + model] = state.loss * t.mean_factor() / (double)t.batches;
             }

@@ -27,7 +27,7 @@ Measure = Callable[[Run, Grid, Tensor], Mapping[str, Any]]
 
 _INPUTS = ("seed", "importance", "lr", "weight_decay", "probability", "init_seed")
 _OURS = ("progress", "resume", "stop_at", "grid")  # arguments of fit that a sweep sees to
-_ORIGIN = ("toykern", "commit", "instruction_set", "device")  # of provenance: the bits depend on these
+_ORIGIN = ("toykern", "commit", "instruction_set", "gpu")  # of provenance: the bits may depend on these
 
 
 def sweep(
@@ -260,7 +260,7 @@ def _check_same(store: Sweep, grid: Grid, settings: Mapping[str, Any], probe: Ru
     if origin.get("stream_version") != probe.provenance.get("stream_version"):
         raise differs("the version of the data stream")
     changed = [name for name in _ORIGIN if origin.get(name) != probe.provenance.get(name)]
-    changed += ["device"] if before["device"] != settings["device"] and "device" not in changed else []
+    changed += ["device"] if before["device"] != settings["device"] else []
     if changed:
         warnings.warn(
             f"the sweep in {store.path} was begun with another {' and '.join(changed)}: the bits will not be "
