@@ -21,17 +21,28 @@ CPU = torch.device("cpu")
 class HostLaunch(DeviceLaunch):
     """A launch whose kernels are the device's source on the host.
 
-    `regime` forces a training loop; `descending` runs lanes, threads and blocks from the last to the first.
+    `regime` forces a training loop; `descending` runs lanes, threads and blocks from the last to the first;
+    `room_for` is the number of models that fit into the workspace at a time (None: as many as on a device).
     """
 
     def __init__(
-        self, data: Any, n_models: int, *, regime: str | None = None, descending: bool = False
+        self,
+        data: Any,
+        n_models: int,
+        *,
+        regime: str | None = None,
+        descending: bool = False,
+        room_for: int | None = None,
     ) -> None:
         super().__init__(data, n_models, CPU, "testing")
         self._launch.regime = -1 if regime is None else REGIMES.index(regime)
-        self._descending = descending
+        self._descending, self._room_for = descending, room_for
 
     def _call(self, kernel: str, params: Any) -> None:
+        if self._room_for is not None:
+            params.n_models, n_models = self._room_for, params.n_models
+            self._launch.workspace_bytes = _native.cuda.train_workspace(params, self._launch)
+            params.n_models = n_models
         getattr(_native.device_source_on_host, kernel)(params, self._launch, self._descending)
 
     @contextmanager
@@ -44,11 +55,13 @@ class HostLaunch(DeviceLaunch):
 
 
 @contextmanager
-def device_source(regime: str | None = None, descending: bool = False) -> Iterator[None]:
+def device_source(
+    regime: str | None = None, descending: bool = False, room_for: int | None = None
+) -> Iterator[None]:
     """`tk.fit` and `tk.evaluate` of models on the CPU by the device's source, within."""
 
     def launch(model: Any, data: Any, action: str) -> HostLaunch:
-        return HostLaunch(data, model.n_models, regime=regime, descending=descending)
+        return HostLaunch(data, model.n_models, regime=regime, descending=descending, room_for=room_for)
 
     with mock.patch.object(resident, "device_launch", launch):
         yield

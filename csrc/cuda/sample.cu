@@ -43,6 +43,7 @@ void sample(const SampleParams& p, const Launch& l) {
     task.tables = l.tables;
     task.tables_stride = l.tables_stride;
     task.rows = p.clean ? p.clean : p.noisy;
+    task.rows_stride = entries;
     check_cuda(cudaMemsetAsync(task.rows, 0, (size_t)(p.n_models * entries) * sizeof(float), stream),
                "clearing the samples");
     // About as many warps as there can be slices: one has some hundreds of active entries.
