@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
-from device_kit import device_source
+from device_kit import device_regime, device_source
 from drawn_cases import small_cases
 from hypothesis import HealthCheck, given, settings
 from kit import (
@@ -62,6 +62,11 @@ def ids(case: FitCase) -> str:
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+def test_what_fits_no_block_is_large():
+    assert device_regime(tk.TiedAutoencoder(4096, 256), 1024) == "large"
+    assert device_regime(tk.Autoencoder(1025, 17), 64) == "large"
 
 
 def _error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
