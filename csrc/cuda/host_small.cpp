@@ -38,7 +38,8 @@ template <class Run>
 void run(const SmallTask& task, const Run& run_model) {
     host_each(2, [&](int block) {
         const Memory shared = memory_of(task.shape.shared_bytes), workspace = memory_of(task.shape.workspace_bytes);
-        const SmallRoom room = {task.shape, workspace.get(), shared.get()};
+        const SmallRoom room = {task.shape, shared.get()};
+        room.exchange().workspace = workspace.get();
         Block b;
         b.threads = task.shape.threads();
         for (int64_t i = block; i < task.n_models; i += 2) run_model(b, room, i);

@@ -21,12 +21,12 @@ struct SmallExchange {
     double loss[8];
     uint32_t kept[8], opens[8], ended[8];
     uint32_t active;
+    char* workspace;  // of this block
 };
 static_assert(sizeof(SmallExchange) <= kSmallExchangeBytes, "room for the exchange");
 
 struct SmallRoom {
     const SmallShape& s;
-    char* workspace;  // of this block
 #if defined(__CUDACC__)
     // Named where it is used, so that the compiler knows it for shared memory, in called functions too.
     static TOYKERN_DEVICE char* base() {
@@ -53,11 +53,11 @@ struct SmallRoom {
     TOYKERN_DEVICE SmallExchange& exchange() const { return *reinterpret_cast<SmallExchange*>(base() + s.exchange); }
     // Moment 0 or 1 of parameter set 0 (decoder rows and biases) or 1 (encoder rows of untied networks).
     TOYKERN_DEVICE float* moments(int moment, int set) const {
-        return reinterpret_cast<float*>((s.moments_shared ? base() : workspace) + s.moments) +
+        return reinterpret_cast<float*>((s.moments_shared ? base() : exchange().workspace) + s.moments) +
                (moment * s.parameter_sets() + set) * s.n * s.row;
     }
     TOYKERN_DEVICE float* rows() const {
-        return reinterpret_cast<float*>((s.rows_shared ? base() : workspace) + s.rows);
+        return reinterpret_cast<float*>((s.rows_shared ? base() : exchange().workspace) + s.rows);
     }
     TOYKERN_DEVICE int row_of(int i) const { return (int)(((uint64_t)(uint32_t)i * s.row_magic) >> 32); }
 };

@@ -19,7 +19,9 @@ constexpr int kBlocks = 1 << 16;  // at a time, where none needs a workspace: th
 template <class Body>
 __device__ __forceinline__ void over_models(const SmallTask& task, char* workspace, const Body& body) {
     const Block b = {(int)threadIdx.x, (int)blockDim.x};
-    const SmallRoom room = {task.shape, workspace + (size_t)blockIdx.x * task.shape.workspace_bytes};
+    const SmallRoom room = {task.shape};
+    if (threadIdx.x == 0) room.exchange().workspace = workspace + (size_t)blockIdx.x * task.shape.workspace_bytes;
+    __syncthreads();
     for (int64_t i = blockIdx.x; i < task.n_models; i += gridDim.x) body(b, room, i);
 }
 

@@ -20,6 +20,7 @@ namespace TOYKERN_DEVICE_SPACE {
 
 // Where a model's batches come from. An object of its own, because it is handed to called functions and so lies in memory.
 struct SmallSource {
+    int64_t model;
     TablesView tables;
     bool by_columns;  // the batch is a list of columns; dense rows otherwise
     SmallArrivals arrivals;
@@ -28,9 +29,11 @@ struct SmallSource {
     int64_t visited;  // samples of its tiles so far
     int complete;     // columns of the list that no arrival will change
     SmallTile tile;
+    PerThread<double> loss;
 
     TOYKERN_DEVICE SmallSource(const Block& b, const SmallTask& task, const SmallRoom& room, int64_t model)
-        : tables{task.tables + model * task.tables_stride, &task.layout},
+        : model(model),
+          tables{task.tables + model * task.tables_stride, &task.layout},
           by_columns(task.layout.plain && tables.head().n_frequent == 0 && !(task.data.noise > 0.0f)),
           arrivals(b, room, tables, task.data, task.batch_size, by_columns),
           rows(b, room, tables, task.data) {}
@@ -40,14 +43,13 @@ struct SmallSource {
 template <int kM, bool kTrain>
 class SmallModel {
   public:
-    TOYKERN_DEVICE SmallModel(const Block& b, const SmallTask& task, const SmallRoom& room, SmallSource& source,
-                              int64_t model)
-        : b_(b), task_(task), room_(room), from_(source), model_(model), options_(task.network) {}
+    TOYKERN_DEVICE SmallModel(const Block& b, const SmallTask& task, const SmallRoom& room, SmallSource& source)
+        : b_(b), task_(task), room_(room), from_(source) {}
 
     // Draws a batch; returns the sum of its squared errors and leaves the gradients in shared memory. A barrier is behind it.
     TOYKERN_DEVICE double batch(uint32_t step, Purpose purpose) {
-        const StepKey key = {philox_key(task_.seed[model_]), step, (uint32_t)purpose};
-        b_.each([&](int t) { loss_[t] = 0.0; });
+        const StepKey key = {philox_key(task_.seed[from_.model]), step, (uint32_t)purpose};
+        b_.each([&](int t) { from_.loss[t] = 0.0; });
         from_.arrivals.begin(key);
         from_.rows.begin(key);
         from_.visited = 0;
@@ -60,7 +62,7 @@ class SmallModel {
             if (from_.by_columns)
                 lay_out_columns(tile);
             else
-                encode_rows(b_, room_, options_);
+                encode_rows(b_, room_, SmallOptions(task_.network));
             outputs(tile);
             if (!kTrain) continue;
             if (from_.by_columns)
@@ -107,7 +109,7 @@ class SmallModel {
             for (int i = 4 * t; i < s.n * s.stride; i += 4 * s.threads()) store_quad(room_.tile() + i, Quad{});
             for (int i = t; kTrain && i < s.n * s.column_warps; i += s.threads()) room_.bits()[i] = 0;
         });
-        gather_codes(b_, room_, options_, tile);
+        gather_codes(b_, room_, SmallOptions(task_.network), tile);
         b_.sync();
         const int first = room_.first()[tile.first], last = room_.first()[tile.first + tile.count];
         b_.each([&](int t) {
@@ -123,9 +125,9 @@ class SmallModel {
     // From codes and targets to the gradients of decoder, biases and codes.
     TOYKERN_DEVICE void outputs(const SmallTile& tile) {
         if constexpr (kM > 0)
-            outputs_fused<kM, kTrain>(b_, room_, options_, tile, loss_);
+            outputs_fused<kM, kTrain>(b_, room_, SmallOptions(task_.network), tile, from_.loss);
         else
-            outputs_any<kTrain>(b_, room_, options_, tile, loss_);
+            outputs_any<kTrain>(b_, room_, SmallOptions(task_.network), tile, from_.loss);
         b_.sync();
         if (!kTrain) return;
         if (kM == 0) {
@@ -133,7 +135,7 @@ class SmallModel {
             b_.sync();
         }
         add_decoder_gradient<kM>(b_, room_, tile);
-        if (kM == 0 || room_.s.feature_warps > 1) add_parts(b_, room_, options_, false);
+        if (kM == 0 || room_.s.feature_warps > 1) add_parts(b_, room_, SmallOptions(task_.network), false);
         b_.sync();
     }
 
@@ -142,17 +144,17 @@ class SmallModel {
         b_.each([&](int t) {
             float sum = 0.0f;
             for (int j = t; j < s.n; j += s.threads()) {
-                const float y = empty_output(room_, options_, j);
+                const float y = empty_output(room_, SmallOptions(task_.network), j);
                 sum = fused(room_.decoder()[j * s.row + s.m + 1] * y, y, sum);
             }
-            loss_[t] += (double)sum * (double)empty();
+            from_.loss[t] += (double)sum * (double)empty();
         });
     }
     TOYKERN_DEVICE double total_loss() {
         SmallExchange& x = room_.exchange();
         b_.each_warp([&](const Warp& w) {
             Lane<double> sum;
-            w.each([&](int lane) { sum[lane] = loss_[32 * w.number + lane]; });
+            w.each([&](int lane) { sum[lane] = from_.loss[32 * w.number + lane]; });
             sum = sum_of_lanes(w, sum);
             w.each([&](int lane) {
                 if (lane == 0) x.loss[w.number] = sum[lane];
@@ -169,9 +171,6 @@ class SmallModel {
     const SmallTask& task_;
     SmallRoom room_;
     SmallSource& from_;
-    int64_t model_;
-    SmallOptions options_;
-    PerThread<double> loss_;
 };
 
 template <int kM>
@@ -179,7 +178,7 @@ TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, cons
                                       const double* step_scale, const SmallRoom& room, int64_t model) {
     if (p.diverged_at[model] >= 0) return;
     SmallSource source(b, task, room, model);
-    SmallModel<kM, true> m(b, task, room, source, model);
+    SmallModel<kM, true> m(b, task, room, source);
     load_model(b, room, task, model);
     load_moments(b, room, p, model);
     LossRecord record(p, model);
@@ -195,7 +194,7 @@ TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, cons
 TOYKERN_DEVICE void evaluate_small_model(const Block& b, const EvaluateParams& p, const SmallTask& task,
                                          const SmallRoom& room, int64_t model) {
     SmallSource source(b, task, room, model);
-    SmallModel<0, false> m(b, task, room, source, model);
+    SmallModel<0, false> m(b, task, room, source);
     load_model(b, room, task, model);
     double sum = 0.0;
     for (int64_t step = 0; step < p.batches; ++step) sum += m.batch((uint32_t)step, Purpose::kEvaluation);
