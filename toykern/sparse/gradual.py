@@ -20,10 +20,11 @@ class GradualMagnitude(Recipe):
     Args:
         final_density: 1 − s_f, in (0, 1), of every layer (or with scope "global" of all together); s_i is
             what the layers have when the recipe is attached, so begin with dense or nearly dense ones.
-        begin, interval, end: t₀, Δt and t₀ + n Δt; `end` is moved down to a whole number of intervals. prune:
-            which connections go first. scope: "layer", or "global" to compare connections over all layers of
-            a model. minimum_fan_in: every output keeps that many inputs, if it had as many; the density may
-            then end higher.
+        begin, interval, end: t₀, Δt and t₀ + n Δt; `end` is moved down to a whole number of intervals.
+        prune: which connections go first.
+        scope: "layer", or "global" to compare connections over all layers of a model.
+        minimum_fan_in: every output keeps that many inputs, if it had as many; the density may then end
+            higher.
         seed, track_explored, grown_std: see `Recipe`.
 
     A layer's slots stay: memory follows the initial connections, time the current ones.
