@@ -320,32 +320,57 @@ TOYKERN_DEVICE_CALL void add_rows_gradient(Block b, SmallRoom room, SmallTile ti
 
 // ---- the encoder's gradient from entries: to[feature][k] += Σ value · gradient of the column's code ----
 
-// bits [n][column_warps]: columns of the tile in which the feature has an entry.
+// Column number and value of the tile's entries of feature j among its 32 columns from 32 v on, in order.
+template <class F>
+TOYKERN_DEVICE void each_entry_of(const SmallRoom& room, const SmallTile& tile, int j, int v, const F& f) {
+    for (uint32_t left = room.bits()[j * room.s.column_warps + v]; left; left &= left - 1u) {
+        const int c = 32 * v + count_bits((left & (0u - left)) - 1u);
+        int e = room.first()[tile.first + c];
+        while ((int)(room.place()[e] & 0xFFFFu) != j) ++e;
+        f(c, room.value()[e]);
+    }
+}
+
+// bits [n][column_warps]: columns of the tile in which the feature has an entry. Small m: a thread has all hidden units of a feature (and,
+// where there are copies of the sums, 32 of the columns); larger m: four hidden units of a feature.
+template <int kM>
 TOYKERN_DEVICE void add_entries(const Block& b, const SmallRoom& room, const SmallTile& tile, float* to) {
     const SmallShape& s = room.s;
-    const int items = s.n * (s.code_rows / 4);
     b.each([&](int t) {
-        for (int i = t; i < items; i += s.threads()) {
-            const int group = i / s.n, j = i - group * s.n;
-            const float* from = room.code_gradient() + 4 * group * s.stride;
-            Quad sum = {};
-            bool any = false;
-            for (int v = 0; v < s.column_warps; ++v)
-                for (uint32_t left = room.bits()[j * s.column_warps + v]; left; left &= left - 1u) {
-                    const int c = 32 * v + count_bits((left & (0u - left)) - 1u);
-                    int e = room.first()[tile.first + c];
-                    while ((int)(room.place()[e] & 0xFFFFu) != j) ++e;
-                    const float x = room.value()[e];
-                    TOYKERN_UNROLL
-                    for (int q = 0; q < 4; ++q) sum.v[q] = fused(x, from[q * s.stride + c], sum.v[q]);
-                    any = true;
-                }
-            if (!any) continue;
-            float* at = to + j * s.row + 4 * group;
-            Quad g = load_quad(at);
-            TOYKERN_UNROLL
-            for (int q = 0; q < 4; ++q) g.v[q] += sum.v[q];
-            store_quad(at, g);
+        if constexpr (kM > 0) {
+            const int runs = s.tied && s.sums >= s.column_warps ? s.column_warps : 1, words = s.column_warps / runs;
+            for (int i = t; i < s.n * runs; i += s.threads()) {
+                const int run = i >= s.n ? 1 : 0, j = i - run * s.n;
+                float sum[kM] = {};
+                for (int v = run * words; v < (run + 1) * words; ++v)
+                    each_entry_of(room, tile, j, v, [&](int c, float x) {
+                        const float* from = room.code_gradient() + c;
+                        TOYKERN_UNROLL
+                        for (int k = 0; k < kM; ++k) sum[k] = fused(x, from[k * s.stride], sum[k]);
+                    });
+                float* at = to + (run * s.n + j) * s.row;
+                TOYKERN_UNROLL
+                for (int k = 0; k < kM; ++k) at[k] += sum[k];
+            }
+        } else {
+            for (int i = t; i < s.n * (s.code_rows / 4); i += s.threads()) {
+                const int group = i / s.n, j = i - group * s.n;
+                Quad sum = {};
+                bool any = false;
+                for (int v = 0; v < s.column_warps; ++v)
+                    each_entry_of(room, tile, j, v, [&](int c, float x) {
+                        const float* from = room.code_gradient() + 4 * group * s.stride + c;
+                        TOYKERN_UNROLL
+                        for (int q = 0; q < 4; ++q) sum.v[q] = fused(x, from[q * s.stride], sum.v[q]);
+                        any = true;
+                    });
+                if (!any) continue;
+                float* at = to + j * s.row + 4 * group;
+                Quad g = load_quad(at);
+                TOYKERN_UNROLL
+                for (int q = 0; q < 4; ++q) g.v[q] += sum.v[q];
+                store_quad(at, g);
+            }
         }
     });
 }

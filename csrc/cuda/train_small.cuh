@@ -66,7 +66,7 @@ class SmallModel {
             outputs(tile);
             if (!kTrain) continue;
             if (from_.by_columns)
-                add_entries(b_, room_, tile, room_.encoder_sum());
+                add_entries<kM>(b_, room_, tile, room_.encoder_sum());
             else
                 add_rows_gradient(b_, room_, tile);
             b_.sync();
