@@ -79,4 +79,22 @@ TOYKERN_TABLED float magnitude(int32_t kind, uint32_t word) {
     }
 }
 
+// Four words at once: the kind is asked for once.
+TOYKERN_TABLED void magnitudes(int32_t kind, const PhiloxBlock& words, float (&value)[4]) {
+#if defined(__CUDA_ARCH__)
+#define TOYKERN_EACH_WORD _Pragma("unroll") for (int q = 0; q < 4; ++q)
+#else
+#define TOYKERN_EACH_WORD for (int q = 0; q < 4; ++q)
+#endif
+    if ((Magnitude)kind == Magnitude::kUniform)
+        TOYKERN_EACH_WORD value[q] = magnitude((int32_t)Magnitude::kUniform, words.word[q]);
+    else if ((Magnitude)kind == Magnitude::kSymmetric)
+        TOYKERN_EACH_WORD value[q] = magnitude((int32_t)Magnitude::kSymmetric, words.word[q]);
+    else if ((Magnitude)kind == Magnitude::kHalfNormal)
+        TOYKERN_EACH_WORD value[q] = half_normal(words.word[q]);
+    else
+        TOYKERN_EACH_WORD value[q] = 1.0f;
+#undef TOYKERN_EACH_WORD
+}
+
 }  // namespace toykern

@@ -15,8 +15,19 @@ namespace {
 
 template <class Params>
 TinyTask task_of(const Params& p, const Launch& launch, const int64_t* order) {
-    return {p.network, p.data,       launch.layout,       launch.tables, launch.tables_stride, p.n_models, p.batch_size,
-            p.seed,    p.importance, p.importance_stride, order};
+    return {p.network,
+            p.data,
+            launch.layout,
+            launch.tables,
+            launch.tables_stride,
+            p.n_models,
+            p.batch_size,
+            p.seed,
+            p.importance,
+            p.importance_stride,
+            order,
+            pass_options(p.network),
+            tiny_mean_factor(p.network, p.batch_size)};
 }
 
 template <int N, int M>
@@ -26,7 +37,7 @@ struct Train {
         std::vector<float> rows((size_t)(2 * p.batch_size * N));
         host_each((int)((p.n_models + 1) / 2), [&](int pair) {
             const auto room = std::make_unique<TinyRoom<N, M>>();
-            train_tiny_pair<N, M, true>(Warp{}, p, task, launch.step_scale, *room, rows.data(), pair);
+            train_tiny_pair<N, M, true>(Warp{}, p, task, launch.step_scale, *room, rows.data(), (uint32_t)pair);
         });
     }
 };
@@ -38,7 +49,7 @@ struct Evaluate {
         std::vector<float> rows((size_t)(2 * p.batch_size * N));
         host_each((int)((p.n_models + 1) / 2), [&](int pair) {
             const auto room = std::make_unique<TinyRoom<N, M>>();
-            evaluate_tiny_pair<N, M, true>(Warp{}, p, task, *room, rows.data(), pair);
+            evaluate_tiny_pair<N, M, true>(Warp{}, p, task, *room, rows.data(), (uint32_t)pair);
         });
     }
 };

@@ -5,6 +5,8 @@
 // Layout     w [N][M]: all hidden units of a feature together
 // Roof       5 N M fused multiply-adds and about 8 N + 2 M other operations a sample
 #pragma once
+#include <cmath>
+
 #include "cuda/warp.h"
 #include "toykern/params.h"
 
@@ -24,13 +26,14 @@ struct TinySums {
 // The network's options as numbers that need no branch.
 struct PassOptions {
     float hidden_floor, output_floor;  // 0 with ReLU, -inf without
-    bool target_abs;
-
-    TOYKERN_DEVICE explicit PassOptions(const Network& net)
-        : hidden_floor(net.hidden_relu ? 0.0f : -INFINITY),
-          output_floor(net.output_relu ? 0.0f : -INFINITY),
-          target_abs(net.target_abs) {}
+    uint32_t target_bits;              // what a target keeps of x: all, or all but the sign
 };
+
+// On the host: a kernel has them in its parameters.
+inline PassOptions pass_options(const Network& net) {
+    return {net.hidden_relu ? 0.0f : -INFINITY, net.output_relu ? 0.0f : -INFINITY,
+            net.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu};
+}
 
 // Adds one sample to the sums, if it is `valid`. x is what the model sees, clean what the target is made from.
 template <bool kGradient, int N, int M>
@@ -51,7 +54,7 @@ TOYKERN_DEVICE void tiny_pass(const TinyWeights<N, M>& p, const PassOptions& opt
         float y = p.b[j];
         TOYKERN_UNROLL
         for (int k = 0; k < M; ++k) y = fused(p.w[j][k], h[k], y);
-        const float target = options.target_abs ? (clean[j] < 0.0f ? -clean[j] : clean[j]) : clean[j];
+        const float target = keep_bits(clean[j], options.target_bits);
         const float r = valid ? floored(options.output_floor, y) - target : 0.0f;
         const float weighted = r * p.importance[j];
         sums.loss = fused(weighted, r, sums.loss);

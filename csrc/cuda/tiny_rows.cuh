@@ -9,6 +9,7 @@
 // Roof       device memory or cache: 4 to 12 bytes written and read for every entry
 #pragma once
 #include "cuda/sample.cuh"
+#include "cuda/tiny_pass.cuh"
 #include "cuda/tiny_sparse.cuh"
 
 namespace toykern {
@@ -26,7 +27,13 @@ struct TinyTask {
     const float* importance;
     int64_t importance_stride;
     const int64_t* order;  // [K] or null
+    PassOptions options;
+    double mean_factor;  // a batch's loss is its sum of errors times this
 };
+
+inline double tiny_mean_factor(const Network& net, int64_t batch_size) {
+    return 1.0 / ((double)batch_size * (net.loss_sum ? 1.0 : (double)net.n_features));
+}
 
 // A model's batch into its rows [2][batch][n].
 TOYKERN_DEVICE_CALL void tiny_rows_draw(const Warp& w, const TinyTask& task, int64_t model, uint32_t step,

@@ -30,8 +30,8 @@ __device__ __forceinline__ void over_pairs(Room* rooms, float* rows, int64_t row
                                            const Body& body) {
     const int number = (int)threadIdx.x / kWarpLanes;
     const Warp w = {(int)threadIdx.x % kWarpLanes, number};
-    const int64_t first = (int64_t)blockIdx.x * kWarps + number;
-    for (int64_t pair = first; 2 * pair < n_models; pair += (int64_t)gridDim.x * kWarps)
+    const uint32_t first = blockIdx.x * kWarps + number;
+    for (uint32_t pair = first; 2 * (int64_t)pair < n_models; pair += gridDim.x * kWarps)
         body(w, rooms[number], rows + first * row_floats, pair);
 }
 
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, kResident<N, M>)
                float* rows) {
     __shared__ TinyRoom<N, M> rooms[kWarps];
     over_pairs(rooms, rows, 2 * p.batch_size * N, p.n_models,
-               [&](const Warp& w, TinyRoom<N, M>& room, float* own_rows, int64_t pair) {
+               [&](const Warp& w, TinyRoom<N, M>& room, float* own_rows, uint32_t pair) {
                    train_tiny_pair<N, M, kAny>(w, p, task, step_scale, room, own_rows, pair);
                });
 }
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, kResident<N, M>)
     evaluate_tiny(const __grid_constant__ EvaluateParams p, const __grid_constant__ TinyTask task, float* rows) {
     __shared__ TinyRoom<N, M> rooms[kWarps];
     over_pairs(rooms, rows, 2 * p.batch_size * N, p.n_models,
-               [&](const Warp& w, TinyRoom<N, M>& room, float* own_rows, int64_t pair) {
+               [&](const Warp& w, TinyRoom<N, M>& room, float* own_rows, uint32_t pair) {
                    evaluate_tiny_pair<N, M, true>(w, p, task, room, own_rows, pair);
                });
 }
@@ -71,9 +71,19 @@ LaunchShape shape_for(int64_t n_models, bool any) {
 
 template <class Params>
 TinyTask task_of(const Params& p, const Launch& l, const int64_t* order) {
-    return {p.network,  p.data,       l.layout, l.tables,     l.tables_stride,
-            p.n_models, p.batch_size, p.seed,   p.importance, p.importance_stride,
-            order};
+    return {p.network,
+            p.data,
+            l.layout,
+            l.tables,
+            l.tables_stride,
+            p.n_models,
+            p.batch_size,
+            p.seed,
+            p.importance,
+            p.importance_stride,
+            order,
+            pass_options(p.network),
+            tiny_mean_factor(p.network, p.batch_size)};
 }
 
 template <int N, int M>

@@ -2,7 +2,7 @@
 //
 //   tied networks (n_features, n_hidden) = (2,1), (3,1), (3,2), (4,2), (5,2), (6,2); any options, any distribution
 //
-// Layout     every lane holds the weights and its own sums of the gradients; lane l holds parameters l and l + 16 with their moments. Parameters
+// Layout     every lane holds the weights and its own sums of the gradients; lane l holds the moments of parameters l and l + 16. Parameters
 //            are numbered as [N][M] weights, then N biases. Shared memory of a warp: TinyRoom.
 // Owner      a warp holds two models; they know nothing of each other
 // Zeros      rare units: only samples that are not empty become columns; all empty samples share one closed-form term
@@ -25,7 +25,7 @@ namespace TOYKERN_DEVICE_SPACE {
 template <int N, int M>
 struct TinyShape {
     static constexpr int kParameters = N * M + N;
-    static constexpr int kOwned = (kParameters + kHalf - 1) / kHalf;  // by a lane
+    static constexpr int kOwned = (kParameters + 1 + kHalf - 1) / kHalf;  // by a lane, the loss among them
     // A lane's row of sums: gradients and loss. An odd number of four-float groups keeps rows off one another's banks.
     static constexpr int kRow = ((kParameters + 1 + 3) / 4 | 1) * 4;
 };
@@ -38,7 +38,9 @@ struct TinyRoom {
         TinyFrequentRoom<N> frequent[2];
         float sums[kWarpLanes][TinyShape<N, M>::kRow];
     };
-    float parameter[2][TinyShape<N, M>::kRow];  // and the loss, at kParameters
+    float parameter[2][TinyShape<N, M>::kRow];
+    LossRecord record[2];    // the first lane of a half keeps it
+    TinyProcess process[2];  // its features are those of the units that are drawn
 };
 
 // How a model's batches are drawn.
@@ -49,26 +51,33 @@ TOYKERN_DEVICE TinyDraw tiny_draw(const TinyTask& task, const UnitTables& head) 
     return head.n_frequent ? TinyDraw::kFrequent : TinyDraw::kSparse;
 }
 
+// Sums over a model's lanes: those of the parameters that a lane owns, and the loss.
+template <int N, int M>
+struct Totals {
+    float value[TinyShape<N, M>::kOwned];
+};
+
 // Two models in a warp. kAny: some model's batches are drawn as rows.
 template <int N, int M, bool kAny>
 class TinyPair {
     using Shape = TinyShape<N, M>;
 
   public:
-    TOYKERN_DEVICE TinyPair(const Warp& w, const TinyTask& task, TinyRoom<N, M>& room, float* rows, int64_t pair)
-        : w_(w), task_(task), room_(room), rows_(rows), options_(task.network) {
+    TOYKERN_DEVICE TinyPair(const Warp& w, const TinyTask& task, TinyRoom<N, M>& room, float* rows, uint32_t pair)
+        : w_(w), task_(task), room_(room), rows_(rows) {
         w.each([&](int lane) {
-            const int64_t i = 2 * pair + lane / kHalf;
+            const int64_t i = 2 * (int64_t)pair + lane / kHalf;
             alive_[lane] = i < task_.n_models;
             model_[lane] = alive_[lane] ? (uint32_t)(task_.order ? task_.order[i] : i) : 0u;
             tables_[lane] = TablesView{task_.tables + model(lane) * task_.tables_stride, &task_.layout};
             const UnitTables& head = tables_[lane].head();
             draw_[lane] = alive_[lane] ? tiny_draw(task_, head) : TinyDraw::kNone;
-            features_[lane] = 0;
-            if (draw_[lane] == TinyDraw::kSparse)
-                features_[lane] = pack_features(tables_[lane].rare_feature(), head.rare.n_units);
-            if (draw_[lane] == TinyDraw::kFrequent)
-                features_[lane] = pack_features(tables_[lane].frequent_feature(), head.n_frequent);
+            if (lane % kHalf == 0) {
+                TinyProcess& process = room_.process[lane / kHalf];
+                process = TinyProcess::of(tables_[lane]);
+                if (draw_[lane] == TinyDraw::kFrequent)
+                    process.features = pack_features(tables_[lane].frequent_feature(), head.n_frequent);
+            }
             TOYKERN_UNROLL
             for (int j = 0; j < N; ++j)
                 weights_[lane].importance[j] = task_.importance[model(lane) * task_.importance_stride + j];
@@ -117,22 +126,27 @@ class TinyPair {
         });
         w_.sync();
         const auto pass = [&](int lane, bool valid, const float (&x)[N]) {
-            tiny_pass<kGradient>(weights_[lane], options_, x, x, valid, sums[lane]);
+            tiny_pass<kGradient>(weights_[lane], task_.options, x, x, valid, sums[lane]);
         };
         const uint32_t batch_size = (uint32_t)task_.batch_size;
         if (w_.any(sparse)) {
             Lane<uint32_t> seen;
-            tiny_sparse_batch<N>(w_, room_.sparse, tables_, features_, key, task_.data.magnitude, batch_size, sparse,
+            Lane<TinyProcess> process;
+            w_.each([&](int lane) { process[lane] = room_.process[lane / kHalf]; });
+            tiny_sparse_batch<N>(w_, room_.sparse, process, tables_, key, task_.data.magnitude, batch_size, sparse,
                                  seen, pass);
             w_.each([&](int lane) {
                 if (sparse[lane] && lane % kHalf == 0)
-                    tiny_empty<kGradient>(weights_[lane], options_, (float)(batch_size - seen[lane]), sums[lane]);
+                    tiny_empty<kGradient>(weights_[lane], task_.options, (float)(batch_size - seen[lane]), sums[lane]);
             });
         }
         w_.sync();
-        if (w_.any(frequent))
-            tiny_frequent_batch<N>(w_, room_.frequent, tables_, features_, key, task_.data.magnitude, batch_size,
+        if (w_.any(frequent)) {
+            Lane<PackedFeatures> features;
+            w_.each([&](int lane) { features[lane] = room_.process[lane / kHalf].features; });
+            tiny_frequent_batch<N>(w_, room_.frequent, tables_, features, key, task_.data.magnitude, batch_size,
                                    frequent, pass);
+        }
         const uint32_t by_rows = w_.ballot(rows);
         for (int half = 0; kAny && half < 2; ++half)
             if (by_rows >> (kHalf * half) & 1u) draw_rows<kGradient>(half, step, purpose, sums);
@@ -165,42 +179,35 @@ class TinyPair {
         tiny_rows_draw(w_, task_, model[w_.lane], step, purpose, rows_);
         tiny_rows_batch<N>(w_, rows_, task_.batch_size, task_.data.noise > 0.0f, half,
                            [&](int lane, bool valid, const float (&x)[N], const float (&clean)[N]) {
-                               tiny_pass<kGradient>(weights_[lane], options_, x, clean, valid, sums[lane]);
+                               tiny_pass<kGradient>(weights_[lane], task_.options, x, clean, valid, sums[lane]);
                            });
     }
 
     const Warp& w_;
     const TinyTask& task_;
     TinyRoom<N, M>& room_;
-    float* rows_;  // [2][batch][N] of this warp in device memory (kAny)
-    PassOptions options_;
+    float* rows_;           // [2][batch][N] of this warp in device memory (kAny)
     Lane<uint32_t> model_;  // of 64 bits there is no need: so many models fit no memory
     Lane<bool> alive_;
     Lane<TinyDraw> draw_;
     Lane<TablesView> tables_;
-    Lane<PackedFeatures> features_;
     Lane<TinyWeights<N, M>> weights_;
 };
 
-TOYKERN_DEVICE double tiny_mean_factor(const Network& net, int64_t batch_size) {
-    return 1.0 / ((double)batch_size * (net.loss_sum ? 1.0 : (double)net.n_features));
-}
-
 template <int N, int M, bool kAny>
 TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const TinyTask& task, const double* step_scale,
-                                    TinyRoom<N, M>& room, float* rows, int64_t number) {
+                                    TinyRoom<N, M>& room, float* rows, uint32_t number) {
     using Shape = TinyShape<N, M>;
     TinyPair<N, M, kAny> pair(w, task, room, rows, number);
     struct Owned {
-        float value[Shape::kOwned], s1[Shape::kOwned], s2[Shape::kOwned];
+        float s1[Shape::kOwned], s2[Shape::kOwned];
     };
     Lane<Owned> owned;
-    Lane<LossRecord> record;
     Lane<bool> running;
     w.each([&](int lane) {
         if (pair.alive(lane) && p.diverged_at[pair.model(lane)] >= 0) pair.drop(lane);
         running[lane] = pair.alive(lane);
-        record[lane] = LossRecord(p, pair.model(lane));
+        if (lane % kHalf == 0) room.record[lane / kHalf] = LossRecord(p, pair.model(lane));
         TOYKERN_UNROLL
         for (int o = 0; o < Shape::kOwned; ++o) {
             const int i = o * kHalf + lane % kHalf;
@@ -208,46 +215,53 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
                 const float* from = pair.at(lane, i, weights, biases);
                 return from && i < Shape::kParameters ? *from : 0.0f;
             };
-            owned[lane].value[o] = load(p.encoder, p.bias);
+            if (i < Shape::kParameters) pair.parameter(lane, i) = load(p.encoder, p.bias);
             owned[lane].s1[o] = load(p.state[0][0], p.state[0][2]);
             owned[lane].s2[o] = load(p.state[1][0], p.state[1][2]);
-            if (i < Shape::kParameters) pair.parameter(lane, i) = owned[lane].value[o];
         }
     });
     w.sync();
     pair.read_weights();
-    const double factor = tiny_mean_factor(p.network, p.batch_size);
     const int parameters = p.network.has_bias ? Shape::kParameters : N * M;
-    for (int64_t step = p.first_step; step < p.first_step + p.steps && w.any(running); ++step, step_scale += 3) {
-        pair.template batch<true>((uint32_t)step, Purpose::kTraining);
+    for (uint32_t done = 0; done < (uint32_t)p.steps && w.any(running); ++done) {
+        pair.template batch<true>((uint32_t)p.first_step + done, Purpose::kTraining);
+        Lane<Totals<N, M>> totals;
+        Lane<float> loss_sum;
         w.each([&](int lane) {
-            if (lane % kHalf == 0) pair.parameter(lane, Shape::kParameters) = pair.total(lane, Shape::kParameters);
+            TOYKERN_UNROLL
+            for (int o = 0; o < Shape::kOwned; ++o) {
+                const int i = o * kHalf + lane % kHalf;
+                totals[lane].value[o] = i <= Shape::kParameters ? pair.total(lane, i) : 0.0f;
+            }
+            loss_sum[lane] = totals[lane].value[Shape::kParameters / kHalf];
         });
-        w.sync();
+        loss_sum = w.broadcast(loss_sum, Shape::kParameters % kHalf, kHalf);
         w.each([&](int lane) {
             if (!running[lane]) return;
-            const double loss = (double)pair.parameter(lane, Shape::kParameters) * factor;
-            if (!record[lane].add(p, pair.model(lane), step, loss, lane % kHalf == 0)) {
+            const double loss = (double)loss_sum[lane] * task.mean_factor;
+            const int64_t step = p.first_step + done;
+            if (lane % kHalf == 0) room.record[lane / kHalf].add(p, pair.model(lane), step, loss, true);
+            if (!(loss - loss == 0.0)) {  // has diverged: the weights stay what they are
                 running[lane] = false;
                 pair.drop(lane);
                 return;
             }
-            const UpdateConstants c = update_constants(p, pair.model(lane), step, step_scale);
+            const UpdateConstants c = update_constants(p, pair.model(lane), step, step_scale + 3 * (int64_t)done);
             TOYKERN_UNROLL
             for (int o = 0; o < Shape::kOwned; ++o) {
                 const int i = o * kHalf + lane % kHalf;
                 if (i >= parameters) continue;
-                const float g = pair.total(lane, i) * (float)(2.0 * factor);
-                owned[lane].value[o] = updated(c, owned[lane].value[o], g, owned[lane].s1[o], owned[lane].s2[o]);
-                pair.parameter(lane, i) = owned[lane].value[o];
+                const float g = totals[lane].value[o] * (float)(2.0 * task.mean_factor);
+                float& parameter = pair.parameter(lane, i);
+                parameter = updated(c, parameter, g, owned[lane].s1[o], owned[lane].s2[o]);
             }
         });
         w.sync();
         pair.read_weights();
     }
     w.each([&](int lane) {
-        if (2 * number + lane / kHalf >= p.n_models) return;
-        record[lane].close(p, pair.model(lane), lane % kHalf == 0);
+        if (2 * (int64_t)number + lane / kHalf >= p.n_models) return;
+        if (lane % kHalf == 0) room.record[lane / kHalf].close(p, pair.model(lane), true);
         TOYKERN_UNROLL
         for (int o = 0; o < Shape::kOwned; ++o) {
             const int i = o * kHalf + lane % kHalf;
@@ -255,7 +269,7 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
             const auto store = [&](float* weights, float* biases, float value) {
                 if (float* to = pair.at(lane, i, weights, biases)) *to = value;
             };
-            store(p.encoder, p.bias, owned[lane].value[o]);
+            store(p.encoder, p.bias, pair.parameter(lane, i));
             store(p.state[0][0], p.state[0][2], owned[lane].s1[o]);
             store(p.state[1][0], p.state[1][2], owned[lane].s2[o]);
         }
@@ -264,7 +278,7 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
 
 template <int N, int M, bool kAny>
 TOYKERN_DEVICE void evaluate_tiny_pair(const Warp& w, const EvaluateParams& p, const TinyTask& task,
-                                       TinyRoom<N, M>& room, float* rows, int64_t number) {
+                                       TinyRoom<N, M>& room, float* rows, uint32_t number) {
     using Shape = TinyShape<N, M>;
     TinyPair<N, M, kAny> pair(w, task, room, rows, number);
     Lane<double> sum;
@@ -284,7 +298,7 @@ TOYKERN_DEVICE void evaluate_tiny_pair(const Warp& w, const EvaluateParams& p, c
     }
     w.each([&](int lane) {
         if (pair.alive(lane) && lane % kHalf == 0)
-            p.loss[pair.model(lane)] = sum[lane] * tiny_mean_factor(p.network, p.batch_size) / (double)p.batches;
+            p.loss[pair.model(lane)] = sum[lane] * task.mean_factor / (double)p.batches;
     });
 }
 

@@ -95,6 +95,7 @@ TOYKERN_DEVICE int leading_zeros(uint32_t x) { return __clz((int)x); }
 TOYKERN_DEVICE void set_bits(uint32_t* shared, uint32_t bits) { atomicOr(shared, bits); }  // in any order
 TOYKERN_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 TOYKERN_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
+TOYKERN_DEVICE float keep_bits(float x, uint32_t bits) { return __uint_as_float(__float_as_uint(x) & bits); }
 // The larger of the two; not a number if y is not (fmaxf would give the floor, and hide that a model diverged).
 TOYKERN_DEVICE float floored(float floor, float y) {
     float r;
@@ -200,9 +201,22 @@ inline int leading_zeros(uint32_t x) { return x ? __builtin_clz(x) : 32; }
 inline void set_bits(uint32_t* shared, uint32_t bits) { *shared |= bits; }
 inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+inline float keep_bits(float x, uint32_t bits) {
+    union {
+        float f;
+        uint32_t u;
+    } both = {x};
+    both.u &= bits;
+    return both.f;
+}
 inline float floored(float floor, float y) { return y <= floor ? floor : y; }
 
 #endif
+
+template <class T>
+TOYKERN_DEVICE T min_of(T a, T b) {
+    return a < b ? a : b;
+}
 
 // Inclusive sums over runs of `width` lanes, in log2(width) rounds.
 template <class T>
