@@ -30,7 +30,7 @@ constexpr int64_t kTinyBatch = 65536;  // longer batches would leave most of a d
 
 size_t small_shared_bytes(const Network& network);  // of one block: small_shape.h
 size_t small_workspace(const Network& network, int64_t n_models);
-constexpr size_t kSmallSharedLimit = 99 * 1024;     // what every device of sm_80 and newer can give a block
+constexpr size_t kSmallSharedLimit = 99 * 1024;  // what every device of sm_80 and newer can give a block
 
 inline DeviceRegime device_regime(const Network& net, int64_t batch_size) {
     if (net.tied && batch_size <= kTinyBatch && for_tiny_shape<AnyTinyShape>(net)) return DeviceRegime::kTiny;
