@@ -1,5 +1,6 @@
 // One instruction-set level's table. Included once per level by level_<name>.cpp.
 #pragma once
+#include "cpu/layer.inl"
 #include "cpu/measure.inl"
 #include "cpu/resident.inl"
 #include "cpu/sample.inl"
@@ -19,6 +20,7 @@ const LevelTable* TOYKERN_JOIN(level_, TOYKERN_LEVEL)() {
         TOYKERN_TEXT(TOYKERN_LEVEL), here::kLanes,      here::pick_regime,    here::batch_parts,
         here::sample_bytes,          here::sample_rows, here::sample_entries, here::tables_room,
         here::flat_tables,           here::spin_fma,    here::spin_words,     here::sparse_kernels,
+        here::pick_layer,
     };
     return &table;
 }

@@ -50,6 +50,8 @@ TOYKERN_INLINE F and_bits(F a, uint32_t mask) {
 }
 TOYKERN_INLINE M gt(F a, F b) { return {_mm256_castps_si256(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))}; }
 TOYKERN_INLINE M gt(F a, F b, M among) { return gt(a, b) & among; }
+// a > b, or either is NaN: where a slope is 1, so that a NaN shows.
+TOYKERN_INLINE M gt_or_nan(F a, F b) { return {_mm256_castps_si256(_mm256_cmp_ps(a.v, b.v, _CMP_NLE_UQ))}; }
 TOYKERN_INLINE M nonzero(F a) { return {_mm256_castps_si256(_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_UQ))}; }
 TOYKERN_INLINE F keep(M m, F a) { return {_mm256_and_ps(_mm256_castsi256_ps(m.v), a.v)}; }
 TOYKERN_INLINE float fsum(F a) {

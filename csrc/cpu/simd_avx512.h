@@ -47,6 +47,8 @@ TOYKERN_INLINE F and_bits(F a, uint32_t mask) {
 }
 TOYKERN_INLINE M gt(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
 TOYKERN_INLINE M gt(F a, F b, M among) { return {_mm512_mask_cmp_ps_mask(among.v, a.v, b.v, _CMP_GT_OQ)}; }
+// a > b, or either is NaN: where a slope is 1, so that a NaN shows.
+TOYKERN_INLINE M gt_or_nan(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLE_UQ)}; }
 TOYKERN_INLINE M nonzero(F a) { return {_mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ)}; }
 TOYKERN_INLINE F keep(M m, F a) { return {_mm512_maskz_mov_ps(m.v, a.v)}; }
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "toykern/cuda.h"
+#include "toykern/layer.h"
 #include "toykern/params.h"
 #include "toykern/sparse.h"
 
@@ -42,6 +43,14 @@ struct RegimeTable {
     void (*evaluate)(const EvaluateParams&, void* shared, void* worker, const Queue&);
 };
 
+// A loop of the autoencoder layer. `entries`: the most that one model's input has, where it comes as entries.
+struct LayerTable {
+    const char* name;
+    size_t (*shared_bytes)(const LayerParams&, int64_t entries);
+    size_t (*room_bytes)(const LayerParams&);
+    void (*run)(const LayerParams&, int64_t entries, void* shared, void* room, const Team&, const Queue&);
+};
+
 // Everything one instruction-set level provides.
 struct LevelTable {
     const char* name;
@@ -56,6 +65,7 @@ struct LevelTable {
     double (*spin_fma)(int64_t rounds, int64_t* operations);  // returns a value that depends on all of them
     uint32_t (*spin_words)(int64_t rounds, int64_t* words);
     const SparseKernels* (*sparse_kernels)();  // [3] in the order of Scalar
+    LayerTable (*pick_layer)(const LayerParams&);
 };
 
 const LevelTable* level_base();
@@ -89,6 +99,9 @@ const char* train_regime(const Network& network);
 void train(const TrainParams& params);
 void evaluate(const EvaluateParams& params);
 void sample(const SampleParams& params, int threads);
+
+const char* layer_loop(const LayerParams& params);
+void run_layer(const LayerParams& params);
 
 struct Entries {
     std::vector<int64_t> model_start;  // [K + 1]

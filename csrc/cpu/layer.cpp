@@ -1,0 +1,55 @@
+// The layer across cores: teams of one where there are models enough and memory for them, else one team for each model in turn.
+#include "cpu/workers.h"
+
+namespace toykern {
+namespace {
+
+// Above this, models are taken one after the other by all threads rather than side by side.
+constexpr size_t kSideBySideBytes = (size_t)192 << 20;
+constexpr int64_t kTeamWork = 1 << 18;  // multiply-adds of a model below which a team would mostly wait
+
+int64_t most_entries(const LayerParams& p) {
+    if (p.x) return 0;
+    int64_t most = 0;
+    for (int64_t i = 0; i < (p.row_stride ? p.n_models : 1); ++i)
+        most = std::max(most, p.row_start[(i + 1) * p.batch] - p.row_start[i * p.batch]);
+    return most;
+}
+
+}  // namespace
+
+const char* layer_loop(const LayerParams& p) { return level().pick_layer(p).name; }
+
+void run_layer(const LayerParams& p) {
+    const LayerTable loop = level().pick_layer(p);
+    const int64_t entries = most_entries(p);
+    const size_t shared_bytes = loop.shared_bytes(p, entries), room_bytes = loop.room_bytes(p);
+    guard_fork(p.threads);
+    const int threads = workers_for(p.n_models, p.threads);
+    const bool too_large = (size_t)threads * (shared_bytes + room_bytes) > kSideBySideBytes;
+    const double work = 3.0 * (double)p.batch * (double)p.n_features * (double)p.n_hidden;
+    if (p.threads > 1 && work >= (double)kTeamWork && (p.n_models < p.threads || too_large)) {
+        Room shared(1, shared_bytes, "the layer's shared scratch memory");
+        Room rooms((size_t)p.threads, room_bytes, "the layer's scratch memory");
+        Meeting meeting;
+        parallel(p.threads, [&] {
+            [[maybe_unused]] FlushDenormals flush;
+            Team team;
+            team.rank = omp_get_thread_num();
+            team.size = omp_get_num_threads();
+            team.barrier = Meeting::wait;
+            team.meeting = &meeting;
+            CountingQueue queue{0, p.n_models};
+            loop.run(p, entries, shared.piece(0), rooms.piece((size_t)team.rank), team,
+                     Queue{CountingQueue::take, &queue});
+        });
+        return;
+    }
+    Room shared((size_t)threads, shared_bytes, "the layer's scratch memory of the models in hand");
+    Room rooms((size_t)threads, room_bytes, "the layer's scratch memory");
+    over_models(p.n_models, threads, [&](size_t t, const Queue& queue) {
+        loop.run(p, entries, shared.piece(t), rooms.piece(t), Team(), queue);
+    });
+}
+
+}  // namespace toykern

@@ -1,0 +1,684 @@
+// The autoencoder layer: forward, loss and all gradients of stacked models on one given batch.
+//
+//   a = E x + c, h = f(a), z = D h + b, y = g(z), loss = scale Σ I (t − y)² + l1 Σ |h|, gradients by the chain rule
+//
+// Passes     0 mark the non-zero inputs (one scan of x), merge all-zero samples into one row with a weight
+//            1 h: chunks of features × blocks of rows
+//            2 z, y, loss, dz, dh by blocks of rows; dD, db by tiles of 64 features; one chunk after the other, so the output never exists
+//            3 da, then dE (and the gradient of x) by tiles of 64 features
+// Zeros      where few inputs of a block are not zero, or few dz, the products over them go through lists (layer_lists.inl); the choice
+//            follows counts in fixed blocks
+// Owner      a block of rows or a tile of features belongs to one worker; the team meets between passes
+// Order      sums over features run in order of chunks, sums over samples in order of rows: bits depend on shapes and data alone
+// Limits     none: any shape, memory as in layer_plan.inl; more than one segment of rows adds to the gradients of the one before
+// Roof       2 n m fused multiply-adds a row each for z, dh and dD (and h, dE where x is dense), at 75-85% of the peak (v4, m = 64 to 512)
+#pragma once
+#include "cpu/layer_output.inl"
+#include "cpu/layer_plan.inl"
+#include "toykern/api.h"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+// One entry by list costs as much as so many in a dense product.
+TOYKERN_INLINE int64_t list_cost(int64_t m) { return m >= 96 ? 5 : m >= 32 ? 8 : 12; }
+
+template <class T>
+class Layer {
+  public:
+    Layer(const LayerParams& p, int64_t entries, void* shared, void* room, const Team& team) : p_(p), team_(team) {
+        Workspace sw(shared), rw(room);
+        sh_.carve(sw, p, entries);
+        room_.carve(rw, p);
+        s_ = sh_.s;
+        task_ = (LayerTask)p.task;
+        row_ = output_row_for<T>(task_, (OutputActivation)p.output_activation);
+        z_needed_ = task_ != LayerTask::kBackward || !p.output;
+        weight_grads_ = p.encoder_grad || p.decoder_grad;
+    }
+
+    void run(int64_t model) {
+        model_ = model;
+        at_models();
+        int64_t active = 0;
+        double loss = 0.0;
+        for (int64_t first = 0; first < p_.batch; first += s_.rows) {
+            segment(first, least(s_.rows, p_.batch - first), first > 0);
+            if (team_.rank == 0) loss += segment_loss();
+            if (team_.rank == 0) active += n_active_;
+        }
+        if (team_.rank == 0 && p_.loss) p_.loss[model] = loss;
+        if (team_.rank == 0 && p_.active) p_.active[model] = active;
+        team_.meet();
+    }
+
+  private:
+    static constexpr int kStep = Lane<T>::kCount;
+    using V = typename Lane<T>::Vector;
+
+    // ---- what this model's arrays are ----
+    const T* at(const void* base, int64_t offset) const {
+        return base ? static_cast<const T*>(base) + offset : nullptr;
+    }
+    T* at(void* base, int64_t offset) const { return base ? static_cast<T*>(base) + offset : nullptr; }
+    void at_models() {
+        const int64_t i = model_, weights = s_.n * s_.m, values = p_.batch * s_.n;
+        encoder_ = at(p_.encoder, i * weights);
+        decoder_ = at(p_.decoder, i * weights);
+        bias_ = at(p_.bias, i * s_.n);
+        hidden_bias_ = at(p_.hidden_bias, i * s_.m);
+        x_ = at(p_.x, i * p_.x_stride);
+        row_start_ = p_.row_start ? p_.row_start + i * p_.row_stride : nullptr;
+        value_ = at(p_.value, 0);
+        target_ = at(p_.target_values, i * p_.target_stride);
+        importance_ = at(p_.importance, i * p_.importance_stride);
+        l1_ = p_.l1 ? *at(p_.l1, i * p_.l1_stride) * (T)p_.l1_scale : (T)0;
+        output_ = at(p_.output, i * values);
+        output_grad_ = at(p_.output_grad, i * values);
+        encoder_grad_ = at(p_.encoder_grad, i * weights);
+        decoder_grad_ = at(p_.decoder_grad, i * weights);
+        bias_grad_ = at(p_.bias_grad, i * s_.n);
+        hidden_bias_grad_ = at(p_.hidden_bias_grad, i * s_.m);
+        x_grad_ = at(p_.x_grad, i * values);
+        value_grad_ = at(p_.value_grad, i * p_.value_grad_stride);
+        target_grad_ = at(p_.target_grad, i * values);
+    }
+
+    void segment(int64_t first, int64_t samples, bool add) {
+        first_ = first, samples_ = samples, add_ = add;
+        if (team_.rank == 0) n_active_ = 0;
+        find_rows();
+        hidden();
+        outputs();
+        if (task_ != LayerTask::kForward) encoder_gradients();
+        team_.meet();
+    }
+
+    // ---- pass 0: rows ----
+    bool merge_empty() const {
+        return task_ == LayerTask::kLoss && p_.target != (int32_t)LayerTarget::kTensor && !x_grad_;
+    }
+    void find_rows() {
+        const int64_t blocks = blocks_of(samples_, kRowBlock);
+        for (int64_t b = team_.rank; b < blocks; b += team_.size)
+            for (int64_t s = b * kRowBlock; s < least(samples_, (b + 1) * kRowBlock); ++s)
+                sh_.found[s] = x_ ? mark(x_ + (first_ + s) * s_.n, s_.n, sh_.words + s * s_.n_words)
+                                  : row_start_[first_ + s + 1] - row_start_[first_ + s];
+        team_.meet();
+        if (team_.rank == 0) {
+            int64_t rows = 0, empty = 0, first_empty = -1;
+            for (int64_t s = 0; s < samples_; ++s) {
+                if (merge_empty() && sh_.found[s] == 0) {
+                    if (!empty++) first_empty = s;
+                    continue;
+                }
+                sh_.sample[rows] = s;
+                sh_.weight[rows++] = (T)1;
+            }
+            if (empty) {
+                sh_.sample[rows] = first_empty;
+                sh_.weight[rows++] = (T)empty;
+            }
+            *sh_.n_rows = rows;
+            if (!x_ && (encoder_grad_ || value_grad_)) sort_entries(rows);
+        }
+        team_.meet();
+        rows_ = *sh_.n_rows;
+        in_place_ = rows_ == samples_ && rows_ > 0 && sh_.sample[rows_ - 1] == rows_ - 1;
+        blocks_ = blocks_of(rows_, kRowBlock);
+    }
+    // Entries by feature, each feature's in the order of the rows.
+    void sort_entries(int64_t rows) {
+        int64_t* start = sh_.column_start;
+        for (int64_t j = 0; j < s_.n + 2; ++j) start[j] = 0;
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t e = row_first(r); e < row_last(r); ++e) ++start[p_.feature[e] + 2];
+        for (int64_t j = 2; j < s_.n + 2; ++j) start[j] += start[j - 1];
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t e = row_first(r); e < row_last(r); ++e) {
+                const int64_t to = start[p_.feature[e] + 1]++;
+                sh_.column_at[to] = e;
+                sh_.column_row[to] = (int32_t)r;
+            }
+    }
+    int64_t row_first(int64_t r) const { return row_start_[first_ + sh_.sample[r]]; }
+    int64_t row_last(int64_t r) const { return row_start_[first_ + sh_.sample[r] + 1]; }
+    const T* input(int64_t r) const { return x_ + (first_ + sh_.sample[r]) * s_.n; }
+    const uint64_t* words(int64_t r) const { return sh_.words + sh_.sample[r] * s_.n_words; }
+    int64_t block_end(int64_t block) const { return least(rows_, (block + 1) * kRowBlock); }
+
+    // ---- weights ----
+    int64_t chunk_end(int64_t j0) const { return least(s_.n, j0 + s_.chunk); }
+    T* encoder_rows(int64_t j) const { return sh_.encoder_rows + (s_.keep ? j : j % s_.chunk) * s_.mp; }
+    T* decoder_rows(int64_t j) const { return s_.separate ? sh_.decoder_rows + j % s_.chunk * s_.mp : encoder_rows(j); }
+
+    // to [64][mp] = the features j0 … j0 + 63 of weights [m][n]; what lies beyond the last feature or hidden unit is zero.
+    void rows_of(const T* weights, int64_t j0, T* to) const {
+        for (int64_t j = 0; j < kWordBits; j += kStep) {
+            const int64_t many = most(0, least(kStep, s_.n - j0 - j));
+            const auto in = Lane<T>::first(many);
+            for (int64_t k = 0; k < s_.mp; k += kStep) {
+                V block[kStep];
+                for (int r = 0; r < kStep; ++r) {
+                    const T* from = weights + (k + r) * s_.n + j0 + j;
+                    block[r] = k + r >= s_.m || many == 0 ? Lane<T>::zero()
+                               : many == kStep           ? load(from)
+                                                         : load_first(from, in);
+                }
+                transpose(block);
+                for (int r = 0; r < kStep; ++r) store(to + (j + r) * s_.mp + k, block[r]);
+            }
+        }
+    }
+    // The same of weights [n][m].
+    void copy_rows(const T* weights, int64_t j0, T* to) const {
+        for (int64_t j = 0; j < kWordBits; ++j)
+            for (int64_t k = 0; k < s_.mp; k += kStep) {
+                const auto in = Lane<T>::first(j0 + j < s_.n ? s_.m - k : 0);
+                store(to + j * s_.mp + k, load_first(weights + (j0 + j) * s_.m + k, in));
+            }
+    }
+    void prepare_encoder(int64_t j0, int64_t j1) {
+        for (int64_t t = j0 / kWordBits + team_.rank; t * kWordBits < j1; t += team_.size)
+            rows_of(encoder_, t * kWordBits, encoder_rows(t * kWordBits));
+    }
+    // Weights [m][features of a chunk] packed for products with features across lanes.
+    void pack_lanes(const T* weights, bool by_feature, int64_t j0, int64_t j1) {
+        const int64_t vectors = blocks_of(j1 - j0, kStep), panels = panel_count(vectors);
+        for (int64_t q = team_.rank; q < panels; q += team_.size) {
+            const int64_t v0 = panel_start(vectors, q), v1 = panel_start(vectors, q + 1);
+            T* to = sh_.decoder_lanes + v0 * kStep * s_.m;
+            for (int64_t v = v0; v < v1; ++v) {
+                const int64_t j = j0 + v * kStep, many = least(kStep, j1 - j);
+                const auto in = Lane<T>::first(many);
+                T* column = to + (v - v0) * kStep;
+                const int64_t step = (v1 - v0) * kStep;
+                if (!by_feature) {
+                    for (int64_t k = 0; k < s_.m; ++k)
+                        store(column + k * step, many == kStep ? load(weights + k * s_.n + j)
+                                                               : load_first(weights + k * s_.n + j, in));
+                    continue;
+                }
+                for (int64_t k = 0; k < s_.m; k += kStep) {
+                    const int64_t hidden = least(kStep, s_.m - k);
+                    V block[kStep];
+                    for (int r = 0; r < kStep; ++r)
+                        block[r] = r < many ? load_first(weights + (j + r) * s_.m + k, Lane<T>::first(hidden))
+                                            : Lane<T>::zero();
+                    transpose(block);
+                    for (int64_t r = 0; r < hidden; ++r) store(column + (k + r) * step, block[r]);
+                }
+            }
+        }
+    }
+    // rows [rows][mp] packed for products with hidden units across lanes and rows as their depth.
+    void pack_codes(const T* rows, T* to) {
+        const int64_t vectors = s_.mp / kStep, panels = panel_count(vectors);
+        for (int64_t b = team_.rank; b < blocks_; b += team_.size)
+            for (int64_t q = 0; q < panels; ++q) {
+                const int64_t v0 = panel_start(vectors, q), v1 = panel_start(vectors, q + 1);
+                for (int64_t r = b * kRowBlock; r < block_end(b); ++r)
+                    for (int64_t v = v0; v < v1; ++v)
+                        store(to + v0 * kStep * rows_ + r * (v1 - v0) * kStep + (v - v0) * kStep,
+                              load(rows + r * s_.mp + v * kStep));
+            }
+    }
+
+    // ---- pass 1: codes ----
+    void hidden() {
+        if (s_.keep && !add_) {
+            prepare_encoder(0, s_.n);
+            team_.meet();
+        }
+        for (int64_t j0 = 0; j0 < s_.n; j0 += s_.chunk) {
+            if (!s_.keep) {
+                prepare_encoder(j0, chunk_end(j0));
+                team_.meet();
+            }
+            for (int64_t b = team_.rank; b < blocks_; b += team_.size) hidden_block(b, j0, chunk_end(j0));
+            if (!s_.keep) team_.meet();
+        }
+        for (int64_t b = team_.rank; b < blocks_; b += team_.size)
+            for (int64_t r = b * kRowBlock; r < block_end(b); ++r) activate_hidden(r);
+        team_.meet();
+        if (weight_grads_ && task_ != LayerTask::kForward) pack_codes(sh_.h, sh_.h_packed);
+    }
+    void hidden_block(int64_t b, int64_t j0, int64_t j1) {
+        const int64_t r0 = b * kRowBlock, r1 = block_end(b);
+        int64_t count = 0;
+        if (x_)
+            for (int64_t r = r0; r < r1; ++r)
+                for (int64_t w = j0 / kWordBits; w * kWordBits < j1; ++w) count += __builtin_popcountll(words(r)[w]);
+        if (count * list_cost(s_.m) > (r1 - r0) * (j1 - j0)) {
+            const T* a = in_place_ ? input(r0) + j0 : gather_rows(r0, r1, j0, j1);
+            multiply_all<T>({a, in_place_ ? s_.n : s_.chunk, 1, {encoder_rows(j0), s_.mp, j1 - j0, nullptr},
+                             sh_.h + r0 * s_.mp, s_.mp, j0 > 0},
+                            r1 - r0, s_.mp, room_.panel);
+            return;
+        }
+        for (int64_t r = r0; r < r1; ++r) {
+            row_entries(r, j0, j1, true);
+            combine(sh_.h + r * s_.mp, s_.mp, room_.list, encoder_rows(j0), s_.mp, j0 > 0);
+        }
+    }
+    const T* gather_rows(int64_t r0, int64_t r1, int64_t j0, int64_t j1) {
+        for (int64_t r = r0; r < r1; ++r)
+            __builtin_memcpy(room_.x + (r - r0) * s_.chunk, input(r) + j0, (size_t)(j1 - j0) * sizeof(T));
+        return room_.x;
+    }
+    // room_.list = the entries of a row in a chunk; chunks are asked for in order, the row's cursor knows where it is.
+    void row_entries(int64_t r, int64_t j0, int64_t j1, bool wanted) {
+        List<T>& list = room_.list;
+        list.count = 0;
+        if (x_) {
+            const T* x = input(r);
+            for (int64_t w = j0 / kWordBits; wanted && w * kWordBits < j1; ++w)
+                for (uint64_t word = words(r)[w]; word; word &= word - 1) {
+                    const int64_t j = w * kWordBits + __builtin_ctzll(word);
+                    list.add(j - j0, x[j]);
+                }
+            return;
+        }
+        if (j0 == 0) sh_.cursor[r] = row_first(r);
+        int64_t e = sh_.cursor[r];
+        for (const int64_t end = row_last(r); e < end && p_.feature[e] < j1; ++e)
+            if (wanted) list.add(p_.feature[e] - j0, value_[e]);
+        sh_.cursor[r] = e;
+    }
+    void activate_hidden(int64_t r) {
+        T* h = sh_.h + r * s_.mp;
+        V sum = Lane<T>::zero();
+        const V zero = Lane<T>::zero();
+        const bool relu = p_.hidden_activation == (int32_t)HiddenActivation::kRelu;
+        for (int64_t k = 0; k < s_.mp; k += kStep) {
+            V a = load(h + k);
+            if (hidden_bias_) a = a + load_first(hidden_bias_ + k, Lane<T>::first(s_.m - k));
+            if (relu) a = fmax(zero, a);
+            store(h + k, a);
+        }
+        if (p_.hidden_activation == (int32_t)HiddenActivation::kTopK) keep_largest(h, sh_.gate + r * s_.mp);
+        sh_.row_loss[r] = 0.0;
+        if (l1_ != (T)0)
+            for (int64_t k = 0; k < s_.mp; k += kStep) sum = sum + magnitude(load(h + k));
+        sh_.row_l1[r] = (double)fsum(sum);
+        if (task_ != LayerTask::kForward)
+            for (int64_t k = 0; k < s_.mp; k += kStep) store(sh_.dh + r * s_.mp + k, zero);
+    }
+    // The k largest stay (NaN is largest; of equal ones the first), the others become 0; gate = 1 where one stays. By a heap of those kept,
+    // the least on top.
+    void keep_largest(T* h, T* gate) {
+        int32_t* heap = room_.list.index;
+        const int64_t k = p_.top_k;
+        const auto before = [&](int32_t a, int32_t b) {  // a is to go before b
+            const bool a_nan = h[a] != h[a], b_nan = h[b] != h[b];
+            if (a_nan || b_nan) return a_nan == b_nan ? a > b : b_nan;
+            return h[a] != h[b] ? h[a] < h[b] : a > b;
+        };
+        const auto sink = [&](int64_t i) {
+            for (int64_t child; (child = 2 * i + 1) < k; i = child) {
+                if (child + 1 < k && before(heap[child + 1], heap[child])) ++child;
+                if (!before(heap[child], heap[i])) return;
+                const int32_t swapped = heap[i];
+                heap[i] = heap[child];
+                heap[child] = swapped;
+            }
+        };
+        for (int64_t i = 0; i < k; ++i) heap[i] = (int32_t)i;
+        for (int64_t i = k / 2; i-- > 0;) sink(i);
+        for (int64_t i = k; i < s_.m; ++i)
+            if (before(heap[0], (int32_t)i)) {
+                heap[0] = (int32_t)i;
+                sink(0);
+            }
+        for (int64_t i = 0; i < s_.mp; ++i) gate[i] = (T)0;
+        for (int64_t i = 0; i < k; ++i) gate[heap[i]] = (T)1;
+        for (int64_t i = 0; i < s_.mp; ++i)
+            if (gate[i] == (T)0) h[i] = (T)0;
+    }
+
+    // ---- pass 2: outputs, loss, gradients at the output and what follows from them ----
+    void outputs() {
+        for (int64_t j0 = 0; j0 < s_.n; j0 += s_.chunk) {
+            const int64_t j1 = chunk_end(j0);
+            prepare_chunk(j0, j1);
+            team_.meet();
+            for (int64_t b = team_.rank; b < blocks_; b += team_.size) output_block(b, j0, j1);
+            team_.meet();
+            if (team_.rank == 0)
+                for (int64_t b = 0; b < blocks_; ++b) n_active_ += sh_.block_active[b];
+            if (task_ == LayerTask::kForward) continue;
+            for (int64_t t = team_.rank; j0 + t * kWordBits < j1; t += team_.size) output_tile(t, j0, j1);
+        }
+    }
+    void prepare_chunk(int64_t j0, int64_t j1) {
+        if (z_needed_) pack_lanes(p_.tied ? encoder_ : decoder_, !p_.tied, j0, j1);
+        if (task_ != LayerTask::kForward) {
+            if (s_.separate)
+                for (int64_t t = j0 / kWordBits + team_.rank; t * kWordBits < j1; t += team_.size)
+                    copy_rows(decoder_, t * kWordBits, decoder_rows(t * kWordBits));
+            else if (!s_.keep)
+                prepare_encoder(j0, j1);
+        }
+        if (team_.rank == 0)
+            for (int64_t j = 0; j < s_.chunk; ++j) {
+                sh_.bias[j] = bias_ && j0 + j < j1 ? bias_[j0 + j] : (T)0;
+                sh_.importance[j] = importance_ && j0 + j < j1 ? importance_[j0 + j] : (T)0;
+            }
+    }
+    void output_block(int64_t b, int64_t j0, int64_t j1) {
+        const int64_t r0 = b * kRowBlock, r1 = block_end(b), lanes = blocks_of(j1 - j0, kStep) * kStep;
+        const int64_t chunk_words = s_.chunk / kWordBits;
+        T* z = sh_.z + r0 * s_.z_row;
+        if (z_needed_)
+            multiply_packed(sh_.h + r0 * s_.mp, s_.mp, (int64_t)1, sh_.decoder_lanes, s_.m, z, s_.z_row, false, r1 - r0,
+                            lanes);
+        OutputRow<T> row = {};
+        row.count = j1 - j0;
+        row.bias = sh_.bias;
+        row.importance = sh_.importance;
+        row.bias_sum = sh_.bias_sum + b * s_.chunk;
+        row.target_magnitude = p_.target == (int32_t)LayerTarget::kMagnitude;
+        for (int64_t j = 0; j < s_.chunk; ++j) row.bias_sum[j] = (T)0;
+        for (int64_t r = r0; r < r1; ++r) {
+            const int64_t at = (first_ + sh_.sample[r]) * s_.n + j0;
+            row.z = sh_.z + r * s_.z_row;
+            row.active = sh_.active + r * chunk_words;
+            row.scale = sh_.weight[r] * (T)(2.0 * p_.loss_scale);
+            row.output = output_ + at;
+            if (task_ == LayerTask::kBackward) {
+                row.output_grad = output_grad_ + at;
+                row.saved = output_ ? output_ + at : nullptr;
+            }
+            if (task_ == LayerTask::kLoss) aim(row, r, j0, j1, at);
+            row_(row);
+            if (task_ == LayerTask::kLoss) {
+                sh_.row_loss[r] += row.loss;
+                if (!x_) forget_entries(r, row);
+            }
+        }
+        sh_.block_active[b] = row.n_active;
+        if (task_ != LayerTask::kForward) code_gradients(r0, r1, j0, j1, row.n_active);
+    }
+    // Where a row's target is, and where its gradient goes.
+    void aim(OutputRow<T>& row, int64_t r, int64_t j0, int64_t j1, int64_t at) {
+        row.direct_grad = nullptr;
+        if (p_.target == (int32_t)LayerTarget::kTensor) {
+            row.target = target_ + at;
+            if (target_grad_) row.direct_grad = target_grad_ + at;
+            if (!x_) room_.list.count = 0;
+            return;
+        }
+        if (x_) {
+            row.target = x_ + at;
+            if (x_grad_) row.direct_grad = x_grad_ + at;
+            return;
+        }
+        if (j0 == 0 && r % kRowBlock == 0)
+            for (int64_t j = 0; j < s_.chunk; ++j) room_.target[j] = (T)0;
+        row_entries(r, j0, j1, true);
+        const List<T>& list = room_.list;
+        for (int64_t i = 0; i < list.count; ++i) room_.target[list.index[i]] = list.value[i];
+        row.target = room_.target;
+        if (value_grad_) row.direct_grad = room_.direct;
+    }
+    void forget_entries(int64_t r, const OutputRow<T>& row) {
+        const List<T>& list = room_.list;
+        for (int64_t i = 0; i < list.count; ++i) {
+            if (value_grad_ && row.direct_grad == room_.direct)
+                value_grad_[sh_.cursor[r] - list.count + i] += room_.direct[list.index[i]];
+            room_.target[list.index[i]] = (T)0;
+        }
+    }
+    // dh += dz · decoder of a block of rows and a chunk.
+    void code_gradients(int64_t r0, int64_t r1, int64_t j0, int64_t j1, int64_t active) {
+        if (active * list_cost(s_.m) > (r1 - r0) * (j1 - j0)) {
+            multiply_all<T>({sh_.z + r0 * s_.z_row, s_.z_row, 1, {decoder_rows(j0), s_.mp, j1 - j0, nullptr},
+                             sh_.dh + r0 * s_.mp, s_.mp, true},
+                            r1 - r0, s_.mp, room_.panel);
+            return;
+        }
+        for (int64_t r = r0; r < r1; ++r) {
+            const T* z = sh_.z + r * s_.z_row;
+            const uint64_t* active_words = sh_.active + r * (s_.chunk / kWordBits);
+            List<T>& list = room_.list;
+            list.count = 0;
+            for (int64_t w = 0; j0 + w * kWordBits < j1; ++w)
+                for (uint64_t word = active_words[w]; word; word &= word - 1) {
+                    const int64_t j = w * kWordBits + __builtin_ctzll(word);
+                    list.add(j, z[j]);
+                }
+            combine(sh_.dh + r * s_.mp, s_.mp, list, decoder_rows(j0), s_.mp, true);
+        }
+    }
+    // dD and db of a tile of 64 features.
+    void output_tile(int64_t t, int64_t j0, int64_t j1) {
+        const int64_t c0 = t * kWordBits, many = least(kWordBits, j1 - j0 - c0), chunk_words = s_.chunk / kWordBits;
+        if (bias_grad_)
+            for (int64_t c = c0; c < c0 + many; ++c) {
+                T sum = add_ ? bias_grad_[j0 + c] : (T)0;
+                for (int64_t b = 0; b < blocks_; ++b) sum += sh_.bias_sum[b * s_.chunk + c];
+                bias_grad_[j0 + c] = sum;
+            }
+        T* to = p_.tied ? encoder_grad_ : decoder_grad_;
+        if (!to) return;
+        ColumnLists<T>& lists = room_.columns;
+        lists.clear();
+        int64_t count = 0;
+        for (int64_t r = 0; r < rows_; ++r) count += __builtin_popcountll(sh_.active[r * chunk_words + t]);
+        if (count * list_cost(s_.m) > rows_ * many) {
+            multiply_packed(sh_.z + c0, (int64_t)1, s_.z_row, sh_.h_packed, rows_, room_.tile, s_.mp, false, many, s_.mp);
+        } else {
+            for (int64_t r = 0; r < rows_; ++r) lists.count(sh_.active[r * chunk_words + t]);
+            lists.place();
+            for (int64_t r = 0; r < rows_; ++r)
+                for (uint64_t word = sh_.active[r * chunk_words + t]; word; word &= word - 1) {
+                    const int c = __builtin_ctzll(word);
+                    lists.add(c, r, sh_.z[r * s_.z_row + c0 + c]);
+                }
+            for (int64_t c = 0; c < many; ++c)
+                combine(room_.tile + c * s_.mp, s_.mp, lists.list((int)c), sh_.h, s_.mp, false);
+        }
+        put_tile(to, p_.tied, j0 + c0, many, add_);
+    }
+    // Writes (or adds) the tile's rows to weights [m][n] (across = true) or [n][m].
+    void put_tile(T* to, bool across, int64_t j0, int64_t many, bool add) {
+        const T* tile = room_.tile;
+        if (!across) {
+            for (int64_t j = 0; j < many; ++j)
+                for (int64_t k = 0; k < s_.m; k += kStep) {
+                    const auto in = Lane<T>::first(s_.m - k);
+                    T* at = to + (j0 + j) * s_.m + k;
+                    const V v = load(tile + j * s_.mp + k);
+                    store_first(at, add ? load_first(at, in) + v : v, in);
+                }
+            return;
+        }
+        for (int64_t k = 0; k < s_.m; k += kStep)
+            for (int64_t j = 0; j < many; j += kStep) {
+                V block[kStep];
+                for (int r = 0; r < kStep; ++r) block[r] = load(tile + (j + r) * s_.mp + k);
+                transpose(block);
+                const auto in = Lane<T>::first(many - j);
+                for (int64_t r = 0; r < least(kStep, s_.m - k); ++r) {
+                    T* at = to + (k + r) * s_.n + j0 + j;
+                    if (many - j >= kStep)
+                        store(at, add ? load(at) + block[r] : block[r]);
+                    else
+                        store_first(at, add ? load_first(at, in) + block[r] : block[r], in);
+                }
+            }
+    }
+
+    // ---- pass 3: gradients behind the codes ----
+    void encoder_gradients() {
+        for (int64_t b = team_.rank; b < blocks_; b += team_.size) gate_block(b);
+        team_.meet();
+        if (team_.rank == 0 && hidden_bias_grad_)
+            for (int64_t k = 0; k < s_.m; ++k) {
+                T sum = add_ ? hidden_bias_grad_[k] : (T)0;
+                for (int64_t b = 0; b < blocks_; ++b) sum += sh_.hidden_sum[b * s_.mp + k];
+                hidden_bias_grad_[k] = sum;
+            }
+        if (encoder_grad_ && x_) {
+            pack_codes(sh_.dh, sh_.dh_packed);
+            team_.meet();
+        }
+        if (encoder_grad_ || value_grad_)
+            for (int64_t t = team_.rank; t < s_.n_words; t += team_.size) encoder_tile(t * kWordBits);
+        if (x_grad_) input_gradients();
+    }
+    void gate_block(int64_t b) {
+        const V zero = Lane<T>::zero();
+        T* sums = sh_.hidden_sum + b * s_.mp;
+        for (int64_t k = 0; k < s_.mp; k += kStep) store(sums + k, zero);
+        for (int64_t r = b * kRowBlock; r < block_end(b); ++r) {
+            const T *h = sh_.h + r * s_.mp, *gate = sh_.gate + r * s_.mp;
+            T* dh = sh_.dh + r * s_.mp;
+            const V l1 = bcast((T)(l1_ * sh_.weight[r]));
+            for (int64_t k = 0; k < s_.mp; k += kStep) {
+                const V code = load(h + k);
+                V d = load(dh + k);
+                if (l1_ != (T)0) d = d + signed_like(l1, code);
+                if (p_.hidden_activation == (int32_t)HiddenActivation::kRelu) d = keep(gt_or_nan(code, zero), d);
+                if (p_.hidden_activation == (int32_t)HiddenActivation::kTopK) d = keep(nonzero(load(gate + k)), d);
+                store(dh + k, d);
+                store(sums + k, load(sums + k) + d);
+            }
+        }
+    }
+    // dE of 64 features: Σ over rows of x · da.
+    void encoder_tile(int64_t j0) {
+        const int64_t many = least(kWordBits, s_.n - j0), w = j0 / kWordBits;
+        const bool add = add_ || p_.tied;
+        if (!x_) {
+            entries_tile(j0, many, add);
+            return;
+        }
+        ColumnLists<T>& lists = room_.columns;
+        int64_t count = 0;
+        for (int64_t r = 0; r < rows_; ++r) count += __builtin_popcountll(words(r)[w]);
+        if (count == 0 && add) return;
+        if (count * list_cost(s_.m) > rows_ * many) {
+            const T* a = input(0) + j0;
+            if (!in_place_) {
+                for (int64_t r = 0; r < rows_; ++r)
+                    __builtin_memcpy(room_.x + r * kWordBits, input(r) + j0, (size_t)many * sizeof(T));
+                a = room_.x;
+            }
+            multiply_packed(a, (int64_t)1, in_place_ ? s_.n : kWordBits, sh_.dh_packed, rows_, room_.tile, s_.mp, false,
+                            many, s_.mp);
+        } else {
+            lists.clear();
+            for (int64_t r = 0; r < rows_; ++r) lists.count(words(r)[w]);
+            lists.place();
+            for (int64_t r = 0; r < rows_; ++r)
+                for (uint64_t word = words(r)[w]; word; word &= word - 1) {
+                    const int c = __builtin_ctzll(word);
+                    lists.add(c, r, input(r)[j0 + c]);
+                }
+            for (int64_t c = 0; c < many; ++c)
+                combine(room_.tile + c * s_.mp, s_.mp, lists.list((int)c), sh_.dh, s_.mp, false);
+        }
+        put_tile(encoder_grad_, true, j0, many, add);
+    }
+    void entries_tile(int64_t j0, int64_t many, bool add) {
+        const int64_t *start = sh_.column_start, *at = sh_.column_at;
+        if (value_grad_) rows_of(encoder_, j0, room_.weights);
+        bool any = false;
+        for (int64_t c = 0; c < many; ++c) {
+            T* to = room_.tile + c * s_.mp;
+            const int64_t first = start[j0 + c], last = start[j0 + c + 1];
+            any = any || first < last;
+            bool begun = false;
+            for (int64_t e = first; e < last;) {  // a frequent feature has more entries than a list has room
+                List<T>& list = room_.list;
+                const int64_t end = least(last, e + s_.chunk);
+                list.count = 0;
+                for (; e < end; ++e) {
+                    list.add(sh_.column_row[e], value_[at[e]]);
+                    if (value_grad_)
+                        value_grad_[at[e]] +=
+                            dot(sh_.dh + sh_.column_row[e] * s_.mp, room_.weights + c * s_.mp, s_.mp);
+                }
+                combine(to, s_.mp, list, sh_.dh, s_.mp, begun);
+                begun = true;
+            }
+            if (!begun)
+                for (int64_t k = 0; k < s_.mp; k += kStep) store(to + k, Lane<T>::zero());
+        }
+        if (encoder_grad_ && (any || !add)) put_tile(encoder_grad_, true, j0, many, add);
+    }
+    // dx += da · E, through z's memory.
+    void input_gradients() {
+        for (int64_t j0 = 0; j0 < s_.n; j0 += s_.chunk) {
+            const int64_t j1 = chunk_end(j0), lanes = blocks_of(j1 - j0, kStep) * kStep;
+            team_.meet();
+            pack_lanes(encoder_, false, j0, j1);
+            team_.meet();
+            for (int64_t b = team_.rank; b < blocks_; b += team_.size) {
+                const int64_t r0 = b * kRowBlock, r1 = block_end(b);
+                multiply_packed(sh_.dh + r0 * s_.mp, s_.mp, (int64_t)1, sh_.decoder_lanes, s_.m, sh_.z + r0 * s_.z_row,
+                                s_.z_row, false, r1 - r0, lanes);
+                for (int64_t r = r0; r < r1; ++r) {
+                    T* to = x_grad_ + (first_ + sh_.sample[r]) * s_.n + j0;
+                    for (int64_t j = 0; j < j1 - j0; ++j) to[j] += sh_.z[r * s_.z_row + j];
+                }
+            }
+        }
+    }
+
+    double segment_loss() const {
+        if (task_ != LayerTask::kLoss) return 0.0;
+        double squares = 0.0, codes = 0.0;
+        for (int64_t r = 0; r < rows_; ++r) {
+            squares += (double)sh_.weight[r] * sh_.row_loss[r];
+            codes += (double)sh_.weight[r] * sh_.row_l1[r];
+        }
+        return squares * p_.loss_scale + (l1_ != (T)0 ? codes * (double)l1_ : 0.0);
+    }
+
+    const LayerParams& p_;
+    const Team& team_;
+    LayerShared<T> sh_;
+    LayerRoom<T> room_;
+    LayerSizes s_;
+    LayerTask task_;
+    OutputRowFunction<T> row_;
+    bool z_needed_, weight_grads_;
+
+    int64_t model_, first_, samples_, rows_, blocks_, n_active_;
+    bool add_, in_place_;
+    const T *encoder_, *decoder_, *bias_, *hidden_bias_, *x_, *value_, *target_, *importance_, *output_grad_;
+    const int64_t* row_start_;
+    T l1_;
+    T *output_, *encoder_grad_, *decoder_grad_, *bias_grad_, *hidden_bias_grad_, *x_grad_, *value_grad_, *target_grad_;
+};
+
+template <class T>
+struct LayerOf {
+    static size_t shared_bytes(const LayerParams& p, int64_t entries) {
+        Workspace w;
+        LayerShared<T> shared;
+        shared.carve(w, p, entries);
+        return w.bytes();
+    }
+    static size_t room_bytes(const LayerParams& p) {
+        Workspace w;
+        LayerRoom<T> room;
+        room.carve(w, p);
+        return w.bytes();
+    }
+    static void run(const LayerParams& p, int64_t entries, void* shared, void* room, const Team& team,
+                    const Queue& queue) {
+        Layer<T> layer(p, entries, shared, room, team);
+        for (int64_t i; (i = queue.next()) >= 0;) layer.run(i);
+    }
+};
+
+inline LayerTable pick_layer(const LayerParams& p) {
+    if (p.is_double) return {"layer", LayerOf<double>::shared_bytes, LayerOf<double>::room_bytes, LayerOf<double>::run};
+    return {"layer", LayerOf<float>::shared_bytes, LayerOf<float>::room_bytes, LayerOf<float>::run};
+}
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern
