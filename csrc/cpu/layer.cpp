@@ -18,6 +18,20 @@ int64_t most_entries(const LayerParams& p) {
 
 }  // namespace
 
+EntryFault check_entries(const int64_t* row_start, int64_t rows, const int32_t* feature, int64_t entries,
+                         int64_t n_features) {
+    if (row_start[0] != 0) return {"start", 0};
+    for (int64_t r = 0; r < rows; ++r)
+        if (row_start[r + 1] < row_start[r] || row_start[r + 1] > entries) return {"order of rows", r};
+    if (row_start[rows] != entries) return {"end", rows};
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t e = row_start[r]; e < row_start[r + 1]; ++e) {
+            if (feature[e] < 0 || feature[e] >= n_features) return {"range", r};
+            if (e > row_start[r] && feature[e] <= feature[e - 1]) return {"order", r};
+        }
+    return {"", -1};
+}
+
 const char* layer_loop(const LayerParams& p) { return level().pick_layer(p).name; }
 
 void run_layer(const LayerParams& p) {

@@ -1,5 +1,6 @@
 """Where training data comes from: feature distributions, and the counter-based stream behind them."""
 
 from toykern.data.features import Anticorrelated, Correlated, SparseFeatures
+from toykern.data.sparse_batch import SparseBatch
 
-__all__ = ["Anticorrelated", "Correlated", "SparseFeatures"]
+__all__ = ["Anticorrelated", "Correlated", "SparseBatch", "SparseFeatures"]

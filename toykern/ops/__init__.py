@@ -1,1 +1,1 @@
-"""Ops that torch knows by name (`torch.ops.toykern`), one file per kernel: checks, schema, gradients."""
+"""Kernels as PyTorch operators."""

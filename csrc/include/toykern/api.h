@@ -103,6 +103,14 @@ void sample(const SampleParams& params, int threads);
 const char* layer_loop(const LayerParams& params);
 void run_layer(const LayerParams& params);
 
+// What is wrong with entries by row: a word for it ("" if nothing is), and in which row.
+struct EntryFault {
+    const char* what;
+    int64_t row;
+};
+EntryFault check_entries(const int64_t* row_start, int64_t rows, const int32_t* feature, int64_t entries,
+                         int64_t n_features);
+
 struct Entries {
     std::vector<int64_t> model_start;  // [K + 1]
     std::vector<uint32_t> sample, feature;

@@ -1,0 +1,167 @@
+"""A batch of sparse features as its active entries alone."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+
+from toykern.errors import check_positive_int, describe
+from toykern.ops.gate import check_entries
+
+
+class SparseBatch:
+    """The active entries of a batch, sample by sample: what a layer needs of an input that is mostly zeros.
+
+    Entry e of sample s of model i: row_start[i·batch_size + s] ≤ e < row_start[i·batch_size + s + 1], with
+    feature[e] rising strictly within the sample.
+
+    Args:
+        row_start: int64 `[models · batch_size + 1]`, from 0 to the number of entries.
+        feature: int32 (or int64, converted) `[entries]`, in 0 … n_features−1.
+        value: `[entries]`; may require a gradient.
+        n_features: of a sample.
+        n_models: 1 where all models of a stack are to see the same samples.
+
+    Raises:
+        ValueError, TypeError: naming what does not fit; indices out of range or not sorted, with the sample.
+
+    Example:
+        >>> batch = SparseBatch.from_dense(torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0]]))
+        >>> batch.row_start, batch.feature, batch.value
+        (tensor([0, 1, 1]), tensor([1], dtype=torch.int32), tensor([2.]))
+        >>> batch.to_dense().shape
+        torch.Size([1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        row_start: torch.Tensor,
+        feature: torch.Tensor,
+        value: torch.Tensor,
+        n_features: int,
+        n_models: int = 1,
+    ) -> None:
+        for name, tensor in (("row_start", row_start), ("feature", feature), ("value", value)):
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"{name} must be a tensor, not {describe(tensor)}")
+        self.n_features = check_positive_int("n_features", n_features)
+        self.n_models = check_positive_int("n_models", n_models)
+        if self.n_features > 2**31 - 1:
+            raise ValueError(f"n_features must be below 2**31 (features are int32), not {n_features}")
+        rows = row_start.numel() - 1
+        if row_start.ndim != 1 or rows < 0 or rows % self.n_models:
+            raise ValueError(
+                f"row_start must have the shape [models · batch_size + 1] with models = {self.n_models}, "
+                f"not {describe(row_start)}"
+            )
+        if feature.dtype == torch.int64:
+            outside = (feature < 0) | (feature >= self.n_features)
+            if bool(outside.any()):
+                raise ValueError(
+                    f"feature must lie in 0 … {self.n_features - 1}, not {int(feature[outside][0])}"
+                )
+            feature = feature.to(torch.int32)
+        self.batch_size = rows // self.n_models
+        self.row_start, self.feature, self.value = row_start.contiguous(), feature.contiguous(), value.contiguous()
+        check_entries(self.row_start, self.feature, self.value, rows, self.n_features)
+
+    @classmethod
+    def from_dense(cls, x: torch.Tensor) -> Self:
+        """The entries that are not zero of x, `[models, batch, n_features]` or `[batch, n_features]`."""
+        if not isinstance(x, torch.Tensor) or x.ndim not in (2, 3):
+            raise ValueError(
+                f"x must be a tensor [models, batch, n_features] or [batch, n_features], not {describe(x)}"
+            )
+        stacked = x if x.ndim == 3 else x.unsqueeze(0)
+        models, batch, n_features = stacked.shape
+        active = stacked.detach() != 0
+        counts = active.sum(dim=2).flatten().cumsum(0)
+        row_start = torch.cat([counts.new_zeros(1), counts])
+        where = active.nonzero(as_tuple=True)
+        return cls(row_start, where[2], stacked[where], n_features, models)
+
+    @classmethod
+    def from_coo(
+        cls, indices: torch.Tensor, values: torch.Tensor, shape: tuple[int, int, int] | list[int]
+    ) -> Self:
+        """From int64 indices `[3, entries]` (model, sample, feature; sorted) and values `[entries]`.
+
+        `shape` is (models, batch_size, n_features). The inverse of `coo`.
+        """
+        models, batch, n_features = (int(size) for size in shape)
+        if not isinstance(indices, torch.Tensor) or indices.ndim != 2 or indices.shape[0] != 3:
+            raise ValueError(f"indices must have the shape [3, entries], not {describe(indices)}")
+        model, sample = indices[0], indices[1]
+        bad = (model < 0) | (model >= models) | (sample < 0) | (sample >= batch)
+        if bool(bad.any()):
+            first = indices[:, bad][:, 0].tolist()
+            raise ValueError(f"indices must lie within {models} models and {batch} samples, not {first}")
+        row = model * batch + sample
+        if bool((row.diff() < 0).any()):
+            raise ValueError("indices must be sorted by model, sample and feature")
+        counts = torch.bincount(row, minlength=models * batch).cumsum(0)
+        row_start = torch.cat([counts.new_zeros(1), counts])
+        return cls(row_start, indices[2], values, n_features, models)
+
+    @classmethod
+    def from_csr(cls, csr: torch.Tensor, n_models: int = 1) -> Self:
+        """From a torch CSR tensor `[models · batch_size, n_features]`; its columns must be sorted in each row."""
+        if not isinstance(csr, torch.Tensor) or csr.layout != torch.sparse_csr or csr.ndim != 2:
+            raise TypeError(f"csr must be a two-dimensional torch CSR tensor, not {describe(csr)}")
+        start = csr.crow_indices().to(torch.int64)
+        return cls(start, csr.col_indices().to(torch.int64), csr.values(), csr.shape[1], n_models)
+
+    def to_csr(self) -> torch.Tensor:
+        """A torch CSR tensor `[models · batch_size, n_features]`, with int64 indices."""
+        shape = (self.n_models * self.batch_size, self.n_features)
+        return torch.sparse_csr_tensor(self.row_start, self.feature.to(torch.int64), self.value, shape)
+
+    def coo(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(indices, values): int64 `[3, entries]` (model, sample, feature; sorted) and `[entries]`."""
+        row = self._rows()
+        stacked = torch.stack([row // max(self.batch_size, 1), row % max(self.batch_size, 1), self.feature.to(torch.int64)])
+        return stacked, self.value
+
+    def to_dense(self) -> torch.Tensor:
+        """`[models, batch_size, n_features]`, with a gradient to the values."""
+        rows = self.n_models * self.batch_size
+        flat = self.value.new_zeros(rows * self.n_features)
+        place = self._rows() * self.n_features + self.feature.to(torch.int64)
+        return flat.index_put((place,), self.value).view(self.n_models, self.batch_size, self.n_features)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """On another device or with values of another dtype, as `torch.Tensor.to`; checked once, not again."""
+        value = self.value.to(*args, **kwargs)
+        if not value.is_floating_point():
+            raise TypeError(f"the values of a SparseBatch must be floating point, not {value.dtype}")
+        moved = type(self).__new__(type(self))
+        moved.n_features, moved.n_models, moved.batch_size = self.n_features, self.n_models, self.batch_size
+        moved.row_start, moved.feature = self.row_start.to(value.device), self.feature.to(value.device)
+        moved.value = value
+        return moved
+
+    @property
+    def shape(self) -> torch.Size:
+        """(models, batch_size, n_features)."""
+        return torch.Size((self.n_models, self.batch_size, self.n_features))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return self.value.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of all three tensors."""
+        return self.value.device
+
+    def __repr__(self) -> str:
+        return (
+            f"SparseBatch({self.value.numel()} entries of {list(self.shape)}, {self.dtype}, "
+            f"device={str(self.device)!r})"
+        )
+
+    def _rows(self) -> torch.Tensor:
+        rows = torch.arange(self.row_start.numel() - 1, device=self.row_start.device)
+        return torch.repeat_interleave(rows, self.row_start.diff())
