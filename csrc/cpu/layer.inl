@@ -675,10 +675,5 @@ struct LayerOf {
     }
 };
 
-inline LayerTable pick_layer(const LayerParams& p) {
-    if (p.is_double) return {"layer", LayerOf<double>::shared_bytes, LayerOf<double>::room_bytes, LayerOf<double>::run};
-    return {"layer", LayerOf<float>::shared_bytes, LayerOf<float>::room_bytes, LayerOf<float>::run};
-}
-
 }  // namespace TOYKERN_LEVEL
 }  // namespace toykern

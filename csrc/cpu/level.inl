@@ -1,6 +1,6 @@
 // One instruction-set level's table. Included once per level by level_<name>.cpp.
 #pragma once
-#include "cpu/layer.inl"
+#include "cpu/layer_columns.inl"
 #include "cpu/measure.inl"
 #include "cpu/resident.inl"
 #include "cpu/sample.inl"

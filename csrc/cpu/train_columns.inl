@@ -104,7 +104,7 @@ void columns_pass(ColumnsPass& a) {
                 const F r = keep(lanes[g], fmax(output_floor, y[g]) - t);
                 const F weighted = r * bcast(a.importance[j]);
                 loss[g] = fmadd(weighted, r, loss[g]);
-                y[g] = keep(gt(y[g], output_floor), weighted);
+                y[g] = keep(gt_or_nan(y[g], output_floor), weighted);
                 d[j * kG + g] = y[g];
                 sum = sum + y[g];
             }
@@ -119,7 +119,7 @@ void columns_pass(ColumnsPass& a) {
 #pragma GCC unroll 2
         for (int g = 0; g < kG; ++g)
 #pragma GCC unroll 8
-            for (int k = 0; k < kM; ++k) dh[g][k] = keep(gt(h[g][k], hidden_floor), dh[g][k]);
+            for (int k = 0; k < kM; ++k) dh[g][k] = keep(gt_or_nan(h[g][k], hidden_floor), dh[g][k]);
 #pragma GCC unroll 8
         for (int j = 0; j < n; ++j) {
             F xj[kG], dj[kG];
@@ -172,6 +172,21 @@ inline ColumnsPassFunction columns_pass_for(int n, int m) {
         case 7: return columns_pass<0, 7, kTied>;
         default: return columns_pass<0, 8, kTied>;
     }
+}
+
+// All-zero samples: x = 0, h = 0, y = g(b). Adds their bias gradient; returns their loss.
+inline double empty_columns(int64_t n, const float* bias, const float* importance, float output_floor, int64_t count,
+                            float* bias_g) {
+    const F floor = bcast(output_floor), times = bcast((float)count);
+    F loss = fzero();
+    for (int64_t j = 0; j < n; j += kLanes) {
+        const M m = mask_first((int)(n - j < kLanes ? n - j : kLanes));
+        const F b = load_first(bias + j, m), y = fmax(floor, b);
+        const F weighted = keep(m, load_first(importance + j, m) * y);
+        loss = fmadd(weighted, keep(m, y), loss);
+        store_first(bias_g + j, fmadd(keep(gt_or_nan(b, floor), weighted), times, load_first(bias_g + j, m)), m);
+    }
+    return (double)fsum(loss) * (double)count;
 }
 
 // Weights and optimiser state of the model in hand; shared by all workers of a team.
@@ -279,7 +294,9 @@ class ColumnsWorker {
         else
             from_list(key, first, last);
         put_away();
-        if (last - first > visited_) loss_ += add_empty(model, last - first - visited_, model.bias(g));
+        if (last - first > visited_)
+            loss_ += empty_columns(model.n, args_.bias, args_.importance, args_.output_floor, last - first - visited_,
+                                   model.bias(g));
         return loss_;
     }
 
@@ -433,20 +450,6 @@ class ColumnsWorker {
                 column = 0;
             }
         }
-    }
-
-    // All-zero samples: x = 0, h = 0, y = g(b). Adds their bias gradient; returns their loss.
-    double add_empty(const ColumnsModel& model, int64_t count, float* bias_g) const {
-        const F floor = bcast(args_.output_floor), times = bcast((float)count);
-        F loss = fzero();
-        for (int64_t j = 0; j < model.n; j += kLanes) {
-            const M m = mask_first((int)(model.n - j < kLanes ? model.n - j : kLanes));
-            const F b = load_first(args_.bias + j, m), y = fmax(floor, b);
-            const F weighted = keep(m, load_first(args_.importance + j, m) * y);
-            loss = fmadd(weighted, keep(m, y), loss);
-            store_first(bias_g + j, fmadd(keep(gt(b, floor), weighted), times, load_first(bias_g + j, m)), m);
-        }
-        return (double)fsum(loss) * (double)count;
     }
 
     Network net_;
