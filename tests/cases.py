@@ -403,3 +403,88 @@ FIT_CASES = [
     *FIT_DATA,
     *FIT_LOSSES,
 ]
+
+
+# The layer: one evaluation of forward, loss and gradients on a given batch
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCase:
+    """A stack and a batch; `network` holds options of the module's class, `loss` of its loss."""
+
+    name: str
+    n_features: int
+    n_hidden: int
+    n_models: int = 2
+    batch_size: int = 70
+    density: float = 0.1
+    tied: bool = True
+    network: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
+    target_tensor: bool = False
+    shared: bool = False  # one batch for all models
+
+
+def _layer(name: str, n: int, m: int, **options: Any) -> LayerCase:
+    return LayerCase(f"{n},{m} {name}".strip(), n, m, **options)
+
+
+# Both loops and the border between them; blocks of 64 rows, words of 64 features, chunks of 1024; one off.
+LAYER_SHAPES = [
+    _layer("one of everything", 1, 1, n_models=1, batch_size=1, density=1.0),
+    _layer("", 5, 2, n_models=7, batch_size=128, density=0.05),
+    _layer("dense", 5, 2, batch_size=131, density=1.0),
+    _layer("no input", 5, 2, density=0.0),
+    _layer("long", 3, 1, n_models=1, batch_size=9001, density=0.3),
+    _layer("shared", 9, 4, shared=True),
+    _layer("", 128, 1, density=0.02),
+    _layer("", 129, 1, density=0.02),
+    _layer("", 7, 96, batch_size=40),
+    _layer("", 63, 9, batch_size=63),
+    _layer("", 64, 16, batch_size=64),
+    _layer("", 65, 17, batch_size=65, density=0.5),
+    _layer("mostly empty", 40, 12, batch_size=200, density=0.002),
+    _layer("no input", 40, 12, density=0.0),
+    _layer("shared", 33, 10, shared=True, density=0.5),
+    _layer("dense", 130, 33, density=1.0),
+    _layer("chunks", 1030, 20, n_models=1, density=0.01),
+    _layer("chunks, dense", 1100, 31, n_models=1, batch_size=33, density=1.0),
+    _layer("deep", 70, 300, n_models=1, batch_size=33),
+]
+
+LAYER_OPTIONS = [
+    _layer(name, n, m, tied=tied, network=network, loss=loss, target_tensor=target_tensor, density=density)
+    for n, m, tied, density in (
+        (6, 3, True, 0.2),
+        (6, 3, False, 0.2),
+        (75, 20, True, 0.9),
+        (75, 20, False, 0.03),
+    )
+    for name, network, loss, target_tensor in (
+        ("relu inside", {"hidden_activation": "relu"}, {}, False),
+        ("linear", {"output_activation": "none"}, {}, False),
+        ("gelu", {"output_activation": "gelu"}, {}, False),
+        ("no bias", {"bias": False}, {"loss_reduction": "sum"}, False),
+        ("|x|", {"hidden_activation": "relu"}, {"target": "abs"}, False),
+        ("a target", {}, {}, True),
+        ("a target, codes biased", {"hidden_bias": True, "hidden_activation": "relu"}, {}, True),
+        ("top-k", {"hidden_activation": "topk", "top_k": 2}, {}, False),
+        ("top-k of all", {"hidden_activation": "topk", "top_k": m}, {}, False),
+        ("centred", {"centered": True}, {}, False),
+        (
+            "sparse autoencoder",
+            {"centered": True, "hidden_bias": True, "hidden_activation": "relu", "output_activation": "none"},
+            {"l1": 0.25, "loss_reduction": "sum"},
+            False,
+        ),
+        (
+            "top-k autoencoder",
+            {"centered": True, "hidden_bias": True, "hidden_activation": "topk", "top_k": 2},
+            {"l1": [0.5, 0.0]},
+            False,
+        ),
+        ("importance", {}, {"importance": "each"}, False),
+    )
+]
+
+LAYER_CASES = [*LAYER_SHAPES, *LAYER_OPTIONS]

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from cases import FitCase
+from cases import FitCase, LayerCase
 
 import toykern as tk
 from toykern import _native, reference
@@ -146,3 +146,77 @@ def assert_same_bits(run: tk.Run, other: tk.Run, models: Any = None, other_model
         assert ours_of.shape == theirs_of.shape, name
         same = ours_of.contiguous().numpy().tobytes() == theirs_of.contiguous().numpy().tobytes()
         assert same, f"{name}: {(ours_of != theirs_of).sum()} of {ours_of.numel()} differ"
+
+
+# ---- the layer ---------------------------------------------------------------------------------------------
+
+
+def on_a_grid(*shape: int, steps: int, seed: int) -> torch.Tensor:
+    """Multiples of 1/8 from -steps/8 to steps/8, float64. Sums of a few products of such numbers are exact in
+    float32.
+
+    So a pre-activation has the same sign in every arithmetic, and a ReLU switches alike.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-steps, steps + 1, shape, generator=generator).double() / 8
+
+
+def layer_of(case: LayerCase, dtype: torch.dtype = torch.float64) -> Any:
+    """The module of a case, parameters on a grid."""
+    kind = tk.TiedAutoencoder if case.tied else tk.Autoencoder
+    model = kind(case.n_features, case.n_hidden, case.n_models, init=0.0, **case.network)
+    for seed, parameter in enumerate(model.parameters()):
+        parameter.data = on_a_grid(*parameter.shape, steps=6, seed=seed).to(dtype)
+    return model
+
+
+def layer_batch(case: LayerCase, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    """{"x"} and, where the case has one, {"target"}: [models or 1, batch, n]."""
+    shape = (1 if case.shared else case.n_models, case.batch_size, case.n_features)
+    generator = torch.Generator().manual_seed(9)
+    active = torch.rand(shape, generator=generator) < case.density
+    batch = {"x": (on_a_grid(*shape, steps=9, seed=10) * active).to(dtype)}
+    if case.target_tensor:
+        batch["target"] = on_a_grid(*shape, steps=9, seed=11).to(dtype)
+    return batch
+
+
+def layer_loss_options(case: LayerCase) -> dict[str, Any]:
+    """Options of the loss, importance drawn where each feature of each model is to have its own."""
+    options = dict(case.loss)
+    if options.get("importance") == "each":
+        options["importance"] = 1 + on_a_grid(case.n_models, case.n_features, steps=8, seed=12)
+    return options
+
+
+@cache
+def layer_reference(case: LayerCase) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """(output, loss, gradients by parameter and of "x" and "target") of the float64 oracle."""
+    model, batch = layer_of(case), layer_batch(case)
+    parameters, network = reference.parameters_of(model), reference.network_of(model)
+    output = reference.forward(parameters, batch["x"], network).output
+    loss, gradients = reference.loss_and_gradients(
+        parameters,
+        batch["x"],
+        network,
+        clean=batch.get("target"),
+        input_gradients=True,
+        **layer_loss_options(case),
+    )
+    if "clean" in gradients:
+        gradients["target"] = gradients.pop("clean")
+    for name in ("x", "target"):
+        if case.shared and name in gradients:
+            gradients[name] = gradients[name].sum(0, keepdim=True)
+    return output, loss, gradients
+
+
+def largest_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest expected value (or 1, if that is less than 1e-30)."""
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    if expected.numel() == 0:
+        return 0.0
+    scale = expected.abs().max().item()
+    error = (actual.detach().double() - expected).abs().max().item() / (scale if scale > 1e-30 else 1.0)
+    assert error == error, "not a number"
+    return error

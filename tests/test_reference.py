@@ -267,8 +267,8 @@ def test_parameters_of_a_module_are_double_copies(kind):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Network("gelu"), "hidden_activation must"),
-        (lambda: Network(output_activation="gelu"), "output_activation must"),
+        (lambda: Network("tanh"), "hidden_activation must"),
+        (lambda: Network(output_activation="tanh"), "output_activation must"),
         (lambda: reference.target_of(torch.zeros(1), "square"), "target must"),
         (
             lambda: reference.loss_and_gradients(_parameters(), _batch(), loss_reduction="max"),

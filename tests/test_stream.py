@@ -52,7 +52,7 @@ def assert_same_batch(case: StreamCase) -> None:
     assert_same_bits(features.sample(*batch, n_models=1, clean=True)[0], clean)
     assert_same_bits(features.sample(*batch, n_models=1)[0], noisy)
     if not d.noise:
-        indices, values = features.sample(*batch, n_models=1, layout="sparse")
+        indices, values = features.sample(*batch, n_models=1, layout="coo")
         assert np.array_equal(indices.numpy(), np.stack([np.zeros_like(sample), sample, feature]))
         assert_same_bits(values, value)
 
@@ -119,7 +119,7 @@ def test_models_share_one_row_of_probabilities():
 def test_sparse_entries_of_many_models_are_those_of_the_dense_batch():
     features = tk.SparseFeatures(8, torch.linspace(0.01, 0.9, 32).reshape(4, 8).double())
     dense = features.sample(0, 33)
-    indices, values = features.sample(0, 33, layout="sparse")
+    indices, values = features.sample(0, 33, layout="coo")
     assert torch.equal(indices, dense.nonzero().T)
     assert torch.equal(values, dense[tuple(indices)])
 

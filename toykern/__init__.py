@@ -28,7 +28,7 @@ except ImportError as _error:
 
 else:
     from toykern import sparse
-    from toykern.data import Anticorrelated, Correlated, SparseFeatures
+    from toykern.data import Anticorrelated, Correlated, SparseBatch, SparseFeatures
     from toykern.evaluate import evaluate
     from toykern.fit import fit, log_spaced_steps
     from toykern.grid import Grid, grid
@@ -70,6 +70,7 @@ __all__ = [
     "RigL",
     "Run",
     "SRigL",
+    "SparseBatch",
     "SparseFeatures",
     "SparseLinear",
     "SparseTiedAutoencoder",

@@ -9,11 +9,15 @@ Notation, per model: E the encoder (m × n), D the decoder (n × m; tied: D = E�
 
     a = E x,   h = f(a),   z = D h + b,   y = g(z),   L = 1/N · Σ_samples Σ_i I_i (t_i − y_i)²
 
-with f, g the identity or ReLU (ReLU′(0) = 0) and N = batch · n ("mean") or batch ("sum").
+with f, g the identity or ReLU (ReLU′(0) = 0) and N = batch · n ("mean") or batch ("sum"). What only the layer
+has and `train` does not: f = top-k (the k largest codes of a sample stay, of equal ones the first; slope 1
+where one stays), g = GELU (z·Φ(z)), a hidden bias c ("hidden_bias" [models, m]), a centred encoder, a = E (x
+− b) + c, and l1 · mean over samples of Σ_k |h_k| in the loss (its slope 0 at 0).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -47,6 +51,8 @@ class Network:
 
     hidden_activation: str = "none"
     output_activation: str = "relu"
+    top_k: int = 0
+    centered: bool = False
 
     def __post_init__(self) -> None:
         check_choice("hidden_activation", self.hidden_activation, HIDDEN_ACTIVATIONS)
@@ -80,7 +86,7 @@ class Trained:
 
 def network_of(model: StackedModel) -> Network:
     """The `Network` that a module is."""
-    return Network(model.hidden_activation, model.output_activation)
+    return Network(model.hidden_activation, model.output_activation, model.top_k, model.centered)
 
 
 def parameters_of(model: StackedModel) -> Parameters:
@@ -99,8 +105,12 @@ def forward(parameters: Parameters, x: torch.Tensor, network: Network = Network(
     """All activities for inputs x `[models, batch, n]` or `[batch, n]` (taken to float64)."""
     encoder, decoder = _weights(parameters)
     inputs = x.to(torch.float64).expand(encoder.shape[0], *x.shape[-2:])
+    if network.centered:
+        inputs = inputs - parameters["bias"].unsqueeze(1)
     pre_hidden = inputs @ encoder.mT
-    hidden = _activate(pre_hidden, network.hidden_activation)
+    if "hidden_bias" in parameters:
+        pre_hidden = pre_hidden + parameters["hidden_bias"].unsqueeze(1)
+    hidden = _activate(pre_hidden, network.hidden_activation, network.top_k)
     pre_output = hidden @ decoder.mT
     if "bias" in parameters:
         pre_output = pre_output + parameters["bias"].unsqueeze(1)
@@ -123,6 +133,8 @@ def loss_and_gradients(
     target: str = "identity",
     clean: torch.Tensor | None = None,
     loss_reduction: str = "mean",
+    l1: Any = 0.0,
+    input_gradients: bool = False,
 ) -> tuple[torch.Tensor, Parameters]:
     """The loss of each model, `[models]`, and its gradient by parameter.
 
@@ -134,6 +146,9 @@ def loss_and_gradients(
         target: "identity" or "abs", of `clean`.
         clean: the inputs without noise, shaped as x; None where x has no noise.
         loss_reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
+        l1: a number or `[models]`, the weight of Σ_k |h_k|.
+        input_gradients: add the gradient of the inputs, "x" `[models, batch, n]`, through the target too
+            where that is made from x; where there is a `clean`, the target's is "clean".
 
     >>> parameters = {"weight": torch.ones(1, 1, 2, dtype=torch.float64)}
     >>> loss, gradients = loss_and_gradients(parameters, torch.tensor([[1.0, 0.0]]), loss_reduction="sum")
@@ -145,22 +160,35 @@ def loss_and_gradients(
     n_models, _, n_features = encoder.shape
     activity = forward(parameters, x, network)
     inputs = x.to(torch.float64).expand(n_models, *x.shape[-2:])
-    error = activity.output - target_of(inputs if clean is None else clean, target)
+    origin = inputs if clean is None else clean.to(torch.float64).expand(inputs.shape)
+    error = activity.output - target_of(origin, target)
     weights = broadcast_importance(importance, n_models, n_features, dtype=torch.float64).unsqueeze(1)
     terms = inputs.shape[1] * (n_features if loss_reduction == "mean" else 1)
-    loss = (weights * error**2).sum(dim=(1, 2)) / terms
+    l1_weights = torch.as_tensor(l1, dtype=torch.float64).expand(n_models) / inputs.shape[1]
+    loss = (weights * error**2).sum(dim=(1, 2)) / terms + l1_weights * activity.hidden.abs().sum(dim=(1, 2))
 
     # dL/dz, dL/da by the chain rule; sums over the batch are matrix products over it
-    d_output = 2 * weights * error / terms * _slope(activity.pre_output, network.output_activation)
-    d_hidden = d_output @ decoder * _slope(activity.pre_hidden, network.hidden_activation)
+    d_error = 2 * weights * error / terms
+    d_output = d_error * _slope(activity.pre_output, network.output_activation)
+    d_code = d_output @ decoder + l1_weights.reshape(-1, 1, 1) * activity.hidden.sign()
+    d_hidden = d_code * _slope(activity.pre_hidden, network.hidden_activation, network.top_k)
     d_decoder = d_output.mT @ activity.hidden  # [models, n, m]
-    d_encoder = d_hidden.mT @ inputs  # [models, m, n]
+    seen = inputs - parameters["bias"].unsqueeze(1) if network.centered else inputs
+    d_encoder = d_hidden.mT @ seen  # [models, m, n]
+    d_seen = d_hidden @ encoder
     if "weight" in parameters:
         gradients = {"weight": d_encoder + d_decoder.mT}
     else:
         gradients = {"encoder": d_encoder, "decoder": d_decoder}
     if "bias" in parameters:
-        gradients["bias"] = d_output.sum(dim=1)
+        gradients["bias"] = d_output.sum(dim=1) - (d_seen.sum(dim=1) if network.centered else 0)
+    if "hidden_bias" in parameters:
+        gradients["hidden_bias"] = d_hidden.sum(dim=1)
+    if input_gradients:
+        d_origin = -d_error * (origin.sign() if target == "abs" else 1)
+        gradients["x"] = d_seen + d_origin if clean is None else d_seen
+        if clean is not None:
+            gradients["clean"] = d_origin
     return loss, gradients
 
 
@@ -286,13 +314,27 @@ def _weights(parameters: Parameters) -> tuple[torch.Tensor, torch.Tensor]:
     return parameters["encoder"], parameters["decoder"]
 
 
-def _activate(value: torch.Tensor, activation: str) -> torch.Tensor:
+def _activate(value: torch.Tensor, activation: str, top_k: int = 0) -> torch.Tensor:
+    if activation == "gelu":
+        return value * _normal_distribution(value)
+    if activation == "topk":
+        return value * _slope(value, activation, top_k)
     return value.clamp(min=0) if activation == "relu" else value
 
 
-def _slope(value: torch.Tensor, activation: str) -> torch.Tensor:
+def _slope(value: torch.Tensor, activation: str, top_k: int = 0) -> torch.Tensor:
     """Derivative of the activation; of ReLU at 0 it is 0."""
+    if activation == "gelu":
+        density = torch.exp(-(value**2) / 2) / math.sqrt(2 * math.pi)
+        return _normal_distribution(value) + value * density
+    if activation == "topk":
+        largest = value.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+        return torch.zeros_like(value).scatter(-1, largest, 1.0)
     return (value > 0).to(value.dtype) if activation == "relu" else torch.ones_like(value)
+
+
+def _normal_distribution(value: torch.Tensor) -> torch.Tensor:
+    return torch.erfc(-value / math.sqrt(2)) / 2
 
 
 def _sgd(

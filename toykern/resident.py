@@ -29,6 +29,12 @@ def check_model(model: Any, action: str) -> StackedModel:
     """`model` if the kernels can run it; TypeError, ValueError or RuntimeError that says why not."""
     if not isinstance(model, TiedAutoencoder | Autoencoder):
         raise TypeError(f"model must be a TiedAutoencoder or an Autoencoder, not {describe(model)}")
+    if options := model.unfitted_options():
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ValueError(
+            f"model has options that the resident kernels cannot {action}: {given}; "
+            "train it in a loop of your own with model.loss"
+        )
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
         places = ", ".join(f"{name} on {str(p.device)!r}" for name, p in model.named_parameters())

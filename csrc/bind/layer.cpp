@@ -52,15 +52,16 @@ void bind_layer(py::module_& m) {
     bind_pointer(p, "target_grad", &LayerParams::target_grad);
     bind_pointer(p, "active", &LayerParams::active);
 
-    m.def("check_entries", [](uintptr_t row_start, int64_t rows, uintptr_t feature, int64_t entries, int64_t n_features) {
-        EntryFault fault;
-        {
-            py::gil_scoped_release release;
-            fault = check_entries(reinterpret_cast<const int64_t*>(row_start), rows,
-                                  reinterpret_cast<const int32_t*>(feature), entries, n_features);
-        }
-        return py::make_tuple(std::string(fault.what), fault.row);
-    });
+    m.def("check_entries",
+          [](uintptr_t row_start, int64_t rows, uintptr_t feature, int64_t entries, int64_t n_features) {
+              EntryFault fault;
+              {
+                  py::gil_scoped_release release;
+                  fault = check_entries(reinterpret_cast<const int64_t*>(row_start), rows,
+                                        reinterpret_cast<const int32_t*>(feature), entries, n_features);
+              }
+              return py::make_tuple(std::string(fault.what), fault.row);
+          });
     m.def("layer_loop", [](const LayerParams& params) { return std::string(layer_loop(params)); });
     m.def("run_layer", [](const LayerParams& params) {
         py::gil_scoped_release release;

@@ -162,8 +162,8 @@ class Layer {
                 for (int r = 0; r < kStep; ++r) {
                     const T* from = weights + (k + r) * s_.n + j0 + j;
                     block[r] = k + r >= s_.m || many == 0 ? Lane<T>::zero()
-                               : many == kStep           ? load(from)
-                                                         : load_first(from, in);
+                               : many == kStep            ? load(from)
+                                                          : load_first(from, in);
                 }
                 transpose(block);
                 for (int r = 0; r < kStep; ++r) store(to + (j + r) * s_.mp + k, block[r]);
@@ -195,8 +195,8 @@ class Layer {
                 const int64_t step = (v1 - v0) * kStep;
                 if (!by_feature) {
                     for (int64_t k = 0; k < s_.m; ++k)
-                        store(column + k * step, many == kStep ? load(weights + k * s_.n + j)
-                                                               : load_first(weights + k * s_.n + j, in));
+                        store(column + k * step,
+                              many == kStep ? load(weights + k * s_.n + j) : load_first(weights + k * s_.n + j, in));
                     continue;
                 }
                 for (int64_t k = 0; k < s_.m; k += kStep) {
@@ -251,8 +251,13 @@ class Layer {
                 for (int64_t w = j0 / kWordBits; w * kWordBits < j1; ++w) count += __builtin_popcountll(words(r)[w]);
         if (count * list_cost(s_.m) > (r1 - r0) * (j1 - j0)) {
             const T* a = in_place_ ? input(r0) + j0 : gather_rows(r0, r1, j0, j1);
-            multiply_all<T>({a, in_place_ ? s_.n : s_.chunk, 1, {encoder_rows(j0), s_.mp, j1 - j0, nullptr},
-                             sh_.h + r0 * s_.mp, s_.mp, j0 > 0},
+            multiply_all<T>({a,
+                             in_place_ ? s_.n : s_.chunk,
+                             1,
+                             {encoder_rows(j0), s_.mp, j1 - j0, nullptr},
+                             sh_.h + r0 * s_.mp,
+                             s_.mp,
+                             j0 > 0},
                             r1 - r0, s_.mp, room_.panel);
             return;
         }
@@ -432,8 +437,13 @@ class Layer {
     // dh += dz · decoder of a block of rows and a chunk.
     void code_gradients(int64_t r0, int64_t r1, int64_t j0, int64_t j1, int64_t active) {
         if (active * list_cost(s_.m) > (r1 - r0) * (j1 - j0)) {
-            multiply_all<T>({sh_.z + r0 * s_.z_row, s_.z_row, 1, {decoder_rows(j0), s_.mp, j1 - j0, nullptr},
-                             sh_.dh + r0 * s_.mp, s_.mp, true},
+            multiply_all<T>({sh_.z + r0 * s_.z_row,
+                             s_.z_row,
+                             1,
+                             {decoder_rows(j0), s_.mp, j1 - j0, nullptr},
+                             sh_.dh + r0 * s_.mp,
+                             s_.mp,
+                             true},
                             r1 - r0, s_.mp, room_.panel);
             return;
         }
@@ -466,7 +476,8 @@ class Layer {
         int64_t count = 0;
         for (int64_t r = 0; r < rows_; ++r) count += __builtin_popcountll(sh_.active[r * chunk_words + t]);
         if (count * list_cost(s_.m) > rows_ * many) {
-            multiply_packed(sh_.z + c0, (int64_t)1, s_.z_row, sh_.h_packed, rows_, room_.tile, s_.mp, false, many, s_.mp);
+            multiply_packed(sh_.z + c0, (int64_t)1, s_.z_row, sh_.h_packed, rows_, room_.tile, s_.mp, false, many,
+                            s_.mp);
         } else {
             for (int64_t r = 0; r < rows_; ++r) lists.count(sh_.active[r * chunk_words + t]);
             lists.place();
@@ -597,8 +608,7 @@ class Layer {
                 for (; e < end; ++e) {
                     list.add(sh_.column_row[e], value_[at[e]]);
                     if (value_grad_)
-                        value_grad_[at[e]] +=
-                            dot(sh_.dh + sh_.column_row[e] * s_.mp, room_.weights + c * s_.mp, s_.mp);
+                        value_grad_[at[e]] += dot(sh_.dh + sh_.column_row[e] * s_.mp, room_.weights + c * s_.mp, s_.mp);
                 }
                 combine(to, s_.mp, list, sh_.dh, s_.mp, begun);
                 begun = true;

@@ -17,8 +17,7 @@ namespace TOYKERN_LEVEL {
 
 inline bool layer_columns_fit(const LayerParams& p) {
     return !p.is_double && p.task == (int32_t)LayerTask::kLoss && p.n_hidden <= kColumnsMaxHidden &&
-           p.n_features * p.n_hidden <= kColumnsMaxWeights &&
-           p.hidden_activation != (int32_t)HiddenActivation::kTopK &&
+           p.n_features * p.n_hidden <= kColumnsMaxWeights && p.hidden_activation != (int32_t)HiddenActivation::kTopK &&
            p.output_activation != (int32_t)OutputActivation::kGelu && p.target != (int32_t)LayerTarget::kTensor &&
            !p.hidden_bias && !p.l1 && !p.x_grad && !p.value_grad && !p.active;
 }
@@ -66,7 +65,8 @@ class LayerColumns {
         const float* encoder = static_cast<const float*>(p.encoder) + i * weights_;
         for (int64_t k = 0; k < m_; ++k)
             for (int64_t j = 0; j < n_; ++j) encoder_[j * m_ + k] = encoder[k * n_ + j];
-        if (!p.tied) __builtin_memcpy(decoder_, static_cast<const float*>(p.decoder) + i * weights_, 4 * (size_t)weights_);
+        if (!p.tied)
+            __builtin_memcpy(decoder_, static_cast<const float*>(p.decoder) + i * weights_, 4 * (size_t)weights_);
         const float* bias = p.bias ? static_cast<const float*>(p.bias) + i * n_ : nullptr;
         const float* importance = static_cast<const float*>(p.importance) + i * p.importance_stride;
         for (int64_t j = 0; j < n_; ++j) bias_[j] = bias ? bias[j] : 0.0f, importance_[j] = importance[j];
@@ -111,7 +111,8 @@ class LayerColumns {
             const int64_t samples = batch - s < capacity_ ? batch - s : capacity_, values = samples * n_;
             const float* from = x + s * n_;
             int64_t count = 0;
-            for (int64_t v = 0; v < values; v += kLanes) count += __builtin_popcount(bits(nonzero(get(from, v, values))));
+            for (int64_t v = 0; v < values; v += kLanes)
+                count += __builtin_popcount(bits(nonzero(get(from, v, values))));
             if (4 * count > values) {
                 pass();  // what was gathered before
                 transpose_strip(from, samples);
@@ -212,7 +213,8 @@ inline void run_layer_columns(const LayerParams& p, int64_t, void*, void* room, 
 // The one place where the loop is picked.
 inline LayerTable pick_layer(const LayerParams& p) {
     if (layer_columns_fit(p)) return {"columns", no_shared_bytes, layer_columns_bytes, run_layer_columns};
-    if (p.is_double) return {"blocks", LayerOf<double>::shared_bytes, LayerOf<double>::room_bytes, LayerOf<double>::run};
+    if (p.is_double)
+        return {"blocks", LayerOf<double>::shared_bytes, LayerOf<double>::room_bytes, LayerOf<double>::run};
     return {"blocks", LayerOf<float>::shared_bytes, LayerOf<float>::room_bytes, LayerOf<float>::run};
 }
 

@@ -70,17 +70,18 @@ TOYKERN_INLINE V activate(V z, V zero, V one, V& slope) {
 // One row of a chunk of features.
 template <class T>
 struct OutputRow {
-    int64_t count;            // features
-    T* z;                     // [count padded] pre-outputs without bias; becomes dz
-    const T *bias, *target;   // [count padded]; target unpadded and, unless the task is kLoss, unused
-    const T* importance;      // [count padded]
-    T scale;                  // dz = scale · I (y − t) g′(z)
-    bool target_magnitude;    // the target is |target|
-    T *output, *direct_grad;  // unpadded. kLoss: direct_grad, where not null, is dloss/dtarget (·sign where the target is |x|)
-    const T* output_grad;     // unpadded, kBackward
-    const T* saved;           // unpadded, kBackward: y, where not null z is not known
-    T* bias_sum;              // [count padded] += dz
-    uint64_t* active;         // [count / 64 rounded up] bits of dz that are not zero
+    int64_t count;           // features
+    T* z;                    // [count padded] pre-outputs without bias; becomes dz
+    const T *bias, *target;  // [count padded]; target unpadded and, unless the task is kLoss, unused
+    const T* importance;     // [count padded]
+    T scale;                 // dz = scale · I (y − t) g′(z)
+    bool target_magnitude;   // the target is |target|
+    T *output,
+        *direct_grad;  // unpadded. kLoss: direct_grad, where not null, is dloss/dtarget (·sign where the target is |x|)
+    const T* output_grad;  // unpadded, kBackward
+    const T* saved;        // unpadded, kBackward: y, where not null z is not known
+    T* bias_sum;           // [count padded] += dz
+    uint64_t* active;      // [count / 64 rounded up] bits of dz that are not zero
     double loss;
     int64_t n_active;
 };
@@ -146,9 +147,9 @@ using OutputRowFunction = void (*)(OutputRow<T>&);
 
 template <class T>
 inline OutputRowFunction<T> output_row_for(LayerTask task, OutputActivation g) {
-#define TOYKERN_TASK(TASK)                                                                            \
-    return g == OutputActivation::kRelu   ? output_row<LayerTask::TASK, OutputActivation::kRelu, T>   \
-           : g == OutputActivation::kGelu ? output_row<LayerTask::TASK, OutputActivation::kGelu, T>   \
+#define TOYKERN_TASK(TASK)                                                                          \
+    return g == OutputActivation::kRelu   ? output_row<LayerTask::TASK, OutputActivation::kRelu, T> \
+           : g == OutputActivation::kGelu ? output_row<LayerTask::TASK, OutputActivation::kGelu, T> \
                                           : output_row<LayerTask::TASK, OutputActivation::kNone, T>
     if (task == LayerTask::kForward) TOYKERN_TASK(kForward);
     if (task == LayerTask::kLoss) TOYKERN_TASK(kLoss);

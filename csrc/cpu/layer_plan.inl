@@ -10,9 +10,9 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr int64_t kRowBlock = 64;      // rows that one worker takes together
-constexpr int64_t kLargestChunk = 1024;  // features
-constexpr size_t kKeptBytes = (size_t)32 << 20;   // weights by feature are kept where they take no more
+constexpr int64_t kRowBlock = 64;                  // rows that one worker takes together
+constexpr int64_t kLargestChunk = 1024;            // features
+constexpr size_t kKeptBytes = (size_t)32 << 20;    // weights by feature are kept where they take no more
 constexpr int64_t kHeldValues = (int64_t)1 << 22;  // codes of a segment
 constexpr int64_t kWordBytes = (int64_t)64 << 20;  // marks of the non-zero inputs of a segment
 
@@ -21,13 +21,13 @@ TOYKERN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 TOYKERN_INLINE int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 struct LayerSizes {
-    int64_t n, m, mp;     // features; hidden units, in whole lane groups
-    int64_t n_words;      // of 64 features
-    int64_t rows;         // of a segment, at most
-    int64_t blocks;       // of kRowBlock rows
+    int64_t n, m, mp;      // features; hidden units, in whole lane groups
+    int64_t n_words;       // of 64 features
+    int64_t rows;          // of a segment, at most
+    int64_t blocks;        // of kRowBlock rows
     int64_t chunk, z_row;  // features of a chunk, a multiple of 64; stride of the rows of z
-    bool keep;            // weights by feature kept for all features
-    bool separate;        // decoder rows apart from encoder rows (untied)
+    bool keep;             // weights by feature kept for all features
+    bool separate;         // decoder rows apart from encoder rows (untied)
 };
 
 template <class T>
@@ -51,21 +51,21 @@ inline LayerSizes layer_sizes(const LayerParams& p) {
 template <class T>
 struct LayerShared {
     LayerSizes s;
-    T *encoder_rows, *decoder_rows;  // [chunk or all][mp] weights by feature; the same when tied
-    T* decoder_lanes;                // [m][chunk] packed
-    T *h, *dh, *gate;                // [rows][mp]; gate (top-k only): slope of the hidden activation
-    T *h_packed, *dh_packed;         // [rows][mp] packed
-    T* z;                            // [rows][z_row]
-    uint64_t* active;                // [rows][chunk / 64]
-    uint64_t* words;                 // [rows][n_words] non-zero inputs, by sample
-    int64_t* found;                  // [rows] non-zero inputs of a sample
-    int64_t* sample;                 // [rows] sample of a row, from the start of the segment
-    T* weight;                       // [rows] samples that the row stands for
-    T *bias, *importance;            // [chunk]
-    T *bias_sum, *hidden_sum;        // [blocks][chunk], [blocks][mp]
-    double *row_loss, *row_l1;       // [rows]
-    int64_t* block_active;           // [blocks]
-    int64_t* cursor;                 // [rows] entries of a row already behind
+    T *encoder_rows, *decoder_rows;     // [chunk or all][mp] weights by feature; the same when tied
+    T* decoder_lanes;                   // [m][chunk] packed
+    T *h, *dh, *gate;                   // [rows][mp]; gate (top-k only): slope of the hidden activation
+    T *h_packed, *dh_packed;            // [rows][mp] packed
+    T* z;                               // [rows][z_row]
+    uint64_t* active;                   // [rows][chunk / 64]
+    uint64_t* words;                    // [rows][n_words] non-zero inputs, by sample
+    int64_t* found;                     // [rows] non-zero inputs of a sample
+    int64_t* sample;                    // [rows] sample of a row, from the start of the segment
+    T* weight;                          // [rows] samples that the row stands for
+    T *bias, *importance;               // [chunk]
+    T *bias_sum, *hidden_sum;           // [blocks][chunk], [blocks][mp]
+    double *row_loss, *row_l1;          // [rows]
+    int64_t* block_active;              // [blocks]
+    int64_t* cursor;                    // [rows] entries of a row already behind
     int64_t *column_start, *column_at;  // [n + 1], [entries] entries by feature
     int32_t* column_row;                // [entries]
     int64_t* n_rows;                    // [1]

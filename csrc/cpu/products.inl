@@ -76,16 +76,16 @@ inline void for_blocks(int64_t rows, int64_t lanes, Argument& argument) {
         argument.panel.select(v0 * kStep, v1 - v0);
         for (int64_t rb = 0; rb < row_blocks; ++rb) {
             const int64_t r0 = rb * rows / row_blocks, r1 = (rb + 1) * rows / row_blocks;
-#define TOYKERN_ROWS(R)                                                           \
-    case R: {                                                                     \
+#define TOYKERN_ROWS(R)                                                            \
+    case R: {                                                                      \
         constexpr int kRows = R < kBlockRows ? R : kBlockRows; /* larger: never */ \
-        if (v1 - v0 == 3)                                                         \
-            Block<kRows, 3>::run(argument, r0, v0* kStep);                        \
-        else if (v1 - v0 == 2)                                                    \
-            Block<kRows, 2>::run(argument, r0, v0* kStep);                        \
-        else                                                                      \
-            Block<kRows, 1>::run(argument, r0, v0* kStep);                        \
-        break;                                                                    \
+        if (v1 - v0 == 3)                                                          \
+            Block<kRows, 3>::run(argument, r0, v0 * kStep);                        \
+        else if (v1 - v0 == 2)                                                     \
+            Block<kRows, 2>::run(argument, r0, v0 * kStep);                        \
+        else                                                                       \
+            Block<kRows, 1>::run(argument, r0, v0 * kStep);                        \
+        break;                                                                     \
     }
             switch (r1 - r0) {
                 TOYKERN_ROWS(1)

@@ -105,7 +105,7 @@ TOYKERN_INLINE M gt(F a, F b, M among) { return gt(a, b) & among; }
 // a > b, or either is NaN: where a slope is 1, so that a NaN shows.
 TOYKERN_INLINE M gt_or_nan(F a, F b) {
     uint32_t m = 0;
-    TOYKERN_EACH m |= (uint32_t) !(a.v[i] <= b.v[i]) << i;
+    TOYKERN_EACH m |= (uint32_t)!(a.v[i] <= b.v[i]) << i;
     return {m};
 }
 TOYKERN_INLINE M nonzero(F a) {

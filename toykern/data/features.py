@@ -11,6 +11,7 @@ import torch
 
 from toykern import _native
 from toykern.broadcast import as_tensor, broadcast_seed
+from toykern.data.sparse_batch import SparseBatch
 from toykern.device_launch import DeviceLaunch
 from toykern.devices import check_kernels
 from toykern.errors import check_choice, check_flag, check_int, check_number, check_positive_int, describe
@@ -153,19 +154,21 @@ class SparseFeatures:
             batch_size: samples.
             seed: int, or `[models]`; None means 0 … models−1.
             n_models: number of models; by default that of the probabilities or of the seeds, or 1.
-            layout: "dense", or "sparse": the active entries alone.
+            layout: "dense"; "sparse", the active entries alone as a `SparseBatch` (what a layer takes); or
+                "coo", the active entries as indices and values.
             clean: leave out the input noise (what the target is made from).
             purpose: "training", or "evaluation" for the stream that `toykern.evaluate` uses.
             device: where the batch is wanted; the CPU by default. On a CUDA device dense batches are drawn
                 there, with the same bits; sparse ones are drawn on the CPU and moved.
 
         Returns:
-            float32 `[models, batch_size, n_features]`; with layout="sparse" the pair (indices, values): int64
-            `[3, entries]` (model, sample, feature; sorted) and float32 `[entries]`.
+            float32 `[models, batch_size, n_features]`; a `SparseBatch` with layout="sparse"; with
+            layout="coo" the pair (indices, values): int64 `[3, entries]` (model, sample, feature; sorted) and
+            float32 `[entries]`.
         """
         step = check_int("step", step, minimum=0, maximum=MAX_STEP)
         batch_size = check_positive_int("batch_size", batch_size)
-        layout = check_choice("layout", layout, ("dense", "sparse"))
+        layout = check_choice("layout", layout, ("dense", "sparse", "coo"))
         purpose = check_choice("purpose", purpose, PURPOSES)
         clean = check_flag("clean", clean)
         models = self._models_of(seed, n_models)
@@ -199,7 +202,10 @@ class SparseFeatures:
         starts, sample, feature, value = _native.sample_entries(params)
         model = np.repeat(np.arange(models, dtype=np.int64), np.diff(starts))
         indices = np.stack([model, sample.astype(np.int64), feature.astype(np.int64)])
-        return torch.from_numpy(indices).to(there), torch.from_numpy(value).to(there)
+        coo = torch.from_numpy(indices), torch.from_numpy(value)
+        if layout == "coo":
+            return coo[0].to(there), coo[1].to(there)
+        return SparseBatch.from_coo(*coo, (models, batch_size, self.n_features)).to(there)
 
     def native(self) -> Any:
         """The kernels' view of this distribution; valid while this object lives."""

@@ -63,7 +63,11 @@ class SparseBatch:
                 )
             feature = feature.to(torch.int32)
         self.batch_size = rows // self.n_models
-        self.row_start, self.feature, self.value = row_start.contiguous(), feature.contiguous(), value.contiguous()
+        self.row_start, self.feature, self.value = (
+            row_start.contiguous(),
+            feature.contiguous(),
+            value.contiguous(),
+        )
         check_entries(self.row_start, self.feature, self.value, rows, self.n_features)
 
     @classmethod
@@ -106,7 +110,7 @@ class SparseBatch:
 
     @classmethod
     def from_csr(cls, csr: torch.Tensor, n_models: int = 1) -> Self:
-        """From a torch CSR tensor `[models · batch_size, n_features]`; its columns must be sorted in each row."""
+        """From a torch CSR tensor `[models · batch_size, n_features]`; columns sorted in each row."""
         if not isinstance(csr, torch.Tensor) or csr.layout != torch.sparse_csr or csr.ndim != 2:
             raise TypeError(f"csr must be a two-dimensional torch CSR tensor, not {describe(csr)}")
         start = csr.crow_indices().to(torch.int64)
@@ -120,7 +124,9 @@ class SparseBatch:
     def coo(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(indices, values): int64 `[3, entries]` (model, sample, feature; sorted) and `[entries]`."""
         row = self._rows()
-        stacked = torch.stack([row // max(self.batch_size, 1), row % max(self.batch_size, 1), self.feature.to(torch.int64)])
+        stacked = torch.stack(
+            [row // max(self.batch_size, 1), row % max(self.batch_size, 1), self.feature.to(torch.int64)]
+        )
         return stacked, self.value
 
     def to_dense(self) -> torch.Tensor:
@@ -131,7 +137,7 @@ class SparseBatch:
         return flat.index_put((place,), self.value).view(self.n_models, self.batch_size, self.n_features)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """On another device or with values of another dtype, as `torch.Tensor.to`; checked once, not again."""
+        """On another device or with values of another dtype, as `torch.Tensor.to`; not checked again."""
         value = self.value.to(*args, **kwargs)
         if not value.is_floating_point():
             raise TypeError(f"the values of a SparseBatch must be floating point, not {value.dtype}")

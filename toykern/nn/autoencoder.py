@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from toykern.nn.stacked import StackedModel
@@ -18,7 +17,8 @@ class Autoencoder(StackedModel):
     the same standard deviation.
 
     Parameters (float32): `encoder` `[models, n_hidden, n_features]`, `decoder` `[models, n_features,
-    n_hidden]`, `bias` `[models, n_features]` or None. ValueError or TypeError names the argument at fault.
+    n_hidden]`, `bias` `[models, n_features]` or None, `hidden_bias` `[models, n_hidden]` or None. ValueError
+    or TypeError names the argument at fault.
 
     >>> model = Autoencoder(n_features=3, n_hidden=6, n_models=2, hidden_activation="relu")
     >>> model.loss(-torch.ones(4, 3), target="abs").shape
@@ -32,10 +32,3 @@ class Autoencoder(StackedModel):
     def weight_shapes(self) -> dict[str, tuple[int, int]]:
         """{"encoder": (n_hidden, n_features), "decoder": (n_features, n_hidden)}."""
         return {"encoder": (self.n_hidden, self.n_features), "decoder": (self.n_features, self.n_hidden)}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Outputs `[models, batch, n_features]` for x of that shape, or `[batch, n_features]` for all models.
-
-        ValueError for another shape or device, TypeError for a dtype that is not the weights'.
-        """
-        return self._decode(self._encode(self._check_batch("x", x), self.encoder), self.decoder.mT)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import nn
 
-from toykern.broadcast import broadcast_importance, broadcast_seed
+from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed
+from toykern.data.sparse_batch import SparseBatch
 from toykern.devices import check_device
-from toykern.errors import check_choice, check_flag, check_positive_int, describe, is_int
+from toykern.errors import check_choice, check_flag, check_number, check_positive_int, describe, is_int
 from toykern.nn.initialization import initial_std, initial_weights
+from toykern.ops.tied_autoencoder import Options, check_top_k
+from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
 
-HIDDEN_ACTIVATIONS = ("none", "relu")
-OUTPUT_ACTIVATIONS = ("relu", "none")
+HIDDEN_ACTIVATIONS = ("none", "relu", "topk")
+OUTPUT_ACTIVATIONS = ("relu", "none", "gelu")
 TARGETS = ("identity", "abs")
 LOSS_REDUCTIONS = ("mean", "sum")
 
@@ -25,11 +28,14 @@ class StackedModel(nn.Module):
 
     Attributes:
         n_features, n_hidden, n_models: the shape.
-        hidden_activation, output_activation: "none" or "relu". The derivative of ReLU at 0 is 0.
+        hidden_activation: "none", "relu" or "topk"; output_activation: "none", "relu" or "gelu". The
+            derivative of ReLU at 0 is 0.
+        top_k: how many codes of a sample "topk" keeps; otherwise 0.
+        centered: whether the encoder sees x − bias.
         seed: int64 CPU `[models]`, the seeds that the initial weights were drawn from.
         init: what was asked for (a name, a number or "per_model"); `init_std`: float64 CPU `[models]`, what
             came of it.
-        bias: `[models, n_features]`, or None.
+        bias: `[models, n_features]`, or None; hidden_bias: `[models, n_hidden]`, or None.
 
     `model[i]` is one model, `model[a:b]` several: views that share the stack's memory, so training a view
     trains the stack. A list or array of indices (or a boolean mask) gives a copy. `len(model)` is the
@@ -41,6 +47,7 @@ class StackedModel(nn.Module):
     seed: torch.Tensor
     init_std: torch.Tensor
     bias: nn.Parameter | None
+    hidden_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -53,6 +60,10 @@ class StackedModel(nn.Module):
         init: Any = "xavier",
         seed: Any = None,
         device: torch.device | str | None = None,
+        *,
+        hidden_bias: bool = False,
+        centered: bool = False,
+        top_k: int | None = None,
     ) -> None:
         super().__init__()
         self.n_features = check_positive_int("n_features", n_features)
@@ -60,7 +71,11 @@ class StackedModel(nn.Module):
         self.n_models = check_positive_int("n_models", n_models)
         self.hidden_activation = check_choice("hidden_activation", hidden_activation, HIDDEN_ACTIVATIONS)
         self.output_activation = check_choice("output_activation", output_activation, OUTPUT_ACTIVATIONS)
-        has_bias = check_flag("bias", bias)
+        self.top_k = check_top_k(self.hidden_activation, top_k, self.n_hidden)
+        has_bias, has_hidden_bias = check_flag("bias", bias), check_flag("hidden_bias", hidden_bias)
+        self.centered = check_flag("centered", centered)
+        if self.centered and not has_bias:
+            raise ValueError("centered takes the bias off the input, so it needs bias=True, not False")
         device = check_device(device)
         self.init_std = initial_std(init, self.n_features, self.n_hidden, self.n_models)
         self.init: str | float = init if isinstance(init, str) else _described_std(self.init_std)
@@ -69,6 +84,8 @@ class StackedModel(nn.Module):
             self.register_parameter(name, nn.Parameter(value.to(device)))
         zeros = torch.zeros(self.n_models, self.n_features, device=device)
         self.register_parameter("bias", nn.Parameter(zeros) if has_bias else None)
+        codes = torch.zeros(self.n_models, self.n_hidden, device=device)
+        self.register_parameter("hidden_bias", nn.Parameter(codes) if has_hidden_bias else None)
 
     def weight_shapes(self) -> dict[str, tuple[int, int]]:
         """Shape of each weight of one model, by the parameter's name, in the order of `weight_names`."""
@@ -87,9 +104,10 @@ class StackedModel(nn.Module):
     def config(self) -> dict[str, Any]:
         """JSON-able description: class, shape, activations, bias, init ("per_model" if models differ in it).
 
-        `toykern.nn.model_from_config` is its inverse; the seeds and weights are not in it.
+        The options that only the layer has are in it where they are used. `toykern.nn.model_from_config` is
+        its inverse; the seeds and weights are not in it.
         """
-        return {
+        described = {
             "class": type(self).__name__,
             "n_features": self.n_features,
             "n_hidden": self.n_hidden,
@@ -99,56 +117,150 @@ class StackedModel(nn.Module):
             "bias": self.bias is not None,
             "init": self.init,
         }
+        return described | self._layer_options()
+
+    def _layer_options(self) -> dict[str, Any]:
+        """The options that `toykern.fit` does not know, where they differ from what it trains."""
+        options: dict[str, Any] = {}
+        if self.hidden_bias is not None:
+            options["hidden_bias"] = True
+        if self.centered:
+            options["centered"] = True
+        if self.top_k:
+            options["top_k"] = self.top_k
+        return options
+
+    def unfitted_options(self) -> dict[str, Any]:
+        """What keeps the resident trainer from running this model: options that only the layer has, by name.
+
+        >>> from toykern.nn import TiedAutoencoder
+        >>> TiedAutoencoder(5, 3, hidden_activation="topk", top_k=2).unfitted_options()
+        {'hidden_activation': 'topk', 'top_k': 2}
+        """
+        options: dict[str, Any] = {}
+        if self.hidden_activation == "topk":
+            options["hidden_activation"] = "topk"
+        if self.output_activation == "gelu":
+            options["output_activation"] = "gelu"
+        return options | self._layer_options()
+
+    def forward(self, x: torch.Tensor | SparseBatch) -> torch.Tensor:
+        """Outputs `[models, batch, n_features]`.
+
+        x: `[models, batch, n_features]`, or `[batch, n_features]` for all models; or a `toykern.SparseBatch`
+        of as many models or of one. ValueError for another shape or device, TypeError for a dtype that is not
+        the weights'; RuntimeError where there are no kernels for the device. Under autocast, computed from x
+        and weights rounded to its dtype, with float32 sums.
+        """
+        x, entries, cast = self._input(x)
+        encoder, decoder, bias, hidden_bias = self._weights(cast)
+        return autoencoder_output(x, encoder, decoder, bias, hidden_bias, self._options(), **entries)
 
     def loss(
         self,
-        x: torch.Tensor,
+        x: torch.Tensor | SparseBatch,
         importance: Any = 1.0,
         target: str | torch.Tensor | None = "identity",
         loss_reduction: str = "mean",
+        l1: Any = 0.0,
     ) -> torch.Tensor:
-        """Loss of each model on a batch, `[models]`: Σ_i importance_i · (target_i − output_i)².
+        """Loss of each model on a batch, `[models]`: Σ_i importance_i · (target_i − output_i)² + l1 · Σ_k
+        |h_k|.
 
         Args:
-            x: `[models, batch, n_features]`, or `[batch, n_features]` for all models alike; of the weights'
-                dtype.
+            x: as `forward` takes it.
             importance: a number, `[n_features]`, `[models, 1]` or `[models, n_features]`, ≥ 0.
             target: "identity" (x), "abs" (|x|), or a tensor shaped as x may be (for noisy input, pass x
                 without its noise).
-            loss_reduction: "mean" over batch and features; "sum" over features and mean over the batch.
+            loss_reduction: of the squared errors, "mean" over batch and features; "sum" over features and
+                mean over the batch.
+            l1: a number or `[models]`, ≥ 0: the weight of the hidden code's L1 norm, a mean over the batch.
 
-        Models are independent: `loss.sum().backward()` gives every model its own gradient. ValueError or
-        TypeError for other shapes, dtypes or names.
+        The output is never stored, and gradients are computed along with the loss. Models are independent:
+        `loss.sum().backward()` gives every model its own gradient. float32 for bfloat16 weights. ValueError
+        or TypeError for other shapes, dtypes or names; RuntimeError for a second derivative.
 
         >>> from toykern.nn import TiedAutoencoder
         >>> TiedAutoencoder(n_features=5, n_hidden=2, n_models=3).loss(torch.ones(8, 5)).shape
         torch.Size([3])
         """
         check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
-        inputs = self._check_batch("x", x)
-        if inputs.shape[1] == 0:
+        values, entries, cast = self._input(x)
+        samples = entries["batch"] if entries else values.shape[1]
+        if samples == 0:
             raise ValueError("x must hold at least one sample for a loss, not 0")
         if isinstance(target, torch.Tensor):
-            wanted = self._check_batch("target", target)
-            if wanted.shape[1] != inputs.shape[1]:
-                raise ValueError(
-                    f"target must have as many samples as x ({inputs.shape[1]}), not {describe(target)}"
-                )
+            values_wanted = self._check_batch("target", target, cast)
+            wanted: torch.Tensor | str = values_wanted
+            if values_wanted.shape[1] != samples:
+                raise ValueError(f"target must have as many samples as x ({samples}), not {describe(target)}")
         else:
-            name = check_choice("target", "identity" if target is None else target, TARGETS)
-            wanted = inputs.abs() if name == "abs" else inputs
+            wanted = check_choice("target", "identity" if target is None else target, TARGETS)
+        encoder, decoder, bias, hidden_bias = self._weights(cast)
         weights = broadcast_importance(
             importance,
             self.n_models,
             self.n_features,
-            dtype=inputs.dtype,
-            device=inputs.device,
+            dtype=torch.float64 if encoder.dtype == torch.float64 else torch.float32,
+            device=values.device,
             # looking at values on another device would wait for it
-            check_values=inputs.device.type == "cpu" and not torch.compiler.is_compiling(),
+            check_values=values.device.type == "cpu" and not torch.compiler.is_compiling(),
         )
-        per_feature = (wanted - self(inputs)).square().sum(dim=1)
-        terms = inputs.shape[1] * (self.n_features if loss_reduction == "mean" else 1)
-        return (per_feature * weights).sum(dim=1) / terms
+        return autoencoder_loss(
+            values,
+            encoder,
+            decoder,
+            bias,
+            hidden_bias,
+            self._options(),
+            importance=weights,
+            l1=self._l1(l1, weights),
+            target=wanted,
+            reduction=loss_reduction,
+            **entries,
+        )
+
+    def _options(self) -> Options:
+        return Options(self.hidden_activation, self.output_activation, self.top_k, self.centered)
+
+    def _weights(
+        self, cast: torch.dtype | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Encoder, decoder (None when tied), bias and hidden bias, in autocast's dtype where that is on."""
+        found = [getattr(self, name) for name in self.weight_names]
+        decoder = found[1] if len(found) > 1 else None
+        if cast is None:
+            return found[0], decoder, self.bias, self.hidden_bias
+        others = [None if t is None else t.to(cast) for t in (decoder, self.bias, self.hidden_bias)]
+        return found[0].to(cast), others[0], others[1], others[2]
+
+    def _l1(self, l1: Any, like: torch.Tensor) -> torch.Tensor | None:
+        if isinstance(l1, int | float) and not isinstance(l1, bool):
+            check_number("l1", l1, minimum=0.0)
+            return None if l1 == 0 else torch.full((1,), float(l1), dtype=like.dtype, device=like.device)
+        weights = broadcast_per_model("l1", l1, self.n_models)
+        if bool((weights < 0).any()):
+            raise ValueError(f"l1 must be at least 0, not {describe(l1)}")
+        return weights.to(like)
+
+    def _input(
+        self, x: torch.Tensor | SparseBatch
+    ) -> tuple[torch.Tensor, dict[str, Any], torch.dtype | None]:
+        """(x or its entries' values, what else describes entries, the dtype that autocast asks for)."""
+        weight = getattr(self, self.weight_names[0])
+        kind = weight.device.type
+        cast = None
+        if kind in ("cpu", "cuda") and weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+            cast = torch.get_autocast_dtype(kind)
+        if not isinstance(x, SparseBatch):
+            return self._check_batch("x", x, cast), {}, cast
+        if x.n_models not in (1, self.n_models) or x.n_features != self.n_features:
+            raise ValueError(
+                f"x must be a SparseBatch of {self.n_models} models (or 1) and {self.n_features} features, "
+                f"not {x!r}"
+            )
+        values = self._check_like("x", x.value, cast)
+        return values, {"row_start": x.row_start, "feature": x.feature, "batch": x.batch_size}, cast
 
     def extra_repr(self) -> str:
         """Shape and options, for `repr(model)`."""
@@ -156,6 +268,7 @@ class StackedModel(nn.Module):
             f"n_features={self.n_features}, n_hidden={self.n_hidden}, n_models={self.n_models}, "
             f"hidden_activation={self.hidden_activation!r}, output_activation={self.output_activation!r}, "
             f"bias={self.bias is not None}, init={self.init!r}"
+            + "".join(f", {name}={value!r}" for name, value in self._layer_options().items())
         )
 
     def __len__(self) -> int:
@@ -170,6 +283,7 @@ class StackedModel(nn.Module):
         nn.Module.__init__(part)
         part.n_features, part.n_hidden = self.n_features, self.n_hidden
         part.hidden_activation, part.output_activation = self.hidden_activation, self.output_activation
+        part.top_k, part.centered = self.top_k, self.centered
         part.seed, part.init_std = self.seed[chosen].clone(), self.init_std[chosen].clone()
         part.n_models = len(part.seed)
         # the stacked initialisations depend on the number of models of the whole stack
@@ -181,41 +295,27 @@ class StackedModel(nn.Module):
             part.register_parameter(name, parameter)
         return part.train(self.training)
 
-    def _check_batch(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """`x` as [models or 1, batch, n_features], of the weights' dtype and on their device."""
+    def _check_batch(self, name: str, x: torch.Tensor, cast: torch.dtype | None = None) -> torch.Tensor:
+        """`x` as [models or 1, batch, n_features], of the weights' dtype (or `cast`) and on their device."""
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, not {describe(x)}")
-        weight = self.get_parameter(self.weight_names[0])
         batch = x.unsqueeze(0) if x.ndim == 2 else x
         if batch.ndim != 3 or batch.shape[0] not in (1, self.n_models) or batch.shape[2] != self.n_features:
             raise ValueError(
                 f"{name} must have the shape [models, batch, n_features] = [{self.n_models}, batch, "
                 f"{self.n_features}] or [batch, {self.n_features}], not {list(x.shape)}"
             )
-        if x.dtype != weight.dtype:
-            raise TypeError(f"{name} must have the dtype of the weights, {weight.dtype}, not {x.dtype}")
+        return self._check_like(name, batch, cast)
+
+    def _check_like(self, name: str, x: torch.Tensor, cast: torch.dtype | None) -> torch.Tensor:
+        weight = getattr(self, self.weight_names[0])
         if x.device != weight.device:
             raise ValueError(f"{name} must be on the device of the weights, {weight.device}, not {x.device}")
-        return batch
-
-    def _decode(self, hidden: torch.Tensor, decoder: torch.Tensor) -> torch.Tensor:
-        """g(hidden · decoder + b): [models, batch, n_hidden], decoder [models, n_hidden, n_features]."""
-        if self.bias is None:
-            output = torch.bmm(hidden, decoder)
-        else:
-            output = torch.baddbmm(self.bias.unsqueeze(1), hidden, decoder)
-        return _ACTIVATIONS[self.output_activation](output)
-
-    def _encode(self, x: torch.Tensor, encoder: torch.Tensor) -> torch.Tensor:
-        """f(encoder · x): [models, batch, n_hidden] from encoder [models, n_hidden, n_features]."""
-        return _ACTIVATIONS[self.hidden_activation](torch.matmul(x, encoder.mT))
-
-
-def _identity(x: torch.Tensor) -> torch.Tensor:
-    return x
-
-
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"none": _identity, "relu": torch.relu}
+        if cast is not None and x.is_floating_point():
+            return x.to(cast)
+        if x.dtype != weight.dtype:
+            raise TypeError(f"{name} must have the dtype of the weights, {weight.dtype}, not {x.dtype}")
+        return x
 
 
 def _described_std(std: torch.Tensor) -> str | float:

@@ -19,16 +19,23 @@ class TiedAutoencoder(StackedModel):
         n_features: n, the size of input and output.
         n_hidden: m, the size of the hidden layer.
         n_models: how many models are stacked; each is independent of the others.
-        hidden_activation: f, "none" (default) or "relu".
-        output_activation: g, "relu" (default) or "none" (the linear model; the bias stays).
+        hidden_activation: f, "none" (default), "relu", or "topk", which keeps the `top_k` largest codes of a
+            sample as they are and makes the others 0 (Gao et al. 2024).
+        output_activation: g, "relu" (default), "none" (the linear model; the bias stays) or "gelu" (by erf).
         bias: whether there is a b; it begins at 0.
         init: the initial weights' standard deviation: "xavier", "xavier_stacked_features_hidden",
             "xavier_stacked_hidden_features", a number, or one for each model (`toykern.nn.initial_std`).
         seed: of the initial weights, an int (for all models) or `[models]`; None means 0 … n_models−1. A
             model's weights depend on its own seed, whatever stands beside it (the two stacked inits aside).
         device: where the parameters go.
+        hidden_bias: whether there is a c, h = f(W x + c); it begins at 0.
+        centered: h = f(W (x − b) + c), as sparse autoencoders have it (Bricken et al. 2023).
+        top_k: for hidden_activation="topk", 1 … n_hidden.
 
-    Parameters (float32): `weight` `[models, n_hidden, n_features]`, `bias` `[models, n_features]` or None.
+    The last three, "topk" and "gelu" are for loops of one's own: `toykern.fit` refuses them.
+
+    Parameters (float32): `weight` `[models, n_hidden, n_features]`, `bias` `[models, n_features]` or None,
+    and `hidden_bias` `[models, n_hidden]` or None.
     ValueError or TypeError names the argument at fault.
 
     >>> model = TiedAutoencoder(n_features=5, n_hidden=2, n_models=3)
@@ -45,13 +52,6 @@ output_activation='relu', bias=True, init='xavier')
     def weight_shapes(self) -> dict[str, tuple[int, int]]:
         """{"weight": (n_hidden, n_features)}."""
         return {"weight": (self.n_hidden, self.n_features)}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Outputs `[models, batch, n_features]` for x of that shape, or `[batch, n_features]` for all models.
-
-        ValueError for another shape or device, TypeError for a dtype that is not the weights'.
-        """
-        return self._decode(self._encode(self._check_batch("x", x), self.weight), self.weight)
 
     @classmethod
     def from_published(

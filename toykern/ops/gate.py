@@ -1,7 +1,8 @@
 """The one input gate of the ops: what kernels trust is checked here, by the argument's name.
 
-Kernels are handed raw pointers. Autograd hands out expanded gradients (stride 0), users hand in slices, transposes and
-tensors at an offset; all of them become contiguous here, and whatever has the wrong dtype, device or shape is refused.
+Kernels are handed raw pointers. Autograd hands out expanded gradients (stride 0), users hand in slices,
+transposes and tensors at an offset; all of them become contiguous here, and whatever has the wrong dtype,
+device or shape is refused.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def check_device_of_kernels(op: str, device: torch.device) -> None:
 
     state = _native.build_info()["cuda"]
     raise RuntimeError(
-        f"toykern::{op} has no kernel for the device {str(device)!r} in this version (CUDA kernels: {state}); "
-        "move the model and its input with .to('cpu')"
+        f"toykern::{op} has no kernel for the device {str(device)!r} in this version "
+        f"(CUDA kernels: {state}); move the model and its input with .to('cpu')"
     )
 
 
@@ -44,7 +45,9 @@ def check_like(name: str, tensor: torch.Tensor, like: torch.Tensor, like_name: s
         raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, not {tensor.device}")
 
 
-def check_shape(name: str, tensor: torch.Tensor, allowed: Sequence[int | None], *others: Sequence[int | None]) -> None:
+def check_shape(
+    name: str, tensor: torch.Tensor, allowed: Sequence[int | None], *others: Sequence[int | None]
+) -> None:
     """ValueError unless the shape is one of those allowed; None stands for any size."""
     for shape in (allowed, *others):
         if tensor.ndim == len(shape) and all(
@@ -75,7 +78,9 @@ def check_entries(
         if tensor.device != value.device:
             raise ValueError(f"{name} must be on the device of value, {value.device}, not {tensor.device}")
         if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, not {describe(tensor)} with strides {tensor.stride()}")
+            raise ValueError(
+                f"{name} must be contiguous, not {describe(tensor)} with strides {tensor.stride()}"
+            )
     check_shape("row_start", row_start, [rows + 1])
     check_shape("feature", feature, [value.numel()])
     check_shape("value", value, [feature.numel()])
@@ -89,7 +94,9 @@ def check_entries(
         raise ValueError(_fault_text(what, row, feature.numel(), n_features))
 
 
-def _check_entries_in_torch(row_start: torch.Tensor, feature: torch.Tensor, rows: int, n_features: int) -> None:
+def _check_entries_in_torch(
+    row_start: torch.Tensor, feature: torch.Tensor, rows: int, n_features: int
+) -> None:
     """The same where the entries are on a device: one wait for one number."""
     lengths = row_start.diff()
     good = (row_start[0] == 0) & (row_start[-1] == feature.numel()) & (lengths >= 0).all()

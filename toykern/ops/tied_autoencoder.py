@@ -10,16 +10,15 @@ Operators, all in the library `toykern`; a stack of K models, B samples, n featu
     tied_autoencoder_loss       → the loss [K] and, as far as they are wanted, the gradients of the sum of the
                                   losses: the output never exists, and a backward pass only scales
 
-A `decoder` makes them untied. x is dense, `[K or 1, B, n]`, or the values of entries with `row_start` and `feature`
-(see `toykern.SparseBatch`). `Options` says what the network and its loss are. float32, float64; bfloat16 is
-computed in float32. The operators take no gradient themselves: `autoencoder_output` and `autoencoder_loss` wrap them
-in autograd. Measured on one call (2 cores): an `autograd.Function` around a plain operator costs 38 µs forward and
-backward, `register_autograd` 65 µs; both trace into one graph under `torch.compile(fullgraph=True)`.
+A `decoder` makes them untied. x is dense, `[K or 1, B, n]`, or the values of entries with `row_start` and
+`feature` (see `toykern.SparseBatch`). `Options` says what the network and its loss are. float32, float64;
+bfloat16 is computed in float32. The operators take no gradient themselves: `autoencoder_output` and
+`autoencoder_loss` in tied_autoencoder_autograd.py wrap them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,8 +50,8 @@ class Options:
     """What a network is: activations, top-k, and whether the decoder's bias is taken off the input.
 
     Attributes:
-        hidden_activation: "none", "relu", or "topk": the `top_k` largest codes of a sample stay as they are, the
-            others become 0 (Gao et al. 2024).
+        hidden_activation: "none", "relu", or "topk": the `top_k` largest codes of a sample stay as they are,
+            the others become 0 (Gao et al. 2024).
         output_activation: "none", "relu" or "gelu" (the exact one, by erf).
         top_k: for "topk"; else 0.
         centered: the encoder sees x − b, as sparse autoencoders do (Bricken et al. 2023).
@@ -71,6 +70,10 @@ class Options:
         check_top_k(self.hidden_activation, self.top_k, n_hidden)
 
 
+PLAIN = Options()
+"""h = E x, y = ReLU(D h + b): the network of Toy Models of Superposition."""
+
+
 def check_top_k(hidden_activation: str, top_k: Any, n_hidden: int) -> int:
     """`top_k`, 1 … n_hidden with "topk" and 0 otherwise; ValueError or TypeError names it."""
     if hidden_activation != "topk":
@@ -82,12 +85,13 @@ def check_top_k(hidden_activation: str, top_k: Any, n_hidden: int) -> int:
     return check_int("top_k", top_k, minimum=1, maximum=n_hidden)
 
 
-# ---- schemas ------------------------------------------------------------------------------------------------
+# ---- schemas -----------------------------------------------------------------------------------------------
 
 _LIBRARY = torch.library.Library("toykern", "FRAGMENT")
 _NETWORK = (
-    "Tensor x, Tensor? row_start, Tensor? feature, SymInt batch, Tensor weight, Tensor? decoder, Tensor? bias, "
-    "Tensor? hidden_bias, str hidden_activation, str output_activation, int top_k, bool centered"
+    "Tensor x, Tensor? row_start, Tensor? feature, SymInt batch, Tensor weight, Tensor? decoder, "
+    "Tensor? bias, Tensor? hidden_bias, str hidden_activation, str output_activation, int top_k, "
+    "bool centered"
 )
 _LIBRARY.define(f"tied_autoencoder({_NETWORK}) -> Tensor")
 _LIBRARY.define(
@@ -101,11 +105,11 @@ _LIBRARY.define(
 )
 
 
-# ---- the call into the kernels ------------------------------------------------------------------------------
+# ---- the call into the kernels -----------------------------------------------------------------------------
 
 
 class _Call:
-    """One native call: arguments through the gate, in the dtype of the arithmetic, kept alive; outputs allocated."""
+    """One native call: arguments through the gate and kept alive, outputs allocated."""
 
     def __init__(
         self,
@@ -155,7 +159,8 @@ class _Call:
             code_bias = self._take("hidden_bias", hidden_bias, weight)
         if self.centered:  # E (x − b) + c = E x + (c − E b)
             assert self.bias is not None
-            shift = -torch.bmm(self.weight, self.bias.unsqueeze(2)).squeeze(2)
+            with torch.autocast(weight.device.type, enabled=False):
+                shift = -torch.bmm(self.weight, self.bias.unsqueeze(2)).squeeze(2)
             code_bias = self._keep(shift if code_bias is None else shift + code_bias)
         if code_bias is not None:
             p.hidden_bias = code_bias.data_ptr()
@@ -180,9 +185,11 @@ class _Call:
             self.x_models = x.shape[0]
             p.x, p.x_stride = values.data_ptr(), batch * n if values.shape[0] > 1 else 0
             return
-        self.x_models = (row_start.numel() - 1) // max(batch, 1)
+        self.x_models = (row_start.numel() - 1) // batch if batch else models
         if self.x_models not in (1, models):
-            raise ValueError(f"row_start must be for {models} models or 1, of {batch} samples, not {self.x_models}")
+            raise ValueError(
+                f"row_start must be for {models} models or 1, of {batch} samples, not {self.x_models}"
+            )
         check_like("value", x, weight, "the weights")
         check_entries(row_start, feature, x, self.x_models * batch, n)
         values = self._take("value", x, weight)
@@ -210,24 +217,24 @@ class _Call:
         """Allocates the gradients of encoder, decoder, bias, hidden bias and x; None where not wanted."""
         p, models, n, m = self.params, self.models, self.features, self.hidden
         found: list[Optional] = [None] * 5
+
+        def add(place: int, name: str, tensor: torch.Tensor) -> None:
+            found[place] = tensor
+            setattr(p, name, tensor.data_ptr())
+
         if weights_wanted:
-            found[0] = self.new(models, m, n)
-            p.encoder_grad = found[0].data_ptr()
+            add(0, "encoder_grad", self.new(models, m, n))
             if not p.tied:
-                found[1] = self.new(models, n, m)
-                p.decoder_grad = found[1].data_ptr()
+                add(1, "decoder_grad", self.new(models, n, m))
             if self.bias is not None:
-                found[2] = self.new(models, n)
-                p.bias_grad = found[2].data_ptr()
+                add(2, "bias_grad", self.new(models, n))
             if p.hidden_bias:
-                found[3] = self.new(models, m)
-                p.hidden_bias_grad = found[3].data_ptr()
+                add(3, "hidden_bias_grad", self.new(models, m))
         if x_wanted and p.x:
-            found[4] = self.new(models, self.batch, n, zero=True)
-            p.x_grad = found[4].data_ptr()
+            add(4, "x_grad", self.new(models, self.batch, n, zero=True))
         elif x_wanted:
-            found[4] = self.new(*((models,) if p.value_grad_stride else ()), x.numel(), zero=True)
-            p.value_grad = found[4].data_ptr()
+            shared = (models,) if p.value_grad_stride else ()
+            add(4, "value_grad", self.new(*shared, x.numel(), zero=True))
         return found
 
     def run(self) -> None:
@@ -240,8 +247,9 @@ class _Call:
         weight_grad, _, bias_grad, hidden_grad, _ = found
         if self.centered and weight_grad is not None and bias_grad is not None and hidden_grad is not None:
             assert self.bias is not None  # dE = da (x − b)ᵀ: what the kernel made is da xᵀ; db gains −Eᵀ da
-            weight_grad.baddbmm_(hidden_grad.unsqueeze(2), self.bias.unsqueeze(1), alpha=-1)
-            bias_grad.sub_(torch.bmm(hidden_grad.unsqueeze(1), self.weight).squeeze(1))
+            with torch.autocast(self.weight.device.type, enabled=False):
+                weight_grad.baddbmm_(hidden_grad.unsqueeze(2), self.bias.unsqueeze(1), alpha=-1)
+                bias_grad.sub_(torch.bmm(hidden_grad.unsqueeze(1), self.weight).squeeze(1))
         if not has_hidden_bias:
             found[3] = None
         return [self.nothing() if tensor is None else tensor.to(self.dtype) for tensor in found]
@@ -254,7 +262,17 @@ def _output_impl(
 ) -> torch.Tensor:  # fmt: skip
     options = Options(hidden_activation, output_activation, top_k, centered)
     call = _Call(
-        "tied_autoencoder", "forward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options
+        "tied_autoencoder",
+        "forward",
+        x,
+        row_start,
+        feature,
+        batch,
+        weight,
+        decoder,
+        bias,
+        hidden_bias,
+        options,
     )
     output = call.new(call.models, call.batch, call.features)
     call.params.output = output.data_ptr()
@@ -342,7 +360,7 @@ for _op in ("tied_autoencoder", "tied_autoencoder_backward", "tied_autoencoder_l
     _LIBRARY.impl(_op, _no_cuda(_op), "CUDA")
 
 
-# ---- fakes: shapes alone ------------------------------------------------------------------------------------
+# ---- fakes: shapes alone -----------------------------------------------------------------------------------
 
 
 def _fake_gradients(
@@ -372,14 +390,12 @@ def _apart(tensor: torch.Tensor, none: torch.Tensor) -> torch.Tensor:
     return none.new_empty(0) if tensor is none else tensor
 
 
-@torch.library.register_fake("toykern::tied_autoencoder", lib=_LIBRARY)
 def _output_fake(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor, *others: Any
 ) -> torch.Tensor:  # fmt: skip
     return weight.new_empty(weight.shape[0], batch, weight.shape[2])
 
 
-@torch.library.register_fake("toykern::tied_autoencoder_backward", lib=_LIBRARY)
 def _backward_fake(
     grad: torch.Tensor, output: Optional, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
     weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str,
@@ -388,7 +404,6 @@ def _backward_fake(
     return _fake_gradients(x, row_start, batch, weight, decoder, bias, hidden_bias, weights_wanted, x_wanted)
 
 
-@torch.library.register_fake("toykern::tied_autoencoder_loss", lib=_LIBRARY)
 def _loss_fake(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
     decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
@@ -405,209 +420,6 @@ def _loss_fake(
     return weight.new_empty(models, dtype=work), *gradients, last
 
 
-# ---- autograd -----------------------------------------------------------------------------------------------
-
-
-class _FirstDerivative(torch.autograd.Function):
-    """The identity, for gradients that are not differentiable themselves."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: torch.Tensor, source: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(
-            "the fused autoencoder has no second derivative: its kernels give the gradient only. Write the forward "
-            "pass with torch operations where you need one"
-        )
-
-
-def _once(gradient: Optional, source: torch.Tensor) -> Optional:
-    """A gradient whose own derivative is an error, where autograd might ask for it."""
-    if gradient is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return gradient
-    return _FirstDerivative.apply(gradient, source)  # type: ignore[no-untyped-call]
-
-
-def _scaled(gradient: torch.Tensor, scale: Optional) -> torch.Tensor:
-    """Each model's gradient times its scale, never in place; the gradient itself where the scales are all 1."""
-    if scale is None:
-        return gradient
-    return gradient * scale.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1))
-
-
-def _sum_over_models(gradient: torch.Tensor, models: int) -> torch.Tensor:
-    return gradient if gradient.shape[0] == models else gradient.sum(0, keepdim=True)
-
-
-class _Loss(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
-        decoder: Optional, bias: Optional, hidden_bias: Optional, importance: torch.Tensor, l1: Optional,
-        target: Optional, target_kind: str, reduction: str, options: Options, wanted: tuple[bool, bool, bool],
-    ) -> torch.Tensor:  # fmt: skip
-        loss, *gradients = torch.ops.toykern.tied_autoencoder_loss(
-            x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options.hidden_activation,
-            options.output_activation, options.top_k, options.centered, importance, l1, target, target_kind,
-            reduction, *wanted,
-        )  # fmt: skip
-        ctx.save_for_backward(weight, *gradients)
-        ctx.sparse = row_start is not None
-        ctx.x_models = x.shape[0] if row_start is None else 0
-        ctx.target_models = 0 if target is None else target.shape[0]
-        ctx.presence = (decoder is not None, bias is not None, hidden_bias is not None)
-        ctx.wanted = wanted
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        weight, d_weight, d_decoder, d_bias, d_hidden, d_x, d_target = ctx.saved_tensors
-        grad = grads[0]
-        ones = grad.device.type == "cpu" and not torch.compiler.is_compiling() and bool((grad == 1).all())
-        scale = None if ones else grad
-        weights_wanted, x_wanted, target_wanted = ctx.wanted
-        has_decoder, has_bias, has_hidden = ctx.presence
-        found: list[Optional] = [None] * 15
-        if weights_wanted:
-            found[4] = _scaled(d_weight, scale)
-            found[5] = _scaled(d_decoder, scale) if has_decoder else None
-            found[6] = _scaled(d_bias, scale) if has_bias else None
-            found[7] = _scaled(d_hidden, scale) if has_hidden else None
-        if x_wanted and ctx.sparse:
-            found[0] = _scaled_values(d_x, grad, ones)
-        elif x_wanted:
-            found[0] = _sum_over_models(_scaled(d_x, scale), ctx.x_models)
-        if target_wanted:
-            found[10] = _sum_over_models(_scaled(d_target, scale), ctx.target_models)
-        needs = ctx.needs_input_grad
-        return tuple(
-            _once(gradient, weight) if needs[i] else None for i, gradient in enumerate(found)
-        )
-
-
-def _scaled_values(gradient: torch.Tensor, grad: torch.Tensor, ones: bool) -> torch.Tensor:
-    """Gradient of entries: [K, entries] where models share them, else [entries], with a model known by its rows."""
-    if gradient.ndim == 2:
-        return (gradient if ones else gradient * grad.to(gradient.dtype).unsqueeze(1)).sum(0)
-    return gradient if ones else gradient * grad.to(gradient.dtype)
-
-
-class _Output(torch.autograd.Function):
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
-        decoder: Optional, bias: Optional, hidden_bias: Optional, options: Options, wanted: tuple[bool, bool],
-    ) -> torch.Tensor:  # fmt: skip
-        output = torch.ops.toykern.tied_autoencoder(
-            x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options.hidden_activation,
-            options.output_activation, options.top_k, options.centered,
-        )  # fmt: skip
-        # ReLU's slope follows from the output and the identity has none; GELU's is computed again.
-        saved = output if options.output_activation != "gelu" else None
-        ctx.save_for_backward(x, row_start, feature, weight, decoder, bias, hidden_bias, saved)
-        ctx.batch, ctx.options, ctx.wanted = batch, options, wanted
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        x, row_start, feature, weight, decoder, bias, hidden_bias, saved = ctx.saved_tensors
-        options = ctx.options
-        weights_wanted, x_wanted = ctx.wanted
-        d_weight, d_decoder, d_bias, d_hidden, d_x = torch.ops.toykern.tied_autoencoder_backward(
-            grads[0], saved, x, row_start, feature, ctx.batch, weight, decoder, bias, hidden_bias,
-            options.hidden_activation, options.output_activation, options.top_k, options.centered,
-            weights_wanted, x_wanted,
-        )  # fmt: skip
-        found: list[Optional] = [None] * 10
-        if weights_wanted:
-            found[4] = d_weight
-            found[5] = d_decoder if decoder is not None else None
-            found[6] = d_bias if bias is not None else None
-            found[7] = d_hidden if hidden_bias is not None else None
-        if x_wanted and row_start is not None:
-            found[0] = d_x.sum(0) if d_x.ndim == 2 else d_x
-        elif x_wanted:
-            found[0] = _sum_over_models(d_x, x.shape[0])
-        needs = ctx.needs_input_grad
-        return tuple(_once(g, weight) if needs[i] else None for i, g in enumerate(found))
-
-
-def _wants(*tensors: Optional) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def autoencoder_output(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    decoder: Optional = None,
-    bias: Optional = None,
-    hidden_bias: Optional = None,
-    options: Options = Options(),
-    *,
-    row_start: Optional = None,
-    feature: Optional = None,
-    batch: int | None = None,
-) -> torch.Tensor:
-    """y `[models, batch, n_features]`, with gradients to x, the weights and the biases.
-
-    Args:
-        x: `[models or 1, batch, n_features]`, or with `row_start`, `feature` and `batch` the values of entries.
-        weight: the encoder `[models, n_hidden, n_features]`; without `decoder`, its transpose decodes.
-        decoder: `[models, n_features, n_hidden]`.
-        bias: `[models, n_features]`, of the output.
-        hidden_bias: `[models, n_hidden]`.
-        options: activations, top-k, centering.
-
-    ValueError or TypeError names the argument; RuntimeError where the device has no kernels.
-
-    >>> autoencoder_output(torch.ones(1, 4, 3), torch.ones(2, 1, 3)).shape
-    torch.Size([2, 4, 3])
-    """
-    samples = x.shape[1] if batch is None else batch
-    wanted = (_wants(weight, decoder, bias, hidden_bias), _wants(x))
-    return _Output.apply(  # type: ignore[no-untyped-call]
-        x, row_start, feature, samples, weight, decoder, bias, hidden_bias, options, wanted
-    )
-
-
-def autoencoder_loss(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    decoder: Optional = None,
-    bias: Optional = None,
-    hidden_bias: Optional = None,
-    options: Options = Options(),
-    *,
-    importance: torch.Tensor,
-    l1: Optional = None,
-    target: torch.Tensor | str = "identity",
-    reduction: str = "mean",
-    row_start: Optional = None,
-    feature: Optional = None,
-    batch: int | None = None,
-) -> torch.Tensor:
-    """The loss of each model, `[models]` (float32 for bfloat16 weights); arguments as in `autoencoder_output`.
-
-    Args:
-        importance: `[models or 1, n_features]`, without a gradient.
-        l1: `[models or 1]`, the weight of Σ_k |h_k|, a mean over samples; without a gradient.
-        target: "identity" (x), "abs" (|x|), or a tensor shaped as dense x is.
-        reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
-
-    Gradients are computed in this forward pass, those of weights and biases and of x as they require them; the
-    backward pass only scales them.
-
-    >>> x, weight = torch.eye(3).unsqueeze(0), torch.ones(2, 1, 3)
-    >>> autoencoder_loss(x, weight, importance=torch.ones(1, 3), reduction="sum")
-    tensor([2., 2.])
-    """
-    samples = x.shape[1] if batch is None else batch
-    given = target if isinstance(target, torch.Tensor) else None
-    kind = "tensor" if isinstance(target, torch.Tensor) else target
-    wanted = (_wants(weight, decoder, bias, hidden_bias), _wants(x), _wants(given))
-    return _Loss.apply(  # type: ignore[no-untyped-call]
-        x, row_start, feature, samples, weight, decoder, bias, hidden_bias, importance, l1, given, kind,
-        reduction, options, wanted,
-    )  # fmt: skip
+torch.library.register_fake("toykern::tied_autoencoder", _output_fake, lib=_LIBRARY)
+torch.library.register_fake("toykern::tied_autoencoder_backward", _backward_fake, lib=_LIBRARY)
+torch.library.register_fake("toykern::tied_autoencoder_loss", _loss_fake, lib=_LIBRARY)

@@ -51,7 +51,7 @@ struct LayerParams {
     double loss_scale;  // of the sum of squared errors: 1 / (B n) or 1 / B
     double l1_scale;    // of the sum of |h|: 1 / B
 
-    void* output;             // T [K, B, n] (kForward); the saved output (kBackward, null where it must be computed again)
+    void* output;  // T [K, B, n] (kForward); the saved output (kBackward, null where it must be computed again)
     const void* output_grad;  // T [K, B, n] (kBackward)
     double* loss;             // [K] (kLoss)
 
