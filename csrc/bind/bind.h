@@ -18,6 +18,6 @@ void bind_pointer(Class& c, const char* name, T* Struct::* field) {
 void bind_cuda(pybind11::module_& m);          // cuda.cpp
 void bind_cuda_devices(pybind11::module_& m);  // cuda_devices.cpp
 void bind_sparse(pybind11::module_& m);        // sparse.cpp
-void bind_layer(pybind11::module_& m);  // layer.cpp
+void bind_layer(pybind11::module_& m);         // layer.cpp
 
 }  // namespace toykern
