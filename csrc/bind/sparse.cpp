@@ -1,6 +1,9 @@
 // The binding of the sparse layers' kernels.
+#include <pybind11/numpy.h>
+
 #include "bind/bind.h"
 #include "toykern/api.h"
+#include "toykern/sparse_topology.h"
 
 namespace py = pybind11;
 
@@ -15,9 +18,101 @@ void bind_topology(Class& c, const char* name, T* SparseTopology::* field) {
         [field](SparseLinearParams& p, uintptr_t address) { p.topology.*field = reinterpret_cast<T*>(address); });
 }
 
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// A vector handed to NumPy without a copy.
+py::array_t<int64_t> as_array(std::vector<int64_t>&& values) {
+    auto* kept = new std::vector<int64_t>(std::move(values));
+    py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<int64_t>*>(p); });
+    return py::array_t<int64_t>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
+}
+
+void bind_topology_updates(py::module_& m) {
+    m.def(
+        "sparse_largest",
+        [](uintptr_t score, uintptr_t counts, uintptr_t taken, int64_t n_taken, int64_t groups, int64_t size,
+           bool is_double, bool absolute, int threads) {
+            const LargestParams p = {pointer<const void>(score),
+                                     pointer<const int64_t>(counts),
+                                     pointer<const int64_t>(taken),
+                                     n_taken,
+                                     groups,
+                                     size,
+                                     is_double,
+                                     absolute,
+                                     threads};
+            std::vector<int64_t> chosen;
+            {
+                py::gil_scoped_release release;
+                chosen = sparse_largest(p);
+            }
+            return as_array(std::move(chosen));
+        },
+        py::arg("score"), py::arg("counts"), py::arg("taken"), py::arg("n_taken"), py::arg("groups"), py::arg("size"),
+        py::arg("is_double"), py::arg("absolute"), py::arg("threads"));
+    m.def(
+        "sparse_random_places",
+        [](uintptr_t taken, int64_t n_taken, uintptr_t counts, uintptr_t seeds, uintptr_t ids, int64_t groups,
+           int64_t size, uint32_t tag, uint32_t step, int threads) {
+            const RandomPlacesParams p = {pointer<const int64_t>(taken),
+                                          pointer<const int64_t>(counts),
+                                          pointer<const int64_t>(seeds),
+                                          pointer<const int64_t>(ids),
+                                          n_taken,
+                                          groups,
+                                          size,
+                                          tag,
+                                          step,
+                                          threads};
+            std::vector<int64_t> chosen;
+            {
+                py::gil_scoped_release release;
+                chosen = sparse_random_places(p);
+            }
+            return as_array(std::move(chosen));
+        },
+        py::arg("taken"), py::arg("n_taken"), py::arg("counts"), py::arg("seeds"), py::arg("ids"), py::arg("groups"),
+        py::arg("size"), py::arg("tag"), py::arg("step"), py::arg("threads"));
+    m.def(
+        "sparse_merge",
+        [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity, uintptr_t row_start,
+           uintptr_t column, uintptr_t drop, uintptr_t grown, int64_t n_grown, uintptr_t new_row_start,
+           uintptr_t new_column, uintptr_t old_slot, int threads) {
+            const MergeParams p = {n_models,
+                                   out_features,
+                                   in_features,
+                                   capacity,
+                                   n_grown,
+                                   pointer<const int64_t>(row_start),
+                                   pointer<const int32_t>(column),
+                                   pointer<const uint8_t>(drop),
+                                   pointer<const int64_t>(grown),
+                                   pointer<int64_t>(new_row_start),
+                                   pointer<int32_t>(new_column),
+                                   pointer<int64_t>(old_slot),
+                                   threads};
+            py::gil_scoped_release release;
+            sparse_merge(p);
+        },
+        py::arg("n_models"), py::arg("out_features"), py::arg("in_features"), py::arg("capacity"), py::arg("row_start"),
+        py::arg("column"), py::arg("drop"), py::arg("grown"), py::arg("n_grown"), py::arg("new_row_start"),
+        py::arg("new_column"), py::arg("old_slot"), py::arg("threads"));
+    m.def(
+        "sparse_move", [](uintptr_t to, uintptr_t from, uintptr_t old_slot, int64_t count, int64_t bytes, int threads) {
+            const MoveParams p = {
+                pointer<void>(to), pointer<const void>(from), pointer<const int64_t>(old_slot), count, bytes, threads};
+            py::gil_scoped_release release;
+            sparse_move(p);
+        });
+}
+
 }  // namespace
 
 void bind_sparse(py::module_& m) {
+    bind_topology_updates(m);
     py::class_<SparseLinearParams> s(m, "SparseLinearParams");
     s.def(py::init([](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity, int64_t batch_size,
                       int scalar, int threads) {
