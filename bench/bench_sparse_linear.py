@@ -110,7 +110,7 @@ def _serve(pipe: Connection, name: str) -> None:
 
 
 def measure(contenders: dict[str, Contender], workload: SparseWorkload, repeats: int) -> dict[str, Any]:
-    """Milliseconds per step and per forward pass of every contender: median, least and most of the repeats."""
+    """Milliseconds per step and per forward pass of every contender: medians, and how far they spread."""
     steps = {}
     for name, contender in contenders.items():
         contender.build(workload)

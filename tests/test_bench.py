@@ -8,13 +8,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from bench import record as bench_record
 from bench.measure import Timing
 from bench.peers import CONTENDERS, NOTEBOOK, OURS, PEERS, PLAIN, Variant, variants
 from bench.peers.problem import Problem, Trainer, whole_problem
+from bench.peers.sparse import SPARSE_CONTENDERS, SparseStep
+from bench.peers.sparse import why_absent as why_sparse_absent
 from bench.roof import Operations, Peaks, count_operations
 from bench.session import Session
+from bench.sparse_workloads import SparseWorkload
 from bench.table import BEGIN, END, render, update_readme
 from bench.workloads import WORKLOADS, Workload
 
@@ -197,3 +201,21 @@ def test_every_workload_has_set_ups_for_every_contender() -> None:
             assert labels and len(labels) == len(set(labels))
     names = (*PEERS, *PLAIN)
     assert {v.contender for w in WORKLOADS for p in names for v in variants(p, w)} == set(names)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("contender", SPARSE_CONTENDERS)
+def test_sparse_contenders_do_the_same_work(contender: str) -> None:
+    """All but SparseLab, which draws connections of its own, give the dense layer's output and gradient."""
+    if (reason := why_sparse_absent(contender)) is not None:
+        pytest.skip(reason)
+    workload = SparseWorkload(64, 96, 80, 0.8)
+    y, dx = SparseStep("dense", workload).results()
+    step = SparseStep(contender, workload)
+    if contender != "sparselab":
+        ours_y, ours_dx = step.results()
+        torch.testing.assert_close(ours_y, y, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours_dx, dx, rtol=1e-4, atol=1e-5)
+    before = [parameter.detach().clone() for parameter in step.layer.parameters()]
+    step.step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, step.layer.parameters(), strict=True))

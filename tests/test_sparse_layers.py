@@ -130,6 +130,12 @@ def test_constant_fan_in():
     assert SparseLinear(50, 30, fan_in=[4, 6], n_models=2, seed=0).topology.fan_in.unique().tolist() == [4, 6]
 
 
+def test_room_for_more_connections():
+    layer = _layer(n_models=2, capacity=100)
+    assert len(layer.values) == 200 and layer.topology.n_connections.tolist() == [46, 46]
+    assert torch.equal(layer.to_dense(), _layer(n_models=2).to_dense())
+
+
 def test_initial_statistics_follow_the_actual_fan_in():
     """Rows of 4 and rows of 64 connections: the spread of each by its own number."""
     mask = torch.zeros(400, 400, dtype=torch.bool)
@@ -490,6 +496,8 @@ def test_autoencoder_refuses():
         ({"density": None, "fan_in": 18}, ValueError, "fan_in must be from 1 to in_features"),
         ({"density": None, "topology": 3}, TypeError, "topology must be a toykern.sparse.Topology"),
         ({"density": None, "topology": Topology.random(9, 17, 0.5)}, ValueError, r"\(17, 9, 1\), not"),
+        ({"capacity": 5}, ValueError, "capacity must be at least the number of connections"),
+        ({"density": None, "topology": Topology.random(17, 9, 0.5), "capacity": 99}, ValueError, "capacity"),
         ({"init": "none"}, ValueError, "init must be one of 'linear', 'kaiming', 'xavier'"),
         ({"init": -1.0}, ValueError, "at least 0"),
         ({"init": None}, TypeError, "init must be one of"),

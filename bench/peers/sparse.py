@@ -29,7 +29,7 @@ def why_absent(contender: str) -> str | None:
 
 
 class SparseStep:
-    """A contender's layer on a workload; `step()` is one training step, `forward()` and `backward()` its parts."""
+    """A contender's layer on a workload: `step()` is one training step."""
 
     def __init__(self, contender: str, workload: SparseWorkload) -> None:
         weight, bias, x, self._dy = workload.tensors()
@@ -104,7 +104,9 @@ class _Csr(nn.Module):
         self.shape = weight.shape
         self.start, self.column = csr.crow_indices(), csr.col_indices()
         self.t_start, self.t_column = csc.crow_indices(), csc.col_indices()
-        order = torch.sparse_csr_tensor(self.start, self.column, torch.arange(1.0, len(self.column) + 1), weight.shape)
+        order = torch.sparse_csr_tensor(
+            self.start, self.column, torch.arange(1.0, len(self.column) + 1), weight.shape
+        )
         self.order = (order.to_dense().T.contiguous().to_sparse_csr().values() - 1).long()
         self.values, self.bias = nn.Parameter(csr.values().clone()), nn.Parameter(bias.clone())
 

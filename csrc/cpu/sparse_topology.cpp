@@ -98,6 +98,7 @@ void largest_of(const LargestParams& p, int64_t first, int64_t last, int64_t cou
             if (above + here >= count) break;
             above += here;
         }
+        if (bin < 0) above = 0;  // fewer than asked for: all of them, from every bin
     }
     std::vector<std::vector<Key>> parts((size_t)slices);  // keys of that bin; all where there are few
     for_each(slices, threads, [&](int64_t s) {

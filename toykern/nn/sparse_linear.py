@@ -25,6 +25,7 @@ class SparseLinear(SparseWeights):
         density: the fraction of connections, in (0, 1], one or `[n_models]`; or
         fan_in: how many inputs every output has, one or `[n_models]`; or
         topology: a `toykern.sparse.Topology`. Exactly one of the three.
+        capacity: slots of each model, for recipes that grow more than they drop; None: just enough.
         n_models: how many layers are stacked, each with connections and weights of its own.
         bias: whether there is a b.
         activation: "none" or "relu", fused into the product.
@@ -55,6 +56,7 @@ class SparseLinear(SparseWeights):
         *,
         fan_in: Any = None,
         topology: Topology | None = None,
+        capacity: int | None = None,
         n_models: int = 1,
         bias: bool = True,
         activation: str = "none",
@@ -73,7 +75,9 @@ class SparseLinear(SparseWeights):
             seeds = torch.randint(2**63 - 1, (n_models,), dtype=torch.int64)
         else:
             seeds = broadcast_seed("seed", seed, n_models)
-        chosen = random_topology(in_features, out_features, density, fan_in, topology, n_models, seeds)
+        chosen = random_topology(
+            in_features, out_features, density, fan_in, topology, n_models, seeds, capacity
+        )
         values = initial_values(chosen, seeds, init)
         super().__init__(chosen, dtype, device)
         self.activation = activation

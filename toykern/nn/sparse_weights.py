@@ -13,6 +13,7 @@ from toykern.broadcast import broadcast_per_model
 from toykern.data.philox import KIND_INIT, normal, sequence
 from toykern.errors import check_choice, check_flag, describe
 from toykern.ops.sparse_linear import SCALARS, GradientCapture, SparseIndex
+from toykern.ops.sparse_topology import moved
 from toykern.sparse.topology import Topology
 
 SPARSE_INITIALIZATIONS = ("linear", "kaiming", "xavier")
@@ -119,8 +120,7 @@ class SparseWeights(nn.Module):
         if len(old_slot) and (int(old_slot.min()) < -1 or int(old_slot.max()) >= len(old_slot)):
             raise ValueError(f"old_slot must be from −1 to {len(old_slot) - 1}")
         new = old_slot < 0
-        source = old_slot.clamp(min=0)
-        values = self.values[source].masked_fill_(new, 0)
+        values = moved(self.values, old_slot)
         start = torch.as_tensor(grown, dtype=values.dtype, device=values.device)
         if start.ndim and start.shape != values.shape:
             raise ValueError(
@@ -131,7 +131,7 @@ class SparseWeights(nn.Module):
         index = self._index_of(topology, self.values.device)
         self.values.copy_(values)
         if self.values.grad is not None:
-            self.values.grad.copy_(self.values.grad[source].masked_fill_(new, 0))
+            self.values.grad.copy_(moved(self.values.grad, old_slot))
         self._take_index(index)
 
     def to_dense(self) -> torch.Tensor:
@@ -318,6 +318,7 @@ def random_topology(
     topology: Topology | None,
     n_models: int,
     seed: torch.Tensor,
+    capacity: int | None,
 ) -> Topology:
     """The topology that a constructor's arguments ask for: exactly one of density, fan_in and topology."""
     if sum(given is not None for given in (density, fan_in, topology)) != 1:
@@ -328,6 +329,8 @@ def random_topology(
     if topology is not None:
         if not isinstance(topology, Topology):
             raise TypeError(f"topology must be a toykern.sparse.Topology, not {describe(topology)}")
+        if capacity is not None:
+            raise ValueError("capacity must not be given with a topology, which has one")
         shape = (topology.in_features, topology.out_features, topology.n_models)
         if shape != (in_features, out_features, n_models):
             raise ValueError(
@@ -336,8 +339,12 @@ def random_topology(
             )
         return topology
     if fan_in is not None:
-        return Topology.random_fan_in(in_features, out_features, fan_in, n_models=n_models, seed=seed)
-    return Topology.random(in_features, out_features, density, n_models=n_models, seed=seed)
+        return Topology.random_fan_in(
+            in_features, out_features, fan_in, n_models=n_models, seed=seed, capacity=capacity
+        )
+    return Topology.random(
+        in_features, out_features, density, n_models=n_models, seed=seed, capacity=capacity
+    )
 
 
 def initial_values(topology: Topology, seed: torch.Tensor, init: Any) -> torch.Tensor:

@@ -22,6 +22,7 @@ import torch
 
 from toykern import _native
 from toykern.errors import describe
+from toykern.ops.gate import check_device_of_kernels
 from toykern.threads import kernel_threads
 
 SCALARS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
@@ -68,8 +69,7 @@ class SparseIndex(NamedTuple):
         tensor([0, 0, 1], dtype=torch.int32)
         """
         n_models, out_features = _check_rows(row_start, column)
-        if row_start.device.type != "cpu":
-            raise _no_kernels(row_start.device)
+        check_device_of_kernels("sparse_linear_forward", row_start.device)
         if column.shape[0] // n_models >= 2**31:
             raise ValueError(f"a model must have fewer than 2³¹ slots, not {column.shape[0] // n_models}")
         row_start, column = row_start.contiguous(), column.contiguous()
@@ -153,7 +153,7 @@ def sparse_linear(
 
     Returns y `[n_models, batch, out_features]`. Under autocast all three are cast as `nn.Linear` casts its
     own. The bits depend on shapes, values and the instruction-set level, never on threads or other models.
-    ValueError or TypeError for other shapes, dtypes or indices; NotImplementedError for other devices.
+    ValueError or TypeError for other shapes, dtypes or indices; RuntimeError for other devices.
 
     >>> index = SparseIndex.of(2, torch.tensor([[0, 1]]), torch.tensor([1], dtype=torch.int32))
     >>> sparse_linear(torch.tensor([[[3.0, 4.0]]]), torch.tensor([2.0]), None, index)
@@ -433,21 +433,18 @@ def _backward_cpu(
     return dx, dvalues, dbias
 
 
-def _no_kernels(device: torch.device) -> NotImplementedError:
-    return NotImplementedError(
-        f"sparse layers have no kernels for the device {str(device)!r} in this version; "
-        "use layer.cpu() and tensors on the CPU"
-    )
+def _refuse_forward(x: torch.Tensor, *_others: Any) -> Any:
+    check_device_of_kernels("sparse_linear_forward", x.device)
 
 
-def _refuse(x: torch.Tensor, *_others: Any) -> Any:
-    raise _no_kernels(x.device)
+def _refuse_backward(dy: torch.Tensor, *_others: Any) -> Any:
+    check_device_of_kernels("sparse_linear_backward", dy.device)
 
 
 _LIBRARY.impl("sparse_linear_forward", _forward_cpu, "CPU")
 _LIBRARY.impl("sparse_linear_backward", _backward_cpu, "CPU")
-_LIBRARY.impl("sparse_linear_forward", _refuse, "CUDA")
-_LIBRARY.impl("sparse_linear_backward", _refuse, "CUDA")
+_LIBRARY.impl("sparse_linear_forward", _refuse_forward, "CUDA")
+_LIBRARY.impl("sparse_linear_backward", _refuse_backward, "CUDA")
 
 
 # --- shapes without numbers, for torch.compile ------------------------------------------------------------

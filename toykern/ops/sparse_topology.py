@@ -1,4 +1,4 @@
-"""Updates of a topology on the CPU, natively: choosing, drawing, merging, moving (csrc/cpu/sparse_topology.cpp).
+"""Updates of a topology on the CPU: choosing, drawing, merging, moving (csrc/cpu/sparse_topology.cpp).
 
 Every function gives what `toykern.sparse` computes in PyTorch and NumPy for other devices and dtypes, to the
 last bit; `can_choose`, `can_draw` and `on_cpu` say whether it can.
@@ -80,8 +80,8 @@ def random_places(
     """Keys, ascending, of `counts[g]` free places of every group g of `size` keys, at random.
 
     `taken` int64, ascending, are the keys that are not free; where fewer are free than asked for, all are
-    chosen. Which ones follows from the free places' number, `seeds[g]`, `ids[g]`, `tag` and `step` alone: those
-    that `toykern.sparse.draws.distinct` draws. int64 `[chosen]`.
+    chosen. Which ones follows from the free places' number, `seeds[g]`, `ids[g]`, `tag` and `step` alone:
+    those that `toykern.sparse.draws.distinct` draws. int64 `[chosen]`.
 
     >>> random_places(torch.tensor([0, 2]), torch.tensor([9]), np.array([3]), np.array([0]), 4, tag=9, step=0)
     tensor([1, 3])
@@ -108,9 +108,9 @@ def merge(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(row_start, column, old_slot) without the slots in `drop` and with the keys in `grown`.
 
-    `drop` is bool `[n_models · capacity]`, `grown` int64, ascending, without repeats and in range (unchecked).
-    ValueError("clash <key>") where a grown place stays connected, ValueError("crowded <connections>") where a
-    model has too few slots.
+    `drop` is bool `[n_models · capacity]`, `grown` int64, ascending, without repeats and in
+    range (unchecked). ValueError("clash <key>") where a grown place stays connected, ValueError("crowded
+    <connections>") where a model has too few slots.
 
     >>> start, column = torch.tensor([[0, 2]]), torch.tensor([0, 1], dtype=torch.int32)
     >>> merge(start, column, torch.tensor([True, False]), torch.tensor([2]), 3)[2].tolist()

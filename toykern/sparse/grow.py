@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from toykern.errors import check_number
-from toykern.sparse.draws import distinct, free_numbers
+from toykern.ops import sparse_topology as native
+from toykern.sparse.draws import KIND_TOPOLOGY, PURPOSES, distinct, free_numbers
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.selection import largest, largest_of_groups
 
@@ -167,6 +168,16 @@ def random_places(
     size = topology.in_features * (1 if by_row else topology.out_features)
     rows = topology.out_features if by_row else 1
     groups = topology.n_models * rows
+    if native.on_cpu(taken) and native.can_draw(size):
+        return native.random_places(
+            taken,
+            counts,
+            np.repeat(layer.seeds, rows),
+            np.tile(np.arange(rows), topology.n_models),
+            size,
+            tag=KIND_TOPOLOGY + 16 * PURPOSES[purpose] + 256 * layer.number,
+            step=number,
+        )
     used = taken.cpu().numpy()
     used_group = used // size
     free = size - np.bincount(used_group, minlength=groups)
@@ -189,6 +200,9 @@ def best_of_dense(
     """The best places of each group by a score at all positions (which is overwritten): (key, score)."""
     topology = layer.topology
     size = topology.in_features * (1 if by_row else topology.out_features)
+    if native.can_choose(score):
+        key = native.largest_indices(score.reshape(-1, size), counts, taken)
+        return key, score[key]
     free = size - torch.bincount(taken // size, minlength=score.numel() // size)
     score[taken] = -torch.inf
     key = largest(score.reshape(-1, size), counts.minimum(free)).reshape(-1).nonzero()[:, 0]

@@ -15,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from toykern.errors import describe
+from toykern.ops.sparse_topology import moved
 
 
 def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
@@ -73,8 +74,7 @@ def move(tensor: torch.Tensor, old_slot: torch.Tensor) -> None:
     tensor([3., 0., 2.])
     """
     with torch.no_grad():
-        moved = tensor[old_slot.clamp(min=0)]
-        tensor.copy_(moved.masked_fill_(old_slot < 0, 0))
+        tensor.copy_(moved(tensor, old_slot))
 
 
 def _holds_tensors(entry: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from toykern.ops import sparse_topology as native
+
 
 def largest(score: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """The `counts[g]` largest entries of every row of `score`: bool, the shape of `score` `[groups, size]`.
@@ -19,6 +21,10 @@ def largest(score: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     if groups == 0 or size == 0:
         return torch.zeros_like(score, dtype=torch.bool)
     counts = counts.to(score.device)
+    if native.can_choose(score):
+        chosen = torch.zeros(groups * size, dtype=torch.bool)
+        chosen[native.largest_indices(score, counts)] = True
+        return chosen.reshape(groups, size)
     if groups == 1 or bool((counts == counts[0]).all()):
         count = int(counts[0])
         if count == 0 or count == size:

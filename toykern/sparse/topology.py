@@ -14,6 +14,7 @@ import torch
 
 from toykern.broadcast import broadcast_per_model, broadcast_seed
 from toykern.errors import check_int, check_non_negative_int, check_positive_int, describe
+from toykern.ops import sparse_topology as native
 from toykern.sparse.draws import distinct, free_numbers
 from toykern.sparse.selection import largest
 
@@ -309,6 +310,8 @@ class Topology:
                 f"not {describe(drop)}"
             )
         grown = self._checked_growth(grow)
+        if native.on_cpu(self.column, self.row_start):
+            return self._merged(drop.to(self.device), grown)
         slot = self.occupied_slots()
         stays = ~drop.to(self.device)[slot]
         kept_slot, kept = slot[stays], self.keys()[stays]
@@ -335,6 +338,23 @@ class Topology:
         column[new_slot[grown_at]] = (grown % self.in_features).to(torch.int32)
         old_slot = torch.full_like(self.column, -1, dtype=torch.int64)
         old_slot[new_slot[kept_at]] = kept_slot
+        return Topology(self.in_features, self.out_features, row_start, column, check=False), old_slot
+
+    def _merged(self, drop: torch.Tensor, grown: torch.Tensor) -> tuple[Topology, torch.Tensor]:
+        """`with_changes` on the CPU, natively."""
+        try:
+            row_start, column, old_slot = native.merge(
+                self.row_start, self.column, drop, grown, self.in_features
+            )
+        except ValueError as error:
+            kind, number = str(error).split()
+            if kind == "clash":
+                raise ValueError(
+                    f"grow names {self._name(int(number))}, which is connected already"
+                ) from None
+            raise ValueError(
+                f"grow would give a model {number} connections, more than its capacity of {self.capacity}"
+            ) from None
         return Topology(self.in_features, self.out_features, row_start, column, check=False), old_slot
 
     def to(self, device: torch.device | str) -> Topology:
@@ -387,7 +407,9 @@ class Topology:
                 bad = int(part[(part < 0) | (part >= limit)][0])
                 raise ValueError(f"grow: {name} must be from 0 to {limit - 1}, not {bad}")
         model, row, column = (part.to(self.device) for part in grow)
-        key = torch.sort((model * self.out_features + row) * self.in_features + column).values
+        key = (model * self.out_features + row) * self.in_features + column
+        if bool((key[1:] < key[:-1]).any()):
+            key = torch.sort(key).values
         if len(key) > 1 and bool((key[1:] == key[:-1]).any()):
             twice = int(key[1:][key[1:] == key[:-1]][0])
             raise ValueError(f"grow names {self._name(twice)} more than once")

@@ -1,0 +1,164 @@
+"""Native updates of a topology give what PyTorch and NumPy give, bit by bit, on any number of threads."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toykern.ops import sparse_topology as native
+from toykern.sparse.draws import distinct, free_numbers
+from toykern.sparse.topology import Topology
+
+SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-42, -1e-42, 1.0, -1.0, 3.4e38]
+
+
+def _oracle_largest(score, counts, taken, absolute):
+    """By a stable sort of every row: NaN first, ties by index."""
+    score = score.abs() if absolute else score.clone()
+    allowed = torch.ones(score.numel(), dtype=torch.bool)
+    allowed[taken] = False
+    chosen = []
+    for row, count in enumerate(counts.tolist()):
+        order = torch.sort(score[row], descending=True, stable=True).indices + row * score.shape[1]
+        chosen.append(order[allowed[order]][:count])
+    return torch.cat(chosen).sort().values
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize(("groups", "size"), [(1, 1), (3, 10), (40, 4096), (1, 5000), (2, 70_000), (5, 4095)])
+def test_largest(groups, size, absolute, dtype):
+    generator = torch.Generator().manual_seed(size)
+    score = torch.randn(groups, size, generator=generator, dtype=dtype)
+    score[torch.rand(score.shape, generator=generator) < 0.3] = 0.5  # many ties
+    special = torch.rand(score.shape, generator=generator) < 0.05
+    some = torch.randint(0, len(SPECIAL), score.shape, generator=generator)
+    score = torch.where(special, torch.tensor(SPECIAL, dtype=dtype)[some], score)
+    taken = (torch.rand(score.numel(), generator=generator) < 0.2).nonzero()[:, 0]
+    for fraction in (0.0, 0.1, 0.45, 0.9, 1.0):
+        counts = torch.randint(0, int(fraction * size) + 1, (groups,), generator=generator)
+        for given_taken in (taken, taken[:0]):
+            expected = _oracle_largest(score, counts, given_taken, absolute)
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                ours = native.largest_indices(score, counts, given_taken, absolute=absolute)
+                assert torch.equal(ours, expected)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("value", SPECIAL)
+def test_largest_of_equal_scores_are_the_first(value):
+    score = torch.full((2, 6000), value)
+    assert native.largest_indices(score, torch.tensor([3, 2])).tolist() == [0, 1, 2, 6000, 6001]
+    score[0, 5000] = float("nan")
+    assert 5000 in native.largest_indices(score, torch.tensor([1 if value == value else 6000, 0])).tolist()
+
+
+def test_largest_of_all_that_is_free_where_less_is_free_than_asked():
+    score = torch.randn(2, 5000)
+    taken = torch.arange(9990)
+    assert native.largest_indices(score, torch.tensor([7, 20]), taken).tolist() == list(range(9990, 10000))
+
+
+@settings(max_examples=60)
+@given(
+    groups=st.integers(1, 5),
+    size=st.integers(1, 300),
+    fraction=st.floats(0, 1),
+    wanted=st.integers(0, 320),
+    seed=st.integers(0, 2**63 - 1),
+    step=st.integers(0, 2**32 - 1),
+    layer=st.integers(0, 2**24 - 1),
+)
+def test_random_places_are_those_of_the_draws(groups, size, fraction, wanted, seed, step, layer):
+    generator = torch.Generator().manual_seed(size + groups)
+    taken = (torch.rand(groups * size, generator=generator) < fraction).nonzero()[:, 0]
+    counts = torch.randint(0, wanted + 1, (groups,), generator=generator)
+    seeds = (seed - np.arange(groups)).clip(0)
+    ids = np.arange(groups) * 7
+    ours = native.random_places(taken, counts, seeds, ids, size, tag=9 + 16 + 256 * layer, step=step)
+    used = taken.numpy()
+    group = used // size
+    free = size - np.bincount(group, minlength=groups)
+    pair, rank = distinct(
+        free, np.minimum(counts.numpy(), free), seeds, ids, purpose="grow", layer=layer, step=step
+    )
+    place = free_numbers(pair, rank, group, used - group * size, groups)
+    assert ours.tolist() == (pair * size + place).tolist()
+
+
+def test_many_random_places_on_any_number_of_threads():
+    taken = (torch.rand(300_000, generator=torch.Generator().manual_seed(0)) < 0.1).nonzero()[:, 0]
+    for groups in (1, 100):
+        size = 300_000 // groups
+        counts = torch.full((groups,), 30_000 // groups)
+        seeds, ids = np.full(groups, 3), np.arange(groups)
+        results = []
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            results.append(native.random_places(taken, counts, seeds, ids, size, tag=9, step=1))
+        assert torch.equal(*results) and len(results[0]) == 30_000
+        assert not np.isin(results[0].numpy(), taken.numpy()).any()
+        assert bool((results[0].diff() > 0).all())
+
+
+@pytest.mark.sanitize
+@settings(max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 30)),
+    density=st.floats(0, 1),
+    dropped=st.floats(0, 1),
+    slack=st.integers(0, 40),
+    seed=st.integers(0, 1000),
+)
+def test_merge(shape, density, dropped, slack, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(shape, generator=generator) < density
+    capacity = int(mask.sum(dim=(1, 2)).max()) + slack
+    topology = Topology.from_mask(mask, capacity=capacity)
+    drop = torch.rand(len(topology.column), generator=generator) < dropped
+    kept = topology.keys()[~drop[topology.occupied_slots()]]
+    free = torch.ones(mask.numel(), dtype=torch.bool)
+    free[kept] = False
+    grown = (free & (torch.rand(len(free), generator=generator) < 0.2)).nonzero()[:, 0]
+    room = capacity - torch.bincount(kept // (shape[1] * shape[2]), minlength=shape[0])
+    model = grown // (shape[1] * shape[2])
+    grown = torch.cat([grown[model == k][: int(room[k])] for k in range(shape[0])])
+    row_start, column, old_slot = native.merge(topology.row_start, topology.column, drop, grown, shape[2])
+    new = Topology(shape[2], shape[1], row_start, column)  # checks the order, the slack, everything
+    expected = torch.zeros(mask.numel(), dtype=torch.bool)
+    expected[kept] = expected[grown] = True
+    assert torch.equal(new.to_mask().reshape(-1), expected)
+    place = torch.full((len(column),), -1)
+    place[topology.occupied_slots()] = topology.keys()
+    came = torch.full((len(column),), -1)
+    came[new.occupied_slots()] = torch.where(torch.isin(new.keys(), grown), -1, new.keys())
+    assert torch.equal(torch.where(old_slot < 0, -1, place[old_slot.clamp(min=0)]), came)
+
+
+def test_merge_refuses():
+    topology = Topology.from_mask(torch.tensor([[True, False, True]]))
+    arguments = (topology.row_start, topology.column)
+    with pytest.raises(ValueError, match="clash 2"):
+        native.merge(*arguments, torch.tensor([True, False]), torch.tensor([2]), 3)
+    with pytest.raises(ValueError, match="crowded 3"):
+        native.merge(*arguments, torch.tensor([False, False]), torch.tensor([1]), 3)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.bool])
+@pytest.mark.parametrize("count", [0, 3, 100_000])
+def test_moved(count, dtype):
+    generator = torch.Generator().manual_seed(1)
+    tensor = (torch.randn(count, generator=generator) * 3).to(dtype)
+    old_slot = torch.randint(-count // 2 - 1, max(count, 1), (count,), generator=generator).clamp(min=-1)
+    expected = torch.where(old_slot < 0, torch.zeros_like(tensor), tensor[old_slot.clamp(min=0)])
+    result = native.moved(tensor, old_slot)
+    assert torch.equal(result, expected) and result.data_ptr() != tensor.data_ptr() or count == 0
+    spread = torch.stack([tensor, tensor], dim=1)[:, 0]
+    assert torch.equal(native.moved(spread, old_slot), expected)
+    if count and dtype != torch.bool:
+        with pytest.raises(ValueError, match="old_slot must be below"):
+            native.moved(tensor, old_slot + count)
