@@ -118,6 +118,7 @@ class SmallArrivals {
         b_.each_warp([&](const Warp& w) {
             if (w.number >= warps) return;
             uint64_t start = time_;
+            TOYKERN_NO_UNROLL
             for (int v = 0; v < w.number; ++v) start += x.time[v];
             const uint64_t before = round_ + (uint32_t)w.number ? tag_at(tables_, start) : kNoArrival;
             Lane<uint64_t> time[4];
@@ -163,6 +164,7 @@ class SmallArrivals {
         b_.each_warp([&](const Warp& w) {
             if (w.number >= warps) return;
             uint32_t entry = (uint32_t)count_, column = (uint32_t)columns_;
+            TOYKERN_NO_UNROLL
             for (int v = 0; v < w.number; ++v) {
                 entry += x.kept[v];
                 column += x.opens[v];
@@ -171,6 +173,7 @@ class SmallArrivals {
                 [&](int lane) { write(places[32 * w.number + lane], w.number, lane, entry, column, (uint32_t)base); });
         });
         bool ended = false;
+        TOYKERN_NO_UNROLL
         for (int v = 0; v < warps; ++v) {
             count_ += (int)x.kept[v];
             columns_ += (int)x.opens[v];

@@ -39,6 +39,7 @@ TOYKERN_DEVICE void gather_codes(const Block& b, const SmallRoom& room, const Sm
             Quad h = {};
             if (c < tile.count) {
                 const int end = room.first()[tile.first + c + 1];
+                TOYKERN_NO_UNROLL  // one or two, as a rule
                 for (int e = room.first()[tile.first + c]; e < end; ++e) {
                     const Quad w = load_quad(room.encoder() + (int)(room.place()[e] & 0xFFFFu) * s.row + k);
                     const float x = room.value()[e];
@@ -217,6 +218,7 @@ TOYKERN_DEVICE void add_parts(const Block& b, const SmallRoom& room, const Small
         for (int i = t; i < items; i += s.threads()) {
             const int at = (i >> shift) * s.stride + (i & (s.columns - 1));
             float sum = room.code_gradient()[at];
+            TOYKERN_NO_UNROLL
             for (int part = 1; part < s.code_parts; ++part)
                 sum += room.code_gradient()[part * s.code_rows * s.stride + at];
             if (codes)
@@ -251,6 +253,7 @@ TOYKERN_DEVICE void add_gradient(const Block& b, const SmallRoom& room, const fl
                 TOYKERN_UNROLL
                 for (int f = 0; f < kF; ++f) sum[f][k] = 0.0f;
             }
+            TOYKERN_NO_UNROLL
             for (int c = 4 * copy; c < tile.count; c += 4 * copies) {
                 Quad xs[kF];
                 TOYKERN_UNROLL

@@ -20,7 +20,7 @@ namespace TOYKERN_DEVICE_SPACE {
 
 // Where a model's batches come from. An object of its own, because it is handed to called functions and so lies in memory.
 struct SmallSource {
-    int64_t model;
+    int64_t model, step;
     TablesView tables;
     bool by_columns;  // the batch is a list of columns; dense rows otherwise
     SmallArrivals arrivals;
@@ -33,6 +33,7 @@ struct SmallSource {
 
     TOYKERN_DEVICE SmallSource(const Block& b, const SmallTask& task, const SmallRoom& room, int64_t model)
         : model(model),
+          step(0),
           tables{task.tables + model * task.tables_stride, &task.layout},
           by_columns(task.layout.plain && tables.head().n_frequent == 0 && !(task.data.noise > 0.0f)),
           arrivals(b, room, tables, task.data, task.batch_size, by_columns),
@@ -57,7 +58,7 @@ class SmallModel {
         from_.tile = {0, 0};
         TOYKERN_NO_UNROLL
         while (from_.by_columns ? next_columns() : next_rows()) {
-            const SmallTile tile = from_.tile;
+            const SmallTile& tile = from_.tile;  // in memory: calls leave few registers
             from_.visited += tile.count;
             if (from_.by_columns)
                 lay_out_columns(tile);
@@ -162,6 +163,7 @@ class SmallModel {
         });
         b_.sync();
         double total = 0.0;
+        TOYKERN_NO_UNROLL
         for (int v = 0; v < room_.s.warps; ++v) total += x.loss[v];
         b_.sync();
         return total;
@@ -182,9 +184,10 @@ TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, cons
     load_model(b, room, task, model);
     load_moments(b, room, p, model);
     LossRecord record(p, model);
-    for (int64_t step = p.first_step; step < p.first_step + p.steps; ++step) {
-        const double loss = m.batch((uint32_t)step, Purpose::kTraining);
-        if (!finish_step(b, room, p, task, record, model, step, step_scale, loss, (float)m.empty())) break;
+    for (source.step = p.first_step; source.step < p.first_step + p.steps; ++source.step) {
+        const double loss = m.batch((uint32_t)source.step, Purpose::kTraining);
+        if (!finish_step(b, room, p, task, record, source.model, source.step, step_scale, loss, (float)m.empty()))
+            break;
     }
     record.close(p, model, b.thread == 0);
     store_model(b, room, p, model);
