@@ -260,8 +260,8 @@ class Topology:
 
     def keys(self) -> torch.Tensor:
         """(model · out_features + row) · in_features + column of every connection, ascending, int64."""
-        model, row, column = self.places()
-        return (model * self.out_features + row) * self.in_features + column
+        rows = torch.arange(self.n_models * self.out_features, device=self.device) * self.in_features
+        return rows.repeat_interleave(self.fan_in.reshape(-1)) + self.column[self.occupied_slots()]
 
     def to_mask(self) -> torch.Tensor:
         """bool `[n_models, out_features, in_features]`, true where there is a connection."""
