@@ -138,6 +138,15 @@ def test_merge(shape, density, dropped, slack, seed):
     assert torch.equal(torch.where(old_slot < 0, -1, place[old_slot.clamp(min=0)]), came)
 
 
+@pytest.mark.sanitize
+def test_keys():
+    mask = torch.rand(3, 7, 11, generator=torch.Generator().manual_seed(0)) < 0.3
+    mask[1] = False
+    topology = Topology.from_mask(mask, capacity=40)
+    expected = mask.reshape(-1).nonzero()[:, 0]
+    assert torch.equal(native.keys(topology.row_start, topology.column, 11), expected)
+
+
 def test_merge_refuses():
     topology = Topology.from_mask(torch.tensor([[True, False, True]]))
     arguments = (topology.row_start, topology.column)

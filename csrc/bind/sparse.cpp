@@ -100,6 +100,12 @@ void bind_topology_updates(py::module_& m) {
         py::arg("n_models"), py::arg("out_features"), py::arg("in_features"), py::arg("capacity"), py::arg("row_start"),
         py::arg("column"), py::arg("drop"), py::arg("grown"), py::arg("n_grown"), py::arg("new_row_start"),
         py::arg("new_column"), py::arg("old_slot"), py::arg("threads"));
+    m.def("sparse_keys", [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity,
+                            uintptr_t row_start, uintptr_t column, uintptr_t keys) {
+        py::gil_scoped_release release;
+        sparse_keys(n_models, out_features, in_features, capacity, pointer<const int64_t>(row_start),
+                    pointer<const int32_t>(column), pointer<int64_t>(keys));
+    });
     m.def(
         "sparse_move", [](uintptr_t to, uintptr_t from, uintptr_t old_slot, int64_t count, int64_t bytes, int threads) {
             const MoveParams p = {

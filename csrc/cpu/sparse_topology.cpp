@@ -248,6 +248,14 @@ void sparse_merge(const MergeParams& p) {
     if (crowded >= 0) throw std::invalid_argument("crowded " + std::to_string(crowded));
 }
 
+void sparse_keys(int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity,
+                 const int64_t* row_start, const int32_t* column, int64_t* keys) {
+    int64_t row_key = 0;
+    for (int64_t k = 0; k < n_models; ++k, ++row_start, column += capacity)
+        for (int64_t r = 0; r < out_features; ++r, ++row_start, row_key += in_features)
+            for (int64_t i = row_start[0]; i < row_start[1]; ++i) *keys++ = row_key + column[i];
+}
+
 void sparse_move(const MoveParams& p) {
     const int64_t pieces = p.count < kSerialEntries ? 1 : 4 * std::max(1, p.threads);
     const auto move = [&](auto* to, const auto* from) {

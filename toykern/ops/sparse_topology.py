@@ -138,6 +138,29 @@ def merge(
     return new_row_start, new_column, old_slot
 
 
+def keys(row_start: torch.Tensor, column: torch.Tensor, in_features: int) -> torch.Tensor:
+    """(model · out_features + row) · in_features + column of every connection, in the order of the slots.
+
+    int64 `[connections]`. The arrays are a `Topology`'s, and checked.
+
+    >>> keys(torch.tensor([[0, 1, 2]]), torch.tensor([2, 0], dtype=torch.int32), 3)
+    tensor([2, 3])
+    """
+    row_start, column = row_start.contiguous(), column.contiguous()
+    n_models = row_start.shape[0]
+    made = torch.empty(int(row_start[:, -1].sum()), dtype=torch.int64)
+    _native.sparse_keys(
+        n_models,
+        row_start.shape[1] - 1,
+        in_features,
+        len(column) // n_models,
+        row_start.data_ptr(),
+        column.data_ptr(),
+        made.data_ptr(),
+    )
+    return made
+
+
 def moved(tensor: torch.Tensor, old_slot: torch.Tensor) -> torch.Tensor:
     """A new tensor with tensor[old_slot[i]] at i, 0 where that is negative.
 

@@ -251,12 +251,19 @@ class AttachedTopology:
 def _without_returning(topology: Topology, change: Change) -> tuple[torch.Tensor, torch.Tensor]:
     """The change without the connections that would go and come back: they stay as they are."""
     drop = change.drop & topology.occupied()
-    slot = drop.nonzero()[:, 0]
+    occupied = topology.occupied_slots()
+    going = drop[occupied]
+    slot, key = occupied[going], topology.keys()[going]
     if len(slot) == 0 or len(change.grow) == 0:
         return drop, change.grow
-    positions = topology.in_features * topology.out_features
-    model = slot // topology.capacity
-    key = model * positions + topology.row[slot] * topology.in_features + topology.column[slot]
+    positions = topology.n_models * topology.in_features * topology.out_features
+    if positions <= 64 * len(topology.column):  # a mark for every place is cheaper than a search for each
+        grows = torch.zeros(positions, dtype=torch.bool, device=key.device)
+        grows[change.grow] = True
+        back = grows[key]
+        grows[key[back]] = False
+        drop[slot[back]] = False
+        return drop, change.grow[grows[change.grow]]
     at = torch.searchsorted(change.grow, key).clamp(max=len(change.grow) - 1)
     back = change.grow[at] == key
     fresh = torch.ones_like(change.grow, dtype=torch.bool)

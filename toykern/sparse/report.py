@@ -89,7 +89,7 @@ def report_of(layer: AttachedLayer, dropped: torch.Tensor, grown: torch.Tensor) 
     topology = layer.topology
     explored = None
     if layer.explored is not None:
-        explored = layer.explored.reshape(topology.n_models, -1).double().mean(dim=1).cpu()
+        explored = _share_of_true(layer.explored.reshape(topology.n_models, -1))
     return LayerReport(
         dropped=dropped.cpu(),
         grown=grown.cpu(),
@@ -133,3 +133,8 @@ def plot_history(history: Sequence[Update], quantity: str, ax: Axes | None) -> A
     if len(names) > 1:
         ax.legend(frameon=False)
     return ax
+
+
+def _share_of_true(marks: torch.Tensor) -> torch.Tensor:
+    """The share of true entries of each row, float64 on the CPU; no copy of the marks in another type."""
+    return (torch.count_nonzero(marks, dim=1).double() / marks.shape[1]).cpu()

@@ -260,6 +260,8 @@ class Topology:
 
     def keys(self) -> torch.Tensor:
         """(model · out_features + row) · in_features + column of every connection, ascending, int64."""
+        if native.on_cpu(self.column, self.row_start):
+            return native.keys(self.row_start, self.column, self.in_features)
         rows = torch.arange(self.n_models * self.out_features, device=self.device) * self.in_features
         return rows.repeat_interleave(self.fan_in.reshape(-1)) + self.column[self.occupied_slots()]
 

@@ -43,6 +43,10 @@ struct MergeParams {
 };
 void sparse_merge(const MergeParams& params);
 
+// Keys of all connections in the order of the slots; row_start [K, out + 1] and column [K · capacity] are trusted.
+void sparse_keys(int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity,
+                 const int64_t* row_start, const int32_t* column, int64_t* keys);
+
 // to[i] = from[old_slot[i]], 0 where that is negative; elements of 2, 4 or 8 bytes. The slots are trusted.
 struct MoveParams {
     void* to;
