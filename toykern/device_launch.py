@@ -96,7 +96,7 @@ class DeviceLaunch:
         self._launch.stream = stream.cuda_stream
         with self._explained(needed):
             yield
-        stream.synchronize()
+            _native.cuda_synchronize(self.device.index, stream.cuda_stream, f"{self._action} on the GPU")
 
     @contextmanager
     def _explained(self, needed: int) -> Iterator[None]:

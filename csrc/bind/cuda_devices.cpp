@@ -34,6 +34,7 @@ void bind_cuda_devices(py::module_& m) {
             return d;
         },
         "What this build and this machine have of CUDA; versions as 1000 · major + 10 · minor, 0 for none.");
+    m.def("cuda_synchronize", &cuda_synchronize, py::call_guard<py::gil_scoped_release>());
     m.def(
         "cuda_device",
         [](int device) {

@@ -130,6 +130,11 @@ CudaDevice cuda_device(int device) {
     return d;
 }
 
+void cuda_synchronize(int device, void* stream, const std::string& doing) {
+    const DeviceGuard guard(device);
+    synchronize(static_cast<cudaStream_t>(stream), doing);
+}
+
 int cuda_probe(int device, int threads, int64_t shared_bytes) {
     if (shared_bytes < (int64_t)threads * (int64_t)sizeof(int))
         throw CudaError("the kernel probe needs 4 bytes of shared memory for each thread");

@@ -31,6 +31,9 @@ struct CudaNotBuilt : CudaError {
 
 // ---- devices (cuda/device.cu) ----
 
+// Waits for all work of a stream of the device (a cudaStream_t); `doing` names what has been put there.
+void cuda_synchronize(int device, void* stream, const std::string& doing);
+
 // What this build and this machine have to offer. Versions are CUDA's numbers, 1000 · major + 10 · minor.
 struct CudaStatus {
     bool built;           // are there CUDA kernels in this build
