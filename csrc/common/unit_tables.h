@@ -96,6 +96,11 @@ struct TablesView {
     }
 };
 
+// Whether a model's batches are drawn as dense rows: groups, noise, rare and frequent features together.
+TOYKERN_SHARED bool drawn_as_rows(const TablesLayout& layout, float noise, const UnitTables& head) {
+    return !layout.plain || noise > 0.0f || (head.rare.n_units && head.n_frequent);
+}
+
 // Which of the rare units lies at a place of its sample.
 TOYKERN_SHARED uint32_t rare_unit_at(const TablesView& t, uint64_t phi) {
     const UnitTables& h = t.head();

@@ -1,6 +1,6 @@
 // The one place where a training loop is picked on a device: by the shape alone, since it decides the order of the sums.
 //
-//   tiny    half a warp to a model, everything in registers             train_tiny.cuh
+//   tiny    half a warp to a model, everything in registers             train_tiny.cuh, which leaves some distributions to small
 //   small   a block to a model, everything in shared memory            train_small.cuh
 //   large   kernels over all blocks, weights in device memory          train_large.cuh
 #pragma once
@@ -39,7 +39,6 @@ inline DeviceRegime device_regime(const Network& net, int64_t batch_size) {
 
 // Each regime's entry points, on a device (train_<regime>.cu) and on the host (host_<regime>.cpp, lanes in lock step).
 namespace cuda {
-size_t tiny_workspace(const Network&, const Launch&, int64_t n_models, int64_t batch_size, float noise);
 void train_tiny(const TrainParams&, const Launch&);
 void evaluate_tiny(const EvaluateParams&, const Launch&);
 void train_small(const TrainParams&, const Launch&);

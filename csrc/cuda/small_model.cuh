@@ -26,6 +26,7 @@ struct SmallTask {
     const float* importance;
     int64_t importance_stride;
     float *encoder, *decoder, *bias;
+    bool rows_only;      // leave models alone whose batches are not drawn as rows
     double mean_factor;  // the loss is the sum over samples and features times this; the gradient twice that
 };
 
@@ -45,6 +46,7 @@ SmallTask small_task(const Params& p, const Launch& launch) {
             const_cast<float*>(p.encoder),
             const_cast<float*>(p.decoder),
             const_cast<float*>(p.bias),
+            launch.rows_only,
             1.0 / ((double)p.batch_size * (p.network.loss_sum ? 1.0 : (double)p.network.n_features))};
 }
 

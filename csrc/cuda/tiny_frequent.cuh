@@ -5,7 +5,7 @@
 //            first active one in the upper. Magnitudes in the order of their ranks go through a ring of 256, refilled 64 at a time.
 // Owner      the half warp
 // Order      samples in order, sixteen at a time
-// Limits     single features only, up to eight, no rare unit among them: everything else is drawn as rows (tiny_rows.cuh)
+// Limits     single features only, up to eight, no rare unit among them
 // Roof       a pass for sixteen samples of each of two models, with some nine operations a feature to find its value; p N / 8 Philox blocks a
 //            lane for the magnitudes of 32 samples, about three for each gate word: docs/gpu_trainer.md counts them
 #pragma once

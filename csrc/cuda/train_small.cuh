@@ -35,7 +35,7 @@ struct SmallSource {
         : model(model),
           step(0),
           tables{task.tables + model * task.tables_stride, &task.layout},
-          by_columns(task.layout.plain && tables.head().n_frequent == 0 && !(task.data.noise > 0.0f)),
+          by_columns(!drawn_as_rows(task.layout, task.data.noise, tables.head()) && tables.head().n_frequent == 0),
           arrivals(b, room, tables, task.data, task.batch_size, by_columns),
           rows(b, room, tables, task.data) {}
 };
@@ -175,10 +175,16 @@ class SmallModel {
     SmallSource& from_;
 };
 
+// Whether a model is the tiny regime's.
+TOYKERN_DEVICE bool left_alone(const SmallTask& task, int64_t model) {
+    const TablesView tables = {task.tables + model * task.tables_stride, &task.layout};
+    return task.rows_only && !drawn_as_rows(task.layout, task.data.noise, tables.head());
+}
+
 template <int kM>
 TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, const SmallTask& task,
                                       const double* step_scale, const SmallRoom& room, int64_t model) {
-    if (p.diverged_at[model] >= 0) return;
+    if (p.diverged_at[model] >= 0 || left_alone(task, model)) return;
     SmallSource source(b, task, room, model);
     SmallModel<kM, true> m(b, task, room, source);
     load_model(b, room, task, model);
@@ -196,6 +202,7 @@ TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, cons
 
 TOYKERN_DEVICE void evaluate_small_model(const Block& b, const EvaluateParams& p, const SmallTask& task,
                                          const SmallRoom& room, int64_t model) {
+    if (left_alone(task, model)) return;
     SmallSource source(b, task, room, model);
     SmallModel<0, false> m(b, task, room, source);
     load_model(b, room, task, model);

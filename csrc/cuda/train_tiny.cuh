@@ -1,6 +1,6 @@
 // The resident run of tiny models: half a warp to a model, weights, gradients and moments in registers.
 //
-//   tied networks (n_features, n_hidden) = (2,1), (3,1), (3,2), (4,2), (5,2), (6,2); any options, any distribution
+//   tied networks (n_features, n_hidden) = (2,1), (3,1), (3,2), (4,2), (5,2), (6,2); any options
 //
 // Layout     every lane holds the weights and its own sums of the gradients; lane l holds the moments of parameters l and l + 16. Parameters
 //            are numbered as [N][M] weights, then N biases. Shared memory of a warp: TinyRoom.
@@ -8,14 +8,14 @@
 // Zeros      rare units: only samples that are not empty become columns; all empty samples share one closed-form term
 // Order      a lane sums its samples in order; the lanes' sums are added from lane 0 to lane 15. What falls to which lane depends on the
 //            model's own data alone, so neighbours, launches and devices of one compute capability change no bit
-// Limits     batches up to kTinyBatch (a lane's float sums run over at most 4,096 samples); train_small.cuh takes the rest
+// Limits     batches up to kTinyBatch (a lane's float sums run over at most 4,096 samples); models of single features, all rare or all frequent,
+//            without noise. train_small.cuh takes the rest, models of the same launch too
 // Roof       instruction issue; docs/gpu_trainer.md counts a step
 #pragma once
 #include "common/optimizer_step.h"
 #include "common/records.h"
 #include "cuda/tiny_frequent.cuh"
 #include "cuda/tiny_pass.cuh"
-#include "cuda/tiny_rows.cuh"
 #include "cuda/tiny_sparse.cuh"
 #include "toykern/cuda.h"
 
@@ -43,11 +43,44 @@ struct TinyRoom {
     TinyProcess process[2];  // its features are those of the units that are drawn
 };
 
-// How a model's batches are drawn.
-enum class TinyDraw { kNone, kSparse, kFrequent, kRows };
+// What training and evaluation have in common.
+struct TinyTask {
+    Network network;
+    Distribution data;
+    TablesLayout layout;
+    const char* tables;
+    int64_t tables_stride;
+    int64_t n_models, batch_size;
+    const int64_t* seed;
+    const float* importance;
+    int64_t importance_stride;
+    const int64_t* order;  // [K] or null
+    PassOptions options;
+    double mean_factor;  // a batch's loss is its sum of errors times this
+};
+
+template <class Params>
+TinyTask tiny_task(const Params& p, const Launch& l, const int64_t* order) {
+    return {p.network,
+            p.data,
+            l.layout,
+            l.tables,
+            l.tables_stride,
+            p.n_models,
+            p.batch_size,
+            p.seed,
+            p.importance,
+            p.importance_stride,
+            order,
+            pass_options(p.network),
+            1.0 / ((double)p.batch_size * (p.network.loss_sum ? 1.0 : (double)p.network.n_features))};
+}
+
+// How a model's batches are drawn. Those of other distributions are left alone: the small regime trains them.
+enum class TinyDraw { kNone, kSparse, kFrequent };
 
 TOYKERN_DEVICE TinyDraw tiny_draw(const TinyTask& task, const UnitTables& head) {
-    if (!task.layout.plain || task.data.noise > 0.0f || (head.rare.n_units && head.n_frequent)) return TinyDraw::kRows;
+    if (drawn_as_rows(task.layout, task.data.noise, head)) return TinyDraw::kNone;
     return head.n_frequent ? TinyDraw::kFrequent : TinyDraw::kSparse;
 }
 
@@ -57,14 +90,14 @@ struct Totals {
     float value[TinyShape<N, M>::kOwned];
 };
 
-// Two models in a warp. kAny: some model's batches are drawn as rows.
-template <int N, int M, bool kAny>
+// Two models in a warp.
+template <int N, int M>
 class TinyPair {
     using Shape = TinyShape<N, M>;
 
   public:
-    TOYKERN_DEVICE TinyPair(const Warp& w, const TinyTask& task, TinyRoom<N, M>& room, float* rows, uint32_t pair)
-        : w_(w), task_(task), room_(room), rows_(rows) {
+    TOYKERN_DEVICE TinyPair(const Warp& w, const TinyTask& task, TinyRoom<N, M>& room, uint32_t pair)
+        : w_(w), task_(task), room_(room) {
         w.each([&](int lane) {
             const int64_t i = 2 * (int64_t)pair + lane / kHalf;
             alive_[lane] = i < task_.n_models;
@@ -72,6 +105,7 @@ class TinyPair {
             tables_[lane] = TablesView{task_.tables + model(lane) * task_.tables_stride, &task_.layout};
             const UnitTables& head = tables_[lane].head();
             draw_[lane] = alive_[lane] ? tiny_draw(task_, head) : TinyDraw::kNone;
+            alive_[lane] = draw_[lane] != TinyDraw::kNone;
             if (lane % kHalf == 0) {
                 TinyProcess& process = room_.process[lane / kHalf];
                 process = TinyProcess::of(tables_[lane]);
@@ -116,13 +150,12 @@ class TinyPair {
     TOYKERN_DEVICE void batch(uint32_t step, Purpose purpose) {
         Lane<TinySums<N, M>> sums;
         Lane<StepKey> key;
-        Lane<bool> sparse, frequent, rows;
+        Lane<bool> sparse, frequent;
         w_.each([&](int lane) {
             sums[lane] = {};
             key[lane] = {philox_key(task_.seed[model_[lane]]), step, (uint32_t)purpose};
             sparse[lane] = draw_[lane] == TinyDraw::kSparse;
             frequent[lane] = draw_[lane] == TinyDraw::kFrequent;
-            rows[lane] = draw_[lane] == TinyDraw::kRows;
         });
         w_.sync();
         const auto pass = [&](int lane, bool valid, const float (&x)[N]) {
@@ -147,9 +180,6 @@ class TinyPair {
             tiny_frequent_batch<N>(w_, room_.frequent, tables_, features, key, task_.data.magnitude, batch_size,
                                    frequent, pass);
         }
-        const uint32_t by_rows = w_.ballot(rows);
-        for (int half = 0; kAny && half < 2; ++half)
-            if (by_rows >> (kHalf * half) & 1u) draw_rows<kGradient>(half, step, purpose, sums);
         w_.sync();
         w_.each([&](int lane) {
             float* row = room_.sums[lane];
@@ -173,20 +203,9 @@ class TinyPair {
     }
 
   private:
-    template <bool kGradient>
-    TOYKERN_DEVICE void draw_rows(int half, uint32_t step, Purpose purpose, Lane<TinySums<N, M>>& sums) {
-        const Lane<uint32_t> model = w_.broadcast(model_, kHalf * half);
-        tiny_rows_draw(w_, task_, model[w_.lane], step, purpose, rows_);
-        tiny_rows_batch<N>(w_, rows_, task_.batch_size, task_.data.noise > 0.0f, half,
-                           [&](int lane, bool valid, const float (&x)[N], const float (&clean)[N]) {
-                               tiny_pass<kGradient>(weights_[lane], task_.options, x, clean, valid, sums[lane]);
-                           });
-    }
-
     const Warp& w_;
     const TinyTask& task_;
     TinyRoom<N, M>& room_;
-    float* rows_;           // [2][batch][N] of this warp in device memory (kAny)
     Lane<uint32_t> model_;  // of 64 bits there is no need: so many models fit no memory
     Lane<bool> alive_;
     Lane<TinyDraw> draw_;
@@ -194,11 +213,11 @@ class TinyPair {
     Lane<TinyWeights<N, M>> weights_;
 };
 
-template <int N, int M, bool kAny>
+template <int N, int M>
 TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const TinyTask& task, const double* step_scale,
-                                    TinyRoom<N, M>& room, float* rows, uint32_t number) {
+                                    TinyRoom<N, M>& room, uint32_t number) {
     using Shape = TinyShape<N, M>;
-    TinyPair<N, M, kAny> pair(w, task, room, rows, number);
+    TinyPair<N, M> pair(w, task, room, number);
     struct Owned {
         float s1[Shape::kOwned], s2[Shape::kOwned];
     };
@@ -276,11 +295,11 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
     });
 }
 
-template <int N, int M, bool kAny>
+template <int N, int M>
 TOYKERN_DEVICE void evaluate_tiny_pair(const Warp& w, const EvaluateParams& p, const TinyTask& task,
-                                       TinyRoom<N, M>& room, float* rows, uint32_t number) {
+                                       TinyRoom<N, M>& room, uint32_t number) {
     using Shape = TinyShape<N, M>;
-    TinyPair<N, M, kAny> pair(w, task, room, rows, number);
+    TinyPair<N, M> pair(w, task, room, number);
     Lane<double> sum;
     w.each([&](int lane) {
         sum[lane] = 0.0;
