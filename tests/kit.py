@@ -91,6 +91,23 @@ def reference_of(case: FitCase, steps: int | None = None, seed: int | None = Non
     )
 
 
+def plain_pytorch_loss(case: FitCase, model: Any, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """Float32 `[models]` by PyTorch's own products: `model.loss` runs kernels of ours."""
+    parameters = dict(model.named_parameters())
+    encoder = parameters["weight" if case.tied else "encoder"]
+    decoder = encoder.transpose(1, 2) if case.tied else parameters["decoder"]
+    h = torch.einsum("kbn,kmn->kbm", x, encoder)
+    h = h.relu() if model.hidden_activation == "relu" else h
+    y = torch.einsum("kbm,knm->kbn", h, decoder)
+    y = y + parameters["bias"][:, None] if "bias" in parameters else y
+    y = y.relu() if model.output_activation == "relu" else y
+    target = clean.abs() if case.loss.get("target") == "abs" else clean
+    importance = torch.as_tensor(case.loss.get("importance", 1.0), dtype=torch.float32)
+    importance = importance.expand(case.n_models, case.n_features)[:, None]
+    summed = (importance * (target - y).square()).sum(2).mean(1)
+    return summed if case.loss.get("loss_reduction") == "sum" else summed / case.n_features
+
+
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Largest difference over the largest expected value, of each model; 0 where all agree."""
     difference = (actual.detach().double() - expected).flatten(1).abs().amax(1)

@@ -16,6 +16,7 @@ from kit import (
     data_of,
     fit_case,
     model_of,
+    plain_pytorch_loss,
     reference_of,
     relative_error,
     tensors_of,
@@ -66,23 +67,6 @@ def fit_small(case: FitCase, *, descending: bool = False, **options):
 def _error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     difference = (actual.detach().double() - expected).reshape(len(expected), -1).norm(dim=1)
     return torch.where(difference > 0, difference / expected.reshape(len(expected), -1).norm(dim=1), 0.0)
-
-
-def plain_pytorch_loss(case: FitCase, model, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """Float32 `[models]` by PyTorch's own products: `model.loss` runs kernels of ours."""
-    parameters = dict(model.named_parameters())
-    encoder = parameters["weight" if case.tied else "encoder"]
-    decoder = encoder.transpose(1, 2) if case.tied else parameters["decoder"]
-    h = torch.einsum("kbn,kmn->kbm", x, encoder)
-    h = h.relu() if model.hidden_activation == "relu" else h
-    y = torch.einsum("kbm,knm->kbn", h, decoder)
-    y = y + parameters["bias"][:, None] if "bias" in parameters else y
-    y = y.relu() if model.output_activation == "relu" else y
-    target = clean.abs() if case.loss.get("target") == "abs" else clean
-    importance = torch.as_tensor(case.loss.get("importance", 1.0), dtype=torch.float32)
-    importance = importance.expand(case.n_models, case.n_features)[:, None]
-    summed = (importance * (target - y).square()).sum(2).mean(1)
-    return summed if case.loss.get("loss_reduction") == "sum" else summed / case.n_features
 
 
 def test_the_cases_reach_every_block_size():

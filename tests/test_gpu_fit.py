@@ -7,7 +7,7 @@ import torch
 from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
 from device_kit import device_regime
 from gpu_kit import DEVICE, LARGE, SMALL, TINY, VARIED, fit_on_gpu, ids
-from kit import batches_of, data_of, model_of, reference_of, worst_errors
+from kit import batches_of, data_of, model_of, plain_pytorch_loss, reference_of, worst_errors
 
 import toykern as tk
 from toykern import reference
@@ -45,10 +45,7 @@ def test_one_evaluation_is_as_exact_as_pytorch(case: FitCase):
     loss, gradients = reference.loss_and_gradients(
         reference.parameters_of(model), x, reference.network_of(model), clean=clean, **case.loss
     )
-    options = dict(case.loss)
-    if options.pop("target", "identity") == "abs":
-        clean = clean.abs()
-    torch_loss = model.loss(x, target=clean, **options)
+    torch_loss = plain_pytorch_loss(case, model, x, clean)
     torch_loss.sum().backward()
     allowed = {name: 2 * _error(model.get_parameter(name).grad, g) + FLOOR for name, g in gradients.items()}
     run = fit_on_gpu(case, steps=1, optimizer=SGD(lr=1.0, momentum=0.9), schedule="constant")
