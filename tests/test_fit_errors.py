@@ -89,7 +89,7 @@ BAD = [
     ("data", tk.SparseFeatures(5, torch.full((4, 1), 0.1)), ValueError, "4 models, the model stacks 3"),
     ("data", None, TypeError, "fit needs model, data and steps"),
     ("model", None, TypeError, "fit needs model, data and steps"),
-    ("model", torch.nn.Linear(5, 2), TypeError, "TiedAutoencoder or an Autoencoder"),
+    ("model", torch.nn.Linear(5, 2), TypeError, "an Autoencoder or a SparseTiedAutoencoder"),
 ]
 
 

@@ -9,14 +9,14 @@ import torch
 from toykern.broadcast import broadcast_importance, broadcast_seed
 from toykern.data.features import SparseFeatures
 from toykern.errors import check_choice, check_positive_int
-from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, StackedModel
-from toykern.resident import check_data, check_model, evaluate_models
+from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS
+from toykern.resident import AnyModel, check_data, check_model, evaluate_models
 
 _BATCH = 4096
 
 
 def evaluate(
-    model: StackedModel,
+    model: AnyModel,
     data: SparseFeatures,
     samples: int = 65_536,
     seed: Any = None,
@@ -29,7 +29,7 @@ def evaluate(
     Choosing the best of many seeds by the last training batches would choose by their noise.
 
     Args:
-        model: a `TiedAutoencoder` or `Autoencoder`.
+        model: a `TiedAutoencoder`, an `Autoencoder` or a `SparseTiedAutoencoder`.
         data: the distribution.
         samples: how many; rounded up to whole batches of 4,096 where it is larger than one.
         seed: int, or `[models]`; None means 0 … models−1. One seed for all compares models on the same

@@ -21,12 +21,16 @@ from toykern.data.features import MAX_STEP, SparseFeatures
 from toykern.devices import arch_of
 from toykern.errors import check_choice, check_int, check_positive_int, describe
 from toykern.grid import Grid
-from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, StackedModel
+from toykern.nn import SparseTiedAutoencoder
+from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS
 from toykern.optim import AdamW, Optimizer, optimizer_from_config
 from toykern.progress import BarMaker, bar_for
-from toykern.resident import Resident, check_data, check_model
+from toykern.resident import AnyModel, Resident, check_data, check_model
+from toykern.resident_topology import ResidentTopology, check_recipe
 from toykern.run import Run
 from toykern.schedule import Schedule, multipliers, schedule_config, schedule_from_config
+from toykern.sparse.config import recipe_config
+from toykern.sparse.recipe import Recipe
 
 METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "features_per_dimension": metrics.features_per_dimension,
@@ -35,12 +39,15 @@ METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 """What `record` may name beside the loss: functions of the weights `[models, n_hidden, n_features]`."""
 
+TOPOLOGY_METRICS = ("density", "explored")
+"""What `record` may name where models are sparse: the fraction of connections that exist, or ever did."""
+
 _STRETCH_SECONDS = 0.4  # of work in one native call: how often progress shows and Ctrl-C is heard
 _STRETCH_STEPS = 8  # fewer would spend their time on moving models in and out of the cache
 
 
 def fit(
-    model: StackedModel | None = None,
+    model: AnyModel | None = None,
     data: SparseFeatures | None = None,
     steps: int | None = None,
     batch_size: int = 1024,
@@ -57,6 +64,7 @@ def fit(
     stop_at: int | None = None,
     grid: Grid | None = None,
     progress: bool | None | BarMaker = None,
+    topology: Recipe | None = None,
 ) -> Run:
     """Train every model of a stack, in place, each on its own stream of fresh batches.
 
@@ -66,7 +74,8 @@ def fit(
 
     Args:
         model: a `TiedAutoencoder` or `Autoencoder` with float32 parameters, all on the CPU or all on one CUDA
-            device, which is where it is trained. Everything else that the run keeps lies on the CPU.
+            device, which is where it is trained. Everything else that the run keeps lies on the CPU. Or a
+            `SparseTiedAutoencoder`, float32 and on the CPU: its missing connections stay exactly 0.
         data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of
             them.
         steps: updates of each model, at most 2³² − 1. Training starts at step 0 with a fresh optimiser state.
@@ -83,7 +92,9 @@ def fit(
         record_every: steps to a record, e; max(1, steps // 100) by default. Record r is the mean of the batch
             losses of steps r·e … (r+1)·e − 1, each taken before its update.
         record: "loss", and any of "features_per_dimension", "feature_dimensionality", "superposition"
-            (measured after the last update of each record; of the encoder where the model is untied).
+            (measured after the last update of each record; of the encoder where the model is untied). Of
+            sparse models "density" too, and with `topology` "explored", the fraction of positions that ever
+            had a connection.
         snapshots: steps t at which to keep all parameters, after t updates (0 … steps); `log_spaced_steps`
             helps.
         resume: a `Run` that was cut short (by `stop_at`, Ctrl-C, or loaded from a store): go on where it
@@ -93,6 +104,10 @@ def fit(
         grid: the `Grid` that the models come from; the results are then labelled by it.
         progress: True, False, or None: a bar if standard error is a terminal. (Or what makes one:
             `toykern.progress.BarMaker`.)
+        topology: how the connections of a `SparseTiedAutoencoder` change: `SET()`, `RigL(end=…)`, `SRigL`,
+            `SNFS`, `GSE`, `GradualMagnitude`, any `PruneAndGrow`, or `Static()`; None also leaves them as
+            they are. Step t of the recipe is after t updates of the weights. Its seed None means `seed`. What
+            it did is in `run.topology`. `LotteryTicket` is for loops of one's own.
 
     Returns:
         A `Run`. After Ctrl-C, what has been trained so far (`run.interrupted`); a second Ctrl-C raises.
@@ -114,7 +129,7 @@ def fit(
     if resume is not None:
         given = {
             "model": model, "data": data, "steps": steps, "optimizer": optimizer, "seed": seed,
-            "record_every": record_every, "grid": grid,
+            "record_every": record_every, "grid": grid, "topology": topology,
         }  # fmt: skip
         defaults = {
             "batch_size": (batch_size, 1024), "target": (target, "identity"),
@@ -126,7 +141,7 @@ def fit(
     else:
         run = _new_run(
             model, data, steps, batch_size, AdamW() if optimizer is None else optimizer, importance, seed,
-            target, schedule, loss_reduction, record_every, record, snapshots, grid,
+            target, schedule, loss_reduction, record_every, record, snapshots, grid, topology,
         )  # fmt: skip
     total = int(run.config["steps"])
     stop = total if stop_at is None else check_int("stop_at", stop_at, minimum=run.step, maximum=total)
@@ -147,7 +162,7 @@ def log_spaced_steps(steps: int, count: int = 20) -> list[int]:
 def _new_run(
     model: Any, data: Any, steps: Any, batch_size: Any, optimizer: Any, importance: Any, seed: Any,
     target: Any, schedule: Any, loss_reduction: Any, record_every: Any, record: Any, snapshots: Any,
-    grid: Any,
+    grid: Any, topology: Any,
 ) -> Run:  # fmt: skip
     """Check everything, then lay out a run at step 0."""
     if model is None or data is None or steps is None:
@@ -163,13 +178,15 @@ def _new_run(
     multipliers(schedule, steps, 0, 1)
     every = max(1, steps // 100) if record_every is None else check_int("record_every", record_every, 1)
     names = _check_record(record)
+    attached = None if topology is None else _attach(topology, model, seed)
+    _check_topology_metrics(names, model, attached)
     kept = _check_snapshots(snapshots, steps)
     if grid is not None and (not isinstance(grid, Grid) or grid.n_models != model.n_models):
         raise ValueError(f"grid must be a Grid of {model.n_models} models, not {describe(grid)}")
 
     n_models, n_records = model.n_models, -(-steps // every)
     lr, weight_decay = optimizer.per_model(n_models)
-    parameters = dict(model.named_parameters())
+    parameters = model.stacked_parameters()
     arrays = {
         "seed": broadcast_seed("seed", seed, n_models),
         "importance": broadcast_importance(importance, n_models, model.n_features).clone(),
@@ -179,11 +196,16 @@ def _new_run(
         "init_seed": model.seed.clone(),
     }
     arrays |= {f"init/{name}": _copy_on_cpu(p) for name, p in parameters.items()}
+    if isinstance(model, SparseTiedAutoencoder):
+        arrays["init/connections"] = model.topology.to_mask()
     config = {
         "model": model.config(), "data": data.config(), "steps": steps, "batch_size": batch_size,
         "optimizer": optimizer.config(), "schedule": schedule_config(schedule), "target": target,
         "loss_reduction": loss_reduction, "record_every": every, "record": list(names), "snapshots": kept,
     }  # fmt: skip
+    if attached is not None:
+        arrays["topology_seed"] = attached.seeds
+        config["topology"] = _described(attached.recipe)
     run = Run(
         model=model,
         data=data,
@@ -201,6 +223,7 @@ def _new_run(
         provenance=_provenance(next(model.parameters()).device),
         grid=grid,
         schedule=schedule,
+        topology=attached,
     )
     return run
 
@@ -217,11 +240,15 @@ def _train(run: Run, stop: int, progress: bool | None | BarMaker) -> Run:
         arrays=run.arrays, state=run.optimizer_state, loss=run.loss, loss_carry=run.carry["loss"],
         diverged_at=run.diverged_at,
     )  # fmt: skip
+    topology = run.topology
     others = [name for name in config["record"] if name != "loss"]
     wanted = sorted(int(t) for t in config["snapshots"])
     bar = bar_for(progress, steps, run.step, run.n_models)
     length = max(1, 4096 // run.n_models)
     run.interrupted = False
+    if topology is not None:
+        assert resident.layer is not None
+        topology.begin(resident.layer, run.step)
     if run.step == 0 and 0 in wanted and 0 not in run.snapshots:
         run.snapshots[0] = resident.snapshot()
     try:
@@ -230,13 +257,15 @@ def _train(run: Run, stop: int, progress: bool | None | BarMaker) -> Run:
                 ends = [run.step + length, stop]
                 ends += [min((run.step // every + 1) * every, steps)] if others else []
                 ends += [t for t in wanted if t > run.step][:1]
-                end = min(ends)
+                end = min(ends) if topology is None else topology.next_stop(run.step, min(ends))
                 factors = multipliers(schedule, steps, run.step, end)
                 began = time.perf_counter()
-                resident.advance(run.step, factors)
+                resident.advance(run.step, factors, topology is not None and topology.needs_gradient(end))
                 seconds = time.perf_counter() - began
                 done, run.step = end - run.step, end
-                run.seconds += seconds
+                if topology is not None:
+                    topology.advance(end, resident.diverged_at >= 0)
+                run.seconds += time.perf_counter() - began
                 if others and (end % every == 0 or end == steps):
                     _record(run, resident, others, (end - 1) // every)
                 if end in wanted:
@@ -245,6 +274,8 @@ def _train(run: Run, stop: int, progress: bool | None | BarMaker) -> Run:
                 length = _next_length(length, done, seconds)
     finally:
         resident.write_back()
+        if topology is not None:
+            topology.end()
         bar.close()
     if run.complete:
         _mark_what_the_last_update_broke(run)
@@ -255,8 +286,8 @@ def _train(run: Run, stop: int, progress: bool | None | BarMaker) -> Run:
 def _mark_what_the_last_update_broke(run: Run) -> None:
     """Kernels see that a model diverged by its loss, of which there is none after the last update."""
     finite = torch.ones(run.n_models, dtype=torch.bool)
-    for parameter in run.model.parameters():
-        finite &= torch.isfinite(parameter.detach().flatten(1).sum(dim=1)).cpu()
+    for parameter in run.model.stacked_parameters().values():
+        finite &= torch.isfinite(parameter.flatten(1).sum(dim=1)).cpu()
     run.diverged_at[~finite & (run.diverged_at < 0)] = run.step
 
 
@@ -273,7 +304,10 @@ def _record(run: Run, resident: Resident, names: list[str], at: int) -> None:
     parameters = resident.tensors
     weight = parameters["weight"] if "weight" in parameters else parameters["encoder"]
     for name in names:
-        value = METRICS[name](weight).to("cpu", torch.float32)
+        if name in METRICS:
+            value = METRICS[name](weight).to("cpu", torch.float32)
+        else:
+            value = _topology_metric(name, run, resident)
         value[resident.diverged_at >= 0] = torch.nan  # as in the loss; the weights may still be finite
         if name not in run.records:
             run.records[name] = torch.full((run.n_models, run.loss.shape[1], *value.shape[1:]), torch.nan)
@@ -306,10 +340,43 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _topology_metric(name: str, run: Run, resident: Resident) -> torch.Tensor:
+    """One of `TOPOLOGY_METRICS`, float32 `[models]`."""
+    if name == "density":
+        assert resident.layer is not None
+        return resident.layer.topology.density.float()
+    assert run.topology is not None
+    return run.topology.explored.float()
+
+
+def _attach(given: Any, model: AnyModel, seed: Any) -> ResidentTopology:
+    """The recipe at work on the models; TypeError or ValueError that says what does not fit."""
+    recipe = check_recipe(given)
+    if not isinstance(model, SparseTiedAutoencoder):
+        raise TypeError(
+            "topology is for sparse models: give fit a tk.SparseTiedAutoencoder(n_features, n_hidden, "
+            f"density=…), not {describe(model)}"
+        )
+    return ResidentTopology.fresh(recipe, model, seed if recipe.seed is None else recipe.seed)
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    """The recipe for a run's config; its seeds are in the run's arrays."""
+    own = {"seed": None if recipe.seed is None else "own"}
+    return {"recipe": recipe_config(recipe), **own}
+
+
+def _check_topology_metrics(names: Sequence[str], model: AnyModel, topology: ResidentTopology | None) -> None:
+    if "density" in names and not isinstance(model, SparseTiedAutoencoder):
+        raise ValueError(f"record: 'density' is of sparse models, not of {type(model).__name__}")
+    if "explored" in names and (topology is None or not topology.recipe.track_explored):
+        raise ValueError("record: 'explored' needs topology=, a recipe with track_explored=True")
+
+
 def _check_record(record: Any) -> tuple[str, ...]:
     if isinstance(record, str) or not isinstance(record, Iterable):
         raise TypeError(f"record must be a sequence of names such as ('loss',), not {describe(record)}")
-    names = [check_choice("record", name, ["loss", *METRICS]) for name in record]
+    names = [check_choice("record", name, ["loss", *METRICS, *TOPOLOGY_METRICS]) for name in record]
     return tuple(dict.fromkeys(["loss", *names]))
 
 
@@ -361,6 +428,7 @@ def _check_resume(run: Any, given: dict[str, Any], importance: Any, record: Any,
         if "schedule" not in given:
             raise ValueError("schedule must be given: it is a callable, which the run's store could not hold")
         run.schedule = given["schedule"]
+    _check_resumed_topology(run, given["topology"], disagree)
     for name in ("steps", "batch_size", "target", "loss_reduction", "record_every"):
         if given.get(name) is not None and given[name] != config[name]:
             raise disagree(name)
@@ -381,6 +449,28 @@ def _check_resume(run: Any, given: dict[str, Any], importance: Any, record: Any,
             "the bits will not be those of an uninterrupted run",
             stacklevel=3,
         )
+
+
+def _check_resumed_topology(run: Run, given: Any, disagree: Callable[[str], ValueError]) -> None:
+    """A recipe that is given must be the run's; one that its store could not hold must be given."""
+    begun_with = run.config.get("topology")
+    if given is None:
+        if begun_with is not None and run.topology is None:
+            raise ValueError(
+                "topology must be given: its recipe has a callable or a class of your own in it, which the "
+                "run's store could not hold"
+            )
+        return
+    recipe = check_recipe(given)
+    if begun_with is None or _described(recipe) != begun_with:
+        raise disagree("topology")
+    seeds = run.arrays["topology_seed"]
+    if recipe.seed is not None and not torch.equal(broadcast_seed("seed", recipe.seed, run.n_models), seeds):
+        raise disagree("topology")
+    if run.topology is None:
+        assert isinstance(run.model, SparseTiedAutoencoder) and run.topology_state is not None
+        run.topology = ResidentTopology.restored(recipe, run.model, seeds, run.topology_state)
+        run.topology_state = None
 
 
 def _copy_on_cpu(parameter: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ import torch
 
 from toykern.broadcast import broadcast_importance
 from toykern.errors import check_choice, check_non_negative_int, check_positive_int
+from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
 from toykern.nn.stacked import (
     HIDDEN_ACTIVATIONS,
     LOSS_REDUCTIONS,
@@ -84,12 +85,12 @@ class Trained:
     state: State
 
 
-def network_of(model: StackedModel) -> Network:
+def network_of(model: StackedModel | SparseTiedAutoencoder) -> Network:
     """The `Network` that a module is."""
     return Network(model.hidden_activation, model.output_activation, model.top_k, model.centered)
 
 
-def parameters_of(model: StackedModel) -> Parameters:
+def parameters_of(model: StackedModel | SparseTiedAutoencoder) -> Parameters:
     """A module's parameters as float64 CPU copies, by name.
 
     >>> from toykern.nn import TiedAutoencoder
@@ -97,7 +98,7 @@ def parameters_of(model: StackedModel) -> Parameters:
     {'weight': [1, 2, 5], 'bias': [1, 5]}
     """
     return {
-        name: value.detach().cpu().to(torch.float64, copy=True) for name, value in model.named_parameters()
+        name: value.cpu().to(torch.float64, copy=True) for name, value in model.stacked_parameters().items()
     }
 
 
@@ -250,6 +251,7 @@ def train(
     start: int = 0,
     stop: int | None = None,
     state: State | None = None,
+    connections: Callable[[int], torch.Tensor] | None = None,
 ) -> Trained:
     """Train on given batches, for the steps start … stop−1 of a run of `steps` steps.
 
@@ -262,6 +264,8 @@ def train(
         schedule: as for `toykern.schedule.multipliers`.
         start, stop: which steps; all of them by default.
         state: the optimiser's state to begin with; zeros by default.
+        connections: step -> bool `[models, m, n]`, which connections of a (tied) sparse "weight" exist in
+            that step: no others have a weight, a gradient or optimiser state. A new one begins with zeros.
 
     >>> start = {"weight": torch.full((1, 1, 2), 0.5, dtype=torch.float64)}
     >>> trained = train(start, lambda step: torch.eye(2), steps=3, optimizer=SGD(lr=0.1))
@@ -275,6 +279,13 @@ def train(
     state = initial_state(optimizer, parameters) if state is None else state
     losses = []
     for step in range(start, stop):
+        if connections is not None:
+            exists = connections(step)
+            parameters = parameters | {"weight": _where(exists, parameters["weight"])}
+            state = {
+                name: _where(exists, value) if name.startswith("weight/") else value
+                for name, value in state.items()
+            }
         drawn = batches(step)
         x, clean = drawn if isinstance(drawn, tuple) else (drawn, None)
         loss, gradients = loss_and_gradients(
@@ -286,6 +297,8 @@ def train(
             clean=clean,
             loss_reduction=loss_reduction,
         )
+        if connections is not None:
+            gradients["weight"] = _where(exists, gradients["weight"])
         parameters, state = optimizer_step(
             optimizer, parameters, gradients, state, step, factors[step - start]
         )
@@ -305,6 +318,10 @@ def record_means(losses: torch.Tensor, record_every: int) -> torch.Tensor:
     """
     windows = losses.split(check_positive_int("record_every", record_every), dim=1)
     return torch.stack([window.mean(dim=1) for window in windows], dim=1)
+
+
+def _where(exists: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return torch.where(exists, value, 0.0)
 
 
 def _weights(parameters: Parameters) -> tuple[torch.Tensor, torch.Tensor]:

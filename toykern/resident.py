@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,20 +16,29 @@ from toykern.device_launch import DeviceLaunch
 from toykern.devices import check_kernels
 from toykern.errors import describe
 from toykern.nn.autoencoder import Autoencoder
+from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
 from toykern.nn.stacked import StackedModel
 from toykern.nn.tied_autoencoder import TiedAutoencoder
 from toykern.optim import SGD, Adam, AdamW, Optimizer
+from toykern.resident_topology import DenseLayer
 from toykern.threads import kernel_threads
+
+AnyModel: TypeAlias = StackedModel | SparseTiedAutoencoder
+"""What the kernels train and evaluate."""
 
 _ORDERED_MODELS = 4096
 _OPTIMIZERS = {SGD: 0, Adam: 1, AdamW: 2}
 
 
-def check_model(model: Any, action: str) -> StackedModel:
+def check_model(model: Any, action: str) -> AnyModel:
     """`model` if the kernels can run it; TypeError, ValueError or RuntimeError that says why not."""
-    if not isinstance(model, TiedAutoencoder | Autoencoder):
-        raise TypeError(f"model must be a TiedAutoencoder or an Autoencoder, not {describe(model)}")
-    if options := model.unfitted_options():
+    if not isinstance(model, TiedAutoencoder | Autoencoder | SparseTiedAutoencoder):
+        raise TypeError(
+            "model must be a TiedAutoencoder, an Autoencoder or a SparseTiedAutoencoder, not "
+            f"{describe(model)}"
+        )
+    options = model.unfitted_options() if isinstance(model, StackedModel) else {}
+    if options:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise ValueError(
             f"model has options that the resident kernels cannot {action}: {given}; "
@@ -40,6 +49,12 @@ def check_model(model: Any, action: str) -> StackedModel:
         places = ", ".join(f"{name} on {str(p.device)!r}" for name, p in model.named_parameters())
         raise ValueError(f"model must have all its parameters on one device, not {places}")
     device = next(iter(devices))
+    if isinstance(model, SparseTiedAutoencoder) and action == "fit" and device.type != "cpu":
+        raise RuntimeError(
+            f"model is a SparseTiedAutoencoder on the device {str(device)!r}; fit trains sparse models "
+            "on the CPU only, so far: use model.cpu(), or a loop of your own with "
+            "recipe.attach(model, optimizer)"
+        )
     try:
         check_kernels(device)
     except RuntimeError as error:
@@ -55,7 +70,7 @@ def check_model(model: Any, action: str) -> StackedModel:
     return model
 
 
-def check_data(data: Any, model: StackedModel) -> SparseFeatures:
+def check_data(data: Any, model: AnyModel) -> SparseFeatures:
     """`data` if it fits the model; TypeError or ValueError that names what differs."""
     if isinstance(data, torch.Tensor):
         raise TypeError(
@@ -72,9 +87,12 @@ def check_data(data: Any, model: StackedModel) -> SparseFeatures:
     return data
 
 
-def _check_shapes(model: StackedModel) -> None:
+def _check_shapes(model: AnyModel) -> None:
     """ValueError where parameters were replaced by others: the kernels would read beyond them."""
-    expected = {name: [model.n_models, *shape] for name, shape in model.weight_shapes().items()}
+    if isinstance(model, SparseTiedAutoencoder):
+        expected = {"values": [len(model.topology.column)]}
+    else:
+        expected = {name: [model.n_models, *shape] for name, shape in model.weight_shapes().items()}
     if model.bias is not None:
         expected["bias"] = [model.n_models, model.n_features]
     parameters = dict(model.named_parameters())
@@ -88,18 +106,23 @@ def _check_shapes(model: StackedModel) -> None:
             )
 
 
-def network_params(model: StackedModel, target: str, loss_reduction: str) -> Any:
+def network_params(model: AnyModel, target: str, loss_reduction: str) -> Any:
     """The kernels' description of the network and its loss."""
     network = _native.Network()
     network.n_features = model.n_features
     network.n_hidden = model.n_hidden
-    network.tied = isinstance(model, TiedAutoencoder)
+    network.tied = is_tied(model)
     network.hidden_relu = model.hidden_activation == "relu"
     network.output_relu = model.output_activation == "relu"
     network.has_bias = model.bias is not None
     network.target_abs = target == "abs"
     network.loss_sum = loss_reduction == "sum"
     return network
+
+
+def is_tied(model: AnyModel) -> bool:
+    """Whether the decoder is the encoder's transpose, "weight"."""
+    return not isinstance(model, Autoencoder)
 
 
 def _set_parameters(params: Any, tensors: dict[str, torch.Tensor], tied: bool) -> None:
@@ -124,17 +147,17 @@ class Resident:
 
     `tensors` holds the parameters by name as they are being trained, on the model's device. Those of the
     module that are not contiguous are trained in contiguous copies. The run's own arrays (records, optimiser
-    state, marks) lie on the CPU; where the model does not, copies of them are trained on its device.
-    `write_back` brings everything up to date.
+    state, marks) lie on the CPU; where the model does not, copies of them are trained on its device. A sparse
+    W is trained as a dense "weight" with zeros, `layer`. `write_back` brings everything up to date.
 
     Raises:
-        ValueError: a parameter is an expanded tensor.
+        ValueError: a parameter is an expanded tensor; the state is that of other connections.
         MemoryError: the device has too little memory.
     """
 
     def __init__(
         self,
-        model: StackedModel,
+        model: AnyModel,
         data: SparseFeatures,
         optimizer: Optimizer,
         *,
@@ -149,16 +172,23 @@ class Resident:
         loss_carry: torch.Tensor,
         diverged_at: torch.Tensor,
     ) -> None:
+        self._model = model
         self._parameters = dict(model.named_parameters())
-        self.tensors = {name: p.detach().contiguous() for name, p in self._parameters.items()}
         for name, parameter in self._parameters.items():
             if any(d > 1 and s == 0 for d, s in zip(parameter.shape, parameter.stride(), strict=True)):
                 raise ValueError(
                     f"model.{name} is an expanded tensor; training needs memory of its own (clone it)"
                 )
+        self.layer: DenseLayer | None = None
+        self.tensors: dict[str, torch.Tensor] = {}
+        if isinstance(model, SparseTiedAutoencoder):
+            self._parameters.pop("values")
+            self.layer = DenseLayer(model, [t for name, t in state.items() if name.startswith("weight/")])
+            self.tensors["weight"] = self.layer.weight
+        self.tensors |= {name: p.detach().contiguous() for name, p in self._parameters.items()}
         launch = device_launch(model, data, "training")
         self._launch = launch
-        tied = isinstance(model, TiedAutoencoder)
+        tied = is_tied(model)
         self._run_tensors = [*state.values(), loss, loss_carry, diverged_at]
         there = self._run_tensors if launch is None else launch.moved(self._run_tensors)
         self._there = there
@@ -184,6 +214,9 @@ class Resident:
             for number, name in enumerate(["weight" if tied else "encoder", "decoder", "bias"]):
                 if f"{name}/{suffix}" in state:
                     p.set_state(moment, number, state_there[f"{name}/{suffix}"].data_ptr())
+        if self.layer is not None:
+            p.network.sparse = True
+            p.connected = self.layer.connected.data_ptr()
         p.optimizer = _OPTIMIZERS[type(optimizer)]
         if isinstance(optimizer, SGD):
             p.beta1, p.beta2, p.nesterov = optimizer.momentum, optimizer.dampening, optimizer.nesterov
@@ -202,8 +235,15 @@ class Resident:
             p.order = order.data_ptr()
         self._params = p
 
-    def advance(self, first: int, factors: np.ndarray) -> None:
-        """Train steps first … first + len(factors) − 1; `factors` multiply the learning rate, float64."""
+    def advance(self, first: int, factors: np.ndarray, gradient: bool = False) -> None:
+        """Train steps first … first + len(factors) − 1; `factors` multiply the learning rate, float64.
+
+        With `gradient`, that of the last step, at all positions of a sparse W, comes into `layer.gradient`; 0
+        for models that diverged.
+        """
+        if self.layer is not None:
+            self.layer.gradient.zero_()
+            self._params.gradient = self.layer.gradient.data_ptr() if gradient else 0
         self._params.first_step = first
         self._params.steps = len(factors)
         self._params.threads = kernel_threads()
@@ -215,6 +255,9 @@ class Resident:
 
     def write_back(self) -> None:
         """Bring the module's parameters and the run's arrays up to date."""
+        if self.layer is not None:
+            assert isinstance(self._model, SparseTiedAutoencoder)
+            self.layer.write_to(self._model)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 if self.tensors[name].data_ptr() != parameter.data_ptr():
@@ -231,18 +274,19 @@ class Resident:
         return self._there[-1].cpu()
 
     def snapshot(self) -> dict[str, torch.Tensor]:
-        """A copy of the parameters by name, on the CPU."""
-        return {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
+        """A copy of the parameters by name, on the CPU; "connections" too where W is sparse, bool."""
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
+        return copies if self.layer is None else copies | {"connections": self.layer.connected.bool()}
 
 
-def device_launch(model: StackedModel, data: SparseFeatures, action: str) -> DeviceLaunch | None:
+def device_launch(model: AnyModel, data: SparseFeatures, action: str) -> DeviceLaunch | None:
     """How to call the kernels of the model's device; None for the CPU's."""
     device = next(model.parameters()).device
     return DeviceLaunch(data, model.n_models, device, action) if device.type == "cuda" else None
 
 
 def evaluate_models(
-    model: StackedModel,
+    model: AnyModel,
     data: SparseFeatures,
     *,
     batches: int,
@@ -253,7 +297,7 @@ def evaluate_models(
     loss_reduction: str,
 ) -> torch.Tensor:
     """float64 `[models]`, on the model's device: the mean loss over batches of the evaluation stream."""
-    tensors = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+    tensors = {name: p.contiguous() for name, p in model.stacked_parameters().items()}
     launch = device_launch(model, data, "evaluating")
     if launch is not None:
         seed, importance = launch.moved([seed, importance])
@@ -267,7 +311,7 @@ def evaluate_models(
     p.seed = seed.data_ptr()
     p.importance = importance.data_ptr()
     p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
-    _set_parameters(p, tensors, isinstance(model, TiedAutoencoder))
+    _set_parameters(p, tensors, is_tied(model))
     p.loss = loss.data_ptr()
     p.threads = kernel_threads()
     if launch is None:

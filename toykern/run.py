@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     import xarray
 
     from toykern.data.features import SparseFeatures
-    from toykern.nn import StackedModel
     from toykern.optim import Optimizer
+    from toykern.resident import AnyModel
+    from toykern.resident_topology import ResidentTopology
     from toykern.schedule import Schedule
 
 __all__ = ["Run"]
@@ -29,6 +31,7 @@ _DIMENSIONS: dict[str, tuple[str, ...]] = {
     "encoder": ("hidden", "feature"),
     "decoder": ("feature", "hidden"),
     "bias": ("feature",),
+    "connections": ("hidden", "feature"),
 }
 
 
@@ -49,7 +52,8 @@ class Run:
         loss: float32 `[K, R]`; record r is the mean of the batch losses of its steps, each taken before the
             update. Records not reached are NaN.
         records: the other metrics recorded, `[K, R, …]` each.
-        snapshots: step t → {parameter name: `[K, …]`}, the parameters after t updates.
+        snapshots: step t → {parameter name: `[K, …]`}, the parameters after t updates; of sparse models
+            "weight" with its zeros, and "connections", bool, which exist.
         optimizer_state: for example `"weight/exp_avg"` → `[K, …]`.
         carry: partial sums of a record begun and not finished, so that a resumed run has the same bits.
         diverged_at: int64 `[K]`, the step at which a model stopped being finite; −1 = never.
@@ -58,6 +62,9 @@ class Run:
         interrupted: True if Ctrl-C cut it short.
         grid: the grid the models came from, or None.
         optimizer, schedule: as given to `fit`; a callable schedule is None in a run read from a store.
+        topology: the recipe at work on sparse models (`toykern.sparse.AttachedTopology`): its `history` says
+            what every update did, `plot()` draws it. None without one, and in a run read from a store whose
+            recipe holds callables or classes of one's own; `topology_state` is then what it needs to go on.
 
     Example:
         >>> import toykern as tk
@@ -69,7 +76,7 @@ class Run:
         True
     """
 
-    model: StackedModel
+    model: AnyModel
     data: SparseFeatures
     config: dict[str, Any]
     arrays: dict[str, Tensor]
@@ -86,6 +93,8 @@ class Run:
     grid: Grid | None = None
     optimizer: Optimizer | None = None
     schedule: Schedule | None = None
+    topology: ResidentTopology | None = None
+    topology_state: dict[str, Any] | None = None
 
     @property
     def n_models(self) -> int:
@@ -130,6 +139,8 @@ class Run:
             low, median, high = np.quantile(losses, [0.05, 0.5, 0.95])
             lines.append(f"  final loss  median {median:.4g}, 5% {low:.4g}, 95% {high:.4g}")
         diverged = int((self.diverged_at >= 0).sum())
+        if self.topology is not None:
+            lines.append(f"  topology    {self.topology.summary()}")
         lines.append(f"  diverged    {diverged:,}" if diverged else "  diverged    none")
         lines.append(f"  time        {self.seconds:.2f} s, {self.model_steps_per_second:,.0f} model-steps/s")
         extra = [
@@ -152,6 +163,8 @@ class Run:
         Raises:
             ImportError: xarray is not installed (`pip install toykern[results]`).
         """
+        from toykern.nn import SparseTiedAutoencoder
+
         xr = _import_xarray()
         dims: tuple[str, ...] = ("model",)
         coords: dict[str, Any] = {}
@@ -179,7 +192,10 @@ class Run:
         }
         for name, values in self.records.items():
             variables[name] = labelled(values, ("record", *trailing_dims(name, values.ndim - 2)))
-        for name, values in self.model.named_parameters():
+        trained = self.model.stacked_parameters()
+        if isinstance(self.model, SparseTiedAutoencoder):
+            trained["connections"] = self.model.topology.to_mask()
+        for name, values in trained.items():
             variables[name] = labelled(values, trailing_dims(name, values.ndim - 1))
         if self.snapshots:
             coords["snapshot"] = (
@@ -252,13 +268,15 @@ class Run:
 
         Raises:
             IndexError: there is no model `i`.
-            ValueError: the run used a callable schedule and was loaded from a store.
+            ValueError: the run used a callable schedule, or a recipe that a store cannot hold, and was loaded
+                from a store.
         """
         from toykern.data.features import features_from_config
         from toykern.fit import fit
-        from toykern.nn import model_from_config
+        from toykern.nn import SparseTiedAutoencoder, model_from_config
         from toykern.optim import optimizer_from_config
         from toykern.schedule import schedule_from_config
+        from toykern.sparse import Topology
 
         if not -self.n_models <= i < self.n_models:
             raise IndexError(f"rerun: model {i} is out of range for a run of {self.n_models}")
@@ -270,12 +288,26 @@ class Run:
             for name, value in self.arrays.items()
         }
         part = self.model[i]
-        model = model_from_config(part.config(), seed=part.seed)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if f"init/{name}" in rows:
-                    parameter.copy_(rows[f"init/{name}"])
+        model: AnyModel
+        if isinstance(part, SparseTiedAutoencoder):
+            begun_with = Topology.from_mask(rows["init/connections"])
+            weight, bias = rows["init/weight"], rows.get("init/bias")
+            model = SparseTiedAutoencoder.from_config(part.config(), begun_with, weight, bias, part.seed)
+        else:
+            model = model_from_config(part.config(), seed=part.seed)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if f"init/{name}" in rows:
+                        parameter.copy_(rows[f"init/{name}"])
         config = self.config
+        recipe = None
+        if "topology" in config:
+            if self.topology is None:
+                raise ValueError(
+                    "rerun: the run's recipe has a callable or a class of your own in it, which its store "
+                    "could not hold"
+                )
+            recipe = dataclasses.replace(self.topology.recipe, seed=rows["topology_seed"])
         return fit(
             model,
             features_from_config(config["data"], rows),
@@ -294,6 +326,7 @@ class Run:
             snapshots=tuple(config["snapshots"]),
             stop_at=None if self.complete else self.step,
             progress=progress,
+            topology=recipe,
         )
 
     def _last(self, records: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ their grid):
     model/<parameter>                 the trained parameters
     initialization/seed, std          what the initial weights were drawn from
     records/<name>  snapshots/<step>/<parameter>
+    topology/<name>                   what a topology recipe keeps of sparse models, and what its updates did
     arrays/<name>  optimizer_state/<name>  carry/<name>     what is needed to resume or rerun; a "/" in a name
     is a group
 
@@ -31,6 +32,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from toykern.optim import Optimizer
+    from toykern.resident import AnyModel
     from toykern.run import Run
 
 __all__ = ["FORMAT", "VERSION", "StoreError", "check_target", "load_run", "save_run"]
@@ -160,8 +162,10 @@ def _write(zarr: Any, run: Run, directory: Path) -> None:
             if flat.ndim == 1 and name not in root:
                 _write_array(zarr, root, name, flat.numpy(), ("model",))
     # The marker comes last: a directory with it is complete.
+    topology = _topology_state(run)[0]
     root.attrs.update(
         {
+            **({} if topology is None else {"topology": topology}),
             "format": FORMAT,
             "version": VERSION,
             "manifest": manifest,
@@ -176,20 +180,37 @@ def _write(zarr: Any, run: Run, directory: Path) -> None:
     )
 
 
+def _topology_state(run: Run) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """What the run's recipe keeps: JSON-able, and tensors by name; (None, {}) without one."""
+    from toykern.resident_topology import stored_state
+
+    if run.topology is None:
+        return (None, {}) if run.topology_state is None else run.topology_state["stored"]
+    try:
+        return stored_state(run.topology)
+    except ValueError as error:
+        raise StoreError(f"the run's topology cannot be stored: {error}") from error
+
+
 def tensors_of(run: Run) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a run with its path in the store."""
+    from toykern.nn import StackedModel
+
     yield "loss", run.loss
     yield "diverged_at", run.diverged_at
     for name, tensor in run.model.state_dict().items():
         yield f"model/{name}", tensor
     yield "initialization/seed", run.model.seed
-    yield "initialization/std", run.model.init_std
+    if isinstance(run.model, StackedModel):
+        yield "initialization/std", run.model.init_std
     for group in _GROUPS:
         for name, tensor in getattr(run, group).items():
             yield f"{group}/{name}", tensor
     for step, snapshot in run.snapshots.items():
         for name, tensor in snapshot.items():
             yield f"snapshots/{step}/{name}", tensor
+    for name, tensor in _topology_state(run)[1].items():
+        yield f"topology/{name}", tensor
 
 
 def _dimension_names(path: str, shape: tuple[int, ...], run: Run) -> tuple[str | None, ...]:
@@ -294,18 +315,13 @@ def _read_array(zarr: Any, source: Path, entry: dict[str, Any]) -> Tensor:
 def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor]) -> Run:
     from toykern.data.features import features_from_config
     from toykern.grid import Grid
-    from toykern.nn import model_from_config
     from toykern.run import Run
     from toykern.schedule import schedule_from_config
 
     groups = {group: _take(tensors, f"{group}/") for group in ("model", "initialization", *_GROUPS)}
     config = attributes["config"]
-    initialization = groups["initialization"]
-    model = model_from_config(config["model"], seed=initialization["seed"], init=0.0)
-    model.init, model.init_std = config["model"]["init"], initialization["std"]
-    model.load_state_dict(groups["model"])
-    return Run(
-        model=model,
+    run = Run(
+        model=_model(config["model"], groups["model"], groups["initialization"]),
         data=features_from_config(config["data"], groups["arrays"]),
         config=config,
         arrays=groups["arrays"],
@@ -325,6 +341,43 @@ def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor]) -> Run:
         if config["schedule"]["name"] == "callable"
         else schedule_from_config(config["schedule"]),
     )
+    if "topology" in config:
+        _restore_topology(run, attributes["topology"], _take(tensors, "topology/"))
+    return run
+
+
+def _model(config: dict[str, Any], state: dict[str, Tensor], initialization: dict[str, Tensor]) -> AnyModel:
+    """The model that a config and a state_dict describe."""
+    from toykern.nn import SparseTiedAutoencoder, model_from_config
+    from toykern.sparse import Topology
+
+    if config["class"] == SparseTiedAutoencoder.__name__:
+        topology = Topology(config["n_features"], config["n_hidden"], state["row_start"], state["column"])
+        weight = topology.to_dense(state["values"])
+        return SparseTiedAutoencoder.from_config(
+            config, topology, weight, state.get("bias"), initialization["seed"]
+        )
+    model = model_from_config(config, seed=initialization["seed"], init=0.0)
+    model.init, model.init_std = config["init"], initialization["std"]
+    model.load_state_dict(state)
+    return model
+
+
+def _restore_topology(run: Run, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """The recipe at work as it was; where it cannot be made again, its state until it is given."""
+    from toykern.nn import SparseTiedAutoencoder
+    from toykern.resident_topology import ResidentTopology, state_from_store
+    from toykern.sparse.config import recipe_from_config
+
+    described, seeds = run.config["topology"], run.arrays["topology_seed"]
+    state = state_from_store(plain, tensors)
+    recipe = recipe_from_config(described["recipe"], None if described["seed"] is None else seeds)
+    if recipe is None:
+        run.topology_state = {**state, "stored": (plain, tensors)}
+        return
+    if not isinstance(run.model, SparseTiedAutoencoder):
+        raise ValueError(f"a topology of {type(run.model).__name__}")
+    run.topology = ResidentTopology.restored(recipe, run.model, seeds, state)
 
 
 def _optimizer(config: dict[str, Any], arrays: dict[str, Tensor]) -> Optimizer:

@@ -59,7 +59,8 @@ void bind_structs(py::module_& m) {
         .def_readwrite("output_relu", &Network::output_relu)
         .def_readwrite("has_bias", &Network::has_bias)
         .def_readwrite("target_abs", &Network::target_abs)
-        .def_readwrite("loss_sum", &Network::loss_sum);
+        .def_readwrite("loss_sum", &Network::loss_sum)
+        .def_readwrite("sparse", &Network::sparse);
 
     py::class_<TrainParams> t(m, "TrainParams");
     t.def(py::init([] { return TrainParams{}; }))
@@ -88,6 +89,8 @@ void bind_structs(py::module_& m) {
     bind_pointer(t, "encoder", &TrainParams::encoder);
     bind_pointer(t, "decoder", &TrainParams::decoder);
     bind_pointer(t, "bias", &TrainParams::bias);
+    bind_pointer(t, "connected", &TrainParams::connected);
+    bind_pointer(t, "gradient", &TrainParams::gradient);
     bind_pointer(t, "lr", &TrainParams::lr);
     bind_pointer(t, "weight_decay", &TrainParams::weight_decay);
     bind_pointer(t, "lr_factor", &TrainParams::lr_factor);

@@ -16,7 +16,8 @@ namespace TOYKERN_LEVEL {
 struct ModelArrays {
     float* parameter[3];
     float* state[2][3];
-    const float* importance;  // [n]
+    const float* importance;   // [n]
+    const uint8_t* connected;  // [m][n] 1 or 0; null: all connections exist
 };
 
 struct StepConstants {
@@ -86,6 +87,14 @@ inline void optimizer_step(const StepConstants& c, float* p, const float* g, flo
         store_first(s1 + i, a, m);
         store_first(s2 + i, v, m);
         store_first(p + i, w, m);
+    }
+}
+
+// g[i] = 0 where connected[i] is 0: an element whose value and state are 0 then stays 0 under every optimiser above.
+inline void mask_gradient(float* g, const float* connected, int64_t length) {
+    for (int64_t i = 0; i < length; i += kLanes) {
+        const M m = mask_first((int)(length - i < kLanes ? length - i : kLanes));
+        store_first(g + i, keep(nonzero(load_first(connected + i, m)), load_first(g + i, m)), m);
     }
 }
 

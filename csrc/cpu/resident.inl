@@ -72,6 +72,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
         for (int s = 0; s < 2; ++s) arrays.state[s][t] = p.state[s][t] ? p.state[s][t] + i * size[t] : nullptr;
     }
     arrays.importance = p.importance + i * p.importance_stride;
+    arrays.connected = p.connected ? p.connected + i * weights : nullptr;
 
     worker.set_up(i);
     if (team.rank == 0) shared.model.load_model(arrays);
@@ -93,8 +94,10 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
                 p.loss_records[i * p.n_records + r] = (float)(carry / (double)(step + 1 - r * p.record_every));
             carry = 0.0;
         }
+        const bool last = step + 1 == p.first_step + p.steps;
         shared.model.update(step_constants(p, i, step), (float)(2.0 * factor), shared.gradients, shared.stride,
-                            shared.parts, team.rank, team.size);
+                            shared.parts, team.rank, team.size,
+                            last && p.gradient ? p.gradient + i * weights : nullptr);
         team.meet();
     }
     if (team.rank == 0) {

@@ -12,11 +12,12 @@ namespace TOYKERN_LEVEL {
 // Weights, optimiser state and summed gradients of the model in hand; shared by all workers of a team.
 struct TilesModel {
     int64_t n, m, np, mp;
-    bool tied, has_bias;
+    bool tied, has_bias, sparse;
     float *d, *d1, *d2;       // decoder [m][np] and its moments
     float* dt;                // [n][mp]
     float *et, *e1, *e2;      // encoder [n][mp] (tied: et = dt, no moments of its own)
     float *b, *b1, *b2;       // [np]
+    float* connected;         // [m][np] 1 or 0 (sparse), pads 0
     const float* importance;  // [np], padded with zeros
     float* importance_room;
 
@@ -41,7 +42,7 @@ struct TilesModel {
 
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, np = round_up(n), mp = round_up(m);
-        tied = net.tied, has_bias = net.has_bias;
+        tied = net.tied, has_bias = net.has_bias, sparse = net.sparse;
         const size_t dense = (size_t)(m + kLanes) * np, turned = (size_t)(n + kLanes) * mp;
         d = w.take<float>(dense), d1 = w.take<float>(dense), d2 = w.take<float>(dense);
         dt = w.take<float>(turned);
@@ -50,6 +51,7 @@ struct TilesModel {
         b = w.take<float>((size_t)np), b1 = w.take<float>((size_t)np), b2 = w.take<float>((size_t)np);
         importance_room = w.take<float>((size_t)np);
         importance = importance_room;
+        connected = w.take<float>(sparse ? (size_t)(m * np) : 0);
     }
 
     void load_model(const ModelArrays& a) {
@@ -58,6 +60,8 @@ struct TilesModel {
         import(a.state[1], d2, e2, b2);
         transpose_into(d, np, dt, mp, 0, m, n, false);
         for (int64_t j = 0; j < np; ++j) importance_room[j] = j < n ? a.importance[j] : 0.0f;
+        for (int64_t k = 0; k < m && sparse; ++k)
+            for (int64_t j = 0; j < np; ++j) connected[k * np + j] = j < n ? (float)a.connected[k * n + j] : 0.0f;
     }
     void store_model(const ModelArrays& a) const {
         export_to(a.parameter, d, et, b);
@@ -66,9 +70,10 @@ struct TilesModel {
     }
 
     // One optimiser step from the gradients of all parts, [parts][stride], added in order. Workers share the hidden units (and, untied,
-    // the encoder's features) in blocks, so the result does not depend on how many there are.
-    void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker,
-                int workers) const {
+    // the encoder's features) in blocks, so the result does not depend on how many there are. The (tied) weights' gradient goes to
+    // `gradient_out` [m][n] too, unless that is null.
+    void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int workers,
+                float* gradient_out) const {
         const Gradient first = gradient(g);
         const int64_t dt_offset = first.dt - g, et_offset = first.et - g, b_offset = first.b - g;
         for (int64_t k = worker * kLanes; k < m; k += workers * kLanes) {
@@ -88,6 +93,9 @@ struct TilesModel {
                     store(at, load(at) + block[r]);
                 }
             }
+            for (int64_t r = k; r < k + rows && gradient_out; ++r)
+                for (int64_t j = 0; j < n; ++j) gradient_out[r * n + j] = first.d[r * np + j] * scale;
+            if (sparse) mask_gradient(first.d + k * np, connected + k * np, rows * np);
             optimizer_step(c, d + k * np, first.d + k * np, d1 + k * np, d2 + k * np, rows * np, scale);
             transpose_into(d, np, dt, mp, k, k + rows, n, false);
         }

@@ -192,20 +192,22 @@ inline double empty_columns(int64_t n, const float* bias, const float* importanc
 // Weights and optimiser state of the model in hand; shared by all workers of a team.
 struct ColumnsModel {
     int64_t n, m, weights, length;  // weights = n m; length = all parameters, one after another
-    bool tied, has_bias;
+    bool tied, has_bias, sparse;
     float *p, *s1, *s2;       // [length] encoder, decoder (untied), bias
+    float* connected;         // [weights] 1 or 0 (sparse)
     const float* importance;  // [n]
     float* importance_room;
 
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, weights = n * m;
-        tied = net.tied, has_bias = net.has_bias;
+        tied = net.tied, has_bias = net.has_bias, sparse = net.sparse;
         length = weights * (tied ? 1 : 2) + n;
         p = w.take<float>((size_t)length + 16);
         s1 = w.take<float>((size_t)length + 16);
         s2 = w.take<float>((size_t)length + 16);
         importance_room = w.take<float>((size_t)n);
         importance = importance_room;
+        connected = w.take<float>(sparse ? (size_t)weights : 0);
     }
     float* encoder(float* a) const { return a; }
     float* decoder(float* a) const { return tied ? a : a + weights; }
@@ -216,6 +218,8 @@ struct ColumnsModel {
         import(s1, a.state[0]);
         import(s2, a.state[1]);
         for (int64_t j = 0; j < n; ++j) importance_room[j] = a.importance[j];
+        for (int64_t j = 0; j < n && sparse; ++j)
+            for (int64_t k = 0; k < m; ++k) connected[j * m + k] = (float)a.connected[k * n + j];
     }
     void store_model(const ModelArrays& a) const {
         export_to(p, a.parameter);
@@ -243,11 +247,16 @@ struct ColumnsModel {
 
     int64_t gradient_length() const { return length; }
 
-    // One optimiser step from the gradients of all parts, [parts][stride], added in order.
-    void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int) const {
+    // One optimiser step from the gradients of all parts, [parts][stride], added in order. The weights' gradient goes to `gradient_out`
+    // [m][n] too, unless that is null.
+    void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int,
+                float* gradient_out) const {
         if (worker) return;
         for (int part = 1; part < parts; ++part)
             for (int64_t i = 0; i < length; i += kLanes) store(g + i, load(g + i) + load(g + part * stride + i));
+        for (int64_t j = 0; j < n && gradient_out; ++j)
+            for (int64_t k = 0; k < m; ++k) gradient_out[k * n + j] = g[j * m + k] * scale;
+        if (sparse) mask_gradient(g, connected, weights);
         optimizer_step(c, p, g, s1, s2, has_bias ? length : length - n, scale);
     }
 };

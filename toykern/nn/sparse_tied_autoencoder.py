@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from toykern.broadcast import broadcast_importance, broadcast_seed
 from toykern.devices import check_device
 from toykern.errors import check_choice, check_flag, check_positive_int, describe
 from toykern.nn.sparse_weights import SparseWeights, initial_values, random_topology
-from toykern.nn.stacked import HIDDEN_ACTIVATIONS, LOSS_REDUCTIONS, OUTPUT_ACTIVATIONS, TARGETS
+from toykern.nn.stacked import HIDDEN_ACTIVATIONS, LOSS_REDUCTIONS, OUTPUT_ACTIVATIONS, TARGETS, model_index
 from toykern.ops.sparse_linear import GradientCapture, SparseIndex, by_column, sparse_linear
 from toykern.sparse.topology import Topology
 
@@ -32,7 +32,9 @@ class SparseTiedAutoencoder(SparseWeights):
         dtype, device: as for `SparseLinear`.
 
     Parameters: `values` `[n_models · capacity]`, `bias` `[n_models, n_features]` or None. `weight` is W with
-    its zeros, for `toykern.metrics`. ValueError or TypeError names the argument at fault.
+    its zeros, for `toykern.metrics`. `seed` int64 `[models]` and `init` are what was asked for. `model[i]` is
+    a copy of one model, `model[a:b]` of several, each with its connections. `toykern.fit` trains the stack.
+    ValueError or TypeError names the argument at fault.
 
     >>> model = SparseTiedAutoencoder(n_features=20, n_hidden=10, density=0.3, n_models=3)
     >>> model(torch.zeros(8, 20)).shape, model.loss(torch.ones(8, 20)).shape
@@ -77,12 +79,67 @@ class SparseTiedAutoencoder(SparseWeights):
         self.register_parameter("bias", nn.Parameter(zeros) if has_bias else None)
         with torch.no_grad():
             self.values.copy_(values)
+        self.seed = seeds
+        self.init: str | float = _described(init)
         self._encoding, self._decoding = GradientCapture(), GradientCapture()
 
     @property
     def weight(self) -> torch.Tensor:
         """W with its zeros, `[n_models, n_hidden, n_features]`; differentiable, and a copy."""
         return self.to_dense()
+
+    def stacked_parameters(self) -> dict[str, torch.Tensor]:
+        """`weight` (W with its zeros, a copy) and `bias` if there is one, detached, each `[models, …]`."""
+        parameters = {"weight": self.weight.detach()}
+        return parameters if self.bias is None else parameters | {"bias": self.bias.detach()}
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able description: class, shape, activations, bias, init ("per_model" if models differ in it).
+
+        Connections, seeds and weights are not in it.
+        """
+        return {
+            "class": type(self).__name__,
+            "n_features": self.n_features,
+            "n_hidden": self.n_hidden,
+            "n_models": self.n_models,
+            "hidden_activation": self.hidden_activation,
+            "output_activation": self.output_activation,
+            "bias": self.bias is not None,
+            "init": self.init,
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], topology: Topology, weight: torch.Tensor, bias: Any, seed: Any
+    ) -> Self:
+        """The CPU stack that `config()` described, with these connections, weights, their dtype, and seeds.
+
+        `weight` is `[models, n_hidden, n_features]`, of which the values at connections are taken; `bias`
+        `[models, n_features]` or None. ValueError where they do not fit.
+        """
+        arguments = {name: value for name, value in config.items() if name not in ("class", "init")}
+        model = cls(**arguments, topology=topology, init=0.0, seed=seed, dtype=weight.dtype)
+        model.init = config["init"]
+        if list(weight.shape) != [model.n_models, model.n_hidden, model.n_features]:
+            raise ValueError(f"weight must have the shape of the stack, not {describe(weight)}")
+        with torch.no_grad():
+            model.values[topology.occupied_slots()] = weight.reshape(-1)[topology.keys()]
+            if model.bias is not None:
+                model.bias.copy_(bias)
+        return model
+
+    def __len__(self) -> int:
+        return self.n_models
+
+    def __getitem__(self, index: Any) -> Self:
+        chosen = model_index(index, self.n_models)
+        parameters = {name: value.cpu()[chosen] for name, value in self.stacked_parameters().items()}
+        topology = Topology.from_mask(self.topology.to_mask().cpu()[chosen])
+        config = self.config() | {"n_models": topology.n_models}
+        weight, bias = parameters["weight"], parameters.get("bias")
+        part = type(self).from_config(config, topology, weight, bias, self.seed[chosen])
+        return part.to(self.values.device).train(self.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs `[models, batch, n_features]` for x of that shape, or `[batch, n_features]` for all models.
@@ -179,3 +236,11 @@ class SparseTiedAutoencoder(SparseWeights):
         super()._captured()  # raises where there is none
         # Decoding multiplies by Wᵀ: what went in there is W's output side.
         return [*self._encoding.passes, *((dy, hidden) for hidden, dy in self._decoding.passes)]
+
+
+def _described(init: Any) -> str | float:
+    """The name or the standard deviation; "per_model" where models differ in it."""
+    if isinstance(init, str):
+        return init
+    stds = torch.as_tensor(init, dtype=torch.float64).reshape(-1)
+    return float(stds[0]) if bool((stds == stds[0]).all()) else "per_model"

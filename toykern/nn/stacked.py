@@ -101,6 +101,10 @@ class StackedModel(nn.Module):
             for member, (name, shape) in enumerate(self.weight_shapes().items())
         }
 
+    def stacked_parameters(self) -> dict[str, torch.Tensor]:
+        """The parameters by name, detached, each `[models, …]`."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
     def config(self) -> dict[str, Any]:
         """JSON-able description: class, shape, activations, bias, init ("per_model" if models differ in it).
 
@@ -278,7 +282,7 @@ class StackedModel(nn.Module):
         return (self[i] for i in range(self.n_models))
 
     def __getitem__(self, index: Any) -> Self:
-        chosen = _model_index(index, self.n_models)
+        chosen = model_index(index, self.n_models)
         part = type(self).__new__(type(self))
         nn.Module.__init__(part)
         part.n_features, part.n_hidden = self.n_features, self.n_hidden
@@ -323,7 +327,7 @@ def _described_std(std: torch.Tensor) -> str | float:
     return float(std[0]) if bool((std == std[0]).all()) else "per_model"
 
 
-def _model_index(index: Any, n_models: int) -> slice | torch.Tensor:
+def model_index(index: Any, n_models: int) -> slice | torch.Tensor:
     """A slice (for an int or a slice) or int64 indices; IndexError outside the stack or if none is chosen."""
     if isinstance(index, torch.Tensor | np.ndarray) and index.ndim == 0 and not isinstance(index, bool):
         index = index.item()

@@ -46,11 +46,9 @@ class AttachedTopology:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, not {describe(model)}")
-        self.recipe = recipe
         self.model = model
         self.optimizers = as_optimizers(optimizer)
         ranks = Ranks(process_group)
-        self._ranks = ranks
         found = [(name, module) for name, module in model.named_modules() if isinstance(module, SparseLayer)]
         if not found:
             raise ValueError(
@@ -65,6 +63,12 @@ class AttachedTopology:
         ]
         recipe.check(layers)
         ranks.check_same([layer.topology for layer in layers], "when the recipe is attached")
+        self._begin(recipe, layers, ranks)
+
+    def _begin(self, recipe: Recipe, layers: list[AttachedLayer], ranks: Ranks) -> None:
+        """Start counting; model, optimisers and layers have been checked."""
+        self.recipe = recipe
+        self._ranks = ranks
         self._layers = layers
         self.steps = 0
         self.updates = 0

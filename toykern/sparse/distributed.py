@@ -21,6 +21,13 @@ class Ranks:
         self.group = group
         self.size = distributed.get_world_size(group) if active else 1
 
+    @classmethod
+    def alone(cls) -> Ranks:
+        """This process by itself, also where torch.distributed is in use."""
+        ranks = cls.__new__(cls)
+        ranks.group, ranks.size = None, 1
+        return ranks
+
     def average(self, tensor: torch.Tensor) -> torch.Tensor:
         """The mean over ranks; `tensor` itself is overwritten where there is more than one."""
         if self.size == 1:

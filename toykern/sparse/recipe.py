@@ -101,6 +101,14 @@ class Recipe:
         """Whether the gradient at all positions, or at some, of step `step` is needed."""
         return False
 
+    def next_stop(self, step: int, limit: int) -> int:
+        """The first step after `step` that is observed or updated after; `limit` if none comes before.
+
+        What `is_update` and `observes` say, found by asking; override it with them to be quicker.
+        """
+        found = (t for t in range(step + 1, limit) if self.is_update(t) or self.observes(t))
+        return next(found, limit)
+
     def observe(self, layer: AttachedLayer, step: int, number: int) -> None:
         """Take in what is needed of the last backward pass; `number` is that of the coming update."""
 
@@ -204,6 +212,14 @@ class PruneAndGrow(Recipe):
         if self.grow.window == "never" or coming is None:
             return False
         return self.grow.window == "always" or step > coming - self.accumulate
+
+    def next_stop(self, step: int, limit: int) -> int:
+        """The first step after `step` that is observed or updated after; `limit` if none comes before."""
+        coming = self.timing.next_update(step + 1)
+        if coming is None:
+            return limit
+        window = {"never": 1, "always": coming}.get(self.grow.window, self.accumulate)
+        return min(limit, max(step + 1, coming - window + 1))
 
     def observe(self, layer: AttachedLayer, step: int, number: int) -> None:
         """Hand the last backward pass to the grow criterion."""

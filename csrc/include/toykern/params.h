@@ -48,6 +48,7 @@ struct Network {
     bool has_bias;
     bool target_abs;  // target |x| instead of x
     bool loss_sum;    // sum over features, mean over batch; else mean over both
+    bool sparse;      // not all connections exist (TrainParams::connected). Tied networks, training on the CPU
 };
 
 enum class Optimizer : int32_t { kSGD = 0, kAdam = 1, kAdamW = 2 };
@@ -65,6 +66,10 @@ struct TrainParams {
     float* decoder;      // [K, n, m]; null when tied
     float* bias;         // [K, n]; null without bias
     float* state[2][3];  // first and second moment (or momentum) of encoder, decoder, bias; null where absent
+    // With network.sparse. Where there is no connection, weight and state are 0 when the call begins, and stay so.
+    const uint8_t* connected;  // [K, m, n] 1 where a connection exists, else 0
+    float* gradient;  // [K, m, n] written by the last step: its gradient, where there is no connection too; null: not
+                      // wanted. That of a model that has diverged is left as it was
 
     int32_t optimizer;         // Optimizer
     double beta1, beta2, eps;  // SGD: beta1 = momentum, beta2 = dampening

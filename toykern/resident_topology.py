@@ -1,0 +1,281 @@
+"""A topology recipe at work inside the resident trainer, between its native calls.
+
+The kernels train a dense W with zeros where there is no connection: toy models are so small that storage by
+connection would cost more than the zeros do. What changes a topology, a `toykern.sparse` recipe, works on
+layers with one value for each connection; `DenseLayer` is that view of the dense arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from toykern.errors import describe
+from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
+from toykern.sparse.attached import AttachedTopology
+from toykern.sparse.distributed import Ranks, fingerprint
+from toykern.sparse.layer import AttachedLayer
+from toykern.sparse.recipe import Change, Recipe
+from toykern.sparse.report import LayerReport, Update
+from toykern.sparse.topology import Topology
+
+
+def check_recipe(recipe: Any) -> Recipe:
+    """`recipe` if `fit` can follow it; TypeError or ValueError that says why not."""
+    if isinstance(recipe, Topology):
+        raise TypeError(
+            "topology must be a recipe, such as tk.RigL(end=…), not a set of connections; those go to "
+            "tk.SparseTiedAutoencoder(topology=…)"
+        )
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"topology must be a recipe, such as tk.RigL(end=…), not {describe(recipe)}")
+    for name in ("attached_to", "finished"):
+        if getattr(type(recipe), name) is not getattr(Recipe, name):
+            raise ValueError(
+                f"topology={type(recipe).__name__}(…) puts weights or the optimiser back, which fit cannot: "
+                "attach it to the model in a loop of your own, recipe.attach(model, optimizer)"
+            )
+    return recipe
+
+
+class DenseLayer:
+    """The sparse W of a stack as the kernels train it, with the interface of a sparse layer.
+
+    Attributes:
+        weight: float32 `[models, n_hidden, n_features]`, 0 where there is no connection.
+        states: the optimiser's tensors for it, of the same shape and with the same zeros.
+        connected: uint8 of the same shape, 1 where there is a connection.
+        gradient: float32 of the same shape, what the kernels last said ∂loss/∂W is at all positions.
+        topology: the connections; never changed in place.
+    """
+
+    def __init__(self, model: SparseTiedAutoencoder, states: list[torch.Tensor]) -> None:
+        self.topology = model.topology
+        with torch.no_grad():
+            self.weight = model.to_dense().contiguous()
+        self.states = states
+        self.connected = self.topology.to_mask().to(torch.uint8)
+        self.gradient = torch.zeros_like(self.weight)
+        for state in states:
+            if bool(((state != 0) & (self.connected == 0)).any()):
+                raise ValueError(
+                    "model has other connections than the optimiser's state of the run to resume; it was "
+                    "changed since"
+                )
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The weights at the connections, `[models · capacity]`, with their gradient; 0 in the slack."""
+        values = self._at_connections(self.weight)
+        values.grad = self._at_connections(self.gradient)
+        return values
+
+    def set_topology(self, topology: Topology, old_slot: torch.Tensor, grown: Any = 0.0) -> None:
+        """Weights and moments stay with their connections; new ones start from `grown` and from 0."""
+        slot, key = topology.occupied_slots(), topology.keys()
+        source = old_slot[slot]
+        new = source < 0
+        stays = torch.zeros(len(self.topology.column), dtype=torch.bool)
+        stays[source[~new]] = True
+        gone = self.topology.keys()[~stays[self.topology.occupied_slots()]]
+        for tensor in (self.weight, *self.states, self.connected):
+            tensor.view(-1)[gone] = 0
+        self.connected.view(-1)[key[new]] = 1
+        start = grown[slot[new]] if isinstance(grown, torch.Tensor) else grown
+        self.weight.view(-1)[key[new]] = start
+        self.topology = topology
+
+    def capture_gradient(self, enabled: bool) -> None:
+        """Nothing: the trainer asks the kernels for the gradient of the steps that need it."""
+
+    def dense_gradient(self) -> torch.Tensor:
+        """∂loss/∂W of the step just made at all positions (a copy)."""
+        return self.gradient.clone()
+
+    def gradient_at(self, model: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """The same at some positions."""
+        return self.gradient[model, row, column]
+
+    def write_to(self, module: SparseTiedAutoencoder) -> None:
+        """Bring the module's connections and values up to date."""
+        values = self._at_connections(self.weight)
+        if self.topology == module.topology:
+            with torch.no_grad():
+                module.values.copy_(values)
+        else:
+            module.set_topology(self.topology, torch.full((len(values),), -1), values)
+
+    def _at_connections(self, dense: torch.Tensor) -> torch.Tensor:
+        values = dense.new_zeros(len(self.topology.column))
+        values[self.topology.occupied_slots()] = dense.view(-1)[self.topology.keys()]
+        return values
+
+
+class ResidentTopology(AttachedTopology):
+    """A recipe at work on the models of a `toykern.Run`: `run.topology`.
+
+    `history`, `plot`, `steps`, `updates` and `state_dict` are those of
+    `toykern.sparse.AttachedTopology`; the one layer is called "weight". `fit` makes the steps. Models that
+    have diverged keep their connections.
+
+    Args:
+        recipe: one without need of a torch optimiser (`check_recipe`).
+        model: the models.
+        seeds: of the random choices, an int or `[models]`; None means 0 … models−1.
+    """
+
+    def __init__(self, recipe: Recipe, model: SparseTiedAutoencoder, seeds: Any) -> None:
+        self.model = self._models = model
+        self.optimizers = ()
+        self._diverged: torch.Tensor | None = None
+        layer = AttachedLayer("weight", 0, model, seeds, recipe.track_explored, _as_it_is)
+        self._begin(recipe, [layer], Ranks.alone())
+
+    @classmethod
+    def fresh(cls, recipe: Recipe, model: SparseTiedAutoencoder, seeds: Any) -> ResidentTopology:
+        """At the start of a run; ValueError if the recipe does not fit the models."""
+        topology = cls(recipe, model, seeds)
+        recipe.check(topology.attached_layers)
+        return topology
+
+    @classmethod
+    def restored(
+        cls, recipe: Recipe, model: SparseTiedAutoencoder, seeds: Any, state: dict[str, Any]
+    ) -> ResidentTopology:
+        """As it was when `state_dict()` was taken."""
+        topology = cls(recipe, model, seeds)
+        topology.load_state_dict(state)
+        return topology
+
+    @property
+    def seeds(self) -> torch.Tensor:
+        """Of the random choices, int64 `[models]`."""
+        return torch.from_numpy(self._layers[0].seeds)
+
+    @property
+    def explored(self) -> torch.Tensor:
+        """The fraction of positions that ever had a connection, float64 `[models]`; ValueError without."""
+        explored = self._layers[0].explored
+        if explored is None:
+            raise ValueError("explored was not tracked: the recipe has track_explored=False")
+        return explored.reshape(self._layers[0].topology.n_models, -1).double().mean(dim=1)
+
+    def summary(self) -> str:
+        """One line for people: the recipe, its updates, what there is and was."""
+        parts = [f"{type(self.recipe).__name__}, {self.updates:,} updates"]
+        parts.append(f"density {float(self._layers[0].topology.density.mean()):.3g}")
+        if self._layers[0].explored is not None:
+            parts.append(f"explored {float(self.explored.mean()):.3g}")
+        return ", ".join(parts)
+
+    def begin(self, layer: DenseLayer, step: int) -> None:
+        """Work on the arrays of the kernels from now on; they are at step `step`."""
+        if self.steps != step:
+            raise RuntimeError(
+                f"the run cannot go on: it was broken off inside the topology's update after step {step}"
+            )
+        self._check_loaded()
+        self._layers[0].module = layer
+
+    def end(self) -> None:
+        """The module is up to date; go back to it."""
+        self._layers[0].module = self._models
+        self._expected = fingerprint([self._models.topology])
+
+    def next_stop(self, step: int, limit: int) -> int:
+        """The first step after `step` after which there is something to do here; `limit` if none before."""
+        return self.recipe.next_stop(step, limit)
+
+    def needs_gradient(self, step: int) -> bool:
+        """Whether the gradient at all positions of step `step`, counted from 1, is looked at."""
+        return self.recipe.observes(step) or self.recipe.is_update(step)
+
+    def advance(self, step: int, diverged: torch.Tensor) -> Update | None:
+        """Count the steps up to `step`, and do what is to be done after it.
+
+        `diverged` is bool `[models]`. No step before may be one of `next_stop`.
+        """
+        self.steps = step - 1
+        self._diverged = diverged if bool(diverged.any()) else None
+        return self.step()
+
+    def _prepare(self, layer: AttachedLayer, change: Change) -> Any:
+        if self._diverged is not None:
+            topology = layer.topology
+            drop = layer.per_model(change.drop) & ~self._diverged[:, None]
+            model = change.grow // (topology.in_features * topology.out_features)
+            change = Change(drop.reshape(-1), change.grow[~self._diverged[model]])
+        return super()._prepare(layer, change)
+
+    def _set_capture(self) -> None:
+        """Nothing: see `DenseLayer.capture_gradient`."""
+
+
+def stored_state(topology: ResidentTopology) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The state of a recipe at work for a store: what is JSON-able, and tensors by a path; ValueError if a
+    recipe of one's own keeps what is neither."""
+    state = topology.state_dict()
+    layer = state["layers"]["weight"]
+    if state["memory"]:
+        raise ValueError(f"{state['recipe']} keeps {sorted(state['memory'])}, which a store cannot hold")
+    tensors = {"budget": layer["budget"]}
+    if layer["explored"] is not None:
+        tensors["explored"] = layer["explored"]
+    for kind in ("memory", "slot_memory"):
+        tensors |= {f"{kind}/{name}": tensor for name, tensor in layer[kind].items()}
+    tensors |= {f"history/{name}": tensor for name, tensor in _history_arrays(topology.history).items()}
+    plain = {name: state[name] for name in ("version", "recipe", "steps", "updates", "fingerprint")}
+    plain["history"] = [
+        {name: getattr(update, name) for name in ("step", "number", "drop_fraction", "rewound_to")}
+        for update in topology.history
+    ]
+    return plain, tensors
+
+
+def state_from_store(plain: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The inverse of `stored_state`, for `load_state_dict`."""
+
+    def below(prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+    layer = {
+        "budget": tensors["budget"],
+        "explored": tensors.get("explored"),
+        "memory": below("memory/"),
+        "slot_memory": below("slot_memory/"),
+    }
+    history = [update.state() for update in _history_from(plain["history"], below("history/"))]
+    return {**plain, "layers": {"weight": layer}, "history": history, "memory": {}}
+
+
+def _history_arrays(history: list[Update]) -> dict[str, torch.Tensor]:
+    """What every update said of every model, by name: `[models, updates]` each."""
+    if not history:
+        return {}
+    reports = [update.layers["weight"] for update in history]
+    return {
+        name: torch.stack([getattr(report, name) for report in reports], dim=1)
+        for name in vars(reports[0])
+        if getattr(reports[0], name) is not None
+    }
+
+
+def _history_from(updates: list[dict[str, Any]], arrays: dict[str, torch.Tensor]) -> list[Update]:
+    """The inverse of `_history_arrays`; `updates` says the rest of each update."""
+    names = ("dropped", "grown", "connections", "density", "explored", "active_neurons", "active_inputs")
+
+    def of_update(name: str, at: int) -> Any:
+        return arrays[name][:, at].clone() if name in arrays else None
+
+    return [
+        Update(
+            layers={"weight": LayerReport(**{name: of_update(name, at) for name in names})},
+            **update,
+        )
+        for at, update in enumerate(updates)
+    ]
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
