@@ -550,6 +550,12 @@ def test_bad_input_names_the_argument_and_trains_nothing(options, error, text):
         assert value.is_meta or torch.equal(value, before[name]), name
 
 
+def test_activations_that_only_dense_layers_have_are_refused():
+    for options in ({"hidden_activation": "topk"}, {"output_activation": "gelu"}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+            tk.SparseTiedAutoencoder(20, 10, 0.3, **options)
+
+
 def test_parameters_replaced_by_others():
     model = tk.SparseTiedAutoencoder(20, 10, 0.3)
     model.values = torch.nn.Parameter(torch.zeros(7))

@@ -87,6 +87,8 @@ class Trained:
 
 def network_of(model: StackedModel | SparseTiedAutoencoder) -> Network:
     """The `Network` that a module is."""
+    if isinstance(model, SparseTiedAutoencoder):
+        return Network(model.hidden_activation, model.output_activation)
     return Network(model.hidden_activation, model.output_activation, model.top_k, model.centered)
 
 

@@ -11,9 +11,11 @@ from toykern.broadcast import broadcast_importance, broadcast_seed
 from toykern.devices import check_device
 from toykern.errors import check_choice, check_flag, check_positive_int, describe
 from toykern.nn.sparse_weights import SparseWeights, initial_values, random_topology
-from toykern.nn.stacked import HIDDEN_ACTIVATIONS, LOSS_REDUCTIONS, OUTPUT_ACTIVATIONS, TARGETS, model_index
+from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, model_index
 from toykern.ops.sparse_linear import GradientCapture, SparseIndex, by_column, sparse_linear
 from toykern.sparse.topology import Topology
+
+_ACTIVATIONS = ("none", "relu")  # of those that dense stacks have
 
 
 class SparseTiedAutoencoder(SparseWeights):
@@ -65,8 +67,8 @@ class SparseTiedAutoencoder(SparseWeights):
         n_features = check_positive_int("n_features", n_features)
         n_hidden = check_positive_int("n_hidden", n_hidden)
         n_models = check_positive_int("n_models", n_models)
-        check_choice("hidden_activation", hidden_activation, HIDDEN_ACTIVATIONS)
-        check_choice("output_activation", output_activation, OUTPUT_ACTIVATIONS)
+        check_choice("hidden_activation", hidden_activation, _ACTIVATIONS)
+        check_choice("output_activation", output_activation, _ACTIVATIONS)
         has_bias = check_flag("bias", bias)
         device = check_device(device)
         seeds = broadcast_seed("seed", seed, n_models)
