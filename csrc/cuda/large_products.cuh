@@ -14,6 +14,14 @@
 namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {
 
+// A number that the compiler knows nothing of: what follows from it is not computed ahead, where it would take registers from a product.
+TOYKERN_DEVICE int unforeseen(int x) {
+#if defined(__CUDACC__)
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
 // How an operand lies in memory: element (k, i) at k · stride + i, or at i · stride + k.
 enum class Lie { kAcross, kAlong };
 
@@ -39,8 +47,8 @@ template <int kTileRows, int kTileColumns, int kTileDepth>
 struct Tile {
     static constexpr int kRows = kTileRows, kColumns = kTileColumns, kDepth = kTileDepth;
     static constexpr int kThreads = kRows * kColumns / 64;
-    static constexpr int kResident =
-        kThreads == 256 ? 2 : 6;  // blocks of a multiprocessor: 128 and 168 registers a thread
+    // Blocks of a multiprocessor: 128 registers a thread where a block has eight warps, else 168, narrow tiles 255.
+    static constexpr int kResident = kThreads == 256 ? 2 : kColumns < 64 ? 4 : 6;
     static constexpr int kWarpColumns = kColumns / 8 < 8 ? kColumns / 8 : 8, kWarpRows = kWarpLanes / kWarpColumns;
     static constexpr int kWarpsAcross = kColumns / 8 / kWarpColumns;
     static constexpr int kRowPitch = kRows + 4, kColumnPitch = kColumns + 4;
@@ -158,14 +166,39 @@ TOYKERN_DEVICE void multiply(const Block& b, char* shared, const Operand& left, 
 TOYKERN_DEVICE void clear(const Block& b, PerThread<Quarters>& c) {
     b.each([&](int thread) {
         TOYKERN_UNROLL
-        for (int i = 0; i < 8; ++i) TOYKERN_UNROLL
-        for (int j = 0; j < 8; ++j) c[thread].v[i][j] = 0.0f;
+        for (int i = 0; i < 8; ++i) {
+            TOYKERN_UNROLL
+            for (int j = 0; j < 8; ++j) c[thread].v[i][j] = 0.0f;
+        }
     });
 }
 
-// Four neighbouring elements of a thread's row.
-TOYKERN_DEVICE Float4 quarter_row(const Quarters& c, int i, int half) {
-    return {{c.v[i][4 * half], c.v[i][4 * half + 1], c.v[i][4 * half + 2], c.v[i][4 * half + 3]}};
+// Calls f(thread, i, half, four elements) for the two halves of each of a thread's eight rows.
+template <class F>
+TOYKERN_DEVICE void each_vector(const Quarters& c, int thread, const F& f) {
+    TOYKERN_UNROLL
+    for (int i = 0; i < 8; ++i) {
+        f(thread, i, 0, Float4{{c.v[i][0], c.v[i][1], c.v[i][2], c.v[i][3]}});
+        f(thread, i, 1, Float4{{c.v[i][4], c.v[i][5], c.v[i][6], c.v[i][7]}});
+    }
+}
+
+// The same where f is long: one row after the other, since eight copies of f do not fit the registers beside what they work on. Registers
+// have no addresses, so all are visited for every row.
+template <class F>
+TOYKERN_DEVICE void each_vector_in_turn(const Quarters& c, int thread, const F& f) {
+    TOYKERN_NO_UNROLL
+    for (int i = 0; i < 8; ++i) {
+        const int own = unforeseen(thread);
+        float row[8];
+        TOYKERN_UNROLL
+        for (int r = 0; r < 8; ++r) {
+            TOYKERN_UNROLL
+            for (int q = 0; q < 8; ++q) row[q] = r == 0 || r == i ? c.v[r][q] : row[q];
+        }
+        f(own, i, 0, Float4{{row[0], row[1], row[2], row[3]}});
+        f(own, i, 1, Float4{{row[4], row[5], row[6], row[7]}});
+    }
 }
 
 TOYKERN_HD constexpr int64_t tiles(int64_t length, int64_t of) { return (length + of - 1) / of; }

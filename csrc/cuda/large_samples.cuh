@@ -137,20 +137,14 @@ struct FeaturesLarge {
                                                {weight + j0 * s.mp + k0, s.mp, s.mp - k0, depth}, c);
         float* parts = t.at(at.model, s.parts) + split * s.piece * s.mp;
         b.each([&](int thread) {
-            TOYKERN_UNROLL
-            for (int i = 0; i < 8; ++i) {
-                const int64_t row = row0 + T::row(thread, i);
-                TOYKERN_UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    const int64_t k = k0 + T::column(thread, 4 * half);
-                    if (row >= rows || k >= s.mp) continue;
-                    const Float4 sum = quarter_row(c[thread], i, half);
-                    if (s.splits == 1)
-                        finish_hidden(t, at.model, row, k, sum);
-                    else
-                        store4(parts + row * s.mp + k, sum);
-                }
-            }
+            each_vector(c[thread], thread, [&](int own, int i, int half, const Float4& sum) {
+                const int64_t row = row0 + T::row(own, i), k = k0 + T::column(own, 4 * half);
+                if (row >= rows || k >= s.mp) return;
+                if (s.splits == 1)
+                    finish_hidden(t, at.model, row, k, sum);
+                else
+                    store4(parts + row * s.mp + k, sum);
+            });
         });
     }
 };
@@ -207,8 +201,10 @@ struct OutputLarge {
                 const int64_t j = j0 + T::column(thread, 4 * half);
                 const Float4 start = j < s.np ? load4(bias + j) : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
                 TOYKERN_UNROLL
-                for (int i = 0; i < 8; ++i) TOYKERN_UNROLL
-                for (int q = 0; q < 4; ++q) c[thread].v[i][4 * half + q] = start.v[q];
+                for (int i = 0; i < 8; ++i) {
+                    TOYKERN_UNROLL
+                    for (int q = 0; q < 4; ++q) c[thread].v[i][4 * half + q] = start.v[q];
+                }
             }
         });
         multiply<T, Lie::kAlong, Lie::kAlong>(b, shared, {t.at(at.model, s.h) + row0 * s.mp, s.mp, rows - row0, s.mp},
@@ -224,36 +220,31 @@ struct OutputLarge {
         PerThread<double> loss;
         b.each([&](int thread) {
             float sum = 0.0f;
-            TOYKERN_UNROLL
-            for (int i = 0; i < 8; ++i) {
-                const int64_t row = row0 + T::row(thread, i);
-                TOYKERN_UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    const int64_t j = j0 + T::column(thread, 4 * half);
-                    if (row >= rows || j >= s.np) continue;
-                    Float4 target = {{0.0f, 0.0f, 0.0f, 0.0f}};
-                    if (dense) {
-                        target = load4(x + row * s.np + j);
-                    } else {
-                        const int64_t sample = sample_of_row[row];
-                        const uint32_t bits = active[sample * s.nw + (j >> 5)] >> (j & 31);
-                        TOYKERN_UNROLL
-                        for (int q = 0; q < 4; ++q)
-                            if (bits >> q & 1u) target.v[q] = x[sample * s.np + j + q];
-                    }
-                    const Float4 weight = load4(importance + j);
-                    Float4 gradient;
+            each_vector(c[thread], thread, [&](int own, int i, int half, const Float4& z) {
+                const int64_t row = row0 + T::row(own, i), j = j0 + T::column(own, 4 * half);
+                if (row >= rows || j >= s.np) return;
+                Float4 target = {{0.0f, 0.0f, 0.0f, 0.0f}};
+                if (dense) {
+                    target = load4(x + row * s.np + j);
+                } else {
+                    const int64_t sample = sample_of_row[row];
+                    const uint32_t bits = active[sample * s.nw + (j >> 5)] >> (j & 31);
                     TOYKERN_UNROLL
-                    for (int q = 0; q < 4; ++q) {
-                        const float z = c[thread].v[i][4 * half + q], u = target.v[q];
-                        const float residual = raised(floor, z) - (t.p.network.target_abs && u < 0.0f ? -u : u);
-                        const float weighted = residual * weight.v[q];
-                        sum = fused(weighted, residual, sum);
-                        gradient.v[q] = z > floor ? weighted : 0.0f;
-                    }
-                    if (training) store4(d + row * s.np + j, gradient);
+                    for (int q = 0; q < 4; ++q)
+                        if (bits >> q & 1u) target.v[q] = x[sample * s.np + j + q];
                 }
-            }
+                const Float4 weight = load4(importance + j);
+                Float4 gradient;
+                TOYKERN_UNROLL
+                for (int q = 0; q < 4; ++q) {
+                    const float u = target.v[q];
+                    const float residual = raised(floor, z.v[q]) - (t.p.network.target_abs && u < 0.0f ? -u : u);
+                    const float weighted = residual * weight.v[q];
+                    sum = fused(weighted, residual, sum);
+                    gradient.v[q] = z.v[q] > floor ? weighted : 0.0f;
+                }
+                if (training) store4(d + row * s.np + j, gradient);
+            });
             loss[thread] = (double)sum;
         });
         const double sum = sum_of_threads(b, loss, shared);

@@ -187,10 +187,11 @@ struct WeightsLarge {
         const uint32_t* row_of_sample = t.at<uint32_t>(model, s.row_of_sample);
         const int64_t words = tiles(t.samples(), 32);
         b.each([&](int thread) {
-            const int64_t low = k0 + T::column(thread, 0), high = k0 + T::column(thread, 4);
+            const int own = unforeseen(thread);
+            const int64_t low = k0 + T::column(own, 0), high = k0 + T::column(own, 4);
             TOYKERN_NO_UNROLL
             for (int feature = 0; feature < 8; ++feature) {
-                const int64_t j = j0 + T::row(thread, feature);
+                const int64_t j = j0 + T::row(own, feature);
                 if (j >= s.n) break;
                 const uint32_t* entries = t.at<uint32_t>(model, s.by_feature) + j * s.pw;
                 const float* x = t.at(model, s.x) + j;
@@ -219,21 +220,18 @@ struct WeightsLarge {
         for (int q = 0; q < 4; ++q) sum[q] = fused(value, by.v[q], sum[q]);
     }
 
-    // Calls f(thread, i, half, offset) for each vector of the tile that exists; f2(thread, v, j) for each feature whose bias is a thread's.
+    // Calls f(sum, offset) for each vector of the tile that exists.
     template <class F>
-    static TOYKERN_DEVICE void each_vector(const Block& b, const LargeSizes& s, int64_t j0, int64_t k0, const F& f) {
+    static TOYKERN_DEVICE void each_sum(const Block& b, const LargeSizes& s, int64_t j0, int64_t k0,
+                                        const PerThread<Quarters>& c, const F& f) {
         b.each([&](int thread) {
-            TOYKERN_UNROLL
-            for (int i = 0; i < 8; ++i) {
-                const int64_t j = j0 + T::row(thread, i);
-                TOYKERN_UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    const int64_t k = k0 + T::column(thread, 4 * half);
-                    if (j < s.n && k < s.mp) f(thread, i, half, j * s.mp + k);
-                }
-            }
+            each_vector_in_turn(c[thread], thread, [&](int own, int i, int half, const Float4& sum) {
+                const int64_t j = j0 + T::row(own, i), k = k0 + T::column(own, 4 * half);
+                if (j < s.n && k < s.mp) f(sum, j * s.mp + k);
+            });
         });
     }
+    // Calls f(thread, v, j) for each feature whose bias is a thread's.
     template <class F>
     static TOYKERN_DEVICE void each_bias(const Block& b, const LargeSizes& s, int64_t j0, const F& f) {
         b.each([&](int thread) {
@@ -250,8 +248,7 @@ struct WeightsLarge {
                                     int64_t k0, bool with_bias, bool kept, PerThread<Quarters>& c,
                                     PerThread<Biases>& bias) {
         float *sums = t.at(model, t.size.gradient[which]), *biases = t.at(model, t.size.gradient[2]);
-        each_vector(b, t.size, j0, k0, [&](int thread, int i, int half, int64_t at) {
-            Float4 sum = quarter_row(c[thread], i, half);
+        each_sum(b, t.size, j0, k0, c, [&](Float4 sum, int64_t at) {
             if (kept) {
                 const Float4 before = load4(sums + at);
                 TOYKERN_UNROLL
@@ -278,8 +275,7 @@ struct WeightsLarge {
         const float* sums = t.at(model, s.gradient[which]);
         float* weight = t.at(model, s.weight[which]);
         float *first = t.at(model, s.moment[which][0]), *second = t.at(model, s.moment[which][1]);
-        each_vector(b, s, j0, k0, [&](int thread, int i, int half, int64_t at) {
-            const Float4 sum = quarter_row(c[thread], i, half);
+        each_sum(b, s, j0, k0, c, [&](const Float4& sum, int64_t at) {
             const Float4 before = kept ? load4(sums + at) : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
             Float4 value = load4(weight + at), s1 = load4(first + at), s2 = load4(second + at);
             TOYKERN_UNROLL
