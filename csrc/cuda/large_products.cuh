@@ -7,7 +7,7 @@
 //            in shared memory, [kDepth][kRows + 4] and [kDepth][kColumns + 4]: while one is multiplied the next is under way in registers
 // Owner      a block to a tile; a warp to 32 × 64 elements (64 × 32 where the tile is narrow), a thread to four quarters of 4 × 4
 // Limits     outside its bounds an operand counts as 0; those along vectors are multiples of four
-// Roof       64 multiply-adds for four shared and, at 128 × 128, two thirds of a global vector load an element of k and a thread
+// Roof       64 multiply-adds for four shared vector loads an element of k and a thread; at 128 × 64 a vector from device memory (or L2) for each 170
 #pragma once
 #include "cuda/large_task.cuh"
 
@@ -47,8 +47,8 @@ template <int kTileRows, int kTileColumns, int kTileDepth>
 struct Tile {
     static constexpr int kRows = kTileRows, kColumns = kTileColumns, kDepth = kTileDepth;
     static constexpr int kThreads = kRows * kColumns / 64;
-    // Blocks of a multiprocessor: 128 registers a thread where a block has eight warps, else 168, narrow tiles 255.
-    static constexpr int kResident = kThreads == 256 ? 2 : kColumns < 64 ? 4 : 6;
+    // Blocks of a multiprocessor: three warps to each of its schedulers, 168 registers a thread; narrow tiles two and 255.
+    static constexpr int kResident = (kColumns < 64 ? 8 : 12) * kWarpLanes / kThreads;
     static constexpr int kWarpColumns = kColumns / 8 < 8 ? kColumns / 8 : 8, kWarpRows = kWarpLanes / kWarpColumns;
     static constexpr int kWarpsAcross = kColumns / 8 / kWarpColumns;
     static constexpr int kRowPitch = kRows + 4, kColumnPitch = kColumns + 4;
@@ -203,7 +203,7 @@ TOYKERN_DEVICE void each_vector_in_turn(const Quarters& c, int thread, const F& 
 
 TOYKERN_HD constexpr int64_t tiles(int64_t length, int64_t of) { return (length + of - 1) / of; }
 
-using LargeTile = Tile<128, 128, 8>;    // where there are blocks enough for a device
+using LargeTile = Tile<128, 64, 8>;     // where there are blocks enough for a device
 using MiddleTile = Tile<64, 64, 8>;     // elsewhere
 using NarrowTile = Tile<128, 32, 8>;    // for up to 32 hidden units
 constexpr int64_t kBlocksEnough = 256;  // two for each multiprocessor of the largest devices

@@ -110,7 +110,8 @@ template <class T>
 struct WeightsLarge {
     static constexpr const char* kName = "weights_large";
     static constexpr int kThreads = T::kThreads;
-    static constexpr int kResident = T::kResident;
+    // Two warps to each scheduler: the products, the walk over entries and the update together want some 200 registers a thread.
+    static constexpr int kResident = 8 * kWarpLanes / kThreads;
     static constexpr int64_t kShared = T::kShared;
     static constexpr int kBiases = T::kRows > kThreads ? T::kRows / kThreads : 1;  // of one thread
     TOYKERN_HD static int64_t blocks(const LargeTask& t) {
@@ -131,26 +132,25 @@ struct WeightsLarge {
         const int64_t j0 = tile / across * T::kRows, k0 = tile % across * T::kColumns;
         const bool dense = t.state(at.model).dense;
         const bool with_bias = decoder && k0 == 0 && t.p.network.has_bias;
-        const int64_t rows = t.state(at.model).rows;
+        const int rows = t.state(at.model).rows;
         PerThread<Quarters> c;
         PerThread<Biases> bias;
         clear(b, c);
         clear_biases(b, bias);
         bool kept = !t.starts;  // sums of earlier samples lie in memory
-        for (int64_t r0 = 0;; r0 += kChain) {
-            const int64_t depth = rows - r0 < kChain ? rows - r0 : kChain;
-            const auto share = [&](const float* of_feature, const float* of_hidden, const auto& seen) {
-                multiply<T, Lie::kAcross, Lie::kAcross>(b, shared,
-                                                        {of_feature + r0 * s.np + j0, s.np, s.np - j0, depth},
-                                                        {of_hidden + r0 * s.mp + k0, s.mp, s.mp - k0, depth}, c, seen);
-            };
+        for (int r0 = 0;; r0 += (int)kChain) {
+            const int depth = (int)(rows - r0 < kChain ? rows - r0 : kChain);
             TOYKERN_NO_UNROLL
-            for (int product = 0; product < 2; ++product) {
+            for (int product = 0; product < 2; ++product) {  // dᵀ h, xᵀ dh
                 if (product == 0 ? !decoder : !encoder || !dense) continue;
-                share(t.at(at.model, product == 0 ? s.d : s.x), t.at(at.model, product == 0 ? s.h : s.dh),
-                      [&](int thread, const float* d) {
-                          if (product == 0 && with_bias) add_biases(bias[thread], thread, d);
-                      });
+                const float* of_feature = t.at(at.model, product == 0 ? s.d : s.x) + (int64_t)r0 * s.np + j0;
+                const float* of_hidden = t.at(at.model, product == 0 ? s.h : s.dh) + (int64_t)r0 * s.mp + k0;
+                multiply<T, Lie::kAcross, Lie::kAcross>(b, shared, {of_feature, s.np, s.np - j0, depth},
+                                                        {of_hidden, s.mp, s.mp - k0, depth}, c,
+                                                        [&](int thread, const float* d) {
+                                                            if (product == 0 && with_bias)
+                                                                add_biases(bias[thread], thread, d);
+                                                        });
             }
             const bool last = r0 + kChain >= rows;
             if (last && encoder && !dense) add_entries(b, t, at.model, j0, k0, c);

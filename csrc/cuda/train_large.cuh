@@ -70,15 +70,16 @@ inline LargeTask large_task(const EvaluateParams& p, const Launch& l) {
 }
 
 // The output's tile decides the order of its losses: the shape alone.
-inline bool large_output_tile(const LargeSizes& s) { return tiles(s.piece, 128) * tiles(s.np, 128) >= kBlocksEnough; }
+inline bool large_output_tile(const LargeSizes& s) {
+    return tiles(s.piece, LargeTile::kRows) * tiles(s.np, LargeTile::kColumns) >= kBlocksEnough;
+}
 
 // The tile of a product with hidden units as columns: no bit depends on it.
 enum class HiddenTile { kNarrow, kMiddle, kLarge };
 inline HiddenTile hidden_tile(const LargeTask& t, int64_t rows, int64_t repeats) {
     if (t.size.mp <= 32) return HiddenTile::kNarrow;
-    const bool fits = tiles(t.size.mp, 128) * 2 == tiles(t.size.mp, 64);
-    const int64_t blocks = tiles(rows, 128) * tiles(t.size.mp, 128) * repeats * t.models;
-    return fits && blocks >= kBlocksEnough ? HiddenTile::kLarge : HiddenTile::kMiddle;
+    const int64_t blocks = tiles(rows, LargeTile::kRows) * tiles(t.size.mp, LargeTile::kColumns) * repeats * t.models;
+    return blocks >= kBlocksEnough ? HiddenTile::kLarge : HiddenTile::kMiddle;
 }
 
 template <template <class> class Kernel, class Queue>
