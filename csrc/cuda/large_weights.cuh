@@ -118,8 +118,9 @@ struct WeightsLarge {
         return tiles(t.size.n, T::kRows) * tiles(t.size.mp, T::kColumns) * (t.size.tied ? 1 : 2);
     }
 
+    // Gradients of biases: the terms of samples and of empty samples nearly cancel, so slabs of rows are summed in double.
     struct Biases {
-        float v[kBiases];
+        double v[kBiases];
     };
 
     static TOYKERN_DEVICE void run(const Block& b, const LargeTask& t, int64_t block, char* shared) {
@@ -166,7 +167,7 @@ struct WeightsLarge {
     static TOYKERN_DEVICE void clear_biases(const Block& b, PerThread<Biases>& bias) {
         b.each([&](int thread) {
             TOYKERN_UNROLL
-            for (int v = 0; v < kBiases; ++v) bias[thread].v[v] = 0.0f;
+            for (int v = 0; v < kBiases; ++v) bias[thread].v[v] = 0.0;
         });
     }
     // d [kDepth][kRowPitch]: zeros past the last row.
@@ -175,8 +176,10 @@ struct WeightsLarge {
         for (int v = 0; v < kBiases; ++v) {
             const int i = thread + v * kThreads;
             if (i >= T::kRows) continue;
+            float slab = d[i];
             TOYKERN_UNROLL
-            for (int k = 0; k < T::kDepth; ++k) bias.v[v] = bias.v[v] + d[k * T::kRowPitch + i];
+            for (int k = 1; k < T::kDepth; ++k) slab = slab + d[k * T::kRowPitch + i];
+            bias.v[v] = bias.v[v] + (double)slab;
         }
     }
 
@@ -259,7 +262,7 @@ struct WeightsLarge {
         clear(b, c);
         if (!with_bias) return;
         each_bias(b, t.size, j0, [&](int thread, int v, int64_t j) {
-            biases[j] = kept ? biases[j] + bias[thread].v[v] : bias[thread].v[v];
+            biases[j] = (float)(kept ? biases[j] + bias[thread].v[v] : bias[thread].v[v]);
         });
         clear_biases(b, bias);
     }
@@ -289,13 +292,14 @@ struct WeightsLarge {
         float* value = t.at(model, s.weight[2]);
         float *b1 = t.at(model, s.moment[2][0]), *b2 = t.at(model, s.moment[2][1]);
         const float *importance = t.at(model, s.importance), *before = t.at(model, s.gradient[2]);
-        const float floor = t.output_floor(), empty = (float)t.state(model).empty;
+        const float floor = t.output_floor();
+        const double empty = (double)t.state(model).empty;
         each_bias(b, s, j0, [&](int thread, int v, int64_t j) {
             const float z = value[j], at_empty = z > floor ? importance[j] * raised(floor, z) : 0.0f;
-            float sum = bias[thread].v[v];
+            double sum = bias[thread].v[v];
             if (kept) sum = before[j] + sum;
-            sum = fused(at_empty, empty, sum);
-            value[j] = updated(constants, z, sum * scale, b1[j], b2[j]);
+            sum = fused((double)at_empty, empty, sum);
+            value[j] = updated(constants, z, (float)sum * scale, b1[j], b2[j]);
         });
     }
 };

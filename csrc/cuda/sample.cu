@@ -14,7 +14,7 @@ namespace {
 constexpr int kThreads = 128, kWarps = kThreads / kWarpLanes;
 
 // Slices of rare and of frequent units, `blocks` blocks of warps to a model.
-__global__ void __launch_bounds__(kThreads) sample_units(const __grid_constant__ SampleTask t, int64_t blocks) {
+__global__ void __launch_bounds__(kThreads, 4) sample_units(const __grid_constant__ SampleTask t, int64_t blocks) {
     const int number = (int)threadIdx.x / kWarpLanes;
     const Warp w = {(int)threadIdx.x % kWarpLanes, number};
     const int64_t model = blockIdx.x / blocks, task = blockIdx.x % blocks * kWarps + number, stride = blocks * kWarps;
