@@ -130,8 +130,11 @@ def test_links_lead_somewhere(page):
 
 @each_page
 def test_files_named_in_passing_exist(page):
-    places = [ROOT, ROOT / "csrc", ROOT / "csrc/cpu", ROOT / "csrc/include", page.parent]
-    for name in re.findall(r"`([\w/.-]+\.(?:py|inl|h|cpp|toml|txt|md))`", page.read_text(encoding="utf-8")):
+    folders = ["", "csrc", "csrc/cpu", "csrc/cuda", "csrc/include"]
+    places = [*(ROOT / folder for folder in folders), page.parent]
+    for name in re.findall(
+        r"`([\w/.-]+\.(?:py|inl|h|cuh|cu|cpp|toml|txt|md))`", page.read_text(encoding="utf-8")
+    ):
         assert any((place / name).exists() for place in places), f"{page.name} names {name}"
 
 
