@@ -346,16 +346,6 @@ def test_the_slack_may_hold_anything():
     _assert_same_bits(_results(case, p), expected)
 
 
-@pytest.mark.gpu
-def test_cuda_says_that_there_are_no_kernels_yet():
-    p = problem_of(BY_NAME["odd"], torch.float32)
-    index = p.index._replace(
-        **{name: t.cuda() for name, t in p.index._asdict().items() if name != "in_features"}
-    )
-    with pytest.raises(RuntimeError, match="no kernel for the device 'cuda"):
-        sparse_linear(p.x.cuda(), p.values.cuda(), None, index)
-
-
 def test_a_device_without_kernels_shapes_alone():
     p = problem_of(BY_NAME["odd"], torch.float32)
     index = p.index._replace(**{n: t.to("meta") for n, t in p.index._asdict().items() if n != "in_features"})

@@ -17,6 +17,7 @@ void bind_pointer(Class& c, const char* name, T* Struct::* field) {
 
 void bind_cuda(pybind11::module_& m);          // cuda.cpp
 void bind_cuda_devices(pybind11::module_& m);  // cuda_devices.cpp
+void bind_cuda_sparse(pybind11::module_& m);   // cuda_sparse.cpp; after bind_cuda
 void bind_sparse(pybind11::module_& m);        // sparse.cpp
 void bind_layer(pybind11::module_& m);         // layer.cpp
 

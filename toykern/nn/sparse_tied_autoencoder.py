@@ -234,10 +234,11 @@ class SparseTiedAutoencoder(SparseWeights):
     def _captures(self) -> list[GradientCapture]:
         return [self._encoding, self._decoding]
 
-    def _captured(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _captured(self) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
         super()._captured()  # raises where there is none
         # Decoding multiplies by Wᵀ: what went in there is W's output side.
-        return [*self._encoding.passes, *((dy, hidden) for hidden, dy in self._decoding.passes)]
+        passes = [*self._encoding.passes, *((dy, hidden) for hidden, dy in self._decoding.passes)]
+        return passes, [*self._encoding.dense, *(gradient.mT for gradient in self._decoding.dense)]
 
 
 def _described(init: Any) -> str | float:

@@ -163,7 +163,7 @@ class SparseWeights(nn.Module):
         """
         self._capturing = check_flag("enabled", enabled)
         for capture in self._captures():
-            capture.passes.clear()
+            capture.clear()
 
     def dense_gradient(self) -> torch.Tensor:
         """∂loss/∂W of the captured passes at every place, `[n_models, out_features, in_features]`.
@@ -171,10 +171,13 @@ class SparseWeights(nn.Module):
         float32 (float64 for float64 weights). RuntimeError if no pass was captured.
         """
         dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
+        passes, dense = self._captured()
         total: torch.Tensor | None = None
-        for x, dy in self._captured():
+        for x, dy in passes:
             product = torch.matmul(dy.to(dtype).mT, x.to(dtype))
             total = product if total is None else total.add_(product)
+        for gradient in dense:
+            total = gradient.to(dtype, copy=True) if total is None else total.add_(gradient)
         assert total is not None
         return total
 
@@ -184,7 +187,7 @@ class SparseWeights(nn.Module):
         float32 (float64 for float64 weights). ValueError for places outside, RuntimeError if no pass was
         captured.
         """
-        passes = self._captured()
+        passes, dense = self._captured()
         for name, part, limit in (
             ("model", model, self.n_models),
             ("row", row, self.out_features),
@@ -218,21 +221,27 @@ class SparseWeights(nn.Module):
                 dy, x, zeros, None, start, asked, unused, asked, asked, False, [False, True, False], 0
             )[1]
             total[order] += made[place]
+        for gradient in dense:
+            total += gradient[model, row, column]
         return total
 
     def _captures(self) -> list[GradientCapture]:
         """The captures of this module's products."""
         raise NotImplementedError
 
-    def _captured(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(x, dy) of every captured pass, with dW = dyᵀ x; RuntimeError if there is none."""
+    def _captured(self) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
+        """(x, dy) of every captured pass, with dW = dyᵀ x, and the dW of those that computed it.
+
+        RuntimeError if there is none of either.
+        """
         passes = [entry for capture in self._captures() for entry in capture.passes]
-        if not passes:
+        dense = [entry for capture in self._captures() for entry in capture.dense]
+        if not passes and not dense:
             raise RuntimeError(
                 "no backward pass was captured: call capture_gradient(True) before the forward pass whose "
                 "gradient is wanted"
             )
-        return passes
+        return passes, dense
 
     # --- loading and copying ------------------------------------------------------------------------------
 
@@ -291,7 +300,9 @@ class SparseWeights(nn.Module):
         self._take_index(self._index_of(topology, torch.device("cpu") if device is None else device))
 
     def _index_of(self, topology: Topology, device: Any) -> SparseIndex:
-        row_start, column = topology.row_start.cpu().clone(), topology.column.cpu().clone()
+        # Where the layer is, if it can be made there: on a GPU topologies change without visiting the host.
+        maker = device if torch.device(device).type == "cuda" else torch.device("cpu")
+        row_start, column = topology.row_start.to(maker, copy=True), topology.column.to(maker, copy=True)
         index = SparseIndex.of(self.in_features, row_start, column)
         return SparseIndex(self.in_features, *(tensor.to(device) for tensor in index[1:]))
 

@@ -7,8 +7,8 @@
     sparse_linear_backward(dy, x, values, y, row_start, column, column_start, row, slot, relu, wanted,
         capture) -> (dx, dvalues, dbias); those not wanted are empty
 
-A device is a backend: an implementation of both for one dispatch key. The CPU's is here (csrc/cpu/sparse_*);
-there is none for CUDA yet, which says so.
+Both are implemented for the CPU here (csrc/cpu/sparse_*). On a GPU `sparse_linear` goes to the ops of
+`toykern.ops.sparse_linear_device`, which choose among three back ends.
 """
 
 from __future__ import annotations
@@ -69,10 +69,12 @@ class SparseIndex(NamedTuple):
         tensor([0, 0, 1], dtype=torch.int32)
         """
         n_models, out_features = _check_rows(row_start, column)
-        check_device_of_kernels("sparse_linear_forward", row_start.device)
         if column.shape[0] // n_models >= 2**31:
             raise ValueError(f"a model must have fewer than 2³¹ slots, not {column.shape[0] // n_models}")
         row_start, column = row_start.contiguous(), column.contiguous()
+        if row_start.device.type == "cuda":
+            return cls(in_features, row_start, column, *_device.transposed_index(in_features, row_start, column))
+        check_device_of_kernels("sparse_linear_forward", row_start.device)
         column_start = torch.empty(n_models, in_features + 1, dtype=torch.int64)
         row, slot = torch.empty_like(column), torch.empty_like(column)
         _native.sparse_transpose(
@@ -116,11 +118,18 @@ class GradientCapture:
 
     Attributes:
         passes: (x `[n_models | 1, batch, in]`, dy `[n_models, batch, out]`), dy behind the activation.
+        dense: instead of a pass the gradient of all of W, `[n_models, out, in]`, where backward computed it.
         number: how the backward op names this object; it is not kept alive by the op.
     """
 
     passes: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    dense: list[torch.Tensor] = field(default_factory=list)
     number: int = field(default_factory=itertools.count(1).__next__)
+
+    def clear(self) -> None:
+        """Lets go of all of them."""
+        self.passes.clear()
+        self.dense.clear()
 
     def __post_init__(self) -> None:
         _CAPTURES[self.number] = self
@@ -140,6 +149,9 @@ def sparse_linear(
     *,
     relu: bool = False,
     capture: int = 0,
+    backend: str = "auto",
+    group: int = 1,
+    width: int = 0,
 ) -> torch.Tensor:
     """y = act(x Wᵀ + b) for a stack of sparse matrices W, differentiable in x, values and bias.
 
@@ -150,6 +162,8 @@ def sparse_linear(
         index: which connections exist.
         relu: whether act is ReLU (its derivative at 0 is 0) or nothing.
         capture: the `number` of a `GradientCapture` that keeps x and dy, or 0.
+        backend: on a GPU "dense", "slots", "groups" or "auto" (`toykern.ops.sparse_choice`); the CPU has one.
+        group, width: that many neighbouring rows have the same columns, at most `width` of them (1, 0: not).
 
     Returns y `[n_models, batch, out_features]`. Under autocast all three are cast as `nn.Linear` casts its
     own. The bits depend on shapes, values and the instruction-set level, never on threads or other models.
@@ -164,6 +178,10 @@ def sparse_linear(
         dtype = torch.get_autocast_dtype(kind)
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    if kind == "cuda":
+        return _device.sparse_linear_on_device(
+            x, values, bias, index, relu, capture, backend, group, width
+        )
     if torch.is_grad_enabled() and (
         x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
     ):
@@ -433,18 +451,8 @@ def _backward_cpu(
     return dx, dvalues, dbias
 
 
-def _refuse_forward(x: torch.Tensor, *_others: Any) -> Any:
-    check_device_of_kernels("sparse_linear_forward", x.device)
-
-
-def _refuse_backward(dy: torch.Tensor, *_others: Any) -> Any:
-    check_device_of_kernels("sparse_linear_backward", dy.device)
-
-
 _LIBRARY.impl("sparse_linear_forward", _forward_cpu, "CPU")
 _LIBRARY.impl("sparse_linear_backward", _backward_cpu, "CPU")
-_LIBRARY.impl("sparse_linear_forward", _refuse_forward, "CUDA")
-_LIBRARY.impl("sparse_linear_backward", _refuse_backward, "CUDA")
 
 
 # --- shapes without numbers, for torch.compile ------------------------------------------------------------
@@ -486,3 +494,6 @@ def _backward_fake(
 
 torch.library.register_fake("toykern::sparse_linear_forward", _forward_fake)
 torch.library.register_fake("toykern::sparse_linear_backward", _backward_fake)
+
+# Last, because it builds on all of the above.
+from toykern.ops import sparse_linear_device as _device  # noqa: E402

@@ -1,0 +1,272 @@
+"""Sparse layers on a GPU: ops for torch, gradients, the choice of a back end, and the index by column.
+
+`toykern.ops.sparse_linear.sparse_linear` comes here with tensors on a CUDA device. Two ops, beside those of
+the CPU because they carry the back end and the groups:
+
+    sparse_linear_device_forward(x, values, bias, row_start, column, column_start, row, slot, relu, backend,
+        group, width) -> y
+    sparse_linear_device_backward(dy, x, values, y, …, relu, backend, group, width, wanted, capture)
+        -> (dx, dvalues, dbias); those not wanted are empty
+
+Both also take tensors on the CPU, for the tests: toykern.ops.sparse_backends says how.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from toykern.devices import check_kernels
+from toykern.ops import sparse_backends
+from toykern.ops.sparse_backends import BACKENDS, Connections
+from toykern.ops.sparse_choice import choose
+from toykern.ops.sparse_linear import (
+    _CAPTURES,
+    _LIBRARY,
+    SparseIndex,
+    _check_backward,
+    _check_forward,
+)
+
+_SHARED = "Tensor row_start, Tensor column, Tensor column_start, Tensor row, Tensor slot, bool relu, str backend"
+_LIBRARY.define(
+    f"sparse_linear_device_forward(Tensor x, Tensor values, Tensor? bias, {_SHARED}, int group, int width) "
+    "-> Tensor"
+)
+_LIBRARY.define(
+    f"sparse_linear_device_backward(Tensor dy, Tensor x, Tensor values, Tensor? y, {_SHARED}, int group, "
+    "int width, bool[3] wanted, int capture) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def sparse_linear_on_device(
+    x: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    index: SparseIndex,
+    relu: bool,
+    capture: int,
+    backend: str,
+    group: int,
+    width: int,
+) -> torch.Tensor:
+    """`toykern.ops.sparse_linear.sparse_linear` behind its cast for autocast, by the ops of this file."""
+    if backend not in ("auto", *BACKENDS):
+        allowed = ", ".join(map(repr, ("auto", *BACKENDS)))
+        raise ValueError(f"backend must be one of {allowed}, not {backend!r}")
+    if backend == "groups" and (group < 2 or width < 1):
+        raise ValueError("backend='groups' needs rows that share their inputs: make the layer with group=…")
+    needed = x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.is_grad_enabled() and needed:
+        return _SparseLinearOnDevice.apply(x, values, bias, *index[1:], relu, backend, group, width, capture)
+    return torch.ops.toykern.sparse_linear_device_forward(
+        x, values, bias, *index[1:], relu, backend, group, width
+    )
+
+
+class _SparseLinearOnDevice(torch.autograd.Function):
+    """The gradients; a second derivative is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, values: Any, bias: Any, *rest: Any) -> torch.Tensor:
+        index, (relu, backend, group, width, capture) = rest[:5], rest[5:]
+        y = torch.ops.toykern.sparse_linear_device_forward(
+            x, values, bias, *index, relu, backend, group, width
+        )
+        ctx.save_for_backward(x, values, y if relu else None, *index)
+        ctx.options, ctx.capture = (relu, backend, group, width), capture
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, values, y, *index = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        made = torch.ops.toykern.sparse_linear_device_backward(
+            dy, x, values, y, *index, *ctx.options, wanted, ctx.capture
+        )
+        return (*(g if want else None for g, want in zip(made, wanted, strict=True)), *[None] * 10)
+
+
+def _forward(
+    x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, row_start: torch.Tensor,
+    column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
+    backend: str, group: int, width: int,
+) -> torch.Tensor:  # fmt: skip
+    _check_forward(x, values, bias, row_start, column)
+    c = _connections(x, row_start, column, column_start, row, slot, group, width)
+    x, values = x.contiguous(), values.contiguous()
+    name = choose(x, values, c) if backend == "auto" else backend
+    return sparse_backends.forward(name, x, values, None if bias is None else bias.contiguous(), c, relu)
+
+
+def _backward(
+    dy: torch.Tensor, x: torch.Tensor, values: torch.Tensor, y: torch.Tensor | None, row_start: torch.Tensor,
+    column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
+    backend: str, group: int, width: int, wanted: list[bool], capture: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    _check_forward(x, values, None, row_start, column)
+    _check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
+    c = _connections(x, row_start, column, column_start, row, slot, group, width)
+    want_x, want_values, want_bias = wanted
+    dy = (dy if y is None or not relu else torch.where(y == 0, 0, dy)).contiguous()
+    x, values = x.contiguous(), values.contiguous()
+    name = choose(x, values, c) if backend == "auto" else backend
+    dx, dvalues, dense = sparse_backends.backward(name, dy, x, values, c, want_x, want_values)
+    if dx is not None and x.shape[0] != c.n_models:  # one batch served all models
+        dx = dx.sum(dim=0, keepdim=True)
+    collector = _CAPTURES.get(capture)
+    if collector is not None:
+        if dense is not None:  # there already, for growth criteria to look at
+            collector.dense.append(dense)
+        else:
+            collector.passes.append((x.detach(), dy.detach()))
+    return (
+        x.new_empty(0) if dx is None else dx,
+        values.new_empty(0) if dvalues is None else dvalues,
+        dy.sum(dim=1) if want_bias else x.new_empty(0),
+    )
+
+
+# --- the ops of the CPU, for tensors on a GPU -------------------------------------------------------------
+
+
+def _plain_forward(
+    x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, row_start: torch.Tensor,
+    column: torch.Tensor, relu: bool,
+) -> torch.Tensor:  # fmt: skip
+    """The op that carries no index by column: by slots."""
+    _check_forward(x, values, bias, row_start, column)
+    c = Connections(x.shape[2], row_start.contiguous(), column.contiguous())
+    _check_contents(c.row_start, c.column, c.in_features, "column")
+    return sparse_backends.forward(
+        "slots", x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous(), c, relu
+    )
+
+
+def _plain_backward(
+    dy: torch.Tensor, x: torch.Tensor, values: torch.Tensor, y: torch.Tensor | None, row_start: torch.Tensor,
+    column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
+    wanted: list[bool], capture: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    return _backward(
+        dy, x, values, y, row_start, column, column_start, row, slot, relu, "slots", 1, 0, wanted, capture
+    )
+
+
+# --- what they are given ----------------------------------------------------------------------------------
+
+_CHECKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _connections(
+    x: torch.Tensor, row_start: torch.Tensor, column: torch.Tensor, column_start: torch.Tensor,
+    row: torch.Tensor, slot: torch.Tensor, group: int, width: int,
+) -> Connections:  # fmt: skip
+    """The index with its numbers checked, where these tensors have not been already."""
+    if x.device.type == "cuda":
+        check_kernels(x.device)
+    n_models, out_features, in_features = row_start.shape[0], row_start.shape[1] - 1, x.shape[2]
+    for name, tensor, shape in (
+        ("column_start", column_start, [n_models, in_features + 1]),
+        ("row", row, list(column.shape)),
+        ("slot", slot, list(column.shape)),
+    ):
+        if list(tensor.shape) != shape:
+            raise ValueError(f"{name} must have the shape {shape}, not {list(tensor.shape)}")
+    _check_contents(row_start, column, in_features, "column")
+    _check_contents(column_start, row, out_features, "row")
+    _check_contents(column_start, slot, column.shape[0] // n_models, "slot")
+    index = (t.contiguous() for t in (row_start, column, column_start, row, slot))
+    return Connections(in_features, *index, group=group, width=width)
+
+
+def _check_contents(start: torch.Tensor, index: torch.Tensor, limit: int, name: str) -> None:
+    """ValueError for an index that would lead out of its array. Looks once at every version of a tensor.
+
+    Looking waits for the device, so it is left out while a CUDA graph is being captured: there the checks
+    that a layer makes when it takes its topology have to do, and those of the steps before.
+    """
+    tracked = not (torch.is_inference(index) or torch.is_inference(start))
+    if tracked:
+        versions = (start._version, index._version, limit)
+        seen = _CHECKED.get(index)
+        if seen is not None and seen[0]() is start and seen[1] == versions:
+            return
+    if index.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return
+    n_models = start.shape[0]
+    capacity = index.shape[0] // n_models
+    wrong = (start[:, 0] != 0).any() | (start.diff(dim=1) < 0).any() | (start[:, -1] > capacity).any()
+    live = torch.arange(capacity, device=index.device) < start[:, -1:]
+    numbers = index.reshape(n_models, capacity)
+    outside = (live & ((numbers < 0) | (numbers >= limit))).any()
+    if bool(wrong):
+        raise ValueError(f"the starts of {name} must begin with 0, never descend, and end by {capacity}")
+    if bool(outside):
+        raise ValueError(f"{name} must be from 0 to {limit - 1} in all slots that are in use")
+    if tracked:
+        _CHECKED[index] = (weakref.ref(start), versions)
+
+
+def transposed_index(
+    in_features: int, row_start: torch.Tensor, column: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(column_start, row, slot) of a `SparseIndex` by a stable sort on the tensors' device, without waiting.
+
+    >>> row_start, column = torch.tensor([[0, 2, 3]]), torch.tensor([0, 2, 2], dtype=torch.int32)
+    >>> transposed_index(3, row_start, column)[1:]
+    (tensor([0, 0, 1], dtype=torch.int32), tensor([0, 1, 2], dtype=torch.int32))
+    """
+    n_models = row_start.shape[0]
+    capacity = column.shape[0] // n_models
+    here = torch.arange(capacity, device=column.device)
+    live = here < row_start[:, -1:]
+    key = torch.where(live, column.view(n_models, capacity).long(), in_features)  # slack comes last
+    order = torch.sort(key, dim=1, stable=True).indices
+    counts = torch.zeros(n_models, in_features + 1, dtype=torch.int64, device=column.device)
+    counts.scatter_add_(1, key, live.long())
+    start = torch.zeros_like(counts)
+    torch.cumsum(counts[:, :in_features], dim=1, out=start[:, 1:])
+    row = torch.searchsorted(row_start.contiguous(), here.expand(n_models, -1).contiguous(), right=True) - 1
+    row = torch.where(live, row.gather(1, order), 0)
+    slot = torch.where(live, order, 0)
+    return start, row.reshape(-1).to(torch.int32), slot.reshape(-1).to(torch.int32)
+
+
+# --- shapes without numbers, for torch.compile ------------------------------------------------------------
+
+
+def _forward_fake(
+    x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, row_start: torch.Tensor,
+    column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
+    backend: str, group: int, width: int,
+) -> torch.Tensor:  # fmt: skip
+    n_models, out_features = _check_forward(x, values, bias, row_start, column)
+    return x.new_empty(n_models, x.shape[1], out_features)
+
+
+def _backward_fake(
+    dy: torch.Tensor, x: torch.Tensor, values: torch.Tensor, y: torch.Tensor | None, row_start: torch.Tensor,
+    column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
+    backend: str, group: int, width: int, wanted: list[bool], capture: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    n_models, out_features = _check_forward(x, values, None, row_start, column)
+    _check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
+    return (
+        x.new_empty(x.shape if wanted[0] else [0]),
+        values.new_empty(values.shape if wanted[1] else [0]),
+        x.new_empty([n_models, out_features] if wanted[2] else [0]),
+    )
+
+
+for _device in ("CUDA", "CPU"):
+    _LIBRARY.impl("sparse_linear_device_forward", _forward, _device)
+    _LIBRARY.impl("sparse_linear_device_backward", _backward, _device)
+_LIBRARY.impl("sparse_linear_forward", _plain_forward, "CUDA")
+_LIBRARY.impl("sparse_linear_backward", _plain_backward, "CUDA")
+torch.library.register_fake("toykern::sparse_linear_device_forward", _forward_fake)
+torch.library.register_fake("toykern::sparse_linear_device_backward", _backward_fake)
