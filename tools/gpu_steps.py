@@ -1,8 +1,8 @@
 """A few steps of each training loop on a GPU, for compute-sanitizer to watch: `python tools/gpu_steps.py`.
 
 Small on purpose, since a sanitizer slows kernels a hundredfold: every regime (csrc/cuda/regimes.h) with rare
-and frequent features, groups and noise, then an evaluation and a batch. It exits with 1 if a result is not
-finite.
+and frequent features, groups and noise, then an evaluation and a batch; then sparse layers by every back end,
+with updates of their topology. It exits with 1 if a result is not finite.
 """
 
 from __future__ import annotations
@@ -47,7 +47,31 @@ def main() -> int:
             bad += not finite
             seconds = time.perf_counter() - began
             print(f"{n} → {m}, {name}: {'finite' if finite else 'NOT FINITE'} ({seconds:.1f} s)", flush=True)
+    for backend in ("dense", "slots", "groups"):
+        for dtype in (torch.float32, torch.bfloat16):
+            finite = sparse_steps(backend, dtype)
+            bad += not finite
+            print(f"sparse layer, {backend}, {dtype}: {'finite' if finite else 'NOT FINITE'}", flush=True)
     return 1 if bad else 0
+
+
+def sparse_steps(backend: str, dtype: torch.dtype) -> bool:
+    """A few steps of a sparse layer with updates of its topology; whether all is finite."""
+    group = 8 if backend == "groups" else 1
+    layer = tk.SparseLinear(
+        70, 48, fan_in=9, group=group, n_models=2, activation="relu", dtype=dtype, device="cuda",
+        backend=backend,
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    topology = tk.RigL(interval=2, end=100).attach(layer, optimizer)
+    for _ in range(4):
+        x = torch.randn(2, 75, 70, device="cuda", dtype=dtype, requires_grad=True)
+        optimizer.zero_grad()
+        layer(x).square().mean().backward()
+        optimizer.step()
+        topology.step()
+    torch.cuda.synchronize()
+    return all(bool(torch.isfinite(t).all()) for t in (x.grad, *layer.parameters()))
 
 
 if __name__ == "__main__":

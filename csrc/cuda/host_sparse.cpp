@@ -29,7 +29,7 @@ struct HostQueue {
 
 size_t sparse_slots_workspace(const SparseLinearParams& p) {
     const SparseTopology& c = p.topology;
-    const int64_t splits = slots_splits(c.n_models, c.capacity, p.batch_size);
+    const int64_t splits = slots_splits(c.capacity, p.batch_size);
     const size_t bytes = p.scalar == (int32_t)Scalar::kFloat64 ? 8 : 4;
     return splits > 1 ? (size_t)(splits * c.n_models * c.capacity) * bytes : 0;
 }

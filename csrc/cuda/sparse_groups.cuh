@@ -38,8 +38,7 @@ struct GroupInputs {
                     const int c = j < count ? column[j] : -1;
                     TOYKERN_UNROLL
                     for (int s = 0; s < kEach; ++s)
-                        if (s < samples)
-                            out[(s0 + s) * t.width + j] = c < 0 ? T{} : x[(s0 + s) * t.in_features + c];
+                        if (s < samples) out[(s0 + s) * t.width + j] = c < 0 ? T{} : x[(s0 + s) * t.in_features + c];
                 }
             });
         });

@@ -93,8 +93,9 @@ void queue_slots_product(const Queue& queue, SlotsTask t) {
 template <class Queue>
 void queue_slots_forward(const Queue& queue, const SparseLinearParams& p) {
     const SparseTopology& c = p.topology;
-    const SlotsTask t = {c.n_models, c.out_features, c.in_features,    c.capacity, p.batch_size, c.row_start, c.column, nullptr,
-                         p.values,   p.x,            p.x_model_stride, p.bias,     p.relu,       p.y,         0,        0};
+    const SlotsTask t = {
+        c.n_models, c.out_features,   c.in_features, c.capacity, p.batch_size, c.row_start, c.column, nullptr, p.values,
+        p.x,        p.x_model_stride, p.bias,        p.relu,     p.y,          0,           0};
     with_scalar(p.scalar, [&](auto* stored) { queue_slots_product<std::decay_t<decltype(*stored)>>(queue, t); });
 }
 
@@ -125,10 +126,11 @@ void queue_slots_gradient(const Queue& queue, const SparseLinearParams& p, void*
     using A = typename Stored<T>::Computed;
     using Kernel = SlotsGradient<T>;
     const SparseTopology& c = p.topology;
-    SlotsGradientTask t = {c.n_models,  c.out_features, c.in_features, c.capacity,       p.batch_size,
-                           c.row_start, c.column,       p.x,           p.dy,             p.x_model_stride,
-                           nullptr,     p.dvalues,      1,             p.batch_size,     0};
-    t.splits = slots_splits(c.n_models, c.capacity, p.batch_size);
+    SlotsGradientTask t = {
+        c.n_models, c.out_features, c.in_features,    c.capacity, p.batch_size, c.row_start, c.column,
+        p.x,        p.dy,           p.x_model_stride, nullptr,    p.dvalues,    1,           p.batch_size,
+        0};
+    t.splits = slots_splits(c.capacity, p.batch_size);
     t.split_samples = pieces_of(p.batch_size, t.splits);
     if (t.splits > 1) t.shares = workspace;
     const int64_t sample_bytes = c.in_features * (int64_t)sizeof(A);
@@ -142,9 +144,8 @@ void queue_slots_gradient(const Queue& queue, const SparseLinearParams& p, void*
 
 template <class Queue>
 void queue_slots_values_gradient(const Queue& queue, const SparseLinearParams& p, void* workspace) {
-    with_scalar(p.scalar, [&](auto* stored) {
-        queue_slots_gradient<std::decay_t<decltype(*stored)>>(queue, p, workspace);
-    });
+    with_scalar(p.scalar,
+                [&](auto* stored) { queue_slots_gradient<std::decay_t<decltype(*stored)>>(queue, p, workspace); });
 }
 
 // ---- the calls ----

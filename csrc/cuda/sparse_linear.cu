@@ -21,7 +21,8 @@ struct Residence {
 };
 template <class T>
 struct Residence<SlotsProduct<T>> {
-    static constexpr int kThreads = kSlotsWarps * kWarpLanes, kResident = sizeof(typename Stored<T>::Computed) == 4 ? 2 : 1;
+    static constexpr int kThreads = kSlotsWarps * kWarpLanes,
+                         kResident = sizeof(typename Stored<T>::Computed) == 4 ? 2 : 1;
 };
 
 struct DeviceQueue {

@@ -33,10 +33,11 @@ struct SlotsTask {
     int64_t chunk;  // features in shared memory at a time
 };
 
-constexpr int kSlotsRows = 16;    // of a warp
-constexpr int kSlotsWarps = 16;   // of a block, at most
+constexpr int kSlotsRows = 16;   // of a warp
+constexpr int kSlotsWarps = 16;  // of a block, at most
 constexpr int kSlotsSamples = 32;
-constexpr int kSlotsPitch = kSlotsSamples + 1;  // of a feature: lanes that write one sample's features hit different banks
+constexpr int kSlotsPitch =
+    kSlotsSamples + 1;  // of a feature: lanes that write one sample's features hit different banks
 
 template <class T>
 struct SlotsProduct {
@@ -100,14 +101,13 @@ struct SlotsProduct {
                                 weight[j] = Stored<T>::get(value[slot ? slot[k + j] : k + j]);
                             }
                             TOYKERN_UNROLL
-                            for (int j = 0; j < 4; ++j)
-                                total = fused(weight[j], mine[column[j] * kSlotsPitch], total);
+                            for (int j = 0; j < 4; ++j) total = fused(weight[j], mine[column[j] * kSlotsPitch], total);
                         }
                     }
                     TOYKERN_NO_UNROLL
                     for (; k < end && index[k] < end_column; ++k)
-                        total = fused(Stored<T>::get(value[slot ? slot[k] : k]), mine[(index[k] - (int)c0) * kSlotsPitch],
-                                      total);
+                        total = fused(Stored<T>::get(value[slot ? slot[k] : k]),
+                                      mine[(index[k] - (int)c0) * kSlotsPitch], total);
                     sum[i][thread] = total;
                     at[i][thread] = k;
                 }

@@ -16,11 +16,13 @@
 
 namespace toykern {
 
-// Shares of the samples: enough blocks for a large GPU, none of fewer than 32 samples. By the shape alone.
+// Shares of the samples: enough blocks for a large GPU from one model alone, none of fewer than 64 samples. By the shape of one model, so that
+// a model has the same bits alone and among others.
 constexpr int64_t kGradientSlotsOfBlock = 1024;
-inline int64_t slots_splits(int64_t n_models, int64_t capacity, int64_t batch_size) {
-    const int64_t blocks = n_models * pieces_of(capacity, kGradientSlotsOfBlock);
-    const int64_t wanted = blocks > 0 ? pieces_of(512, blocks) : 1, most = pieces_of(batch_size, 32);
+inline int64_t slots_splits(int64_t capacity, int64_t batch_size) {
+    const int64_t blocks = pieces_of(capacity, kGradientSlotsOfBlock);
+    const int64_t wanted = blocks > 0 ? pieces_of(256, blocks) : 1, samples = pieces_of(batch_size, 64);
+    const int64_t most = samples < 32 ? samples : 32;
     return wanted < most ? wanted : most > 0 ? most : 1;
 }
 

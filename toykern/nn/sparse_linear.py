@@ -25,6 +25,9 @@ class SparseLinear(SparseWeights):
         density: the fraction of connections, in (0, 1], one or `[n_models]`; or
         fan_in: how many inputs every output has, one or `[n_models]`; or
         topology: a `toykern.sparse.Topology`. Exactly one of the three.
+        group: that many neighbouring outputs have the same inputs, for tensor cores (docs/sparse_layers.md);
+            a divisor of out_features, for fan_in or topology. Recipes keep groups together.
+        backend: how it is computed on a GPU: "auto", "dense", "slots" or "groups" (`SparseWeights`).
         capacity: slots of each model, for recipes that grow more than they drop; None: just enough.
         n_models: how many layers are stacked, each with connections and weights of its own.
         bias: whether there is a b.
@@ -34,7 +37,7 @@ class SparseLinear(SparseWeights):
         seed: of connections and weights, one for all models or `[n_models]`. None takes seeds from torch's
             generator, so `torch.manual_seed` decides, as for any other layer.
         dtype: float32, bfloat16 (summed in float32) or float64; None is torch's default.
-        device: where it goes; there are kernels for the CPU alone so far.
+        device: where it goes, the CPU or a GPU.
 
     Parameters: `values` `[n_models · capacity]`, `bias` `[n_models, out_features]` or None. Any torch
     optimiser takes them. ValueError or TypeError names the argument at fault.
@@ -57,6 +60,7 @@ class SparseLinear(SparseWeights):
         fan_in: Any = None,
         topology: Topology | None = None,
         capacity: int | None = None,
+        group: int = 1,
         n_models: int = 1,
         bias: bool = True,
         activation: str = "none",
@@ -64,10 +68,12 @@ class SparseLinear(SparseWeights):
         seed: Any = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        backend: str = "auto",
     ) -> None:
         in_features = check_positive_int("in_features", in_features)
         out_features = check_positive_int("out_features", out_features)
         n_models = check_int("n_models", n_models, minimum=1)
+        group = check_positive_int("group", group)
         has_bias = check_flag("bias", bias)
         check_choice("activation", activation, ACTIVATIONS)
         device = check_device(device)
@@ -76,10 +82,11 @@ class SparseLinear(SparseWeights):
         else:
             seeds = broadcast_seed("seed", seed, n_models)
         chosen = random_topology(
-            in_features, out_features, density, fan_in, topology, n_models, seeds, capacity
+            in_features, out_features, density, fan_in, topology, n_models, seeds, capacity, group
         )
         values = initial_values(chosen, seeds, init)
-        super().__init__(chosen, dtype, device)
+        super().__init__(chosen, dtype, device, group)
+        self.backend = backend
         self.activation = activation
         self.register_parameter("bias", None)
         if has_bias:
@@ -105,7 +112,7 @@ class SparseLinear(SparseWeights):
             )
         if self.n_models == 1:
             flat = x.reshape(1, -1, self.in_features)
-            y = sparse_linear(flat, self.values, self.bias, self.index, relu=relu, capture=capture)
+            y = self._product(flat, relu, capture)
             return y.reshape(*x.shape[:-1], self.out_features)
         if x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[0] not in (1, self.n_models)):
             raise ValueError(
@@ -113,7 +120,20 @@ class SparseLinear(SparseWeights):
                 f"{self.in_features}] or [batch, {self.in_features}], not {list(x.shape)}"
             )
         stacked = x.unsqueeze(0) if x.ndim == 2 else x
-        return sparse_linear(stacked, self.values, self.bias, self.index, relu=relu, capture=capture)
+        return self._product(stacked, relu, capture)
+
+    def _product(self, x: torch.Tensor, relu: bool, capture: int) -> torch.Tensor:
+        return sparse_linear(
+            x,
+            self.values,
+            self.bias,
+            self.index,
+            relu=relu,
+            capture=capture,
+            backend=self._backend,
+            group=self.group,
+            width=self._width,
+        )
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, topology: Topology) -> SparseLinear:
@@ -169,8 +189,10 @@ class SparseLinear(SparseWeights):
         text = f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
         parts = [f"in_features={self.in_features}, out_features={self.out_features}, density={text}"]
         parts += [f"n_models={self.n_models}"] if self.n_models > 1 else []
+        parts += [f"group={self.group}"] if self.group > 1 else []
         parts += [f"bias={self.bias is not None}"]
         parts += [f"activation={self.activation!r}"] if self.activation != "none" else []
+        parts += [f"backend={self.backend!r}"] if self.backend != "auto" else []
         return ", ".join(parts)
 
     def _captures(self) -> list[GradientCapture]:

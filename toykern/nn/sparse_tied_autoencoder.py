@@ -31,7 +31,7 @@ class SparseTiedAutoencoder(SparseWeights):
             ones follow the connections there are (`toykern.nn.sparse_weights.initial_values`).
         seed: of connections and weights, an int (for all models) or `[models]`; None means 0 … n_models−1, as
             for `TiedAutoencoder`.
-        dtype, device: as for `SparseLinear`.
+        dtype, device, backend: as for `SparseLinear`; there are no groups.
 
     Parameters: `values` `[n_models · capacity]`, `bias` `[n_models, n_features]` or None. `weight` is W with
     its zeros, for `toykern.metrics`. `seed` int64 `[models]` and `init` are what was asked for. `model[i]` is
@@ -63,6 +63,7 @@ class SparseTiedAutoencoder(SparseWeights):
         seed: Any = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        backend: str = "auto",
     ) -> None:
         n_features = check_positive_int("n_features", n_features)
         n_hidden = check_positive_int("n_hidden", n_hidden)
@@ -75,6 +76,7 @@ class SparseTiedAutoencoder(SparseWeights):
         chosen = random_topology(n_features, n_hidden, density, fan_in, topology, n_models, seeds, capacity)
         values = initial_values(chosen, seeds, init)
         super().__init__(chosen, dtype, device)
+        self.backend = backend
         self.n_features, self.n_hidden = n_features, n_hidden
         self.hidden_activation, self.output_activation = hidden_activation, output_activation
         zeros = torch.zeros(n_models, n_features, dtype=self.values.dtype, device=device)
@@ -164,7 +166,13 @@ class SparseTiedAutoencoder(SparseWeights):
         index = self.index
         transposed = index.transposed(self.place)
         hidden = sparse_linear(
-            stacked, self.values, None, index, relu=self.hidden_activation == "relu", capture=encoding
+            stacked,
+            self.values,
+            None,
+            index,
+            relu=self.hidden_activation == "relu",
+            capture=encoding,
+            backend=self.backend,
         )
         return sparse_linear(
             hidden,
@@ -173,6 +181,7 @@ class SparseTiedAutoencoder(SparseWeights):
             transposed,
             relu=self.output_activation == "relu",
             capture=decoding,
+            backend=self.backend,
         )
 
     def loss(

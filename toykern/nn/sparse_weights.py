@@ -12,8 +12,10 @@ from torch import nn
 from toykern.broadcast import broadcast_per_model
 from toykern.data.philox import KIND_INIT, normal, sequence
 from toykern.errors import check_choice, check_flag, describe
+from toykern.ops.sparse_backends import BACKENDS
 from toykern.ops.sparse_linear import SCALARS, GradientCapture, SparseIndex
 from toykern.ops.sparse_topology import moved
+from toykern.sparse.groups import check_group, expanded, reduced
 from toykern.sparse.topology import Topology
 
 SPARSE_INITIALIZATIONS = ("linear", "kaiming", "xavier")
@@ -30,6 +32,10 @@ class SparseWeights(nn.Module):
         values: Parameter `[n_models · capacity]`, one for each slot; 0 in the slack, and so is its gradient.
             The object stays the same whatever happens to the topology.
         topology: which connection each slot is (`toykern.sparse.Topology`).
+        group: that many neighbouring outputs share their inputs (1: each has its own).
+        backend: how products are computed on a GPU: "dense", "slots", "groups" (with a group) or "auto", the
+            fastest by a measurement (docs/sparse_layers.md). Plain attribute, can be set; not in the
+            state_dict. On the CPU there is one way.
 
     Buffers: `shape` int64 `[3]` (n_models, out_features, in_features), `row_start` and `column` (the
     topology's) go into the state_dict. The index by column (`column_start`, `row`, `slot`:
@@ -45,8 +51,9 @@ class SparseWeights(nn.Module):
     row: torch.Tensor
     slot: torch.Tensor
 
-    def __init__(self, topology: Topology, dtype: torch.dtype | None, device: Any) -> None:
+    def __init__(self, topology: Topology, dtype: torch.dtype | None, device: Any, group: int = 1) -> None:
         super().__init__()
+        self.group, self._width, self._backend = group, 0, "auto"
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in SCALARS:
             allowed = ", ".join(str(allowed).removeprefix("torch.") for allowed in SCALARS)
@@ -62,6 +69,22 @@ class SparseWeights(nn.Module):
         for name in _INDEX_BUFFERS:
             self.register_buffer(name, None, persistent=name in ("row_start", "column"))
         self._take_topology(topology, device)
+
+    # --- how products are computed ------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        """ "auto", "dense", "slots" or "groups"; see the class."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        check_choice("backend", name, ("auto", *BACKENDS))
+        if name == "groups" and self.group == 1:
+            raise ValueError(
+                "backend='groups' needs outputs that share their inputs: make the layer with group=…"
+            )
+        self._backend = name
 
     # --- the topology -------------------------------------------------------------------------------------
 
@@ -107,6 +130,8 @@ class SparseWeights(nn.Module):
                 "topology must have the module's (n_models, out_features, in_features, slots), "
                 f"{shape}, not {given}"
             )
+        if self.group > 1:
+            reduced(topology, self.group)  # ValueError unless its groups are the layer's
         if (
             not isinstance(old_slot, torch.Tensor)
             or old_slot.dtype != torch.int64
@@ -287,6 +312,8 @@ class SparseWeights(nn.Module):
             return f"its (n_models, out_features, in_features) is {given['shape'].tolist()}, not {shape}"
         try:
             topology = Topology(self.in_features, self.out_features, given["row_start"], given["column"])
+            if self.group > 1:
+                reduced(topology, self.group)
         except (TypeError, ValueError) as error:
             return str(error)
         if given["values"].shape != topology.column.shape:
@@ -313,6 +340,9 @@ class SparseWeights(nn.Module):
                 old.copy_(new)  # DDP and others hold on to buffers
             else:
                 setattr(self, name, new)
+        if self.group > 1:  # a whole number of 16 bytes, as tensor cores like their rows
+            most = int(index.row_start.diff(dim=1).max())
+            self._width = max(8, (most + 7) // 8 * 8)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_topology": None}  # made again where it is asked for
@@ -330,6 +360,7 @@ def random_topology(
     n_models: int,
     seed: torch.Tensor,
     capacity: int | None,
+    group: int = 1,
 ) -> Topology:
     """The topology that a constructor's arguments ask for: exactly one of density, fan_in and topology."""
     if sum(given is not None for given in (density, fan_in, topology)) != 1:
@@ -348,7 +379,19 @@ def random_topology(
                 "topology must have the layer's (in_features, out_features, n_models), "
                 f"{(in_features, out_features, n_models)}, not {shape}"
             )
+        if group > 1:
+            reduced(topology, group)
         return topology
+    if group > 1:
+        if fan_in is None:
+            raise ValueError(
+                "group needs fan_in (or a topology): all outputs of a group have the same inputs"
+            )
+        check_group(group, out_features)
+        units = Topology.random_fan_in(
+            in_features, out_features // group, fan_in, n_models=n_models, seed=seed
+        )
+        return _with_room(expanded(units, group), capacity)
     if fan_in is not None:
         return Topology.random_fan_in(
             in_features, out_features, fan_in, n_models=n_models, seed=seed, capacity=capacity
@@ -356,6 +399,13 @@ def random_topology(
     return Topology.random(
         in_features, out_features, density, n_models=n_models, seed=seed, capacity=capacity
     )
+
+
+def _with_room(topology: Topology, capacity: int | None) -> Topology:
+    """The same connections with that many slots for each model; None: as it is."""
+    if capacity is None or capacity == topology.capacity:
+        return topology
+    return Topology.from_mask(topology.to_mask(), capacity=capacity)
 
 
 def initial_values(topology: Topology, seed: torch.Tensor, init: Any) -> torch.Tensor:

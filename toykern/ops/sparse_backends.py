@@ -6,9 +6,9 @@
 | slots | our kernel over the connections | the same, by column | the same connections alone |
 | groups | shared inputs gathered, a product for each group | products, scattered back | products, picked |
 
-Products are torch's (cuBLAS, on the precision that torch is set to); what is around them are the kernels of
-csrc/cuda/sparse_*. None uses atomics on floats, waits for the device or copies to the host; shapes of all that
-is allocated follow from the arguments' shapes, so that a CUDA graph can hold them.
+Products are torch's (cuBLAS, at the precision that torch is set to); what is around them are the kernels of
+csrc/cuda/sparse_*. None uses atomics on floats, waits for the device or copies to the host; shapes of all
+that is allocated follow from the arguments' shapes, so that a CUDA graph can hold them.
 
 Tensors on the CPU run the same device source in lock step on the host (csrc/cuda/warp.h). That is how the
 tests see these functions without a GPU; it is slow, and layers on the CPU use other kernels.
@@ -210,13 +210,14 @@ def _gathered(x: torch.Tensor, c: Connections) -> torch.Tensor:
 
 def _group_weights(values: torch.Tensor, c: Connections) -> torch.Tensor:
     """The weights of every group, `[n_models · groups, group, width]`."""
-    return scattered(values, c, packed=True).view(-1, c.group, c.width)
+    return scattered(values, c, packed=True).view(c.n_models * c.out_features // c.group, c.group, c.width)
 
 
 def _by_group(dy: torch.Tensor, c: Connections) -> torch.Tensor:
     """`[n_models, batch, out]` as `[n_models · groups, batch, group]`; a view where there is one model."""
-    parts = dy.view(c.n_models, dy.shape[1], c.out_features // c.group, c.group).transpose(1, 2)
-    return parts.reshape(-1, dy.shape[1], c.group) if c.n_models > 1 else parts[0]
+    groups = c.out_features // c.group
+    parts = dy.view(c.n_models, dy.shape[1], groups, c.group).transpose(1, 2)
+    return parts.reshape(c.n_models * groups, dy.shape[1], c.group) if c.n_models > 1 else parts[0]
 
 
 def _group_products(inputs: torch.Tensor, weights: torch.Tensor, c: Connections) -> torch.Tensor:
@@ -237,9 +238,7 @@ def _group_products(inputs: torch.Tensor, weights: torch.Tensor, c: Connections)
 def _dense_task(
     source: torch.Tensor, target: torch.Tensor, dense: torch.Tensor, c: Connections, packed: bool
 ) -> Any:
-    task = _native.SparseDense(
-        c.n_models, c.out_features, dense.shape[2], c.capacity, source.element_size()
-    )
+    task = _native.SparseDense(c.n_models, c.out_features, dense.shape[2], c.capacity, source.element_size())
     task.row_start, task.column = c.row_start.data_ptr(), 0 if packed else c.column.data_ptr()
     task.source, task.target = source.data_ptr(), target.data_ptr()
     return task

@@ -1,9 +1,10 @@
 """Which back end a sparse layer on a GPU uses: the fastest by a measurement that is kept for the process.
 
-The first call of a kind measures a forward and backward pass of every back end that can be used, on tensors of
-its own, and remembers the fastest. A kind is: device, dtype (and whether float32 products may be TF32), number
-of models, inputs, outputs, slots, group, and the power of two at or above the batch size. While a CUDA graph is
-being captured nothing can be measured: there a rule of thumb decides, and is not remembered.
+The first call of a kind measures a forward and backward pass of every back end that can be used, on
+tensors of its own, and remembers the fastest. A kind is: device, dtype (and whether float32 products may be
+TF32), number of models, inputs, outputs, slots, group, and the power of two at or above the batch size.
+While a CUDA graph is being captured nothing can be measured: there a rule of thumb decides, and is not
+remembered.
 
 The choice changes no result but for the order of sums. Where bits must repeat between processes, name the
 back end.

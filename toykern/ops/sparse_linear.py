@@ -73,7 +73,9 @@ class SparseIndex(NamedTuple):
             raise ValueError(f"a model must have fewer than 2³¹ slots, not {column.shape[0] // n_models}")
         row_start, column = row_start.contiguous(), column.contiguous()
         if row_start.device.type == "cuda":
-            return cls(in_features, row_start, column, *_device.transposed_index(in_features, row_start, column))
+            return cls(
+                in_features, row_start, column, *_device.transposed_index(in_features, row_start, column)
+            )
         check_device_of_kernels("sparse_linear_forward", row_start.device)
         column_start = torch.empty(n_models, in_features + 1, dtype=torch.int64)
         row, slot = torch.empty_like(column), torch.empty_like(column)
@@ -179,9 +181,7 @@ def sparse_linear(
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if kind == "cuda":
-        return _device.sparse_linear_on_device(
-            x, values, bias, index, relu, capture, backend, group, width
-        )
+        return _device.sparse_linear_on_device(x, values, bias, index, relu, capture, backend, group, width)
     if torch.is_grad_enabled() and (
         x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
     ):

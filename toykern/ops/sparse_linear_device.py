@@ -31,7 +31,9 @@ from toykern.ops.sparse_linear import (
     _check_forward,
 )
 
-_SHARED = "Tensor row_start, Tensor column, Tensor column_start, Tensor row, Tensor slot, bool relu, str backend"
+_SHARED = (
+    "Tensor row_start, Tensor column, Tensor column_start, Tensor row, Tensor slot, bool relu, str backend"
+)
 _LIBRARY.define(
     f"sparse_linear_device_forward(Tensor x, Tensor values, Tensor? bias, {_SHARED}, int group, int width) "
     "-> Tensor"
@@ -140,8 +142,9 @@ def _plain_forward(
 ) -> torch.Tensor:  # fmt: skip
     """The op that carries no index by column: by slots."""
     _check_forward(x, values, bias, row_start, column)
+    check_kernels(x.device)
+    _check_contents(row_start, column, x.shape[2], "column")
     c = Connections(x.shape[2], row_start.contiguous(), column.contiguous())
-    _check_contents(c.row_start, c.column, c.in_features, "column")
     return sparse_backends.forward(
         "slots", x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous(), c, relu
     )
@@ -159,7 +162,8 @@ def _plain_backward(
 
 # --- what they are given ----------------------------------------------------------------------------------
 
-_CHECKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_USABLE: set[int | None] = set()  # GPUs that the kernels are known to run on
+_CHECKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # index: (its starts, what was looked at)
 
 
 def _connections(
@@ -167,8 +171,9 @@ def _connections(
     row: torch.Tensor, slot: torch.Tensor, group: int, width: int,
 ) -> Connections:  # fmt: skip
     """The index with its numbers checked, where these tensors have not been already."""
-    if x.device.type == "cuda":
+    if x.device.type == "cuda" and x.device.index not in _USABLE:
         check_kernels(x.device)
+        _USABLE.add(x.device.index)
     n_models, out_features, in_features = row_start.shape[0], row_start.shape[1] - 1, x.shape[2]
     for name, tensor, shape in (
         ("column_start", column_start, [n_models, in_features + 1]),
@@ -180,8 +185,10 @@ def _connections(
     _check_contents(row_start, column, in_features, "column")
     _check_contents(column_start, row, out_features, "row")
     _check_contents(column_start, slot, column.shape[0] // n_models, "slot")
-    index = (t.contiguous() for t in (row_start, column, column_start, row, slot))
-    return Connections(in_features, *index, group=group, width=width)
+    row_start, column, column_start, row, slot = (
+        t.contiguous() for t in (row_start, column, column_start, row, slot)
+    )
+    return Connections(in_features, row_start, column, column_start, row, slot, group, width)
 
 
 def _check_contents(start: torch.Tensor, index: torch.Tensor, limit: int, name: str) -> None:

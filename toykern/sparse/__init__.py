@@ -5,7 +5,7 @@
 | `topology` | the connections of a stack of layers, made, compared and changed |
 | `recipe`, `fan_in`, `gradual`, `lottery`, `named` | how they change: recipes, and the algorithms by name |
 | `prune`, `grow`, `schedules` | the parts that recipes are composed of |
-| `attached`, `layer`, `optimizer_state`, `distributed`, `report` | a recipe at work on a model |
+| `attached`, `layer`, `groups`, `optimizer_state`, `distributed`, `report` | a recipe at work on a model |
 | `draws`, `selection` | random choices from counters; largest scores with ties by index |
 """
 

@@ -13,6 +13,7 @@ from toykern.data.philox import half_normal
 from toykern.errors import check_choice, describe
 from toykern.sparse.distributed import Ranks, fingerprint
 from toykern.sparse.draws import words64
+from toykern.sparse.groups import GroupedLayer
 from toykern.sparse.layer import AttachedLayer, SparseLayer
 from toykern.sparse.optimizer_state import as_optimizers, check_held, move, state_of
 from toykern.sparse.recipe import Change, Recipe
@@ -58,7 +59,9 @@ class AttachedTopology:
         for name, module in found:
             check_held(self.optimizers, module.values, name)
         layers = [
-            AttachedLayer(name, number, module, recipe.seed, recipe.track_explored, ranks.average)
+            (GroupedLayer if getattr(module, "group", 1) > 1 else AttachedLayer)(
+                name, number, module, recipe.seed, recipe.track_explored, ranks.average
+            )
             for number, (name, module) in enumerate(found)
         ]
         recipe.check(layers)
@@ -200,10 +203,10 @@ class AttachedTopology:
         positions = old.in_features * old.out_features
         row = grow // old.in_features
         places = (grow // positions, row % old.out_features, grow % old.in_features)
-        new, old_slot = old.with_changes(drop, places)
+        new, old_slot = layer.with_changes(drop, places)
         states = state_of(self.optimizers, layer.module.values, layer.name)
-        dropped = layer.per_model(drop & old.occupied()).sum(dim=1)
-        grown = torch.bincount(places[0], minlength=old.n_models)
+        dropped = layer.per_model(drop & old.occupied()).sum(dim=1) * layer.group
+        grown = torch.bincount(places[0], minlength=old.n_models) * layer.group
         values = self._grown_values(layer, new)
 
         def apply() -> LayerReport:

@@ -9,7 +9,7 @@ import torch
 from toykern.errors import check_choice, check_non_negative_int, check_number
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.prune import Magnitude, PruneCriterion, lowest, protected
-from toykern.sparse.recipe import SCOPES, Change, Recipe
+from toykern.sparse.recipe import SCOPES, Change, Recipe, check_ungrouped
 from toykern.sparse.schedules import Timing
 
 
@@ -68,6 +68,8 @@ class GradualMagnitude(Recipe):
                 )
         if self.scope == "global" and len({layer.topology.n_models for layer in layers}) > 1:
             raise ValueError("scope='global' needs layers with the same number of models")
+        if self.scope == "global":
+            check_ungrouped(layers, "scope='global'")
 
     def density_at(self, step: int, initial: float) -> float:
         """The density after the update at `step`, for layers that began with `initial`."""

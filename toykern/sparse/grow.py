@@ -81,7 +81,7 @@ class DenseGradient:
 
     def score(self, layer: AttachedLayer) -> torch.Tensor:
         """|sum of the gradients| over ranks and the window, flat `[n_models · out · in]`."""
-        return layer.reduce(layer.memory["gradient"].clone()).abs_()
+        return layer.of_positions(layer.reduce(layer.memory["gradient"].clone()).abs_())
 
     def propose(
         self, layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool, number: int
@@ -150,14 +150,14 @@ class SampledGradient:
         """The largest scores of each group among the candidates."""
         topology = layer.topology
         key = layer.memory["candidates"]
-        score = layer.reduce(layer.memory["gradient"].clone()).abs_()
+        score = layer.of_candidates(layer.reduce(layer.memory["gradient"].clone()).abs_())
         group = key // (topology.in_features * (1 if by_row else topology.out_features))
         chosen = largest_of_groups(score, group, counts)
         return key[chosen], score[chosen]
 
     def connected(self, layer: AttachedLayer) -> torch.Tensor:
         """|gradient| of the values in the last backward pass."""
-        return layer.reduce(layer.value_gradient().clone()).abs_()
+        return layer.of_units(layer.reduce(layer.value_gradient().clone()).abs_())
 
 
 def random_places(

@@ -90,6 +90,29 @@ class AttachedLayer:
         values: torch.Tensor = self.module.values.detach()
         return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
+    @property
+    def group(self) -> int:
+        """Outputs that share their inputs and change them together; 1 but for a `GroupedLayer`."""
+        return 1
+
+    def of_units(self, score: torch.Tensor) -> torch.Tensor:
+        """A score of every slot, for what is dropped and grown as one: here every connection by itself."""
+        return score
+
+    def of_positions(self, score: torch.Tensor) -> torch.Tensor:
+        """A score of every position, flat `[n_models · out · in]`, likewise."""
+        return score
+
+    def of_candidates(self, score: torch.Tensor) -> torch.Tensor:
+        """A score of what `gradient_at` gave, likewise."""
+        return score
+
+    def with_changes(
+        self, drop: torch.Tensor, grow: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    ) -> tuple[Topology, torch.Tensor]:
+        """The module's topology after a change, and `old_slot` (`Topology.with_changes`)."""
+        return self.topology.with_changes(drop, grow)
+
     def per_model(self, slots: torch.Tensor) -> torch.Tensor:
         """`[n_models · capacity]` as `[n_models, capacity]`."""
         topology = self.topology

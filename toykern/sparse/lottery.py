@@ -16,7 +16,7 @@ from toykern.errors import (
 )
 from toykern.sparse.layer import AttachedLayer, SparseLayer
 from toykern.sparse.prune import Magnitude, PruneCriterion, fractions, lowest, protected
-from toykern.sparse.recipe import SCOPES, Change, Recipe
+from toykern.sparse.recipe import SCOPES, Change, Recipe, check_ungrouped
 
 if TYPE_CHECKING:
     from toykern.sparse.attached import AttachedTopology
@@ -72,6 +72,8 @@ class LotteryTicket(Recipe):
         """ValueError if layers are compared that are stacks of different sizes."""
         if self.scope == "global" and len({layer.topology.n_models for layer in layers}) > 1:
             raise ValueError("scope='global' needs layers with the same number of models")
+        if self.scope == "global":
+            check_ungrouped(layers, "scope='global'")
 
     def fraction(self, step: int) -> float:
         """The fraction that a round drops."""

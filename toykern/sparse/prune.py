@@ -21,7 +21,8 @@ class PruneCriterion(Protocol):
     """What a recipe asks of a prune criterion."""
 
     def score(self, layer: AttachedLayer, number: int) -> torch.Tensor:
-        """A score for every slot, `[n_models · capacity]`; that of slack is ignored, NaN counts as lowest.
+        """A score for every slot of `layer.topology`, `[n_models · capacity]`; that of slack is ignored, NaN
+        counts as lowest. `layer.of_units` makes it of scores of the values, for layers with groups too.
 
         `number` is the number of the update, from 1. RuntimeError if something it needs is not there.
         """
@@ -39,7 +40,7 @@ class Magnitude:
 
     def score(self, layer: AttachedLayer, number: int) -> torch.Tensor:
         """|w| of every slot."""
-        return layer.values.abs()
+        return layer.of_units(layer.values.abs())
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Sensitivity:
 
     def score(self, layer: AttachedLayer, number: int) -> torch.Tensor:
         """|w · gradient| of every slot; RuntimeError if the values have no gradient."""
-        return (layer.values * layer.reduce(layer.value_gradient().clone())).abs()
+        return layer.of_units((layer.values * layer.reduce(layer.value_gradient().clone())).abs())
 
 
 @dataclass(frozen=True)

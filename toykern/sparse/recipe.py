@@ -192,6 +192,7 @@ class PruneAndGrow(Recipe):
         """ValueError if connections move between layers that are stacks of different sizes."""
         if self.moves_between_layers:
             _check_one_stack(layers, "scope='global' or redistribution")
+            check_ungrouped(layers, "scope='global' or redistribution")
 
     @property
     def moves_between_layers(self) -> bool:
@@ -271,7 +272,7 @@ class PruneAndGrow(Recipe):
         self, layer: AttachedLayer, score: torch.Tensor, available: torch.Tensor, fraction: float
     ) -> torch.Tensor:
         """The same fraction of the positive and the negative connections of each model."""
-        negative = layer.per_model(layer.values < 0)
+        negative = layer.per_model(layer.of_units(layer.values) < 0)
         occupied = layer.per_model(layer.topology.occupied())
         drop = torch.zeros_like(occupied)
         for sign in (negative, ~negative):
@@ -344,3 +345,10 @@ def _check_one_stack(layers: list[AttachedLayer], what: str) -> None:
     sizes = {layer.name: layer.topology.n_models for layer in layers}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"{what} needs layers with the same number of models, not {sizes}")
+
+
+def check_ungrouped(layers: list[AttachedLayer], what: str) -> None:
+    """ValueError if a layer has groups: a unit of one layer is more connections than one of another."""
+    grouped = [layer.name for layer in layers if layer.group > 1]
+    if grouped:
+        raise ValueError(f"{what} needs layers whose connections stand alone; {grouped} have groups")

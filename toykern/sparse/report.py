@@ -86,7 +86,7 @@ class Update:
 
 def report_of(layer: AttachedLayer, dropped: torch.Tensor, grown: torch.Tensor) -> LayerReport:
     """The report on a layer whose topology has just changed."""
-    topology = layer.topology
+    topology = layer.module.topology
     explored = None
     if layer.explored is not None:
         explored = _share_of_true(layer.explored.reshape(topology.n_models, -1))
