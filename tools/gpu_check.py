@@ -7,6 +7,7 @@ Stages, each in a process of its own with a time limit, one after another:
                 of cases, bitwise repeatability, errors
     memcheck    compute-sanitizer over tools/gpu_steps.py
     racecheck   likewise, for races in shared memory
+    sparse      bench.gpu.sparse: a training step of sparse layers by every back end, beside dense and masked
     bench       bench.gpu: every workload beside its peers, and the roof
 
 One JSON record in bench/results/ (gpu-<date>.json) gets the device, driver, versions, commit, and every
@@ -38,10 +39,23 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-STAGES = ("build", "tests", "memcheck", "racecheck", "bench")
+STAGES = ("build", "tests", "memcheck", "racecheck", "sparse", "bench")
 BUDGET = 570  # seconds for everything
-SHARES = {"build": 150, "tests": 200, "memcheck": 70, "racecheck": 70, "bench": 270}  # at most, each
-NEEDED = {"memcheck": 20, "racecheck": 20, "tests": 30, "bench": 60}  # a stage is not begun with less
+SHARES = {
+    "build": 150,
+    "tests": 200,
+    "memcheck": 70,
+    "racecheck": 70,
+    "sparse": 90,
+    "bench": 270,
+}  # at most, each
+NEEDED = {
+    "memcheck": 20,
+    "racecheck": 20,
+    "tests": 30,
+    "sparse": 30,
+    "bench": 60,
+}  # a stage is not begun with less
 TAIL = 6000  # characters of a stage's output that the record keeps
 LOGS = ROOT / "build" / "gpu-check"  # all of it
 GPU_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_gpu_*.py"))
@@ -253,17 +267,21 @@ def sanitizer(tool: str) -> Callable[[float, Record], Outcome]:
     return stage
 
 
-def bench(limit: float, record: Record) -> Outcome:
-    """bench.gpu, which writes its figures as they come, so that what was measured survives the limit."""
-    with tempfile.TemporaryDirectory() as folder:
-        figures = Path(folder) / "figures.json"
-        command = [sys.executable, "-m", "bench.gpu", "--out", str(figures), "--budget", str(int(limit - 10))]
-        code, output = run(command, limit)
-        outcome: Outcome = {"passed": code == 0, "output": output[-TAIL:]}
-        if figures.exists():
-            outcome["figures"] = json.loads(figures.read_text(encoding="utf-8"))
-            outcome["summary"] = f"{len(outcome['figures']['workloads'])} workloads"
-        return outcome
+def bench(module: str) -> Callable[[float, Record], Outcome]:
+    """A stage that measures; figures are written as they come, so that what there is survives the limit."""
+
+    def stage(limit: float, record: Record) -> Outcome:
+        with tempfile.TemporaryDirectory() as folder:
+            figures = Path(folder) / "figures.json"
+            command = [sys.executable, "-m", module, "--out", str(figures), "--budget", str(int(limit - 10))]
+            code, output = run(command, limit)
+            outcome: Outcome = {"passed": code == 0, "output": output[-TAIL:]}
+            if figures.exists():
+                outcome["figures"] = json.loads(figures.read_text(encoding="utf-8"))
+                outcome["summary"] = f"{len(outcome['figures']['workloads'])} workloads"
+            return outcome
+
+    return stage
 
 
 _STAGES: dict[str, Callable[[float, Record], Outcome]] = {
@@ -271,7 +289,8 @@ _STAGES: dict[str, Callable[[float, Record], Outcome]] = {
     "tests": tests,
     "memcheck": sanitizer("memcheck"),
     "racecheck": sanitizer("racecheck"),
-    "bench": bench,
+    "sparse": bench("bench.gpu.sparse"),
+    "bench": bench("bench.gpu"),
 }
 
 

@@ -2,7 +2,7 @@
 
 | back end | forward | gradient of x | gradient of the values |
 |---|---|---|---|
-| dense | values scattered into a dense W, then a product | dy times that W | dyᵀx, gathered at the connections |
+| dense | values scattered into a dense W, a product | dy times that W | dyᵀx, gathered at the connections |
 | slots | our kernel over the connections | the same, by column | the same connections alone |
 | groups | shared inputs gathered, a product for each group | products, scattered back | products, picked |
 

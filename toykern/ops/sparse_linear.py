@@ -73,6 +73,7 @@ class SparseIndex(NamedTuple):
             raise ValueError(f"a model must have fewer than 2³¹ slots, not {column.shape[0] // n_models}")
         row_start, column = row_start.contiguous(), column.contiguous()
         if row_start.device.type == "cuda":
+            _device.check_contents(row_start, column, in_features, "column")
             return cls(
                 in_features, row_start, column, *_device.transposed_index(in_features, row_start, column)
             )

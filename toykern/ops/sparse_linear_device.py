@@ -143,7 +143,7 @@ def _plain_forward(
     """The op that carries no index by column: by slots."""
     _check_forward(x, values, bias, row_start, column)
     check_kernels(x.device)
-    _check_contents(row_start, column, x.shape[2], "column")
+    check_contents(row_start, column, x.shape[2], "column")
     c = Connections(x.shape[2], row_start.contiguous(), column.contiguous())
     return sparse_backends.forward(
         "slots", x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous(), c, relu
@@ -182,16 +182,16 @@ def _connections(
     ):
         if list(tensor.shape) != shape:
             raise ValueError(f"{name} must have the shape {shape}, not {list(tensor.shape)}")
-    _check_contents(row_start, column, in_features, "column")
-    _check_contents(column_start, row, out_features, "row")
-    _check_contents(column_start, slot, column.shape[0] // n_models, "slot")
+    check_contents(row_start, column, in_features, "column")
+    check_contents(column_start, row, out_features, "row")
+    check_contents(column_start, slot, column.shape[0] // n_models, "slot")
     row_start, column, column_start, row, slot = (
         t.contiguous() for t in (row_start, column, column_start, row, slot)
     )
     return Connections(in_features, row_start, column, column_start, row, slot, group, width)
 
 
-def _check_contents(start: torch.Tensor, index: torch.Tensor, limit: int, name: str) -> None:
+def check_contents(start: torch.Tensor, index: torch.Tensor, limit: int, name: str) -> None:
     """ValueError for an index that would lead out of its array. Looks once at every version of a tensor.
 
     Looking waits for the device, so it is left out while a CUDA graph is being captured: there the checks
