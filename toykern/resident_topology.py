@@ -17,7 +17,7 @@ from toykern.sparse.attached import AttachedTopology
 from toykern.sparse.distributed import Ranks, fingerprint
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.recipe import Change, Recipe
-from toykern.sparse.report import LayerReport, Update
+from toykern.sparse.report import LayerReport, Update, share_of_true
 from toykern.sparse.topology import Topology
 
 
@@ -66,24 +66,26 @@ class DenseLayer:
 
     @property
     def values(self) -> torch.Tensor:
-        """The weights at the connections, `[models · capacity]`, with their gradient; 0 in the slack."""
-        values = self._at_connections(self.weight)
-        values.grad = self._at_connections(self.gradient)
-        return values
+        """The weights at the connections, `[models · capacity]`, 0 in the slack."""
+        return self._at_connections(self.weight)
+
+    def value_gradient(self) -> torch.Tensor:
+        """The gradient at the connections, likewise."""
+        return self._at_connections(self.gradient)
 
     def set_topology(self, topology: Topology, old_slot: torch.Tensor, grown: Any = 0.0) -> None:
         """Weights and moments stay with their connections; new ones start from `grown` and from 0."""
         slot, key = topology.occupied_slots(), topology.keys()
         source = old_slot[slot]
         new = source < 0
-        stays = torch.zeros(len(self.topology.column), dtype=torch.bool)
-        stays[source[~new]] = True
-        gone = self.topology.keys()[~stays[self.topology.occupied_slots()]]
+        leaves = self.topology.occupied()
+        leaves[source[~new]] = False
+        gone = self.topology.keys()[leaves[self.topology.occupied_slots()]]
         for tensor in (self.weight, *self.states, self.connected):
             tensor.view(-1)[gone] = 0
-        self.connected.view(-1)[key[new]] = 1
-        start = grown[slot[new]] if isinstance(grown, torch.Tensor) else grown
-        self.weight.view(-1)[key[new]] = start
+        came = key[new]
+        self.connected.view(-1)[came] = 1
+        self.weight.view(-1)[came] = grown[slot[new]] if isinstance(grown, torch.Tensor) else grown
         self.topology = topology
 
     def capture_gradient(self, enabled: bool) -> None:
@@ -107,9 +109,21 @@ class DenseLayer:
             module.set_topology(self.topology, torch.full((len(values),), -1), values)
 
     def _at_connections(self, dense: torch.Tensor) -> torch.Tensor:
+        found = dense.view(-1)[self.topology.keys()]
+        if len(found) == len(self.topology.column):  # no slack, the usual case
+            return found
         values = dense.new_zeros(len(self.topology.column))
-        values[self.topology.occupied_slots()] = dense.view(-1)[self.topology.keys()]
+        values[self.topology.occupied_slots()] = found
         return values
+
+
+class ResidentLayer(AttachedLayer):
+    """An attached layer whose module is a `DenseLayer` while `fit` trains."""
+
+    def value_gradient(self) -> torch.Tensor:
+        """The gradient of the values in the step just made."""
+        gradient: torch.Tensor = self.module.value_gradient()
+        return gradient
 
 
 class ResidentTopology(AttachedTopology):
@@ -129,7 +143,7 @@ class ResidentTopology(AttachedTopology):
         self.model = self._models = model
         self.optimizers = ()
         self._diverged: torch.Tensor | None = None
-        layer = AttachedLayer("weight", 0, model, seeds, recipe.track_explored, _as_it_is)
+        layer = ResidentLayer("weight", 0, model, seeds, recipe.track_explored, _as_it_is)
         self._begin(recipe, [layer], Ranks.alone())
 
     @classmethod
@@ -159,7 +173,7 @@ class ResidentTopology(AttachedTopology):
         explored = self._layers[0].explored
         if explored is None:
             raise ValueError("explored was not tracked: the recipe has track_explored=False")
-        return explored.reshape(self._layers[0].topology.n_models, -1).double().mean(dim=1)
+        return share_of_true(explored.reshape(self._layers[0].topology.n_models, -1))
 
     def summary(self) -> str:
         """One line for people: the recipe, its updates, what there is and was."""

@@ -89,7 +89,7 @@ def report_of(layer: AttachedLayer, dropped: torch.Tensor, grown: torch.Tensor) 
     topology = layer.module.topology
     explored = None
     if layer.explored is not None:
-        explored = _share_of_true(layer.explored.reshape(topology.n_models, -1))
+        explored = share_of_true(layer.explored.reshape(topology.n_models, -1))
     return LayerReport(
         dropped=dropped.cpu(),
         grown=grown.cpu(),
@@ -135,6 +135,6 @@ def plot_history(history: Sequence[Update], quantity: str, ax: Axes | None) -> A
     return ax
 
 
-def _share_of_true(marks: torch.Tensor) -> torch.Tensor:
+def share_of_true(marks: torch.Tensor) -> torch.Tensor:
     """The share of true entries of each row, float64 on the CPU; no copy of the marks in another type."""
     return (torch.count_nonzero(marks, dim=1).double() / marks.shape[1]).cpu()

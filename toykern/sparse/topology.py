@@ -540,5 +540,7 @@ def _slots_of(connections: torch.Tensor, capacity: int) -> torch.Tensor:
     """The first `connections[k]` slots of every model k, ascending."""
     if len(connections) == 1:
         return torch.arange(int(connections[0]), device=connections.device)
+    if bool((connections == capacity).all()):  # no slack, the usual case
+        return torch.arange(len(connections) * capacity, device=connections.device)
     slot = torch.arange(capacity, device=connections.device)
     return (slot < connections[:, None]).reshape(-1).nonzero()[:, 0]
