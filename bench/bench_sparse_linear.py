@@ -31,7 +31,8 @@ from bench.peers.sparse import OURS, SPARSE_CONTENDERS, SPARSE_PEERS, SparseStep
 from bench.sparse_workloads import SPARSE_WORKLOADS, SparseWorkload
 
 REPEATS = 9
-REPEAT_SECONDS = 0.03
+REPEAT_SECONDS = 0.05
+WARM_SECONDS = 0.02  # before every repeat, untimed: caches are cold and other processes' threads still spin
 SLOW_SECONDS = 0.25  # a contender whose step takes longer is measured three times
 RESULTS = Path(__file__).parent / "results"
 
@@ -65,10 +66,6 @@ class Contender:
         """Seconds per training step."""
         return self._ask("run", steps)
 
-    def run_forward(self, steps: int) -> float:
-        """Seconds per forward pass."""
-        return self._ask("forward", steps)
-
     def __enter__(self) -> Contender:
         return self
 
@@ -100,36 +97,35 @@ def _serve(pipe: Connection, name: str) -> None:
                     pipe.send((False, None))
                     continue
                 assert step is not None
-                work = step.step if what == "run" else step.forward
+                start = time.perf_counter()
+                while time.perf_counter() - start < WARM_SECONDS:
+                    step.step()
                 start = time.perf_counter()
                 for _ in range(argument):
-                    work()
+                    step.step()
                 pipe.send((False, (time.perf_counter() - start) / argument))
             except Exception:
                 pipe.send((True, traceback.format_exc()))
 
 
 def measure(contenders: dict[str, Contender], workload: SparseWorkload, repeats: int) -> dict[str, Any]:
-    """Milliseconds per step and per forward pass of every contender: medians, and how far they spread."""
+    """Milliseconds per step of every contender: medians, and how far they spread."""
     steps = {}
     for name, contender in contenders.items():
         contender.build(workload)
         once = contender.run(1)
         steps[name] = (max(1, round(REPEAT_SECONDS / once)), repeats if once < SLOW_SECONDS else 3)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
-    forward: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(repeats):
         for name, contender in contenders.items():
             count, times = steps[name]
             if repeat < times:
                 samples[name].append(contender.run(count) * 1e3)
-                forward[name].append(contender.run_forward(count) * 1e3)
     return {
         name: {
             "step": statistics.median(samples[name]),
             "least": min(samples[name]),
             "most": max(samples[name]),
-            "forward": statistics.median(forward[name]),
         }
         for name in contenders
     }

@@ -43,9 +43,6 @@ class SparseStep:
         self.layer(self._x).backward(self._dy)
         self._optimizer.step()
 
-    def forward(self) -> torch.Tensor:
-        return self.layer(self._x)
-
     def results(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Output and input gradient: what the tests compare between contenders."""
         y = self.layer(self._x)
