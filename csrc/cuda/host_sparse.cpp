@@ -1,5 +1,5 @@
-// The sparse layers' device source run on the host, for the tests: blocks one after the other, each with shared memory of exactly the size it
-// asks for, in which nothing is a number.
+// The sparse layers' device source run on the host, for the tests: blocks one after the other, each with shared memory of its own, in which
+// nothing is a number.
 #include <cstring>
 #include <memory>
 
@@ -16,7 +16,7 @@ struct HostQueue {
     void put(const Task& t, int64_t blocks, int threads, int64_t shared_bytes) const {
         for (int64_t i = 0; i < blocks; ++i) {
             const std::unique_ptr<double[]> shared(new double[(size_t)(shared_bytes + 15) / 16 * 2 + 2]);
-            // 16-byte alignment, with the end of the allocation at the end of what was asked for.
+            // Aligned as dynamic shared memory is.
             char* memory = reinterpret_cast<char*>(shared.get());
             memory += (16 - reinterpret_cast<uintptr_t>(memory) % 16) % 16;
             std::memset(memory, 0xFF, (size_t)shared_bytes);
