@@ -20,5 +20,6 @@ void bind_cuda_devices(pybind11::module_& m);  // cuda_devices.cpp
 void bind_cuda_sparse(pybind11::module_& m);   // cuda_sparse.cpp; after bind_cuda
 void bind_sparse(pybind11::module_& m);        // sparse.cpp
 void bind_layer(pybind11::module_& m);         // layer.cpp
+void bind_layer_cuda(pybind11::module_& m);    // layer_cuda.cpp; after bind_cuda
 
 }  // namespace toykern

@@ -151,6 +151,7 @@ PYBIND11_MODULE(_native, m) {
     bind_sparse(m);
     bind_layer(m);
     bind_cuda_sparse(m);
+    bind_layer_cuda(m);
     m.def("stream_version", [] { return kStreamVersion; });
     m.def("isa_level", [] { return std::string(level().name); });
     m.def("isa_levels", &available_levels, "Levels that this CPU can run, best first.");

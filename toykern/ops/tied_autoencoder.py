@@ -349,15 +349,7 @@ _LIBRARY.impl("tied_autoencoder_backward", _backward_impl, "CPU")
 _LIBRARY.impl("tied_autoencoder_loss", _loss_impl, "CPU")
 
 
-def _no_cuda(op: str) -> Any:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        check_device_of_kernels(op, torch.device("cuda"))
-
-    return refuse
-
-
-for _op in ("tied_autoencoder", "tied_autoencoder_backward", "tied_autoencoder_loss"):
-    _LIBRARY.impl(_op, _no_cuda(_op), "CUDA")
+# CUDA's are in tied_autoencoder_cuda.py.
 
 
 # ---- fakes: shapes alone -----------------------------------------------------------------------------------
