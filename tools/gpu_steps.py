@@ -2,7 +2,7 @@
 
 Small on purpose, since a sanitizer slows kernels a hundredfold: every regime (csrc/cuda/regimes.h) with rare
 and frequent features, groups and noise, then an evaluation and a batch; then sparse layers by every back end,
-with updates of their topology. It exits with 1 if a result is not finite.
+with updates of their topology; then the fused autoencoder layer. It exits with 1 if a result is not finite.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ SHAPES = [
     (400, 30, 2, 16, True),
     (150, 90, 1, 20, False),
 ]
+LAYER_SHAPES = [(5, 2, 40, 33, True), (9, 4, 2, 31, False), (300, 70, 2, 40, True), (300, 70, 1, 40, False)]
 
 
 def main() -> int:
@@ -52,6 +53,7 @@ def main() -> int:
             finite = sparse_steps(backend, dtype)
             bad += not finite
             print(f"sparse layer, {backend}, {dtype}: {'finite' if finite else 'NOT FINITE'}", flush=True)
+    bad += layers()
     return 1 if bad else 0
 
 
@@ -72,6 +74,29 @@ def sparse_steps(backend: str, dtype: torch.dtype) -> bool:
         topology.step()
     torch.cuda.synchronize()
     return all(bool(torch.isfinite(t).all()) for t in (x.grad, *layer.parameters()))
+
+
+def layers() -> int:
+    """The layer's kernels on a batch of each kind; how many results are not finite."""
+    bad = 0
+    for n, m, models, batch, tied in LAYER_SHAPES:
+        for sparse in (False, True):
+            for network in (
+                {},
+                {"hidden_activation": "topk", "top_k": 1, "centered": True, "hidden_bias": True},
+            ):
+                kind = tk.TiedAutoencoder if tied else tk.Autoencoder
+                model = kind(n, m, models, device="cuda", **network)
+                x = torch.rand(models, batch, n, device="cuda").sub_(0.8).clamp_(min=0)
+                given = tk.SparseBatch.from_dense(x) if sparse else x
+                (given.value if sparse else given).requires_grad_()
+                loss = model.loss(given, l1=0.1)
+                (loss.sum() + model(given).square().sum()).backward()
+                finite = all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+                bad += not finite
+                kind_of_x = "entries" if sparse else "dense"
+                print(f"layer {n} → {m}, {kind_of_x}: {'finite' if finite else 'NOT FINITE'}", flush=True)
+    return bad
 
 
 if __name__ == "__main__":

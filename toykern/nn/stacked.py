@@ -242,6 +242,11 @@ class StackedModel(nn.Module):
         if isinstance(l1, int | float) and not isinstance(l1, bool):
             check_number("l1", l1, minimum=0.0)
             return None if l1 == 0 else torch.full((1,), float(l1), dtype=like.dtype, device=like.device)
+        if isinstance(l1, torch.Tensor) and l1.device == like.device and like.device.type != "cpu":
+            # looking at its values would wait for the device
+            if l1.shape not in ((), (1,), (self.n_models,)):
+                raise ValueError(f"l1 must be a number or [models] = [{self.n_models}], not {describe(l1)}")
+            return l1.detach().reshape(-1).to(like.dtype)
         weights = broadcast_per_model("l1", l1, self.n_models)
         if bool((weights < 0).any()):
             raise ValueError(f"l1 must be at least 0, not {describe(l1)}")

@@ -46,6 +46,23 @@ def _sum_over_models(gradient: torch.Tensor, models: int) -> torch.Tensor:
     return gradient if gradient.shape[0] == models else gradient.sum(0, keepdim=True)
 
 
+def _are_ones(grad: torch.Tensor, gradient: torch.Tensor) -> bool:
+    """Whether the saved gradients are to be scaled by 1, as far as looking costs less than scaling.
+
+    On a GPU it means waiting for it: worth while for large gradients alone, and impossible in a capture.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if grad.device.type != "cpu":
+        small = gradient.numel() * gradient.itemsize < _LOOK_BYTES
+        if small or grad.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return False
+    return bool((grad == 1).all())
+
+
+_LOOK_BYTES = 64 << 20
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -70,8 +87,7 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         weight, row_start, d_weight, d_decoder, d_bias, d_hidden, d_x, d_target = ctx.saved_tensors
         grad = grads[0]
-        ones = grad.device.type == "cpu" and not torch.compiler.is_compiling() and bool((grad == 1).all())
-        scale = None if ones else grad
+        scale = None if _are_ones(grad, d_weight) else grad
         weights_wanted, x_wanted, target_wanted = ctx.wanted
         has_decoder, has_bias, has_hidden = ctx.presence
         found: list[Optional] = [None] * 15

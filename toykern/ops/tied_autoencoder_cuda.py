@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,11 +41,17 @@ ACTIVE_WORK = 1 << 28
 """Multiply-adds of a tile below which looking at that share would cost more than it saves."""
 
 
+@cache
+def _checked(device: torch.device) -> torch.device:
+    """A device that the kernels run on, asked once; RuntimeError says why not."""
+    return check_kernels(device)
+
+
 class _Kernels:
     """Where the kernels run: a device, on torch's current stream of it."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = check_kernels(device)
+        self.device = _checked(device)
         self._index = self.device.index
         self._stream = torch.cuda.current_stream(self.device).cuda_stream
 
@@ -67,20 +74,17 @@ class _Kernels:
         one = out.shape[0] == 1
         if one:
             out, a, b = out[0], a[0], b[0]
-        if out.dtype != a.dtype:
-            dtype = out.dtype
-            if one:
-                torch.addmm(out, a, b, out_dtype=dtype, out=out) if add else torch.mm(
-                    a, b, out_dtype=dtype, out=out
-                )
-            else:
-                torch.baddbmm(out, a, b, out_dtype=dtype, out=out) if add else torch.bmm(
-                    a, b, out_dtype=dtype, out=out
-                )
+        wide = {} if out.dtype == a.dtype else {"out_dtype": out.dtype}
+        if one and add:
+            torch.addmm(out, a, b, **wide, out=out)
         elif one:
-            torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+            torch.mm(a, b, **wide, out=out)
+        elif add and wide:
+            out.add_(torch.bmm(a, b, **wide))
+        elif add:
+            torch.baddbmm(out, a, b, out=out)
         else:
-            torch.baddbmm(out, a, b, out=out) if add else torch.bmm(a, b, out=out)
+            torch.bmm(a, b, **wide, out=out)
 
 
 def kernels_of(device: torch.device) -> Any:
@@ -200,8 +204,8 @@ class _Call:
                 raise
             size = torch.Size(shape).numel() * (dtype or self.dtype).itemsize / 2**20
             raise MemoryError(
-                f"{size:.0f} MiB are needed on {str(self.device)!r} for a tensor of shape {list(shape)}, in a "
-                f"call with {self.models} models, {self.batch} samples, {self.features} features and "
+                f"{size:.0f} MiB are needed on {str(self.device)!r} for a tensor of shape {list(shape)}, in "
+                f"a call with {self.models} models, {self.batch} samples, {self.features} features and "
                 f"{self.hidden} hidden units"
             ) from error
 

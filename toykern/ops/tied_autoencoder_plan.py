@@ -3,7 +3,7 @@
 Tiles are models × rows (samples) × features. While a tile of features is worked on, these are in memory
 beside the caller's tensors (m hidden units; s bytes of an element of the weights, 4 or 2):
 
-    codes and their gradient     models · rows · m · (8, or 12 in bfloat16)
+    codes and their gradient     models · rows · m · (8, or 16 in bfloat16)
     pre-outputs and gradient     models · rows · features · (4, or 6)
     the encoder's rows           models · features · m · s         entries or gradients by entry alone
     sums                         models · (n + m), and by block of 32 rows
@@ -98,8 +98,8 @@ class _Sizes:
         return 4 if self.storage == 4 else 6
 
     def codes(self, models: int, rows: int) -> int:
-        own = 4 if self.storage == 4 else 6
-        return models * rows * self.hidden * own * (2 if self.gradients else 1)
+        own, gradient = (4, 4) if self.storage == 4 else (6, 10)  # one product of a stack is added by hand
+        return models * rows * self.hidden * (own + (gradient if self.gradients else 0))
 
     def of(self, models: int, rows: int, features: int) -> int:
         blocks = -(-rows // TILE_ROWS)
