@@ -43,7 +43,8 @@ def test_gpu_tests_are_collected_on_a_bare_machine():
 
 
 def test_the_bench_and_the_small_steps_import_on_a_bare_machine():
-    code = "import bench.gpu.__main__, bench.gpu.torch_peers, bench.gpu.ours, bench.gpu.sparse\n"
+    code = "import bench.gpu.__main__, bench.gpu.torch_peers, bench.gpu.ours\n"
+    code += "import bench.gpu.layer, bench.gpu.sparse\n"
     code += "sys.path.insert(0, 'tools')\nimport gpu_steps, gpu_check, native_build\nprint('there')"
     done = without([*ABSENT, "jax"], code)
     assert done.stdout == "there\n", done.stderr

@@ -8,6 +8,7 @@ Stages, each in a process of its own with a time limit, one after another:
     memcheck    compute-sanitizer over tools/gpu_steps.py
     racecheck   likewise, for races in shared memory
     sparse      bench.gpu.sparse: a training step of sparse layers by every back end, beside dense and masked
+    layer       bench.gpu.layer: the fused autoencoder layer beside eager and torch.compile
     bench       bench.gpu: every workload beside its peers, and the roof
 
 One JSON record in bench/results/ (gpu-<date>.json) gets the device, driver, versions, commit, and every
@@ -39,7 +40,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-STAGES = ("build", "tests", "memcheck", "racecheck", "sparse", "bench")
+STAGES = ("build", "tests", "memcheck", "racecheck", "sparse", "layer", "bench")
 BUDGET = 570  # seconds for everything
 SHARES = {
     "build": 150,
@@ -47,6 +48,7 @@ SHARES = {
     "memcheck": 70,
     "racecheck": 70,
     "sparse": 90,
+    "layer": 120,
     "bench": 270,
 }  # at most, each
 NEEDED = {
@@ -54,6 +56,7 @@ NEEDED = {
     "racecheck": 20,
     "tests": 30,
     "sparse": 30,
+    "layer": 40,
     "bench": 60,
 }  # a stage is not begun with less
 TAIL = 6000  # characters of a stage's output that the record keeps
@@ -290,6 +293,7 @@ _STAGES: dict[str, Callable[[float, Record], Outcome]] = {
     "memcheck": sanitizer("memcheck"),
     "racecheck": sanitizer("racecheck"),
     "sparse": bench("bench.gpu.sparse"),
+    "layer": bench("bench.gpu.layer"),
     "bench": bench("bench.gpu"),
 }
 

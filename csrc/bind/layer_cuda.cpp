@@ -61,7 +61,8 @@ void bind_layer_cuda(py::module_& m) {
     bind_pointer(s, "to", &LayerSums::to);
     bind_pointer(s, "scale", &LayerSums::scale);
 
-    m.def("layer_is_stacked", &layer_is_stacked, "Whether a network runs within a block's shared memory.");
+    m.def("layer_is_stacked", &layer_is_stacked, py::arg("n_features"), py::arg("n_hidden"), py::arg("tied"),
+          py::arg("given") = true, py::arg("direct") = true, "Whether a network runs within a block's shared memory.");
     m.def("stacked_partial_floats", &stacked_partial_floats, "Scratch of one model; the pointers are not read.");
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     py::module_ c = m.attr("cuda");

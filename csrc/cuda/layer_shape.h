@@ -59,10 +59,10 @@ inline StackedShape stacked_shape(const LayerParams& p) {
                          p.x_grad || p.value_grad || p.target_grad);
 }
 
-// Decided for the largest of all tasks, so that the regime follows from the network alone.
-inline bool stacked_fits(int64_t n, int64_t m, bool tied) {
+// Whether or not weight gradients are wanted: a loss has the same bits with and without them.
+inline bool stacked_fits(int64_t n, int64_t m, bool tied, bool given, bool direct) {
     if (n * m > 16384 || n > 16384 || m > 16384) return false;
-    return 4 * (int64_t)stacked_shape(n, m, 1, tied, true, true, true).floats <= kStackedSharedLimit;
+    return 4 * (int64_t)stacked_shape(n, m, 1, tied, true, given, direct).floats <= kStackedSharedLimit;
 }
 
 }  // namespace toykern

@@ -74,17 +74,20 @@ class _Kernels:
         one = out.shape[0] == 1
         if one:
             out, a, b = out[0], a[0], b[0]
-        wide = {} if out.dtype == a.dtype else {"out_dtype": out.dtype}
-        if one and add:
-            torch.addmm(out, a, b, **wide, out=out)
+        if out.dtype == a.dtype:
+            if one:
+                torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+            else:
+                torch.baddbmm(out, a, b, out=out) if add else torch.bmm(a, b, out=out)
         elif one:
-            torch.mm(a, b, **wide, out=out)
-        elif add and wide:
-            out.add_(torch.bmm(a, b, **wide))
+            if add:
+                torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+            else:
+                torch.mm(a, b, out_dtype=out.dtype, out=out)
         elif add:
-            torch.baddbmm(out, a, b, out=out)
+            out.add_(torch.bmm(a, b, out_dtype=out.dtype))
         else:
-            torch.bmm(a, b, **wide, out=out)
+            torch.bmm(a, b, out_dtype=out.dtype, out=out)
 
 
 def kernels_of(device: torch.device) -> Any:
@@ -274,7 +277,10 @@ class _Call:
                 if tensor is not None:
                     tensor.zero_()
             return
-        if _native.layer_is_stacked(self.features, self.hidden, self.tied):
+        p = self.params
+        given = bool(p.output_grad or p.target_values)
+        direct = self.input_grad is not None or self.target_grad is not None
+        if _native.layer_is_stacked(self.features, self.hidden, self.tied, given, direct):
             self._run_stacked()
         else:
             _Large(self).run()

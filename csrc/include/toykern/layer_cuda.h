@@ -22,7 +22,8 @@ struct LayerLaunch {
 
 // ---- many small models, each within one block's shared memory (cuda/layer_stacked.cuh) ----
 
-bool layer_is_stacked(int64_t n_features, int64_t n_hidden, bool tied);
+// `given`: with a tensor of targets or output gradients; `direct`: with a gradient to x or to the target.
+bool layer_is_stacked(int64_t n_features, int64_t n_hidden, bool tied, bool given, bool direct);
 int64_t stacked_partial_floats(const LayerParams& params);  // of one model; 0 where a model's batch is one block's work
 
 // ---- large models: what happens between the products (cuda/layer_large.cuh) ----
