@@ -224,7 +224,10 @@ def test_stretches_follow_the_clock(monkeypatch):
     monkeypatch.setattr(
         Resident,
         "advance",
-        lambda self, first, factors: (lengths.append(len(factors)), advance(self, first, factors)),
+        lambda self, first, factors, *more: (
+            lengths.append(len(factors)),
+            advance(self, first, factors, *more),
+        ),
     )
     monkeypatch.setattr(fit_module, "_STRETCH_SECONDS", 1e-9)
     fit_case(BY_NAME["2,1 batch 1024"], steps=5000, batch_size=4)

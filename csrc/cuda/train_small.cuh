@@ -30,6 +30,7 @@ struct SmallSource {
     int complete;     // columns of the list that no arrival will change
     SmallTile tile;
     PerThread<double> loss;
+    LossRecord record;  // in training
 
     TOYKERN_DEVICE SmallSource(const Block& b, const SmallTask& task, const SmallRoom& room, int64_t model)
         : model(model),
@@ -189,13 +190,14 @@ TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, cons
     SmallModel<kM, true> m(b, task, room, source);
     load_model(b, room, task, model);
     load_moments(b, room, p, model);
-    LossRecord record(p, model);
+    source.record = LossRecord(p, model);
     for (source.step = p.first_step; source.step < p.first_step + p.steps; ++source.step) {
         const double loss = m.batch((uint32_t)source.step, Purpose::kTraining);
-        if (!finish_step(b, room, p, task, record, source.model, source.step, step_scale, loss, (float)m.empty()))
+        if (!finish_step(b, room, p, task, source.record, source.model, source.step, step_scale, loss,
+                         (float)m.empty()))
             break;
     }
-    record.close(p, model, b.thread == 0);
+    source.record.close(p, model, b.thread == 0);
     store_model(b, room, p, model);
     b.sync();  // before the next model's parameters come
 }
