@@ -193,7 +193,7 @@ def test_python_runs_while_kernels_do():
 
     model, data = tk.TiedAutoencoder(40, 9, 4), tk.SparseFeatures(40, 0.5)
     thread = threading.Thread(
-        target=tk.fit, args=(model, data, 50, 512), kwargs={"schedule": schedule, "progress": False}
+        target=tk.fit, args=(model, data, 400, 512), kwargs={"schedule": schedule, "progress": False}
     )
     thread.start()
     assert inside.wait(60)
