@@ -244,7 +244,8 @@ struct Stacked {
         b.sync();
     }
 
-    TOYKERN_DEVICE void decode(const Block& b, int64_t row, int rows, PerThread<float>& squares) const {
+    TOYKERN_DEVICE void decode(const Block& b, [[maybe_unused]] int64_t row, int rows,
+                               PerThread<float>& squares) const {
         b.each_warp([&](const Warp& w) {
             for (int j0 = 4 * w.number; j0 < n; j0 += 4 * b.warps()) {
                 const int js[4] = {j0, min_of(j0 + 1, n - 1), min_of(j0 + 2, n - 1), min_of(j0 + 3, n - 1)};
