@@ -472,20 +472,12 @@ class Layer {
         T* to = p_.tied ? encoder_grad_ : decoder_grad_;
         if (!to) return;
         ColumnLists<T>& lists = room_.columns;
-        lists.clear();
-        int64_t count = 0;
-        for (int64_t r = 0; r < rows_; ++r) count += __builtin_popcountll(sh_.active[r * chunk_words + t]);
+        const int64_t count = lists.gather(rows_, [&](int64_t r) { return sh_.active[r * chunk_words + t]; });
         if (count * list_cost(s_.m) > rows_ * many) {
             multiply_packed(sh_.z + c0, (int64_t)1, s_.z_row, sh_.h_packed, rows_, room_.tile, s_.mp, false, many,
                             s_.mp);
         } else {
-            for (int64_t r = 0; r < rows_; ++r) lists.count(sh_.active[r * chunk_words + t]);
-            lists.place();
-            for (int64_t r = 0; r < rows_; ++r)
-                for (uint64_t word = sh_.active[r * chunk_words + t]; word; word &= word - 1) {
-                    const int c = __builtin_ctzll(word);
-                    lists.add(c, r, sh_.z[r * s_.z_row + c0 + c]);
-                }
+            lists.fill([&](int64_t r) { return sh_.z + r * s_.z_row + c0; });
             for (int64_t c = 0; c < many; ++c)
                 combine(room_.tile + c * s_.mp, s_.mp, lists.list((int)c), sh_.h, s_.mp, false);
         }
@@ -566,8 +558,7 @@ class Layer {
             return;
         }
         ColumnLists<T>& lists = room_.columns;
-        int64_t count = 0;
-        for (int64_t r = 0; r < rows_; ++r) count += __builtin_popcountll(words(r)[w]);
+        const int64_t count = lists.gather(rows_, [&](int64_t r) { return words(r)[w]; });
         if (count == 0 && add) return;
         if (count * list_cost(s_.m) > rows_ * many) {
             const T* a = input(0) + j0;
@@ -579,14 +570,7 @@ class Layer {
             multiply_packed(a, (int64_t)1, in_place_ ? s_.n : kWordBits, sh_.dh_packed, rows_, room_.tile, s_.mp, false,
                             many, s_.mp);
         } else {
-            lists.clear();
-            for (int64_t r = 0; r < rows_; ++r) lists.count(words(r)[w]);
-            lists.place();
-            for (int64_t r = 0; r < rows_; ++r)
-                for (uint64_t word = words(r)[w]; word; word &= word - 1) {
-                    const int c = __builtin_ctzll(word);
-                    lists.add(c, r, input(r)[j0 + c]);
-                }
+            lists.fill([&](int64_t r) { return input(r) + j0; });
             for (int64_t c = 0; c < many; ++c)
                 combine(room_.tile + c * s_.mp, s_.mp, lists.list((int)c), sh_.dh, s_.mp, false);
         }

@@ -30,6 +30,8 @@ class LayerColumns {
         capacity_ = (int)(16384 / n_) & ~(kColumnRun - 1);
         capacity_ = capacity_ < 128 ? 128 : (capacity_ > 512 ? 512 : capacity_);
         stride_ = capacity_ + 16;
+        inverse_ = ((uint64_t)1 << 32) / (uint64_t)n_ + 1;  // at / n = at · inverse >> 32 for at < 2^32 / n
+        places_ = w.take<uint32_t>((size_t)(capacity_ * n_) + kLanes);
         const size_t length = (size_t)length_, n = (size_t)n_;
         x_ = w.take<float>(n * (size_t)stride_);
         encoder_ = w.take<float>((size_t)weights_);
@@ -111,32 +113,35 @@ class LayerColumns {
             const int64_t samples = batch - s < capacity_ ? batch - s : capacity_, values = samples * n_;
             const float* from = x + s * n_;
             int64_t count = 0;
-            for (int64_t v = 0; v < values; v += kLanes)
-                count += __builtin_popcount(bits(nonzero(get(from, v, values))));
+            for (int64_t v = 0; v < values; v += kLanes) {
+                __builtin_prefetch(from + values + v);  // what comes next, the next model's most often
+                const M active = nonzero(get(from, v, values));
+                store_packed(places_ + count, ulane() + ubcast((uint32_t)v), active);  // no branch to guess wrong
+                count += __builtin_popcount(bits(active));
+            }
             if (4 * count > values) {
                 pass();  // what was gathered before
                 transpose_strip(from, samples);
                 continue;
             }
             if (columns_ + samples > capacity_) pass();
-            if (count) pick(from, values);
+            pick(from, count);
         }
     }
     TOYKERN_INLINE static F get(const float* from, int64_t v, int64_t values) {
         return values - v >= kLanes ? load(from + v) : load_first(from + v, mask_first((int)(values - v)));
     }
-    // The samples that are not all zero, by their entries.
-    void pick(const float* from, int64_t values) {
+    // The samples that are not all zero, by the places of their entries.
+    void pick(const float* from, int64_t count) {
         int64_t sample_end = 0;  // place of the entry after the current sample
-        for (int64_t v = 0; v < values; v += kLanes)
-            for (uint32_t left = bits(nonzero(get(from, v, values))); left; left &= left - 1) {
-                const int64_t at = v + __builtin_ctz(left);
-                if (at >= sample_end) {
-                    sample_end = (at / n_ + 1) * n_;
-                    open_column();
-                }
-                x_[(at - sample_end + n_) * stride_ + columns_ - 1] = from[at];
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t at = places_[i];
+            if (at >= sample_end) {
+                sample_end = (int64_t)(((uint64_t)at * inverse_) >> 32) * n_ + n_;
+                open_column();
             }
+            x_[(at - sample_end + n_) * stride_ + columns_ - 1] = from[at];
+        }
     }
     void transpose_strip(const float* from, int64_t samples) {
         for (int64_t c = 0; c < samples; c += kColumnRun) clear_run();
@@ -190,6 +195,8 @@ class LayerColumns {
     int capacity_, stride_, columns_, cleared_;  // columns filled; made zero
     float *x_, *encoder_, *decoder_, *bias_, *importance_, *scratch_, *g_;
     F *sums_, *residual_;
+    uint32_t* places_;  // [capacity n + lanes] where a strip's entries are not zero
+    uint64_t inverse_;
     ColumnsPassFunction pass_;
     ColumnsPass args_;
     double loss_;

@@ -78,12 +78,44 @@ inline T dot(const T* a, const T* b, int64_t lanes) {
     return fsum(sum);
 }
 
-// Up to 64 lists that share one block of memory, filled in two rounds: count, then add.
+// Up to 64 lists that share one block of memory: gather the words of all rows, then fill.
 template <class T>
 struct ColumnLists {
     int32_t* index;
     T* value;
+    uint64_t* words;  // of the rows that have an entry in these columns, side by side
+    int32_t* rows;
+    int64_t n_rows;
     int64_t start[kWordBits + 1], end[kWordBits];
+
+    // word(r) are the entries of row r; returns how many there are in all.
+    template <class Word>
+    TOYKERN_INLINE int64_t gather(int64_t n, const Word& word) {
+        int64_t count = 0;
+        n_rows = 0;
+        for (int64_t r = 0; r < n; ++r) {
+            const uint64_t w = word(r);
+            words[n_rows] = w;
+            rows[n_rows] = (int32_t)r;
+            n_rows += w != 0;
+            count += __builtin_popcountll(w);
+        }
+        return count;
+    }
+    // from(r): row r's value of the first column.
+    template <class From>
+    TOYKERN_INLINE void fill(const From& from) {
+        clear();
+        for (int64_t i = 0; i < n_rows; ++i) count(words[i]);
+        place();
+        for (int64_t i = 0; i < n_rows; ++i) {
+            const T* row = from(rows[i]);
+            for (uint64_t word = words[i]; word; word &= word - 1) {
+                const int c = __builtin_ctzll(word);
+                add(c, rows[i], row[c]);
+            }
+        }
+    }
 
     TOYKERN_INLINE void clear() {
         for (int c = 0; c <= kWordBits; ++c) start[c] = 0;

@@ -127,6 +127,8 @@ struct LayerRoom {
         list.value = w.take<T>((size_t)most(s.chunk, s.mp));
         columns.index = w.take<int32_t>(rows * kWordBits);
         columns.value = w.take<T>(rows * kWordBits);
+        columns.words = w.take<uint64_t>(rows);
+        columns.rows = w.take<int32_t>(rows);
     }
 };
 
