@@ -3,7 +3,7 @@
 //   y = g(z),  z given without its bias;  loss += I (y − t)²,  dz = scale·2 I (y − t) g′(z)  or  dz = dy g′(z)
 //
 // Slopes     ReLU: 0 at 0 and below, 1 at NaN; GELU: Φ(z) + z φ(z) with Φ the normal distribution (the exact one, by erf)
-// Limits     float32 erf after Abramowitz & Stegun 7.1.26 with e^−z² to 2 ulp: |error of Φ| < 1.5e-7; float64 by libm's erf and exp
+// Limits     float32 erf after Abramowitz & Stegun 7.1.26 (error of erf below 1.5e-7, says its source); float64 by libm's erf and exp
 // Order      the loss of a row: lanes along its features, then a fixed tree
 #pragma once
 #include "cpu/simd_double.h"
@@ -12,7 +12,7 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-// e^−u for u >= 0 (and NaN), as 2^k · 2^f with |f| <= 1/2; the polynomial is Taylor's, its error below 1e-7 relative.
+// e^−u for u >= 0 (and NaN), as 2^k · 2^f with |f| <= 1/2; the polynomial is Taylor's, its error about 2e-7 relative.
 TOYKERN_INLINE F exp_minus(F u) {
     const F t = fmax(bcast(-126.0f), u * bcast(-1.44269504f));
     const F magic = bcast(12582912.0f);  // 1.5·2^23: the sum's last bits are the rounded integer

