@@ -21,6 +21,29 @@ DeviceRegime regime_of(const Network& network, int64_t batch_size, const Launch&
     return launch.regime < 0 ? device_regime(network, batch_size) : (DeviceRegime)launch.regime;
 }
 
+// Calls the loop of the shape; after the tiny one the small one, for the models that are left.
+template <class Params>
+void by_regime(const Params& p, const Launch& launch, void (*tiny)(const Params&, const Launch&),
+               void (*small)(const Params&, const Launch&), void (*large)(const Params&, const Launch&)) {
+    switch (regime_of(p.network, p.batch_size, launch)) {
+        case DeviceRegime::kTiny:
+            tiny(p, launch);
+            if (leaves_some(p.data, launch)) small(p, the_rest(launch));
+            return;
+        case DeviceRegime::kSmall: return small(p, launch);
+        default: return large(p, launch);
+    }
+}
+
+template <class Params>
+size_t workspace_for(const Params& p, const Launch& launch) {
+    switch (regime_of(p.network, p.batch_size, launch)) {
+        case DeviceRegime::kTiny: return leaves_some(p.data, launch) ? small_workspace(p.network, p.n_models) : 0;
+        case DeviceRegime::kSmall: return small_workspace(p.network, p.n_models);
+        default: return cuda::large_workspace(p.network, launch.layout, p.n_models, p.batch_size);
+    }
+}
+
 }  // namespace
 
 namespace cuda {
@@ -29,42 +52,12 @@ const char* train_regime(const Network& network, int64_t batch_size) {
     return kNames[(int)device_regime(network, batch_size)];
 }
 
-size_t train_workspace(const TrainParams& p, const Launch& launch) {
-    switch (regime_of(p.network, p.batch_size, launch)) {
-        case DeviceRegime::kTiny: return leaves_some(p.data, launch) ? small_workspace(p.network, p.n_models) : 0;
-        case DeviceRegime::kSmall: return small_workspace(p.network, p.n_models);
-        default: return large_workspace(p.network, launch.layout, p.n_models, p.batch_size);
-    }
-}
+size_t train_workspace(const TrainParams& p, const Launch& launch) { return workspace_for(p, launch); }
+size_t evaluate_workspace(const EvaluateParams& p, const Launch& launch) { return workspace_for(p, launch); }
 
-size_t evaluate_workspace(const EvaluateParams& p, const Launch& launch) {
-    switch (regime_of(p.network, p.batch_size, launch)) {
-        case DeviceRegime::kTiny: return leaves_some(p.data, launch) ? small_workspace(p.network, p.n_models) : 0;
-        case DeviceRegime::kSmall: return small_workspace(p.network, p.n_models);
-        default: return large_workspace(p.network, launch.layout, p.n_models, p.batch_size);
-    }
-}
-
-void train(const TrainParams& p, const Launch& launch) {
-    switch (regime_of(p.network, p.batch_size, launch)) {
-        case DeviceRegime::kTiny:
-            train_tiny(p, launch);
-            if (leaves_some(p.data, launch)) train_small(p, the_rest(launch));
-            return;
-        case DeviceRegime::kSmall: return train_small(p, launch);
-        default: return train_large(p, launch);
-    }
-}
-
+void train(const TrainParams& p, const Launch& launch) { by_regime(p, launch, train_tiny, train_small, train_large); }
 void evaluate(const EvaluateParams& p, const Launch& launch) {
-    switch (regime_of(p.network, p.batch_size, launch)) {
-        case DeviceRegime::kTiny:
-            evaluate_tiny(p, launch);
-            if (leaves_some(p.data, launch)) evaluate_small(p, the_rest(launch));
-            return;
-        case DeviceRegime::kSmall: return evaluate_small(p, launch);
-        default: return evaluate_large(p, launch);
-    }
+    by_regime(p, launch, evaluate_tiny, evaluate_small, evaluate_large);
 }
 
 }  // namespace cuda
@@ -73,26 +66,12 @@ namespace host {
 
 void train(const TrainParams& p, const Launch& launch, bool descending) {
     const host_side::HostOrder order(descending);
-    switch (regime_of(p.network, p.batch_size, launch)) {
-        case DeviceRegime::kTiny:
-            train_tiny(p, launch);
-            if (leaves_some(p.data, launch)) train_small(p, the_rest(launch));
-            return;
-        case DeviceRegime::kSmall: return train_small(p, launch);
-        default: return train_large(p, launch);
-    }
+    by_regime(p, launch, train_tiny, train_small, train_large);
 }
 
 void evaluate(const EvaluateParams& p, const Launch& launch, bool descending) {
     const host_side::HostOrder order(descending);
-    switch (regime_of(p.network, p.batch_size, launch)) {
-        case DeviceRegime::kTiny:
-            evaluate_tiny(p, launch);
-            if (leaves_some(p.data, launch)) evaluate_small(p, the_rest(launch));
-            return;
-        case DeviceRegime::kSmall: return evaluate_small(p, launch);
-        default: return evaluate_large(p, launch);
-    }
+    by_regime(p, launch, evaluate_tiny, evaluate_small, evaluate_large);
 }
 
 }  // namespace host
