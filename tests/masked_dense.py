@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -155,6 +156,160 @@ class MaskedDense:
                     if isinstance(state, torch.Tensor) and state.shape == weight.shape:
                         state *= stays
         self.masks = list(masks)
+
+
+# --- any model: its sparse layers replaced by dense ones ----------------------------------------------------
+
+
+class TwinLinear(nn.Module):
+    """What a `SparseLinear` computes, by dense weights under the same name."""
+
+    def __init__(self, layer: tk.SparseLinear) -> None:
+        super().__init__()
+        self.values = nn.Parameter(layer.to_dense().detach())
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        self.relu = layer.activation == "relu"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.values, self.bias
+        if len(weight) == 1:
+            y = nn.functional.linear(x, weight[0], None if bias is None else bias[0])
+        else:
+            y = x @ weight.mT if bias is None else x @ weight.mT + bias[:, None]
+        return y.relu() if self.relu else y
+
+
+class TwinAutoencoder(nn.Module):
+    """The same of a `SparseTiedAutoencoder`: g(Wᵀ f(W x) + b), for x `[n_models, batch, n_features]`."""
+
+    def __init__(self, layer: tk.SparseTiedAutoencoder) -> None:
+        super().__init__()
+        self.values = nn.Parameter(layer.to_dense().detach())
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        self.hidden_relu = layer.hidden_activation == "relu"
+        self.output_relu = layer.output_activation == "relu"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = x @ self.values.mT
+        y = (hidden.relu() if self.hidden_relu else hidden) @ self.values
+        y = y if self.bias is None else y + self.bias[:, None]
+        return y.relu() if self.output_relu else y
+
+
+def sparse_layers(model: nn.Module) -> dict[str, Any]:
+    """The real sparse layers of a model, by name."""
+    kinds = (tk.SparseLinear, tk.SparseTiedAutoencoder)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def dense_twin(model: nn.Module) -> nn.Module:
+    """A copy of a model with dense layers in place of its sparse ones; parameters keep their names."""
+    twin = copy.deepcopy(model)
+    for name, layer in sparse_layers(model).items():
+        made = TwinLinear(layer) if isinstance(layer, tk.SparseLinear) else TwinAutoencoder(layer)
+        if not name:
+            return made
+        parent, _, child = name.rpartition(".")
+        setattr(twin.get_submodule(parent), child, made)
+    return twin
+
+
+def autoencoder(
+    n_models: int = 2, density: float = 0.4, seed: int = 0, capacity: int = 30, **options: Any
+) -> tk.SparseTiedAutoencoder:
+    """A `SparseTiedAutoencoder` with slack, and a bias that is not 0."""
+    topology = Topology.random(
+        9, 6, density, n_models=n_models, capacity=capacity, seed=range(seed, seed + n_models)
+    )
+    options = {"topology": topology, "n_models": n_models, "dtype": torch.float64, "seed": seed} | options
+    model = tk.SparseTiedAutoencoder(9, 6, **options)
+    with torch.no_grad():
+        if model.bias is not None:
+            model.bias += 0.05
+    return model
+
+
+class Mixed(nn.Module):
+    """Dense, sparse, normalised, sparse and dense again; then a sparse autoencoder. Three models stacked."""
+
+    def __init__(self, n_models: int = 3, activation: str = "relu", seed: int = 0, room: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        seeds = range(seed, seed + n_models)
+        options: dict[str, Any] = {"n_models": n_models, "dtype": torch.float64, "seed": seeds}
+        self.first = nn.Linear(9, 11, dtype=torch.float64)
+        self.second = tk.SparseLinear(
+            11, 12, density=0.4, capacity=80 + room, activation=activation, **options
+        )
+        self.norm = nn.LayerNorm(12, dtype=torch.float64)
+        self.third = tk.SparseLinear(12, 9, density=0.3, capacity=60 + room, bias=False, **options)
+        self.last = autoencoder(n_models, 0.5, seed, 30 + room)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(self.second(torch.tanh(self.first(x))))
+        return self.last(torch.tanh(self.third(h)))
+
+
+class MaskedTwin:
+    """The oracle for any model: its dense twin, trained with the same optimiser and masked gradients."""
+
+    def __init__(
+        self, model: nn.Module, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    ) -> None:
+        self.model = dense_twin(model)
+        self.optimizer = make_optimizer(self.model)
+        self.layers = {name: self.model.get_submodule(name) for name in sparse_layers(model)}
+        self.take_masks(model)
+
+    def step(self, loss_of: Callable[[nn.Module], torch.Tensor]) -> torch.Tensor:
+        """One update, by the loss that the function makes of the twin."""
+        self.optimizer.zero_grad()
+        loss = loss_of(self.model)
+        loss.backward()
+        for name, layer in self.layers.items():
+            layer.values.grad *= self.masks[name]
+        self.optimizer.step()
+        self.mask_all()
+        return loss.detach()
+
+    def mask_all(self) -> None:
+        """Weights and all of the optimiser's state are 0 where there is no connection."""
+        with torch.no_grad():
+            for name, layer in self.layers.items():
+                layer.values *= self.masks[name]
+                for state in self.optimizer.state[layer.values].values():
+                    if isinstance(state, torch.Tensor) and state.shape == layer.values.shape:
+                        state *= self.masks[name]
+
+    def take_masks(self, model: nn.Module) -> None:
+        """The connections of `model`; what has none, or did not have one before, is 0."""
+        new = {name: layer.topology.to_mask() for name, layer in sparse_layers(model).items()}
+        before = getattr(self, "masks", new)
+        self.masks = {name: mask & before[name] for name, mask in new.items()}
+        self.mask_all()
+        self.masks = new
+
+    def assert_equal(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """All parameters and all of the optimisers' states agree, in double precision; slack stays 0."""
+        values = {id(layer.values): layer for layer in sparse_layers(model).values()}
+        theirs = dict(self.model.named_parameters())
+        for name, parameter in model.named_parameters():
+            layer = values.get(id(parameter))
+
+            def dense(tensor: torch.Tensor, layer: Any = layer, parameter: Any = parameter) -> torch.Tensor:
+                whole = layer is not None and tensor.shape == parameter.shape
+                return layer.topology.to_dense(tensor) if whole else tensor
+
+            twin = theirs[name]
+            if layer is not None:
+                slack = ~layer.topology.occupied()
+                assert not (parameter[slack] != 0).any() and not (parameter.grad[slack] != 0).any()
+            assert torch.allclose(dense(parameter.detach()), twin, rtol=1e-9, atol=1e-12), name
+            ours, other = optimizer.state[parameter], self.optimizer.state[twin]
+            assert ours.keys() == other.keys()
+            for key, state in ours.items():
+                if isinstance(state, torch.Tensor):
+                    assert torch.allclose(dense(state), other[key], rtol=1e-8, atol=1e-12), (name, key)
 
 
 def train(

@@ -1,138 +1,32 @@
-"""Attached recipes: checkpoints, ranks, reports, lottery tickets, and what is refused without a trace."""
+"""Attached recipes: reports, lottery tickets, and what is refused without a trace."""
 
 from __future__ import annotations
 
-import copy
-import io
 import math
 
 import matplotlib
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
-from masked_dense import MaskedLayer, Network, batch, loss_of, network, train
+from masked_dense import (
+    Network,
+    batch,
+    loss_of,
+    network,
+    train,
+)
+from topology_kit import RECIPES, TIMING, assert_same, everything, start
 from torch import nn
 
+import toykern as tk
 from toykern import sparse
 from toykern.sparse.optimizer_state import move
 from toykern.sparse.schedules import Timing, drop_fraction
 from toykern.sparse.selection import largest_of_groups, shared_out
 
-TIMING = {"interval": 5, "end": 50}
-RECIPES = {
-    "set": sparse.SET(interval=5, seed=[4, 2], grown_std=0.1),
-    "rigl": sparse.RigL(**TIMING, accumulate=4),
-    "snfs": sparse.SNFS(**TIMING),
-    "gse": sparse.GSE(**TIMING, accumulate=3, scope="global"),
-    "srigl": sparse.SRigL(**TIMING),
-    "gradual": sparse.GradualMagnitude(final_density=0.1, **TIMING),
-    "ticket": sparse.LotteryTicket(rounds=3, round_steps=13, rewind_to=4),
-    "ticket_from_start": sparse.LotteryTicket(rounds=3, round_steps=13, scope="global"),
-}
-
 
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
-
-
-def everything(model, optimizer, topology):
-    """All tensors that training makes, by name."""
-    found = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-    for name, p in model.named_parameters():
-        found |= {f"{name}.{k}": torch.as_tensor(s) for k, s in optimizer.state[p].items()}
-    for layer in topology.attached_layers:
-        found |= {
-            f"{layer.name}.start": layer.topology.row_start,
-            f"{layer.name}.column": layer.topology.column,
-        }
-        found |= {f"{layer.name}.memory.{k}": v for k, v in layer.memory.items()}
-        found[f"{layer.name}.explored"] = layer.explored
-    return found
-
-
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
-
-
-def start(recipe, seed=0):
-    model = network(9, 12, 7, density=0.4, n_models=2, capacity=1.5, seed=seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    return model, optimizer, recipe.attach(model, optimizer)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("stop", [3, 10, 13, 23])
-def test_a_resumed_run_equals_one_that_was_not_interrupted(recipe, stop):
-    whole = start(RECIPES[recipe])
-    train(*whole, range(40))
-    first = start(RECIPES[recipe])
-    train(*first, range(stop))
-    file = io.BytesIO()
-    connections = [layer.topology for layer in first[0].layers]
-    torch.save(
-        {
-            "model": first[0].state_dict(),
-            "optimizer": first[1].state_dict(),
-            "topology": first[2].state_dict(),
-        },
-        file,
-    )
-    train(*first, range(stop, 40))  # the saved state is a copy: going on does not change it
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    model, optimizer, topology = start(RECIPES[recipe], seed=5)
-    for layer, there in zip(model.layers, connections, strict=True):
-        layer.topology = there  # a real layer's state_dict carries it
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    topology.load_state_dict(saved["topology"])
-    assert topology.steps == stop
-    train(model, optimizer, topology, range(stop, 40))
-    assert_same(everything(model, optimizer, topology), everything(*whole))
-    assert_same(everything(*first), everything(*whole))
-    assert [repr(update) for update in topology.history] == [repr(update) for update in whole[2].history]
-    if recipe != "gradual":
-        assert len(topology.history) >= 2
-
-
-def test_a_state_without_its_model_is_noticed():
-    model, optimizer, topology = start(RECIPES["rigl"])
-    train(model, optimizer, topology, range(10))
-    state = topology.state_dict()
-    model, optimizer, topology = start(RECIPES["rigl"])
-    topology.load_state_dict(state)
-    with pytest.raises(RuntimeError, match="load the model's state_dict"):
-        train(model, optimizer, topology, range(10, 11))
-
-
-def test_states_that_do_not_fit_are_refused():
-    _, _, topology = start(RECIPES["rigl"])
-    state = topology.state_dict()
-    before = copy.deepcopy(state)
-    model = network(9, 12, density=0.4)
-    other = RECIPES["rigl"].attach(model, torch.optim.SGD(model.parameters()))
-    with pytest.raises(ValueError, match="the model has"):
-        other.load_state_dict(state)
-    _, _, other = start(sparse.SET())
-    with pytest.raises(ValueError, match="state is of RigL, and this recipe is SET"):
-        other.load_state_dict(state)
-    _, _, other = start(sparse.RigL(**TIMING, track_explored=False))
-    with pytest.raises(ValueError, match="track_explored"):
-        other.load_state_dict(state)
-    model = network(9, 12, 7, density=0.4, n_models=3)
-    other = RECIPES["rigl"].attach(model, torch.optim.SGD(model.parameters()))
-    with pytest.raises(ValueError, match="2 models, not 3"):
-        other.load_state_dict(state)
-    model = network(9, 13, 7, density=0.4, n_models=2)
-    other = RECIPES["rigl"].attach(model, torch.optim.SGD(model.parameters()))
-    with pytest.raises(ValueError, match="216 positions, not 234"):
-        other.load_state_dict(state)
-    with pytest.raises(ValueError, match="state must come from"):
-        topology.load_state_dict({})
-    assert repr(topology.state_dict()) == repr(before)
 
 
 def test_runs_are_repeatable_and_seeds_matter():
@@ -294,78 +188,6 @@ def test_tickets_go_back(rewind_to):
     )
 
 
-# --- ranks --------------------------------------------------------------------------------------------------
-
-DDP_STEPS = 12
-DDP_RECIPES = (
-    sparse.RigL(interval=3, end=50, accumulate=2),
-    sparse.SET(interval=3),
-    sparse.GSE(interval=3, end=50),
-)
-
-
-class MaskedModel(nn.Module):
-    """One float32 layer inside another module, as DistributedDataParallel wants it."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.layer = MaskedLayer(sparse.Topology.random(9, 7, 0.4, seed=seed), dtype=torch.float32)
-
-    def forward(self, x):
-        return self.layer(x)
-
-
-def trained_on_halves(rank, recipe):
-    """On every rank half of each batch; what one process gets is in `rank` None."""
-    model = MaskedModel(0) if rank is None else nn.parallel.DistributedDataParallel(MaskedModel(0))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    topology = recipe.attach(model, optimizer)
-    for step in range(DDP_STEPS):
-        x = batch(step, 9, size=16, dtype=torch.float32)
-        x = x if rank is None else x[:, rank * 8 : rank * 8 + 8]
-        optimizer.zero_grad()
-        loss_of(model(x), x).backward()
-        optimizer.step()
-        topology.step()
-    (layer,) = topology.layers.values()
-    return layer.topology.column.tolist(), layer.values.tolist(), topology.updates
-
-
-def on_a_rank(rank, folder, queue):
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store", 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    results = [trained_on_halves(rank, recipe) for recipe in DDP_RECIPES]
-    try:
-        model = MaskedModel(seed=rank)
-        sparse.SET().attach(model, torch.optim.Adam(model.parameters()))
-        refused = "nothing"
-    except RuntimeError as error:
-        refused = str(error)
-    queue.put((rank, results, refused))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_ranks_keep_one_topology(tmp_path):
-    """Each rank sees half of every batch; both end with what one process makes of the whole batches."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=on_a_rank, args=(rank, tmp_path, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    (_, first, refused), (_, second, also_refused) = sorted(queue.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(timeout=60)
-    for recipe, ours, theirs in zip(DDP_RECIPES, first, second, strict=True):
-        assert ours == theirs
-        column, values, updates = trained_on_halves(None, recipe)
-        assert ours[0] == column and ours[2] == updates == 4
-        assert torch.allclose(torch.tensor(ours[1]), torch.tensor(values), atol=1e-5)
-    for message in (refused, also_refused):
-        assert "the ranks have different topologies when the recipe is attached" in message
-
-
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
@@ -379,6 +201,13 @@ def test_an_optimizer_that_does_not_hold_the_values():
     for bad in (None, "adam", [], [both[0], 3]):
         with pytest.raises(TypeError, match="optimizer must be a torch.optim.Optimizer"):
             sparse.SET().attach(model, bad)
+
+
+def test_an_optimizer_that_keeps_all_parameters_in_one_vector():
+    """What LBFGS keeps stands under the first parameter alone, which may be another."""
+    model = nn.Sequential(nn.Linear(9, 9), tk.SparseLinear(9, 12, density=0.4))
+    with pytest.raises(ValueError, match="optimizer: LBFGS keeps steps and gradients of all parameters in"):
+        sparse.SET().attach(model, torch.optim.LBFGS(model.parameters()))
 
 
 def test_models_that_cannot_be_attached():

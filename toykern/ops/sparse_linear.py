@@ -202,13 +202,14 @@ def sparse_linear(
 
 
 def by_column(values: torch.Tensor, index: SparseIndex, transposed: SparseIndex) -> torch.Tensor:
-    """The values in the order of the transposed matrix's slots, differentiable; slack may hold anything.
+    """The values in the order of the transposed matrix's slots, differentiable; slack may hold anything, and
+    its gradient is 0.
 
     >>> index = SparseIndex.of(2, torch.tensor([[0, 2, 3]]), torch.tensor([0, 1, 0], dtype=torch.int32))
     >>> by_column(torch.tensor([1.0, 2.0, 3.0]), index, index.transposed())
     tensor([1., 3., 2.])
     """
-    return _Reordered.apply(values, index.slot, transposed.slot, index.row_start.shape[0])
+    return _Reordered.apply(values, index.slot, transposed.slot, index.row_start)
 
 
 class _Reordered(torch.autograd.Function):
@@ -216,17 +217,18 @@ class _Reordered(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: torch.Tensor, slot: torch.Tensor, place: torch.Tensor, n_models: int
+        ctx: Any, values: torch.Tensor, slot: torch.Tensor, place: torch.Tensor, row_start: torch.Tensor
     ) -> torch.Tensor:
-        ctx.save_for_backward(place)
-        ctx.n_models = n_models
-        return _taken(values, slot, n_models)
+        ctx.save_for_backward(place, row_start)
+        return _taken(values, slot, row_start.shape[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (place,) = ctx.saved_tensors
-        return _taken(gradient, place, ctx.n_models), None, None, None
+        place, row_start = ctx.saved_tensors
+        taken = _taken(gradient, place, row_start.shape[0]).reshape(row_start.shape[0], -1)
+        here = torch.arange(taken.shape[1], device=taken.device)
+        return torch.where(here < row_start[:, -1:], taken, 0).reshape(-1), None, None, None
 
 
 def _taken(values: torch.Tensor, slot: torch.Tensor, n_models: int) -> torch.Tensor:

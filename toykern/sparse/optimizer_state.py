@@ -19,16 +19,38 @@ from toykern.ops.sparse_topology import moved
 
 
 def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
-    """One torch optimiser or several, as a tuple; TypeError for anything else."""
+    """One torch optimiser or several, as a tuple; TypeError for anything else, ValueError for one whose state
+    no recipe can reach."""
     several = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
     for one in several:
         if not isinstance(one, Optimizer):
             raise TypeError(
                 f"optimizer must be a torch.optim.Optimizer, or a list of them, not {describe(one)}"
             )
+        check_kept_by_parameter(one)
     if not several:
         raise TypeError("optimizer must be a torch.optim.Optimizer, or a list of them, not an empty list")
     return several
+
+
+def check_kept_by_parameter(optimizer: Optimizer) -> None:
+    """ValueError for the optimisers of PyTorch that keep what belongs to a parameter's entries elsewhere.
+
+    They would go on with the moments of other connections, and nothing in their state would show it.
+    """
+    for kind in type(optimizer).__mro__:
+        where = _ELSEWHERE.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
+        if where is not None:
+            raise ValueError(
+                f"optimizer: {type(optimizer).__name__} keeps {where}, so its state cannot follow "
+                "connections; use one that keeps state for each parameter, such as Adam or SGD"
+            )
+
+
+_ELSEWHERE = {
+    "torch.LBFGS": "steps and gradients of all parameters in one vector",
+    "torch.ZeroRedundancyOptimizer": "each parameter's state on one rank alone",
+}
 
 
 def check_held(optimizers: Sequence[Optimizer], values: torch.Tensor, name: str) -> None:
