@@ -66,6 +66,13 @@ def test_each_level_has_its_flags_and_only_its_own(toy):
         assert not {"-ffast-math", "-Ofast", "-march=native"} & set(flags(name))
 
 
+def test_what_runs_no_loop_that_counts_is_compiled_lightly_and_means_the_same(toy):
+    kernel = set(native_build.compile_flags(toy, Path("csrc/cpu/toy.cpp")))
+    for name in ("csrc/bind/toy.cpp", "csrc/cuda/host_toy.cpp"):
+        flags = set(native_build.compile_flags(toy, Path(name)))
+        assert kernel - flags == {"-O3"} and "-O1" in flags, name
+
+
 def test_only_the_binding_is_told_the_commit(toy):
     flags = {str(source): native_build.compile_flags(toy, source) for source in native_build.sources(toy)}
     assert [name for name in flags if "abc-dirty" in " ".join(flags[name])] == ["csrc/bind/module.cpp"]

@@ -136,14 +136,48 @@ def test_a_wrapper_script_of_the_real_nvcc(real, tmp_path):
 # --- which archs ------------------------------------------------------------------------------------------
 
 
-def test_all_default_archs_and_ptx_of_the_newest(fake):
+def gencode(cuda: Cuda) -> list[str]:
+    return [
+        flag.removeprefix("-gencode=") for flag in cuda.compile_command([]) if flag.startswith("-gencode")
+    ]
+
+
+def test_all_default_archs_from_one_ptx_for_each_generation(fake):
     cuda = choose({"CUDACXX": str(fake().nvcc)}, ["g++"])
-    assert cuda.archs == (80, 90, 100, 120)
-    assert cuda.state == "built: nvcc 13.0 for sm_80, sm_90, sm_100, sm_120 and PTX of compute_120"
-    code = [flag for flag in cuda.compile_command([]) if flag.startswith("-gencode")]
-    assert code[0] == "-gencode=arch=compute_80,code=sm_80"
-    assert code[-1] == "-gencode=arch=compute_120,code=[sm_120,compute_120]"
-    assert len(code) == 4
+    assert (cuda.archs, cuda.ptx) == ((80, 90, 100, 120), 100)
+    assert cuda.state == "built: nvcc 13.0 for sm_80, sm_90, sm_100, sm_120 and PTX of compute_100"
+    assert gencode(cuda) == [
+        "arch=compute_80,code=[sm_80]",
+        "arch=compute_90,code=[sm_90]",
+        "arch=compute_100,code=[sm_100,sm_120,compute_100]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("archs", "code"),
+    [
+        ("90", ["arch=compute_90,code=[sm_90,compute_90]"]),
+        ("80;86", ["arch=compute_80,code=[sm_80,sm_86,compute_80]"]),
+        ("86;120", ["arch=compute_86,code=[sm_86]", "arch=compute_120,code=[sm_120,compute_120]"]),
+    ],
+)
+def test_what_few_archs_are_made_from(fake, archs, code):
+    assert gencode(choose({"CUDACXX": str(fake().nvcc), "TOYKERN_CUDA_ARCHS": archs}, ["g++"])) == code
+
+
+def test_the_sources_tell_no_more_archs_apart_than_the_build_makes():
+    """Machine code from an older PTX is right only while nothing in the sources asks for a newer one."""
+    asked = [
+        (path.name, line.strip())
+        for path in sorted((ROOT / "csrc").rglob("*"))
+        if path.suffix in (".cu", ".cuh", ".h")
+        for line in path.read_text().splitlines()
+        if "__CUDA_ARCH__" in line and re.search(r"\d{3,}", line.split("__CUDA_ARCH__")[-1])
+    ]
+    assert asked  # train_tiny.cu
+    for name, line in asked:
+        numbers = {int(n) for n in re.findall(r"__CUDA_ARCH__\s*[<>=!]+\s*(\d+)", line)}
+        assert numbers <= {10 * first for first in cuda_toolkit.LINEAGES}, (name, line)
 
 
 def test_an_older_nvcc_leaves_out_what_it_does_not_know_and_says_so(fake):

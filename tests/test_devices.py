@@ -28,7 +28,7 @@ class Machine:
         self.torch_cuda: str | None = "13.0"
         self.torch_says = ""
         self.gpus = [("NVIDIA H200", (9, 0))]
-        self.state, self.archs = STATE, "80;90"
+        self.state, self.archs, self.ptx = STATE, "80;90", "90"
         self.runtime = self.driver = 13000
         self.problem = ""
 
@@ -47,7 +47,8 @@ class Machine:
 def machine(monkeypatch):
     m = Machine()
     native = SimpleNamespace(
-        cuda_status=m.status, build_info=lambda: {"cuda": m.state, "cuda_archs": m.archs}
+        cuda_status=m.status,
+        build_info=lambda: {"cuda": m.state, "cuda_archs": m.archs, "cuda_ptx": m.ptx},
     )
     monkeypatch.setattr(devices, "_native", native)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: m.torch_built)
@@ -172,27 +173,29 @@ def test_a_gpu_that_there_is_no_code_for(machine):
 
 
 @pytest.mark.parametrize(
-    ("archs", "capability", "runs"),
+    ("archs", "ptx", "capability", "runs"),
     [
-        ((80, 90, 100, 120), (8, 0), True),
-        ((80, 90, 100, 120), (8, 9), True),  # machine code of its major version
-        ((80, 90, 100, 120), (10, 3), True),
-        ((80, 90, 100, 120), (12, 1), True),
-        ((80, 90, 100, 120), (11, 0), False),  # neither machine code, nor PTX as old
-        ((80, 90, 100, 120), (13, 0), True),  # PTX
-        ((86,), (8, 0), False),
-        ((80, 90), (10, 0), True),
-        ((90,), (8, 9), False),
-        ((), (9, 0), False),
+        ((80, 90, 100, 120), 100, (8, 0), True),
+        ((80, 90, 100, 120), 100, (8, 9), True),  # machine code of its major version
+        ((80, 90, 100, 120), 100, (10, 3), True),
+        ((80, 90, 100, 120), 100, (12, 1), True),
+        ((80, 90, 100, 120), 100, (11, 0), True),  # PTX
+        ((80, 90, 100, 120), 100, (13, 0), True),
+        ((80, 100), 100, (9, 0), False),  # neither machine code, nor PTX as old
+        ((86,), 86, (8, 0), False),
+        ((80, 90), 90, (10, 0), True),
+        ((90,), 90, (8, 9), False),
+        ((), None, (9, 0), False),
     ],
 )
-def test_which_gpus_a_build_serves(archs, capability, runs):
-    assert runs_on(archs, capability) is runs
+def test_which_gpus_a_build_serves(archs, ptx, capability, runs):
+    assert runs_on(archs, ptx, capability) is runs
 
 
 def test_the_archs_of_this_build_are_those_of_its_sentence():
-    state = _native.build_info()["cuda"]
+    state, ptx = _native.build_info()["cuda"], devices.built_ptx()
     assert all(f"sm_{arch}" in state for arch in devices.built_archs())
+    assert (f" and PTX of compute_{ptx}" in state) == (ptx is not None) == bool(devices.built_archs())
     assert bool(devices.built_archs()) == state.startswith("built: ") == _native.cuda_status()["built"]
 
 
@@ -246,9 +249,10 @@ def test_a_kernel_runs_with_the_code_made_for_this_gpu():
         assert tuple(found["capability"]) == torch.cuda.get_device_capability(index)
         assert found["name"] == torch.cuda.get_device_name(index)
         own = 10 * found["capability"][0] + found["capability"][1]
-        served = [arch for arch in devices.built_archs() if arch <= own]
-        assert _native.cuda_probe(index, threads=96) in {*served, own}
-        assert _native.cuda_probe(index, 1024, found["shared_per_block"]) in {*served, own}
+        # What the source was told: the arch, or that of the PTX that its machine code is made from.
+        served = {arch for arch in (*devices.built_archs(), devices.built_ptx()) if arch and arch <= own}
+        assert _native.cuda_probe(index, threads=96) in served
+        assert _native.cuda_probe(index, 1024, found["shared_per_block"]) in served
         assert found["shared_per_block"] > found["shared_static"] == 48 << 10
 
 

@@ -15,7 +15,7 @@ Environment:
     CXX                 the compiler (g++ by default; `clang++` and wrappers such as `ccache g++` work)
     MAX_JOBS            compiler processes at a time (default: the cores this process may use)
     TOYKERN_CUDA        CUDA kernels: auto (if nvcc is found; the default) | 1 (or fail) | 0 (without)
-    TOYKERN_CUDA_ARCHS  for which GPUs, "80;90;100;120" by default; later ones run the PTX of the last
+    TOYKERN_CUDA_ARCHS  for which GPUs, "80;90;100;120" by default; later ones run PTX
     CUDACXX, CUDA_HOME, CUDA_PATH
                         where nvcc is, if not on the PATH (`cuda_toolkit.py`)
     TOYKERN_SANITIZE    a list for -fsanitize=, for example address,undefined
@@ -50,6 +50,9 @@ COMMON_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"
 COMMON_FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 INCLUDES = ["-Icsrc", "-Icsrc/include"]
 OPTIMIZED = ["-O3", "-g0"]
+# Calls into the kernels, and the device's source on the host for the tests: with -O3 twice as long to compile.
+LIGHTLY = ["-O1", "-g0"]
+LIGHT_FOLDERS = (Path("csrc/bind"), Path("csrc/cuda"))
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 LEVEL_FLAGS = {
     "_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mtune=generic"],
@@ -146,7 +149,8 @@ def compile_flags(settings: Settings, source: Path) -> list[str]:
     # torch's threads are libgomp's. Clang links that, but makes no code of `#pragma omp` for it: what has to
     # run in parallel under Clang too must call libgomp's own entry points (csrc/cpu/parallel.h).
     flags += ["-fopenmp=libgomp" if settings.clang else "-fopenmp"]
-    flags += [f"-fsanitize={settings.sanitize}", *SANITIZED] if settings.sanitize else OPTIMIZED
+    optimized = LIGHTLY if source.parent in LIGHT_FOLDERS else OPTIMIZED
+    flags += [f"-fsanitize={settings.sanitize}", *SANITIZED] if settings.sanitize else optimized
     flags += INCLUDES
     if settings.only_base:
         flags += ["-DTOYKERN_ONLY_BASE"]
@@ -155,7 +159,7 @@ def compile_flags(settings: Settings, source: Path) -> list[str]:
     if source == Path(BINDING):
         archs = ";".join(map(str, settings.cuda.archs))
         facts = {"VERSION": settings.version, "COMMIT": settings.commit}
-        facts |= {"CUDA_STATE": settings.cuda.state, "CUDA_ARCHS": archs}
+        facts |= {"CUDA_STATE": settings.cuda.state, "CUDA_ARCHS": archs, "CUDA_PTX": settings.cuda.ptx or ""}
         flags += [f'-DTOYKERN_{name}="{value}"' for name, value in facts.items()]
     return [*flags, *settings.extra_flags]
 

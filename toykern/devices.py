@@ -102,23 +102,29 @@ def explained_out_of_memory(device: torch.device, needed: int, n_models: int, ac
         ) from error
 
 
-def runs_on(archs: tuple[int, ...], capability: tuple[int, int]) -> bool:
-    """Whether code for `archs`, with PTX of the last, runs on a GPU of that compute capability.
+def runs_on(archs: tuple[int, ...], ptx: int | None, capability: tuple[int, int]) -> bool:
+    """Whether machine code for `archs`, with PTX of compute capability `ptx`, runs on a GPU of that one.
 
     Machine code runs within its major version from its own minor version on; PTX on everything newer.
 
-    >>> runs_on((80, 90), (8, 6)), runs_on((90, 100), (8, 0)), runs_on((80, 90), (12, 0))
+    >>> runs_on((80, 90), 90, (8, 6)), runs_on((90, 100), 90, (8, 0)), runs_on((80, 90), 90, (12, 0))
     (True, False, True)
     """
     own = 10 * capability[0] + capability[1]
     return any(arch // 10 == capability[0] and arch <= own for arch in archs) or (
-        bool(archs) and own >= archs[-1]
+        ptx is not None and own >= ptx
     )
 
 
 def built_archs() -> tuple[int, ...]:
     """The archs that this build has CUDA kernels for, rising; none where it has no CUDA kernels."""
     return tuple(int(arch) for arch in _native.build_info()["cuda_archs"].split(";") if arch)
+
+
+def built_ptx() -> int | None:
+    """What the PTX is for that this build brings along for GPUs without machine code of their own."""
+    text = _native.build_info()["cuda_ptx"]
+    return int(text) if text else None
 
 
 def arch_of(device: torch.device) -> str:
@@ -178,8 +184,7 @@ def _kernels_problem(index: int) -> str:
     arch = f"sm_{capability[0]}{capability[1]}"
     if capability < OLDEST_CAPABILITY:
         return f"{name} is {arch}, and toykern's CUDA kernels need sm_80 or newer"
-    archs = built_archs()
-    if not runs_on(archs, capability):
+    if not runs_on(built_archs(), built_ptx(), capability):
         return (
             f"{name} is {arch}, and toykern's CUDA kernels are {_native.build_info()['cuda']}: build them "
             f"with TOYKERN_CUDA_ARCHS={arch[3:]}"

@@ -15,11 +15,8 @@ void bind_pointer(Class& c, const char* name, T* Struct::* field) {
         [field](Struct& s, uintptr_t address) { s.*field = reinterpret_cast<T*>(address); });
 }
 
-void bind_cuda(pybind11::module_& m);          // cuda.cpp
-void bind_cuda_devices(pybind11::module_& m);  // cuda_devices.cpp
-void bind_cuda_sparse(pybind11::module_& m);   // cuda_sparse.cpp; after bind_cuda
-void bind_sparse(pybind11::module_& m);        // sparse.cpp
-void bind_layer(pybind11::module_& m);         // layer.cpp
-void bind_layer_cuda(pybind11::module_& m);    // layer_cuda.cpp; after bind_cuda
+void bind_sparse(pybind11::module_& m);  // sparse.cpp
+void bind_layer(pybind11::module_& m);   // layer.cpp
+void bind_cuda(pybind11::module_& m);    // cuda.cpp; after the others, whose structs it takes
 
 }  // namespace toykern

@@ -19,6 +19,9 @@
 #ifndef TOYKERN_CUDA_ARCHS
 #define TOYKERN_CUDA_ARCHS ""
 #endif
+#ifndef TOYKERN_CUDA_PTX
+#define TOYKERN_CUDA_PTX ""
+#endif
 
 namespace py = pybind11;
 using namespace toykern;
@@ -146,12 +149,9 @@ PYBIND11_MODULE(_native, m) {
         }
     });
     bind_structs(m);
-    bind_cuda_devices(m);
-    bind_cuda(m);
     bind_sparse(m);
     bind_layer(m);
-    bind_cuda_sparse(m);
-    bind_layer_cuda(m);
+    bind_cuda(m);
     m.def("stream_version", [] { return kStreamVersion; });
     m.def("isa_level", [] { return std::string(level().name); });
     m.def("isa_levels", &available_levels, "Levels that this CPU can run, best first.");
@@ -164,6 +164,7 @@ PYBIND11_MODULE(_native, m) {
         d["isa_levels"] = built_levels();
         d["cuda"] = TOYKERN_CUDA_STATE;
         d["cuda_archs"] = TOYKERN_CUDA_ARCHS;
+        d["cuda_ptx"] = TOYKERN_CUDA_PTX;
         return d;
     });
     m.def("regime", [](const Network& n) { return std::string(train_regime(n)); });
