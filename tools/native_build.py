@@ -50,7 +50,7 @@ COMMON_FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"
 COMMON_FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 INCLUDES = ["-Icsrc", "-Icsrc/include"]
 OPTIMIZED = ["-O3", "-g0"]
-# Calls into the kernels, and the device's source on the host for the tests: with -O3 twice as long to compile.
+# Calls into the kernels, and the device's source on the host for the tests: -O3 takes twice as long.
 LIGHTLY = ["-O1", "-g0"]
 LIGHT_FOLDERS = (Path("csrc/bind"), Path("csrc/cuda"))
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
