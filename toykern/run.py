@@ -163,8 +163,6 @@ class Run:
         Raises:
             ImportError: xarray is not installed (`pip install toykern[results]`).
         """
-        from toykern.nn import SparseTiedAutoencoder
-
         xr = _import_xarray()
         dims: tuple[str, ...] = ("model",)
         coords: dict[str, Any] = {}
@@ -192,10 +190,7 @@ class Run:
         }
         for name, values in self.records.items():
             variables[name] = labelled(values, ("record", *trailing_dims(name, values.ndim - 2)))
-        trained = self.model.stacked_parameters()
-        if isinstance(self.model, SparseTiedAutoencoder):
-            trained["connections"] = self.model.topology.to_mask()
-        for name, values in trained.items():
+        for name, values in trained_arrays(self).items():
             variables[name] = labelled(values, trailing_dims(name, values.ndim - 1))
         if self.snapshots:
             coords["snapshot"] = (
@@ -370,6 +365,17 @@ class Run:
         flat = np.arange(self.n_models, dtype=np.int64).reshape(self.grid.shape).transpose(kept + reduced)
         remaining = tuple(self.grid.shape[at] for at in kept)
         return flat.reshape(int(np.prod(remaining, dtype=np.int64)), -1), remaining
+
+
+def trained_arrays(run: Run) -> dict[str, Tensor]:
+    """What was trained, `[models, …]` each: the parameters, of sparse models with the zeros of "weight", and
+    "connections", bool, which exist."""
+    from toykern.nn import SparseTiedAutoencoder
+
+    trained = run.model.stacked_parameters()
+    if isinstance(run.model, SparseTiedAutoencoder):
+        trained["connections"] = run.model.topology.to_mask()
+    return trained
 
 
 def trailing_dims(name: str, count: int) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ class AttachedLayer:
         self.module: Any = module
         self.reduce = reduce
         topology = self.topology
-        self.seeds: np.ndarray = broadcast_seed("seed", seed, topology.n_models).numpy()
+        self.seeds: np.ndarray = broadcast_seed("the recipe's seed", seed, topology.n_models).numpy()
         self.budget = topology.n_connections.clone()
         self.memory: dict[str, torch.Tensor] = {}
         self.slot_memory: dict[str, torch.Tensor] = {}

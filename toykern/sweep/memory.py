@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 
 from toykern import _native
-from toykern.run import Run
+from toykern.nn import SparseTiedAutoencoder
+from toykern.run import Run, trained_arrays
 from toykern.store import tensors_of
 
 _CHUNKS = 16  # at least, of a large sweep: what Ctrl-C or a crash can cost
 _FEWEST = {"cuda": 65_536, "cpu": 4_096}  # models that keep all of a device, or all cores, busy
 _SHARE = 0.25  # of the free memory
+_OF_A_POSITION = 32  # bytes that a topology's update takes for a place where a connection might be
 _COPIES = 3  # of a model's numbers at the busiest moment: in training, as inputs, on the way to the store
 
 
@@ -33,8 +35,11 @@ def bytes_per_model(probe: Run) -> int:
     total = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors_of(probe))
     metrics = len(probe.config["record"]) - 1
     total += metrics * probe.loss.shape[1] * 4 * probe.model.n_features
-    parameters = sum(p.numel() * p.element_size() for p in probe.model.parameters())
-    total += parameters * len(probe.config["snapshots"])
+    trained = sum(t.numel() * t.element_size() for t in trained_arrays(probe).values())
+    total += trained * len(probe.config["snapshots"])
+    if isinstance(probe.model, SparseTiedAutoencoder):
+        positions = probe.model.n_features * probe.model.n_hidden
+        total += trained + positions * (_OF_A_POSITION if probe.topology is not None else 0)
     return total + int(_native.tables_layout(probe.data.native()).bytes)
 
 

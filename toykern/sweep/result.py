@@ -140,7 +140,7 @@ class Sweep:
         """The results as a labelled data set that reads from the store what is looked at.
 
         Dimensions: the grid's axes, then `record`, `hidden`, `feature`, `snapshot`. Chunks that are not
-        finished show as NaN (floats) or the lowest number (integers).
+        finished show as NaN (floats), the lowest number (integers) or False.
 
         Raises:
             ImportError: xarray is not installed (`pip install toykern[results]`).

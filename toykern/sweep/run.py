@@ -16,7 +16,7 @@ from toykern.errors import check_flag, check_positive_int, describe
 from toykern.fit import fit
 from toykern.grid import Grid
 from toykern.progress import SweepProgress
-from toykern.run import Run, trailing_dims
+from toykern.run import Run, trailing_dims, trained_arrays
 from toykern.store import StoreError, check_target, import_zarr
 from toykern.sweep.boxes import Box, box_shape, boxes_of
 from toykern.sweep.memory import default_chunk
@@ -25,7 +25,7 @@ from toykern.sweep.result import CHUNK_SECONDS, Sweep, create, open_sweep
 Plan = Callable[[Grid, Tensor], Mapping[str, Any]]
 Measure = Callable[[Run, Grid, Tensor], Mapping[str, Any]]
 
-_INPUTS = ("seed", "importance", "lr", "weight_decay", "probability", "init_seed")
+_INPUTS = ("seed", "importance", "lr", "weight_decay", "probability", "init_seed", "topology_seed")
 _OURS = ("progress", "resume", "stop_at", "grid")  # arguments of fit that a sweep sees to
 _ORIGIN = ("toykern", "commit", "instruction_set", "gpu")  # of provenance: the bits may depend on these
 
@@ -52,7 +52,8 @@ def sweep(
             in the whole grid (int64 `[models]`): returns the arguments of `toykern.fit` for them, among them
             `model` and `data`. What a model gets must depend on its own point and number alone: give it
             seeds made of them, as below (the `seed` of `fit` defaults to the number). The models' device
-            decides where they are trained.
+            decides where they are trained. For sparse models too, with densities from the grid;
+            `topology=`, a recipe, is in the settings, or here where seeds of its own go with the models.
         path: of the store, a Zarr directory.
         measure: called with the finished run of a chunk, its points and its numbers: returns further results
             by name, `[models, …]` each, to be stored with the others.
@@ -167,8 +168,8 @@ class _Job:
         found: dict[str, Tensor] = {"loss": run.loss, "diverged_at": run.diverged_at, **run.records}
         dims = {"loss": ("record",), "diverged_at": ()}
         dims |= {n: ("record", *trailing_dims(n, v.ndim - 2)) for n, v in run.records.items()}
-        for name, parameter in run.model.named_parameters():
-            found[name], dims[name] = parameter, trailing_dims(name, parameter.ndim - 1)
+        for name, trained in trained_arrays(run).items():
+            found[name], dims[name] = trained, trailing_dims(name, trained.ndim - 1)
         for name in next(iter(run.snapshots.values()), {}):
             stacked = torch.stack([snapshot[name] for snapshot in run.snapshots.values()], dim=1)
             found[f"{name}_snapshots"] = stacked
@@ -235,7 +236,7 @@ def _settings(probe: Run) -> dict[str, Any]:
 
 
 def _check_names(probe: Run, grid: Grid) -> None:
-    names = {name for name, _ in probe.model.named_parameters()} | {"chunk", CHUNK_SECONDS, "inputs"}
+    names = {"chunk", CHUNK_SECONDS, "inputs", *trained_arrays(probe)}
     names |= {f"{name}_snapshots" for name in names} | set(probe.config["record"])
     for name in grid.dims:
         if name in names:
