@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import matplotlib
 import pytest
@@ -42,8 +43,6 @@ def test_runs_are_repeatable_and_seeds_matter():
 @pytest.mark.parametrize("recipe", ["set", "rigl", "snfs", "gse", "srigl", "gradual"])
 def test_a_model_alone_trains_as_among_others(recipe):
     """Model 1 of a stack of two, by itself with its seed."""
-    from dataclasses import replace
-
     named = replace(RECIPES[recipe], seed=[4, 2])
     stack = start(named)
     topologies, values = [], []
@@ -241,8 +240,6 @@ def with_snapshot(model, optimizer, topology, match, error=RuntimeError):
 
 @pytest.mark.parametrize("recipe", ["rigl", "snfs", "gse", "srigl"])
 def test_growth_without_a_backward_pass(recipe):
-    from dataclasses import replace
-
     changes = {} if recipe == "snfs" else {"accumulate": 1}
     model, optimizer, topology = start(replace(RECIPES[recipe], **changes))
     while not topology.recipe.observes(topology.steps + 1):
@@ -330,14 +327,34 @@ def test_schedules():
         drop_fraction(lambda step: 2.0, 0.3, 30, timing)
 
 
-def test_minimum_fan_in_holds():
-    model = network(9, 12, 7, density=0.2, n_models=2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    before = [layer.topology.fan_in for layer in model.layers]
-    recipe = sparse.GradualMagnitude(final_density=0.02, interval=1, end=5, minimum_fan_in=1)
-    train(model, optimizer, recipe.attach(model, optimizer), range(6))
-    for layer, fan_in in zip(model.layers, before, strict=True):
-        assert torch.equal(layer.topology.fan_in, fan_in.clamp(max=1))
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        sparse.GradualMagnitude(final_density=0.02, interval=1, end=5, minimum_fan_in=1),
+        sparse.LotteryTicket(rounds=5, round_steps=1, drop_fraction=0.9, minimum_fan_in=1),
+        sparse.RigL(interval=1, end=9, drop_fraction=1.0, schedule="constant", minimum_fan_in=1),
+        sparse.SNFS(interval=1, end=9, drop_fraction=1.0, schedule="constant", minimum_fan_in=1),
+        sparse.RigL(interval=1, end=9, scope="global", drop_fraction=0.9, minimum_fan_in=1),
+    ],
+    ids=lambda recipe: type(recipe).__name__,
+)
+def test_minimum_fan_in_holds(recipe):
+    """Of what an output has, one connection stays; without the argument many outputs lose all."""
+    for minimum in (1, 0):
+        model = network(9, 12, 7, density=0.2, n_models=20)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        before = [layer.topology.fan_in for layer in model.layers]
+        topology = replace(recipe, minimum_fan_in=minimum).attach(model, optimizer)
+        train(model, optimizer, topology, range(6))
+        after = [layer.topology.fan_in for layer in model.layers]
+        if minimum:
+            for fan_in, had in zip(after, before, strict=True):
+                assert bool((fan_in >= had.clamp(max=1)).all())
+                if not any(update.grown for update in topology.history):
+                    assert torch.equal(fan_in, had.clamp(max=1))
+        else:
+            lost = [((f == 0) & (had > 0)).sum() for f, had in zip(after, before, strict=True)]
+            assert sum(lost) > 10
 
 
 def test_shares():

@@ -28,6 +28,7 @@ class SparseLinear(SparseWeights):
         group: that many neighbouring outputs have the same inputs, for tensor cores (docs/sparse_layers.md);
             a divisor of out_features, for fan_in or topology. Recipes keep groups together.
         backend: how it is computed on a GPU: "auto", "dense", "slots" or "groups" (`SparseWeights`).
+        minimum_fan_in: with density, every output gets at least that many inputs, at random.
         capacity: slots of each model, for recipes that grow more than they drop; None: just enough.
         n_models: how many layers are stacked, each with connections and weights of its own.
         bias: whether there is a b.
@@ -59,6 +60,7 @@ class SparseLinear(SparseWeights):
         *,
         fan_in: Any = None,
         topology: Topology | None = None,
+        minimum_fan_in: int = 0,
         capacity: int | None = None,
         group: int = 1,
         n_models: int = 1,
@@ -82,7 +84,16 @@ class SparseLinear(SparseWeights):
         else:
             seeds = broadcast_seed("seed", seed, n_models)
         chosen = random_topology(
-            in_features, out_features, density, fan_in, topology, n_models, seeds, capacity, group
+            in_features,
+            out_features,
+            density,
+            fan_in,
+            topology,
+            n_models,
+            seeds,
+            capacity,
+            group,
+            minimum_fan_in,
         )
         values = initial_values(chosen, seeds, init)
         super().__init__(chosen, dtype, device, group)

@@ -23,7 +23,7 @@ class SparseTiedAutoencoder(SparseWeights):
 
     Args:
         n_features, n_hidden, n_models: the shape.
-        density, fan_in or topology, capacity: as for `SparseLinear`; W has n_hidden rows.
+        density, fan_in or topology, minimum_fan_in, capacity: as for `SparseLinear`; W has n_hidden rows.
         hidden_activation: f, "none" (default) or "relu".
         output_activation: g, "relu" (default) or "none".
         bias: whether there is a b; it begins at 0.
@@ -54,6 +54,7 @@ class SparseTiedAutoencoder(SparseWeights):
         *,
         fan_in: Any = None,
         topology: Topology | None = None,
+        minimum_fan_in: int = 0,
         capacity: int | None = None,
         n_models: int = 1,
         hidden_activation: str = "none",
@@ -73,7 +74,17 @@ class SparseTiedAutoencoder(SparseWeights):
         has_bias = check_flag("bias", bias)
         device = check_device(device)
         seeds = broadcast_seed("seed", seed, n_models)
-        chosen = random_topology(n_features, n_hidden, density, fan_in, topology, n_models, seeds, capacity)
+        chosen = random_topology(
+            n_features,
+            n_hidden,
+            density,
+            fan_in,
+            topology,
+            n_models,
+            seeds,
+            capacity,
+            minimum_fan_in=minimum_fan_in,
+        )
         values = initial_values(chosen, seeds, init)
         super().__init__(chosen, dtype, device)
         self.backend = backend

@@ -11,7 +11,7 @@ from torch import nn
 
 from toykern.broadcast import broadcast_per_model
 from toykern.data.philox import KIND_INIT, normal, sequence
-from toykern.errors import check_choice, check_flag, describe
+from toykern.errors import check_choice, check_flag, check_non_negative_int, describe
 from toykern.ops.sparse_backends import BACKENDS
 from toykern.ops.sparse_linear import SCALARS, GradientCapture, SparseIndex
 from toykern.ops.sparse_topology import moved
@@ -283,9 +283,10 @@ class SparseWeights(nn.Module):
         names = ("values", "row_start", "column", "shape")
         given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         if len(given) == len(names):
-            problem = self._misfit(given)
+            misfit = self._misfit(given)
+            problem = f"topology: {misfit}" if misfit else self._misfit_of_others(state_dict, prefix)
             if problem is not None:
-                error_msgs.append(f"{prefix}topology: {problem}")
+                error_msgs.append(f"{prefix}{problem}")
                 return
             device = self.values.device
             index = self._index_of(
@@ -321,6 +322,14 @@ class SparseWeights(nn.Module):
                 f"values must have one entry for each slot, {list(topology.column.shape)}, "
                 f"not {list(given['values'].shape)}"
             )
+        return None
+
+    def _misfit_of_others(self, state_dict: Any, prefix: str) -> str | None:
+        """Why what goes with the connections cannot be loaded (torch would see it too late), or None."""
+        for name, parameter in self.named_parameters(recurse=False):
+            given = state_dict.get(prefix + name)
+            if name != "values" and given is not None and given.shape != parameter.shape:
+                return f"{name} must have the shape {list(parameter.shape)}, not {list(given.shape)}"
         return None
 
     def _take_topology(self, topology: Topology, device: Any) -> None:
@@ -361,12 +370,17 @@ def random_topology(
     seed: torch.Tensor,
     capacity: int | None,
     group: int = 1,
+    minimum_fan_in: int = 0,
 ) -> Topology:
     """The topology that a constructor's arguments ask for: exactly one of density, fan_in and topology."""
     if sum(given is not None for given in (density, fan_in, topology)) != 1:
         raise ValueError(
             "exactly one of density, fan_in and topology must be given, not "
             f"density={describe(density)}, fan_in={describe(fan_in)}, topology={describe(topology)}"
+        )
+    if density is None and check_non_negative_int("minimum_fan_in", minimum_fan_in):
+        raise ValueError(
+            f"minimum_fan_in={minimum_fan_in} goes with density; fan_in and topology say what each output has"
         )
     if topology is not None:
         if not isinstance(topology, Topology):
@@ -397,7 +411,13 @@ def random_topology(
             in_features, out_features, fan_in, n_models=n_models, seed=seed, capacity=capacity
         )
     return Topology.random(
-        in_features, out_features, density, n_models=n_models, seed=seed, capacity=capacity
+        in_features,
+        out_features,
+        density,
+        n_models=n_models,
+        seed=seed,
+        minimum_fan_in=minimum_fan_in,
+        capacity=capacity,
     )
 
 
