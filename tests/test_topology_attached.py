@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import matplotlib
@@ -229,6 +230,20 @@ def test_models_that_cannot_be_attached():
         sparse.GradualMagnitude(final_density=0.6, end=100).attach(mixed, optimizer)
 
 
+@pytest.mark.parametrize("recipe", [sparse.SNFS(end=200), sparse.RigL(end=200, scope="global")])
+def test_connections_that_cannot_move_between_layers(recipe):
+    model = network(9, 12, 7, capacity=1.0)
+    with pytest.warns(UserWarning, match="no layer has room for more than it has.*capacity=") as warned:
+        recipe.attach(model, torch.optim.SGD(model.parameters()))
+    assert warned[0].filename == __file__
+    model = network(9, 12, 7, capacity=1.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recipe.attach(model, torch.optim.SGD(model.parameters()))
+        alone = network(9, 12, capacity=1.0)
+        recipe.attach(alone, torch.optim.SGD(alone.parameters()))
+
+
 def with_snapshot(model, optimizer, topology, match, error=RuntimeError):
     before = {k: v.clone() for k, v in everything(model, optimizer, topology).items()}
     steps = topology.steps
@@ -341,7 +356,7 @@ def test_schedules():
 def test_minimum_fan_in_holds(recipe):
     """Of what an output has, one connection stays; without the argument many outputs lose all."""
     for minimum in (1, 0):
-        model = network(9, 12, 7, density=0.2, n_models=20)
+        model = network(9, 12, 7, density=0.2, n_models=20, capacity=1.2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         before = [layer.topology.fan_in for layer in model.layers]
         topology = replace(recipe, minimum_fan_in=minimum).attach(model, optimizer)

@@ -16,6 +16,7 @@ from toykern.ops.sparse_backends import BACKENDS
 from toykern.ops.sparse_linear import SCALARS, GradientCapture, SparseIndex
 from toykern.ops.sparse_topology import moved
 from toykern.sparse.groups import check_group, expanded, reduced
+from toykern.sparse.layer import NoBackwardPass
 from toykern.sparse.topology import Topology
 
 SPARSE_INITIALIZATIONS = ("linear", "kaiming", "xavier")
@@ -262,7 +263,7 @@ class SparseWeights(nn.Module):
         passes = [entry for capture in self._captures() for entry in capture.passes]
         dense = [entry for capture in self._captures() for entry in capture.dense]
         if not passes and not dense:
-            raise RuntimeError(
+            raise NoBackwardPass(
                 "no backward pass was captured: call capture_gradient(True) before the forward pass whose "
                 "gradient is wanted"
             )

@@ -13,6 +13,10 @@ from toykern.broadcast import broadcast_seed
 from toykern.sparse.topology import Topology
 
 
+class NoBackwardPass(RuntimeError):
+    """A layer was asked for a gradient, and there was no backward pass that it could take it from."""
+
+
 @runtime_checkable
 class SparseLayer(Protocol):
     """A module with `values` at the connections of a `topology`: `toykern.SparseLinear`, or one's own.
@@ -38,7 +42,8 @@ class SparseLayer(Protocol):
         """Whether coming passes keep what the two methods below need."""
 
     def dense_gradient(self) -> torch.Tensor:
-        """∂loss/∂W of the last backward pass at all positions, `[n_models, out_features, in_features]`."""
+        """∂loss/∂W of the last backward pass at all positions, `[n_models, out_features, in_features]`;
+        `NoBackwardPass` if there was none."""
 
     def gradient_at(self, model: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """The same at some positions, each int64 `[n]`: `[n]`."""
@@ -145,5 +150,11 @@ class AttachedLayer:
         return self._captured(lambda: self.module.gradient_at(model, row, column))
 
     def _captured(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        gradient = compute().detach()
+        try:
+            gradient = compute().detach()
+        except NoBackwardPass:
+            raise RuntimeError(
+                f"the sparse layer {self.name!r} saw no backward pass in this step: call topology.step() "
+                "once after every loss.backward() and optimizer.step()"
+            ) from None
         return gradient if gradient.dtype == torch.float64 else gradient.float()

@@ -10,6 +10,7 @@ prune criterion, a grow criterion, a schedule and a scope. The named algorithms 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +134,8 @@ class PruneAndGrow(Recipe):
         schedule: how the fraction goes on: "constant", "cosine", "linear" or a callable (step) -> fraction.
         interval: steps between updates; begin, end: the updates lie in begin < step ≤ end (None: no end).
         scope: "layer" compares connections within a layer, "global" over all layers of a model; then
-            connections move between layers, as far as the layers' capacity has room.
+            connections move between layers, as far as the layers' capacity has room (a warning where there is
+            none at all; `tk.sparsify(capacity=…)`).
         redistribution: None, or "score": with scope "layer", what is dropped anywhere is grown in the layers
             in proportion to the mean score of their connections (SNFS), as far as there is room.
         minimum_fan_in: no output ends an update's dropping with fewer inputs, if it had as many.
@@ -193,6 +195,7 @@ class PruneAndGrow(Recipe):
         if self.moves_between_layers:
             _check_one_stack(layers, "scope='global' or redistribution")
             check_ungrouped(layers, "scope='global' or redistribution")
+            _warn_without_room(layers, type(self).__name__)
 
     @property
     def moves_between_layers(self) -> bool:
@@ -345,6 +348,17 @@ def _check_one_stack(layers: list[AttachedLayer], what: str) -> None:
     sizes = {layer.name: layer.topology.n_models for layer in layers}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"{what} needs layers with the same number of models, not {sizes}")
+
+
+def _warn_without_room(layers: list[AttachedLayer], recipe: str) -> None:
+    """A warning where connections are to move between layers, and no layer could take in one more."""
+    full = (bool((layer.topology.n_connections == layer.topology.capacity).all()) for layer in layers)
+    if len(layers) > 1 and all(full):
+        warnings.warn(
+            f"{recipe} moves connections between layers, but no layer has room for more than it has, so each "
+            "will keep its number: make them with capacity=, as in tk.sparsify(…, capacity=1.5)",
+            stacklevel=5,
+        )
 
 
 def check_ungrouped(layers: list[AttachedLayer], what: str) -> None:

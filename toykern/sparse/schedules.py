@@ -72,7 +72,10 @@ def check_drop_schedule(schedule: Any, timing: Timing) -> None:
             )
         return
     if check_choice("schedule", schedule, DROP_SCHEDULES) != "constant" and timing.end is None:
-        raise ValueError(f"schedule {schedule!r} goes to 0 at `end`, so it needs end (a step), not None")
+        raise ValueError(
+            f"schedule {schedule!r} goes to 0 at `end`, so it needs end (a step, say three quarters of the "
+            "training), not None"
+        )
 
 
 def drop_fraction(schedule: DropSchedule, initial: float, step: int, timing: Timing) -> float:
