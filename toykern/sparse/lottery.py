@@ -38,7 +38,8 @@ class LotteryTicket(Recipe):
         drop_fraction: of the remaining connections, what each round drops, in (0, 1); 0.2 in the paper.
         rewind_to: 0 is the initial weights (the weights when the recipe is attached).
         prune, scope, minimum_fan_in: as for `PruneAndGrow`.
-        rewind_optimizer: whether the optimiser's state goes back too.
+        rewind_optimizer: whether the optimiser's state goes back too; False: it goes on from the end of the
+            round.
         seed, track_explored, grown_std: see `Recipe`.
 
     A learning-rate schedule is not the recipe's: where `topology.step()` returns an update, set it back to
