@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toykern.ops import sparse_topology as native
+from toykern.ops.sparse_linear import SparseIndex
+from toykern.sparse.change import Change, changed, changed_anywhere
 from toykern.sparse.draws import distinct, free_numbers
+from toykern.sparse.prune import lowest_anywhere, lowest_of_layer
 from toykern.sparse.topology import Topology
 
 SPECIAL = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-42, -1e-42, 1.0, -1.0, 3.4e38]
@@ -126,7 +129,7 @@ def test_merge(shape, density, dropped, slack, seed):
     room = capacity - torch.bincount(kept // (shape[1] * shape[2]), minlength=shape[0])
     model = grown // (shape[1] * shape[2])
     grown = torch.cat([grown[model == k][: int(room[k])] for k in range(shape[0])])
-    row_start, column, old_slot = native.merge(topology.row_start, topology.column, drop, grown, shape[2])
+    row_start, column, old_slot, *_ = native.merge(topology.row_start, topology.column, drop, grown, shape[2])
     new = Topology(shape[2], shape[1], row_start, column)  # checks the order, the slack, everything
     expected = torch.zeros(mask.numel(), dtype=torch.bool)
     expected[kept] = expected[grown] = True
@@ -145,6 +148,9 @@ def test_keys():
     topology = Topology.from_mask(mask, capacity=40)
     expected = mask.reshape(-1).nonzero()[:, 0]
     assert torch.equal(native.keys(topology.row_start, topology.column, 11), expected)
+    drop = torch.rand(len(topology.column), generator=torch.Generator().manual_seed(1)) < 0.4
+    stays = ~drop[topology.occupied_slots()]
+    assert torch.equal(native.keys(topology.row_start, topology.column, 11, drop), expected[stays])
 
 
 def test_merge_refuses():
@@ -159,15 +165,150 @@ def test_merge_refuses():
 @pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.bool])
 @pytest.mark.parametrize("count", [0, 3, 100_000])
-def test_moved(count, dtype):
+def test_move(count, dtype):
     generator = torch.Generator().manual_seed(1)
     tensor = (torch.randn(count, generator=generator) * 3).to(dtype)
     old_slot = torch.randint(-count // 2 - 1, max(count, 1), (count,), generator=generator).clamp(min=-1)
     expected = torch.where(old_slot < 0, torch.zeros_like(tensor), tensor[old_slot.clamp(min=0)])
-    result = native.moved(tensor, old_slot)
-    assert torch.equal(result, expected) and result.data_ptr() != tensor.data_ptr() or count == 0
+    one, other = tensor.clone(), tensor.clone()
     spread = torch.stack([tensor, tensor], dim=1)[:, 0]
-    assert torch.equal(native.moved(spread, old_slot), expected)
-    if count and dtype != torch.bool:
-        with pytest.raises(ValueError, match="old_slot must be below"):
-            native.moved(tensor, old_slot + count)
+    version = one._version
+    native.move([one, spread, other], old_slot)
+    assert torch.equal(one, expected) and torch.equal(spread, expected) and torch.equal(other, expected)
+    assert one._version > version  # autograd sees that it changed
+    for wrong in (old_slot + count, old_slot - 2):
+        if count:
+            kept = one.clone()
+            with pytest.raises(ValueError, match="old_slot must be from -1 to below"):
+                native.move([one, spread], wrong)
+            assert torch.equal(one, kept) and torch.equal(spread, kept)
+
+
+class _Layer:
+    """What choosing what goes asks of an attached layer."""
+
+    def __init__(self, topology, values):
+        self.topology, self.values = topology, values
+
+    def of_units(self, score):
+        return score
+
+    def per_model(self, slots):
+        return slots.reshape(self.topology.n_models, self.topology.capacity)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("by_sign", [False, True])
+@pytest.mark.parametrize(
+    ("n_models", "shape"), [(1, (3, 5)), (4, (20, 30)), (1, (100, 120)), (3, (300, 400))]
+)
+def test_what_goes_is_what_pytorch_chooses(n_models, shape, by_sign, dtype):
+    generator = torch.Generator().manual_seed(shape[0])
+    mask = torch.rand(n_models, *shape, generator=generator) < torch.rand(n_models, 1, 1, generator=generator)
+    topology = Topology.from_mask(mask, capacity=int(mask.sum(dim=(1, 2)).max()) + 7)
+    values = torch.randn(len(topology.column), generator=generator, dtype=dtype)
+    values[torch.rand(values.shape, generator=generator) < 0.3] = 0.5  # many ties
+    values[torch.rand(values.shape, generator=generator) < 0.02] = float("nan")
+    values[torch.rand(values.shape, generator=generator) < 0.02] = -0.0
+    layer = _Layer(topology, values)
+    may_go = torch.rand(values.shape, generator=generator) < 0.6
+    for fraction in (0.0, 0.1, 0.29, 0.7, 1.0):
+        counts = torch.randint(0, int(fraction * mask[0].numel()) + 1, (n_models,), generator=generator)
+        for allowed in (None, may_go & topology.occupied()):
+            for options in ({"fraction": fraction}, {"counts": counts}):
+                given = (layer, values.abs(), allowed)
+                expected = lowest_anywhere(*given, by_sign=by_sign, **options)
+                for threads in (1, 3):
+                    torch.set_num_threads(threads)
+                    ours = lowest_of_layer(*given, by_sign=by_sign, **options)
+                    assert torch.equal(ours[0], expected[0]) and torch.equal(ours[1], expected[1])
+
+
+def test_infinite_weights_may_go_like_any_other():
+    topology = Topology.from_mask(torch.ones(1, 2, dtype=torch.bool), capacity=3)
+    score = torch.tensor([float("inf"), float("inf"), 0.0])
+    drop, dropped = native.lowest_slots(
+        score, topology.row_start, counts=torch.tensor([2]), allowed=torch.tensor([False, True, True])
+    )
+    assert drop.tolist() == [False, True, False] and dropped.tolist() == [1]  # slack never goes
+
+
+def _assert_same_change(ours, expected):
+    assert ours.topology == expected.topology
+    for name in ("old_slot", "fresh", "dropped", "grown", "active_neurons", "active_inputs"):
+        assert torch.equal(getattr(ours, name), getattr(expected, name)), name
+
+
+@pytest.mark.sanitize
+@settings(max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 30)),
+    density=st.floats(0, 1),
+    dropped=st.floats(0, 1),
+    wanted=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_a_change_is_what_pytorch_makes_of_it(shape, density, dropped, wanted, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(shape, generator=generator) < density
+    topology = Topology.from_mask(mask, capacity=shape[1] * shape[2])
+    drop = torch.rand(len(topology.column), generator=generator) < dropped
+    free = torch.ones(mask.numel(), dtype=torch.bool)
+    free[topology.keys(drop)] = False
+    grow = (free & (torch.rand(len(free), generator=generator) < wanted)).nonzero()[:, 0]
+    grow = grow[torch.randperm(len(grow), generator=generator)]  # a criterion may give them in any order
+    _assert_same_change(changed(topology, Change(drop, grow)), changed_anywhere(topology, Change(drop, grow)))
+
+
+def test_a_large_change_on_any_number_of_threads():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(1, 700, 900, generator=generator) < 0.2
+    topology = Topology.from_mask(mask, capacity=int(mask.sum()) + 500)
+    drop = torch.rand(len(topology.column), generator=generator) < 0.3
+    free = torch.ones(mask.numel(), dtype=torch.bool)
+    free[topology.keys(drop)] = False
+    grow = (free & (torch.rand(len(free), generator=generator) < 0.05)).nonzero()[:, 0]
+    expected = changed_anywhere(topology, Change(drop, grow))
+    index = None
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        ours = changed(topology, Change(drop, grow))
+        _assert_same_change(ours, expected)
+        made = SparseIndex.of(900, ours.topology.row_start, ours.topology.column)
+        index = index or made
+        assert all(torch.equal(a, b) for a, b in zip(made[1:], index[1:], strict=True))
+        into = tuple(torch.full_like(t, -1) for t in made[3:])
+        SparseIndex.of(900, ours.topology.row_start, ours.topology.column, into)
+        assert all(torch.equal(a, b) for a, b in zip(into, made[3:], strict=True))
+    count = int(made.row_start[0, -1])
+    order = torch.argsort(made.column[:count], stable=True)
+    assert torch.equal(made.slot[:count].long(), order)  # a stable sort by column
+
+
+@pytest.mark.parametrize(
+    ("grow", "message"),
+    [([0, 0], "ascend without repeats"), ([-1], "ascend without repeats"), ([6], "ascend without repeats")],
+)
+def test_changes_that_cannot_be(grow, message):
+    topology = Topology.from_mask(torch.tensor([[False, False, True], [False, False, False]]), capacity=4)
+    with pytest.raises(ValueError, match=message):
+        changed(topology, Change(torch.zeros(4, dtype=torch.bool), torch.tensor(grow)))
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("n_models", [1, 3, 50])
+def test_explore(n_models):
+    generator = torch.Generator().manual_seed(n_models)
+    explored = torch.rand(n_models * 3001, generator=generator) < 0.4
+    fresh = (torch.rand(len(explored), generator=generator) < 0.1).nonzero()[:, 0]
+    expected = explored.clone()
+    expected[fresh] = True
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        marks = explored.clone()
+        counts = native.explore(marks, fresh, n_models)
+        assert torch.equal(marks, expected)
+        assert counts.tolist() == expected.reshape(n_models, -1).sum(dim=1).tolist()
+    with pytest.raises(ValueError, match="keys must ascend"):
+        native.explore(marks, torch.tensor([5, 4]), n_models)

@@ -14,9 +14,10 @@ import torch
 from toykern.errors import describe
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
 from toykern.sparse.attached import AttachedTopology
+from toykern.sparse.change import Change
 from toykern.sparse.distributed import Ranks, fingerprint
 from toykern.sparse.layer import AttachedLayer
-from toykern.sparse.recipe import Change, Recipe
+from toykern.sparse.recipe import Recipe
 from toykern.sparse.report import LayerReport, Update, share_of_true
 from toykern.sparse.topology import Topology
 

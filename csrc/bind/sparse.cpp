@@ -1,5 +1,6 @@
 // The binding of the sparse layers' kernels.
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include "bind/bind.h"
 #include "toykern/api.h"
@@ -77,10 +78,35 @@ void bind_topology_updates(py::module_& m) {
         py::arg("taken"), py::arg("n_taken"), py::arg("counts"), py::arg("seeds"), py::arg("ids"), py::arg("groups"),
         py::arg("size"), py::arg("tag"), py::arg("step"), py::arg("threads"));
     m.def(
+        "sparse_lowest",
+        [](uintptr_t score, uintptr_t sign, uintptr_t allowed, uintptr_t counts, uintptr_t row_start, double fraction,
+           int64_t n_models, int64_t out_features, int64_t capacity, bool is_double, uintptr_t drop, uintptr_t dropped,
+           int threads) {
+            const LowestParams p = {pointer<const void>(score),
+                                    pointer<const void>(sign),
+                                    pointer<const uint8_t>(allowed),
+                                    pointer<const int64_t>(counts),
+                                    pointer<const int64_t>(row_start),
+                                    fraction,
+                                    n_models,
+                                    out_features,
+                                    capacity,
+                                    is_double,
+                                    pointer<uint8_t>(drop),
+                                    pointer<int64_t>(dropped),
+                                    threads};
+            py::gil_scoped_release release;
+            sparse_lowest(p);
+        },
+        py::arg("score"), py::arg("sign"), py::arg("allowed"), py::arg("counts"), py::arg("row_start"),
+        py::arg("fraction"), py::arg("n_models"), py::arg("out_features"), py::arg("capacity"), py::arg("is_double"),
+        py::arg("drop"), py::arg("dropped"), py::arg("threads"));
+    m.def(
         "sparse_merge",
         [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity, uintptr_t row_start,
-           uintptr_t column, uintptr_t drop, uintptr_t grown, int64_t n_grown, uintptr_t new_row_start,
-           uintptr_t new_column, uintptr_t old_slot, int threads) {
+           uintptr_t column, uintptr_t drop, uintptr_t grown, int64_t n_grown, bool keep_returning,
+           uintptr_t new_row_start, uintptr_t new_column, uintptr_t old_slot, uintptr_t fresh, uintptr_t dropped,
+           uintptr_t came, uintptr_t active_rows, uintptr_t active_columns, int threads) {
             const MergeParams p = {n_models,
                                    out_features,
                                    in_features,
@@ -90,29 +116,75 @@ void bind_topology_updates(py::module_& m) {
                                    pointer<const int32_t>(column),
                                    pointer<const uint8_t>(drop),
                                    pointer<const int64_t>(grown),
+                                   keep_returning,
                                    pointer<int64_t>(new_row_start),
                                    pointer<int32_t>(new_column),
                                    pointer<int64_t>(old_slot),
+                                   pointer<int64_t>(fresh),
+                                   pointer<int64_t>(dropped),
+                                   pointer<int64_t>(came),
+                                   pointer<int64_t>(active_rows),
+                                   pointer<int64_t>(active_columns),
                                    threads};
             py::gil_scoped_release release;
-            sparse_merge(p);
+            return sparse_merge(p);
         },
         py::arg("n_models"), py::arg("out_features"), py::arg("in_features"), py::arg("capacity"), py::arg("row_start"),
-        py::arg("column"), py::arg("drop"), py::arg("grown"), py::arg("n_grown"), py::arg("new_row_start"),
-        py::arg("new_column"), py::arg("old_slot"), py::arg("threads"));
-    m.def("sparse_keys", [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity,
-                            uintptr_t row_start, uintptr_t column, uintptr_t keys) {
-        py::gil_scoped_release release;
-        sparse_keys(n_models, out_features, in_features, capacity, pointer<const int64_t>(row_start),
-                    pointer<const int32_t>(column), pointer<int64_t>(keys));
-    });
+        py::arg("column"), py::arg("drop"), py::arg("grown"), py::arg("n_grown"), py::arg("keep_returning"),
+        py::arg("new_row_start"), py::arg("new_column"), py::arg("old_slot"), py::arg("fresh"), py::arg("dropped"),
+        py::arg("came"), py::arg("active_rows"), py::arg("active_columns"), py::arg("threads"));
     m.def(
-        "sparse_move", [](uintptr_t to, uintptr_t from, uintptr_t old_slot, int64_t count, int64_t bytes, int threads) {
-            const MoveParams p = {
-                pointer<void>(to), pointer<const void>(from), pointer<const int64_t>(old_slot), count, bytes, threads};
+        "sparse_keys",
+        [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity, int64_t room,
+           uintptr_t row_start, uintptr_t column, uintptr_t drop, uintptr_t keys, int threads) {
+            const KeysParams p = {n_models,
+                                  out_features,
+                                  in_features,
+                                  capacity,
+                                  room,
+                                  pointer<const int64_t>(row_start),
+                                  pointer<const int32_t>(column),
+                                  pointer<const uint8_t>(drop),
+                                  pointer<int64_t>(keys),
+                                  threads};
+            py::gil_scoped_release release;
+            return sparse_keys(p);
+        },
+        py::arg("n_models"), py::arg("out_features"), py::arg("in_features"), py::arg("capacity"), py::arg("room"),
+        py::arg("row_start"), py::arg("column"), py::arg("drop"), py::arg("keys"), py::arg("threads"));
+    m.def(
+        "sparse_move",
+        [](const std::vector<std::pair<uintptr_t, int32_t>>& tensors, uintptr_t old_slot, int64_t count, int threads) {
+            std::vector<void*> data;
+            std::vector<int32_t> bytes;
+            for (const auto& [address, size] : tensors) {
+                if (size != 2 && size != 4 && size != 8)
+                    throw std::invalid_argument("elements must have 2, 4 or 8 bytes, not " + std::to_string(size));
+                data.push_back(pointer<void>(address));
+                bytes.push_back(size);
+            }
+            const MoveParams p = {data.data(),          bytes.data(), pointer<const int64_t>(old_slot),
+                                  (int64_t)data.size(), count,        threads};
             py::gil_scoped_release release;
             sparse_move(p);
-        });
+        },
+        py::arg("tensors"), py::arg("old_slot"), py::arg("count"), py::arg("threads"));
+    m.def(
+        "sparse_explore",
+        [](uintptr_t explored, uintptr_t keys, int64_t n_keys, int64_t n_models, int64_t positions, uintptr_t counts,
+           int threads) {
+            const ExploreParams p = {pointer<uint8_t>(explored),
+                                     pointer<const int64_t>(keys),
+                                     n_keys,
+                                     n_models,
+                                     positions,
+                                     pointer<int64_t>(counts),
+                                     threads};
+            py::gil_scoped_release release;
+            sparse_explore(p);
+        },
+        py::arg("explored"), py::arg("keys"), py::arg("n_keys"), py::arg("n_models"), py::arg("positions"),
+        py::arg("counts"), py::arg("threads"));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "cpu/measure.inl"
 #include "cpu/resident.inl"
 #include "cpu/sample.inl"
+#include "cpu/sparse_choice.inl"
 #include "cpu/sparse_level.inl"
 #include "cpu/unit_tables.inl"
 
@@ -29,6 +30,7 @@ const LevelTable* TOYKERN_JOIN(level_, TOYKERN_LEVEL)() {
         here::spin_fma,
         here::spin_words,
         here::sparse_kernels,
+        here::choice_kernels,
         here::pick_layer,
     };
     return &table;

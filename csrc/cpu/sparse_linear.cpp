@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstring>
 #include <stdexcept>
+#include <vector>
 
 #include "cpu/crew.h"
 #include "cpu/parallel.h"
@@ -17,6 +18,7 @@ namespace toykern {
 namespace {
 
 constexpr int64_t kSerialWork = 1 << 18;     // multiply-adds
+constexpr int64_t kSerialSlots = 1 << 16;    // to sort: each is worth several of those
 constexpr int64_t kGradientSlots = 1 << 15;  // of a chunk of rows whose gradients stay in L2 while the tiles pass
 constexpr int64_t kRowsTogether = 16;        // chunks of rows begin at multiples: whole cache lines of the output
 
@@ -310,9 +312,52 @@ void sparse_linear_backward(const SparseLinearParams& p) {
         backward_model(c, m, model, static_cast<char*>(room.piece(0)), c.threads);
 }
 
+namespace {
+
+// One model's index by column: a counting sort, in which every thread has counts of its own for a share of the rows. Within a column the
+// shares stand in the order of their rows, so the result is the same for any number of them.
+void transpose_model(const SparseTransposeParams& p, int64_t k, int threads) {
+    const int64_t* row_start = p.row_start + k * (p.out_features + 1);
+    const int32_t* column = p.column + k * p.capacity;
+    int64_t* column_start = p.column_start + k * (p.in_features + 1);
+    int32_t *row = p.row + k * p.capacity, *slot = p.slot + k * p.capacity;
+    const int64_t count = row_start[p.out_features];
+    std::vector<std::vector<int32_t>> place((size_t)threads);  // [shares][in] next place of a column in a share
+    const auto first_row = [&](int64_t share) { return row_of_share(row_start, p.out_features, share, threads); };
+    for_each(threads, threads, [&](int64_t share, size_t) {
+        auto& mine = place[(size_t)share];
+        mine.assign((size_t)p.in_features, 0);
+        const int64_t last = row_start[first_row(share + 1)];
+        for (int64_t i = row_start[first_row(share)]; i < last; ++i) ++mine[(size_t)column[i]];
+    });
+    int64_t at = 0;
+    for (int64_t c = 0; c < p.in_features; ++c) {
+        column_start[c] = at;
+        for (auto& mine : place) {
+            const int32_t here = mine[(size_t)c];
+            mine[(size_t)c] = (int32_t)at;
+            at += here;
+        }
+    }
+    column_start[p.in_features] = at;
+    for_each(threads, threads, [&](int64_t share, size_t) {
+        int32_t* next = place[(size_t)share].data();
+        for (int64_t r = first_row(share); r < first_row(share + 1); ++r)
+            for (int64_t i = row_start[r]; i < row_start[r + 1]; ++i) {
+                const int32_t here = next[column[i]]++;
+                row[here] = (int32_t)r;
+                slot[here] = (int32_t)i;
+            }
+    });
+    std::memset(row + count, 0, (size_t)(p.capacity - count) * sizeof(int32_t));
+    std::memset(slot + count, 0, (size_t)(p.capacity - count) * sizeof(int32_t));
+}
+
+}  // namespace
+
 void sparse_transpose(const SparseTransposeParams& p) {
     const int64_t work = p.n_models * (p.capacity + p.in_features);
-    const int threads = work < kSerialWork ? 1 : std::max(1, p.threads);
+    const int threads = work < kSerialSlots ? 1 : std::max(1, p.threads);
     const SparseKernels& kernels = *level().sparse_kernels();
     for (int64_t k = 0; k < p.n_models; ++k) {
         const int64_t* row_start = p.row_start + k * (p.out_features + 1);
@@ -320,26 +365,10 @@ void sparse_transpose(const SparseTransposeParams& p) {
         check_index(kernels, "column", p.column + k * p.capacity, row_start[p.out_features], p.in_features);
     }
     guard_fork(threads);
-    for_each(p.n_models, threads, [&](int64_t k, size_t) {
-        const int64_t* row_start = p.row_start + k * (p.out_features + 1);
-        const int32_t* column = p.column + k * p.capacity;
-        int64_t* column_start = p.column_start + k * (p.in_features + 1);
-        int32_t *row = p.row + k * p.capacity, *slot = p.slot + k * p.capacity;
-        const int64_t count = row_start[p.out_features];
-        // Counted two places to the right and summed, each start stands one place to the right, and moves on to its own while filling.
-        std::memset(column_start, 0, (size_t)(p.in_features + 1) * sizeof(int64_t));
-        for (int64_t i = 0; i < count; ++i)
-            if (column[i] + 1 < p.in_features) ++column_start[column[i] + 2];
-        for (int64_t c = 2; c <= p.in_features; ++c) column_start[c] += column_start[c - 1];
-        for (int64_t r = 0; r < p.out_features; ++r)
-            for (int64_t i = row_start[r]; i < row_start[r + 1]; ++i) {
-                const int64_t place = column_start[column[i] + 1]++;
-                row[place] = (int32_t)r;
-                slot[place] = (int32_t)i;
-            }
-        std::memset(row + count, 0, (size_t)(p.capacity - count) * sizeof(int32_t));
-        std::memset(slot + count, 0, (size_t)(p.capacity - count) * sizeof(int32_t));
-    });
+    if (p.n_models < 2 * threads)
+        for (int64_t k = 0; k < p.n_models; ++k) transpose_model(p, k, threads);
+    else
+        for_each(p.n_models, threads, [&](int64_t k, size_t) { transpose_model(p, k, 1); });
 }
 
 }  // namespace toykern

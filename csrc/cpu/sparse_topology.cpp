@@ -1,275 +1,321 @@
-// Updates of a topology: choosing the largest scores, drawing free places, merging what came with what stayed, moving slots.
+// Updates of a topology: merging what came with what stayed, moving slots, keeping account.
 //
 // Integers and comparisons, so one build serves every instruction-set level. Every result is defined without reference to threads or to
-// the order of work (ties go to the smallest index), and equals what toykern/sparse computes in PyTorch and NumPy elsewhere.
-// Linear in what is looked at: a histogram instead of a sort, a merge instead of a search.
-#include <atomic>
+// the order of work, and equals what toykern/sparse computes in PyTorch elsewhere. Loops over connections have no branches that
+// depend on which go and which come: those are random, and a processor that guesses them wrong waits longer than the work takes.
 #include <cstring>
+#include <limits>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
-#include "common/philox.h"
-#include "cpu/crew.h"
-#include "cpu/parallel.h"
+#include "cpu/shares.h"
 #include "toykern/sparse_topology.h"
 
 namespace toykern {
 namespace {
 
-constexpr int64_t kSerialEntries = 1 << 16;
+// Rows of one model that one worker takes; shares of a model have nearly equal numbers of connections and rows.
+struct RowShare {
+    int64_t model, row0, row1;
+};
 
-template <class Work>
-void for_each(int64_t count, int threads, const Work& work) {
-    threads = (int)std::min<int64_t>(threads, count);
-    guard_fork(threads);
-    if (threads <= 1) {
-        for (int64_t i = 0; i < count; ++i) work(i);
-        return;
-    }
-    std::atomic<int64_t> next{0};
-    parallel(threads, [&] {
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
-    });
-}
-
-// ---- scores as unsigned numbers in the order of torch.sort: -0 equals 0, NaN (of either sign) comes last ----
-
-uint32_t ordered(float x) {
-    uint32_t u;
-    std::memcpy(&u, &x, sizeof(u));
-    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return 0xFFFFFFFFu;
-    if (u == 0x80000000u) u = 0;
-    return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-uint64_t ordered(double x) {
-    uint64_t u;
-    std::memcpy(&u, &x, sizeof(u));
-    if ((u & 0x7FFFFFFFFFFFFFFFull) > 0x7FF0000000000000ull) return ~0ull;
-    if (u == 0x8000000000000000ull) u = 0;
-    return u >> 63 ? ~u : u | 0x8000000000000000ull;
-}
-
-constexpr int kBinBits = 13;  // sign, exponent, four bits of the fraction of a float; the bins fit L1
-constexpr int64_t kBins = 1 << kBinBits;
-constexpr int64_t kFewEntries = 4096;  // below this a group is sorted as it is
-
-// Entries first … last - 1 of a group that are not taken, in order.
-template <class T, class Visit>
-void visit_free(const LargestParams& p, int64_t first, int64_t last, const Visit& visit) {
-    const T* score = static_cast<const T*>(p.score);
-    const int64_t* taken = std::lower_bound(p.taken, p.taken + p.n_taken, first);
-    const int64_t* end = p.taken + p.n_taken;
-    int64_t i = first;
-    while (i < last) {
-        const int64_t stop = taken < end && *taken < last ? *taken : last;
-        for (; i < stop; ++i) visit(i, p.absolute ? ordered(score[i] < 0 ? -score[i] : score[i]) : ordered(score[i]));
-        if (i < last) ++i, ++taken;
-    }
-}
-
-// Smallest key chosen and how many of its equals are, for `count` (1 … n) of the keys.
-template <class Key>
-Key threshold(std::vector<Key>& keys, int64_t count, int64_t* equals) {
-    const auto nth = keys.begin() + (int64_t)keys.size() - count;
-    std::nth_element(keys.begin(), nth, keys.end());
-    *equals = std::count(nth, keys.end(), *nth);
-    return *nth;
-}
-
-// One group: its entries are score[first … last); appends to out what is chosen, ascending.
-template <class T>
-void largest_of(const LargestParams& p, int64_t first, int64_t last, int64_t count, int threads,
-                std::vector<int64_t>& out) {
-    using Key = decltype(ordered(T()));
-    constexpr int kShift = 8 * (int)sizeof(Key) - kBinBits;
-    if (count <= 0) return;
-    const int64_t slices = last - first < kFewEntries ? 1 : std::max<int64_t>(1, threads * 2);
-    const auto bound = [&](int64_t s) { return first + (last - first) * s / slices; };
-    int64_t bin = -1, above = 0;  // the bin of the threshold, how many entries lie in higher ones
-    if (last - first >= kFewEntries) {
-        std::vector<std::vector<uint32_t>> counts((size_t)slices, std::vector<uint32_t>(kBins));
-        for_each(slices, threads, [&](int64_t s) {
-            uint32_t* mine = counts[(size_t)s].data();
-            visit_free<T>(p, bound(s), bound(s + 1), [&](int64_t, Key key) { ++mine[key >> kShift]; });
-        });
-        for (bin = kBins - 1; bin >= 0; --bin) {
-            int64_t here = 0;
-            for (const auto& mine : counts) here += mine[(size_t)bin];
-            if (above + here >= count) break;
-            above += here;
+std::vector<RowShare> shares_of_rows(int64_t n_models, int64_t rows, const int64_t* row_start, int threads) {
+    std::vector<RowShare> shares;
+    const int64_t each = threads == 1 || n_models >= 4 * threads ? 1 : 4 * threads;
+    for (int64_t k = 0; k < n_models; ++k) {
+        const int64_t* start = row_start + k * (rows + 1);
+        int64_t row = 0;
+        for (int64_t i = 1; i <= each; ++i) {
+            const int64_t wanted = (start[rows] + rows) * i / each;
+            int64_t low = row, high = rows;
+            while (low < high) {
+                const int64_t middle = (low + high) / 2;
+                if (start[middle] + middle < wanted)
+                    low = middle + 1;
+                else
+                    high = middle;
+            }
+            const int64_t end = i == each ? rows : low;
+            if (end > row) shares.push_back({k, row, end});
+            row = end;
         }
-        if (bin < 0) above = 0;  // fewer than asked for: all of them, from every bin
     }
-    std::vector<std::vector<Key>> parts((size_t)slices);  // keys of that bin; all where there are few
-    for_each(slices, threads, [&](int64_t s) {
-        auto& mine = parts[(size_t)s];
-        visit_free<T>(p, bound(s), bound(s + 1), [&](int64_t, Key key) {
-            if (bin < 0 || (int64_t)(key >> kShift) == bin) mine.push_back(key);
-        });
-    });
-    std::vector<Key> keys;
-    for (const auto& part : parts) keys.insert(keys.end(), part.begin(), part.end());
-    count = std::min<int64_t>(count, above + (int64_t)keys.size());
-    if (count <= 0) return;
-    int64_t equals = 0;
-    const Key least = threshold(keys, count - above, &equals);
-    // The equals to take, slice by slice: the first ones.
-    std::vector<int64_t> take((size_t)slices);
-    for (int64_t s = 0; s < slices; ++s) {
-        const auto& part = parts[(size_t)s];
-        take[(size_t)s] = std::min<int64_t>(equals, std::count(part.begin(), part.end(), least));
-        equals -= take[(size_t)s];
-    }
-    std::vector<std::vector<int64_t>> chosen((size_t)slices);
-    for_each(slices, threads, [&](int64_t s) {
-        int64_t left = take[(size_t)s];
-        auto& mine = chosen[(size_t)s];
-        visit_free<T>(p, bound(s), bound(s + 1), [&](int64_t i, Key key) {
-            if (key > least)
-                mine.push_back(i);
-            else if (key == least && left > 0)
-                --left, mine.push_back(i);
-        });
-    });
-    for (const auto& mine : chosen) out.insert(out.end(), mine.begin(), mine.end());
+    return shares;
 }
 
-template <class T>
-std::vector<int64_t> largest_all(const LargestParams& p) {
-    const int threads = p.groups * p.size < kSerialEntries ? 1 : std::max(1, p.threads);
-    if (p.groups == 1 || p.size >= kSerialEntries) {  // threads share a group
-        std::vector<int64_t> out;
-        for (int64_t g = 0; g < p.groups; ++g)
-            largest_of<T>(p, g * p.size, (g + 1) * p.size, p.counts[g], threads, out);
-        return out;
+// A share of a merge: what it reads and where it writes.
+struct MergeShare {
+    RowShare rows;
+    int64_t kept, grown0, grown1;  // connections that are not dropped; which of the keys to grow are its own
+    int64_t at;                    // its first slot, counted from the model's
+    int64_t fresh, returned;       // keys grown that were not dropped at once, and the others
+    int64_t active;                // rows with a connection
+    int64_t clash;                 // a key that is connected and not dropped, or -1
+    std::vector<uint8_t> seen;     // [in] columns with a connection
+};
+
+void merge_rows(const MergeParams& p, MergeShare& share) {
+    const int64_t model = share.rows.model, first = model * p.capacity;
+    const int64_t* start = p.row_start + model * (p.out_features + 1);
+    int64_t* new_start = p.new_row_start + model * (p.out_features + 1);
+    int32_t* column = p.new_column + first;
+    int64_t* old_slot = p.old_slot + first;
+    int64_t longest = 0;
+    for (int64_t r = share.rows.row0; r < share.rows.row1; ++r) longest = std::max(longest, start[r + 1] - start[r]);
+    const int64_t most = std::min(p.in_features, share.grown1 - share.grown0);
+    std::vector<uint8_t> grows((size_t)p.in_features);  // columns that the row at hand grows
+    std::vector<int32_t> stay((size_t)longest + 1), come((size_t)most + 1);
+    std::vector<int64_t> stay_slot((size_t)longest + 1);
+    share.seen.assign((size_t)p.in_features, 0);
+    const int64_t* grown = p.grown + share.grown0;
+    const int64_t* end = p.grown + share.grown1;
+    int64_t* fresh = p.fresh + share.grown0;
+    int64_t at = share.at;
+    for (int64_t r = share.rows.row0; r < share.rows.row1; ++r) {
+        const int64_t row_key = (model * p.out_features + r) * p.in_features, row_end = row_key + p.in_features;
+        const int64_t* own = grown;
+        for (; grown < end && *grown < row_end; ++grown) grows[(size_t)(*grown - row_key)] = 1;
+        int64_t stays = 0, comes = 0;
+        bool clash = false;
+        for (int64_t i = start[r]; i < start[r + 1]; ++i) {
+            const int32_t c = p.column[first + i];
+            const bool gone = p.drop[first + i] != 0, back = grows[(size_t)c] != 0,
+                       returns = gone & back & p.keep_returning;
+            clash |= !gone & back;
+            grows[(size_t)c] = (uint8_t)(back & !returns);
+            stay[(size_t)stays] = c;
+            stay_slot[(size_t)stays] = first + i;
+            stays += !gone | returns;
+            share.returned += returns;
+        }
+        for (const int64_t* key = own; key < grown; ++key) {
+            const auto c = (size_t)(*key - row_key);
+            come[(size_t)comes] = (int32_t)c;
+            *fresh = *key;
+            comes += grows[c];
+            fresh += grows[c];
+            grows[c] = 0;
+        }
+        if (clash && share.clash < 0)
+            for (int64_t i = start[r], j = 0; i < start[r + 1] && share.clash < 0; ++i) {
+                while (own + j < grown && own[j] < row_key + p.column[first + i]) ++j;
+                if (!p.drop[first + i] && own + j < grown && own[j] == row_key + p.column[first + i])
+                    share.clash = own[j];
+            }
+        stay[(size_t)stays] = come[(size_t)comes] = std::numeric_limits<int32_t>::max();
+        stay_slot[(size_t)stays] = -1;
+        for (int64_t i = 0, j = 0; i + j < stays + comes;) {
+            const int32_t a = stay[(size_t)i], b = come[(size_t)j];
+            const bool new_one = b < a;
+            const int32_t c = new_one ? b : a;
+            column[at] = c;
+            old_slot[at] = stay_slot[(size_t)i] | -(int64_t)new_one;
+            share.seen[(size_t)c] = 1;
+            ++at, i += !new_one, j += new_one;
+        }
+        share.active += stays + comes > 0;
+        new_start[r + 1] = at;
     }
-    std::vector<std::vector<int64_t>> parts((size_t)p.groups);
-    for_each(p.groups, threads,
-             [&](int64_t g) { largest_of<T>(p, g * p.size, (g + 1) * p.size, p.counts[g], 1, parts[(size_t)g]); });
-    std::vector<int64_t> out;
-    for (const auto& part : parts) out.insert(out.end(), part.begin(), part.end());
-    return out;
+    share.fresh = fresh - (p.fresh + share.grown0);
 }
 
-// The 32 words of 64 bits number 32·chunk … of a sequence (toykern/sparse/draws.py).
-void draw_chunk(PhiloxKey key, uint32_t group, uint32_t step, uint32_t tag, uint32_t chunk, uint64_t* words) {
-    for (uint32_t lane = 0; lane < 16; ++lane) {
-        const PhiloxBlock b = philox(key, 16u * chunk + lane, group, step, tag);
-        words[lane] = (uint64_t)b.word[0] << 32 | b.word[1];
-        words[16 + lane] = (uint64_t)b.word[2] << 32 | b.word[3];
-    }
+// Whether the keys ascend, without repeats, from 0 to below `limit`.
+bool ascending(const int64_t* keys, int64_t count, int64_t limit) {
+    bool good = count == 0 || (keys[0] >= 0 && keys[count - 1] < limit);
+    for (int64_t i = 1; i < count; ++i) good &= keys[i - 1] < keys[i];
+    return good;
 }
 
 }  // namespace
 
-std::vector<int64_t> sparse_largest(const LargestParams& p) {
-    return p.is_double ? largest_all<double>(p) : largest_all<float>(p);
-}
-
-std::vector<int64_t> sparse_random_places(const RandomPlacesParams& p) {
-    std::vector<std::vector<int64_t>> parts((size_t)p.groups);
-    const int threads = p.groups * p.size < kSerialEntries ? 1 : std::max(1, p.threads);
-    for_each(p.groups, threads, [&](int64_t g) {
-        const int64_t first = g * p.size;
-        const int64_t* taken = std::lower_bound(p.taken, p.taken + p.n_taken, first);
-        const int64_t* end = std::lower_bound(taken, p.taken + p.n_taken, first + p.size);
-        const int64_t free = p.size - (end - taken), count = std::min(p.counts[g], free);
-        if (count <= 0) return;
-        // The first `wanted` different numbers of the sequence floor(word · free / 2^64), as bits; where more than half are asked for,
-        // they say which to leave out.
-        const bool left_out = 2 * count > free;
-        const int64_t wanted = left_out ? free - count : count;
-        std::vector<uint64_t> bits((size_t)(free + 63) / 64);
-        const PhiloxKey key = philox_key(p.seeds[g]);
-        uint64_t words[32];
-        int64_t found = 0;
-        for (uint32_t chunk = 0; found < wanted; ++chunk) {
-            draw_chunk(key, (uint32_t)p.ids[g], p.step, p.tag, chunk, words);
-            for (int i = 0; i < 32 && found < wanted; ++i) {
-                const auto number = (uint64_t)(((unsigned __int128)words[i] * (unsigned __int128)free) >> 64);
-                uint64_t& word = bits[number >> 6];
-                const uint64_t bit = 1ull << (number & 63);
-                found += (word & bit) == 0;
-                word |= bit;
-            }
-        }
-        auto& out = parts[(size_t)g];
-        out.reserve((size_t)count);
-        int64_t before = 0;  // taken places at or before the free one of this rank
-        const int64_t n_taken = end - taken;
-        for (size_t w = 0; w < bits.size(); ++w) {
-            uint64_t word = left_out ? ~bits[w] : bits[w];
-            if (left_out && w + 1 == bits.size() && free % 64) word &= (1ull << (free % 64)) - 1;
-            for (; word; word &= word - 1) {
-                const int64_t rank = (int64_t)w * 64 + __builtin_ctzll(word);
-                while (before < n_taken && taken[before] - first - before <= rank) ++before;
-                out.push_back(first + rank + before);
-            }
-        }
-    });
-    std::vector<int64_t> out;
-    for (const auto& part : parts) out.insert(out.end(), part.begin(), part.end());
-    return out;
-}
-
-void sparse_merge(const MergeParams& p) {
-    std::atomic<int64_t> clash{-1}, crowded{-1};
-    const int threads = p.n_models * p.capacity < kSerialEntries ? 1 : std::max(1, p.threads);
-    for_each(p.n_models, threads, [&](int64_t k) {
-        const int64_t* start = p.row_start + k * (p.out_features + 1);
-        const int64_t first = k * p.capacity;
-        int64_t* new_start = p.new_row_start + k * (p.out_features + 1);
-        int32_t* column = p.new_column + first;
-        int64_t* old_slot = p.old_slot + first;
-        int64_t row_key = k * p.out_features * p.in_features, at = 0;
-        const int64_t* grown = std::lower_bound(p.grown, p.grown + p.n_grown, row_key);
-        const int64_t* end = p.grown + p.n_grown;
-        const auto put = [&](int32_t c, int64_t slot) {
-            if (at < p.capacity) column[at] = c, old_slot[at] = slot;
-            ++at;
+int64_t sparse_merge(const MergeParams& p) {
+    const int threads = threads_for(p.n_models * p.capacity, p.threads);
+    const int64_t positions = p.out_features * p.in_features;
+    if (!ascending(p.grown, p.n_grown, p.n_models * positions)) throw std::invalid_argument("unordered 0");
+    std::vector<MergeShare> shares;
+    for (const RowShare& rows : shares_of_rows(p.n_models, p.out_features, p.row_start, threads))
+        shares.push_back({rows, 0, 0, 0, 0, 0, 0, 0, -1, {}});
+    const auto count = (int64_t)shares.size();
+    for_each(count, threads, [&](int64_t i) {
+        MergeShare& share = shares[(size_t)i];
+        const int64_t* start = p.row_start + share.rows.model * (p.out_features + 1);
+        const uint8_t* drop = p.drop + share.rows.model * p.capacity;
+        const int64_t row_key = share.rows.model * p.out_features;
+        const auto place = [&](int64_t row) {
+            return std::lower_bound(p.grown, p.grown + p.n_grown, (row_key + row) * p.in_features) - p.grown;
         };
-        new_start[0] = 0;
-        for (int64_t r = 0; r < p.out_features; ++r, row_key += p.in_features) {
-            const int64_t row_end = row_key + p.in_features;
-            for (int64_t i = start[r]; i < start[r + 1]; ++i) {
-                if (p.drop[first + i]) continue;
-                const int64_t key = row_key + p.column[first + i];
-                for (; grown < end && *grown < key; ++grown) put((int32_t)(*grown - row_key), -1);
-                if (grown < end && *grown == key) clash = key;
-                put(p.column[first + i], first + i);
-            }
-            for (; grown < end && *grown < row_end; ++grown) put((int32_t)(*grown - row_key), -1);
-            new_start[r + 1] = at;
-        }
-        if (at > p.capacity) crowded = at;
-        for (; at < p.capacity; ++at) column[at] = 0, old_slot[at] = -1;
+        share.grown0 = place(share.rows.row0);
+        share.grown1 = place(share.rows.row1);
+        for (int64_t s = start[share.rows.row0]; s < start[share.rows.row1]; ++s) share.kept += drop[s] == 0;
     });
-    if (clash >= 0) throw std::invalid_argument("clash " + std::to_string(clash));
-    if (crowded >= 0) throw std::invalid_argument("crowded " + std::to_string(crowded));
+    for (int64_t i = 0; i < count; ++i) {  // where every share begins
+        MergeShare& share = shares[(size_t)i];
+        const int64_t room = share.kept + share.grown1 - share.grown0;
+        share.at += share.rows.row0 == 0 ? 0 : shares[(size_t)i - 1].at;
+        if (share.at + room > p.capacity) {
+            int64_t total = 0;
+            for (const MergeShare& other : shares)
+                if (other.rows.model == share.rows.model) total += other.kept + other.grown1 - other.grown0;
+            throw std::invalid_argument("crowded " + std::to_string(total));
+        }
+        if (i + 1 < count && shares[(size_t)i + 1].rows.row0 != 0) shares[(size_t)i + 1].at = room;
+    }
+    for_each(count, threads, [&](int64_t i) {
+        MergeShare& share = shares[(size_t)i];
+        merge_rows(p, share);
+        const int64_t model = share.rows.model;
+        int64_t* new_start = p.new_row_start + model * (p.out_features + 1);
+        if (share.rows.row0 == 0) new_start[0] = 0;
+        if (share.rows.row0 == 0 &&
+            share.rows.row1 == p.out_features) {  // alone: what the rows have seen is summed at once
+            int64_t columns = 0;
+            for (const uint8_t one : share.seen) columns += one;
+            p.active_columns[model] = columns;
+            std::vector<uint8_t>().swap(share.seen);
+        }
+        if (share.rows.row1 < p.out_features) return;
+        for (int64_t at = new_start[p.out_features]; at < p.capacity; ++at)
+            p.new_column[model * p.capacity + at] = 0, p.old_slot[model * p.capacity + at] = -1;
+    });
+    for (const MergeShare& share : shares)
+        if (share.clash >= 0) throw std::invalid_argument("clash " + std::to_string(share.clash));
+    int64_t fresh = 0;
+    std::vector<uint8_t> seen;
+    for (int64_t i = 0; i < count; ++i) {
+        const MergeShare& share = shares[(size_t)i];
+        const int64_t k = share.rows.model, old = p.row_start[k * (p.out_features + 1) + share.rows.row1] -
+                                                  p.row_start[k * (p.out_features + 1) + share.rows.row0];
+        std::memmove(p.fresh + fresh, p.fresh + share.grown0, (size_t)share.fresh * sizeof(int64_t));
+        fresh += share.fresh;
+        if (share.rows.row0 == 0) {
+            p.dropped[k] = p.came[k] = p.active_rows[k] = 0;
+            seen.assign(share.seen.size(), 0);
+        }
+        p.dropped[k] += old - share.kept - share.returned;
+        p.came[k] += share.fresh;
+        p.active_rows[k] += share.active;
+        if (seen.empty()) continue;
+        for (size_t c = 0; c < seen.size(); ++c) seen[c] |= share.seen[c];
+        if (share.rows.row1 < p.out_features) continue;
+        p.active_columns[k] = 0;
+        for (const uint8_t one : seen) p.active_columns[k] += one;
+    }
+    return fresh;
 }
 
-void sparse_keys(int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity,
-                 const int64_t* row_start, const int32_t* column, int64_t* keys) {
-    int64_t row_key = 0;
-    for (int64_t k = 0; k < n_models; ++k, ++row_start, column += capacity)
-        for (int64_t r = 0; r < out_features; ++r, ++row_start, row_key += in_features)
-            for (int64_t i = row_start[0]; i < row_start[1]; ++i) *keys++ = row_key + column[i];
+int64_t sparse_keys(const KeysParams& p) {
+    const int threads = threads_for(p.n_models * p.capacity, p.threads);
+    const std::vector<RowShare> shares = shares_of_rows(p.n_models, p.out_features, p.row_start, threads);
+    std::vector<int64_t> at(shares.size() + 1, 0);
+    const auto start_of = [&](const RowShare& share) { return p.row_start + share.model * (p.out_features + 1); };
+    for_each((int64_t)shares.size(), threads, [&](int64_t i) {
+        const RowShare& share = shares[(size_t)i];
+        const int64_t first = start_of(share)[share.row0], last = start_of(share)[share.row1];
+        int64_t gone = 0;
+        if (p.drop)
+            for (int64_t s = first; s < last; ++s) gone += p.drop[share.model * p.capacity + s] != 0;
+        at[(size_t)i + 1] = last - first - gone;
+    });
+    for (size_t i = 0; i < shares.size(); ++i) at[i + 1] += at[i];
+    if (at.back() > p.room) throw std::invalid_argument("there are more connections than places for their keys");
+    for_each((int64_t)shares.size(), threads, [&](int64_t i) {
+        const RowShare& share = shares[(size_t)i];
+        const int64_t* start = start_of(share);
+        const int32_t* column = p.column + share.model * p.capacity;
+        const uint8_t* drop = p.drop ? p.drop + share.model * p.capacity : nullptr;
+        int64_t *to = p.keys + at[(size_t)i], *end = p.keys + at[(size_t)i + 1];
+        for (int64_t r = share.row0; r < share.row1 && to < end; ++r) {
+            const int64_t row_key = (share.model * p.out_features + r) * p.in_features;
+            int64_t s = start[r];
+            if (!drop) {
+                for (; s < start[r + 1]; ++s) *to++ = row_key + column[s];
+                continue;
+            }
+            for (; s < start[r + 1] && to < end; ++s) {  // what is written over was dropped
+                *to = row_key + column[s];
+                to += drop[s] == 0;
+            }
+        }
+    });
+    return at.back();
 }
+
+namespace {
+
+template <class T>
+void move_one(T* tensor, const int64_t* old_slot, int64_t count, T* copy, int threads) {
+    const int64_t pieces = threads == 1 ? 1 : 4 * threads;
+    const auto bound = [&](int64_t piece) { return count * piece / pieces; };
+    for_each(pieces, threads, [&](int64_t piece) {
+        for (int64_t i = bound(piece); i < bound(piece + 1); ++i) {
+            const int64_t slot = old_slot[i];
+            const T value = tensor[slot < 0 ? 0 : slot];
+            copy[i] = (T)(value & (T)((T)(slot < 0) - 1));
+        }
+    });
+    for_each(pieces, threads, [&](int64_t piece) {
+        std::memcpy(tensor + bound(piece), copy + bound(piece), (size_t)(bound(piece + 1) - bound(piece)) * sizeof(T));
+    });
+}
+
+}  // namespace
 
 void sparse_move(const MoveParams& p) {
-    const int64_t pieces = p.count < kSerialEntries ? 1 : 4 * std::max(1, p.threads);
-    const auto move = [&](auto* to, const auto* from) {
-        for_each(pieces, p.threads, [&](int64_t piece) {
-            for (int64_t i = p.count * piece / pieces; i < p.count * (piece + 1) / pieces; ++i)
-                to[i] = p.old_slot[i] < 0 ? 0 : from[p.old_slot[i]];
-        });
-    };
-    if (p.bytes == 2)
-        move(static_cast<uint16_t*>(p.to), static_cast<const uint16_t*>(p.from));
-    else if (p.bytes == 4)
-        move(static_cast<uint32_t*>(p.to), static_cast<const uint32_t*>(p.from));
-    else
-        move(static_cast<uint64_t*>(p.to), static_cast<const uint64_t*>(p.from));
+    const int threads = threads_for(p.count, p.threads);
+    const int64_t pieces = threads == 1 ? 1 : 4 * threads;
+    std::vector<int64_t> most((size_t)pieces, -1), least((size_t)pieces, 0);
+    for_each(pieces, threads, [&](int64_t piece) {
+        int64_t low = 0, high = -1;
+        for (int64_t i = p.count * piece / pieces; i < p.count * (piece + 1) / pieces; ++i)
+            low = std::min(low, p.old_slot[i]), high = std::max(high, p.old_slot[i]);
+        least[(size_t)piece] = low, most[(size_t)piece] = high;
+    });
+    const int64_t high = *std::max_element(most.begin(), most.end());
+    const int64_t low = *std::min_element(least.begin(), least.end());
+    if (high >= p.count || low < -1)
+        throw std::invalid_argument("old_slot must be from -1 to below " + std::to_string(p.count) + ", not " +
+                                    std::to_string(low < -1 ? low : high));
+    if (p.count == 0) return;
+    int32_t widest = 0;
+    for (int64_t t = 0; t < p.tensors; ++t) widest = std::max(widest, p.bytes[t]);
+    std::vector<uint64_t> copy((size_t)((p.count * widest + 7) / 8));
+    for (int64_t t = 0; t < p.tensors; ++t) {
+        void* tensor = p.data[t];
+        if (p.bytes[t] == 2)
+            move_one((uint16_t*)tensor, p.old_slot, p.count, (uint16_t*)copy.data(), threads);
+        else if (p.bytes[t] == 4)
+            move_one((uint32_t*)tensor, p.old_slot, p.count, (uint32_t*)copy.data(), threads);
+        else
+            move_one((uint64_t*)tensor, p.old_slot, p.count, copy.data(), threads);
+    }
+}
+
+void sparse_explore(const ExploreParams& p) {
+    const int threads = threads_for(p.n_models * p.positions, p.threads);
+    const int64_t each = p.n_models >= 4 * threads ? 1 : 4 * threads, count = p.n_models * each;
+    if (!ascending(p.keys, p.n_keys, p.n_models * p.positions))
+        throw std::invalid_argument("keys must ascend from 0 to below n_models x positions");
+    std::vector<int64_t> sums((size_t)count);
+    for_each(count, threads, [&](int64_t i) {
+        const int64_t model = i / each, piece = i % each;
+        const int64_t first = model * p.positions + p.positions * piece / each;
+        const int64_t last = model * p.positions + p.positions * (piece + 1) / each;
+        const int64_t* key = std::lower_bound(p.keys, p.keys + p.n_keys, first);
+        for (; key < p.keys + p.n_keys && *key < last; ++key) p.explored[*key] = 1;
+        int64_t sum = 0;
+        for (int64_t from = first; from < last; from += 255) {  // bytes of 0 and 1: 255 of them fit one
+            const int64_t to = std::min(from + 255, last);
+            int32_t few = 0;
+            for (int64_t at = from; at < to; ++at) few += p.explored[at] != 0;
+            sum += few;
+        }
+        sums[(size_t)i] = sum;
+    });
+    for (int64_t k = 0; k < p.n_models; ++k) {
+        p.counts[k] = 0;
+        for (int64_t piece = 0; piece < each; ++piece) p.counts[k] += sums[(size_t)(k * each + piece)];
+    }
 }
 
 }  // namespace toykern

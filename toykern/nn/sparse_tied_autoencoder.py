@@ -12,7 +12,7 @@ from toykern.devices import check_device
 from toykern.errors import check_choice, check_flag, check_positive_int, describe
 from toykern.nn.sparse_weights import SparseWeights, initial_values, random_topology
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, model_index
-from toykern.ops.sparse_linear import GradientCapture, SparseIndex, by_column, sparse_linear
+from toykern.ops.sparse_linear import GradientCapture, by_column, sparse_linear
 from toykern.sparse.topology import Topology
 
 _ACTIVATIONS = ("none", "relu")  # of those that dense stacks have
@@ -243,9 +243,9 @@ class SparseTiedAutoencoder(SparseWeights):
             f"bias={self.bias is not None}"
         )
 
-    def _take_index(self, index: SparseIndex) -> None:
-        super()._take_index(index)
-        place = index.places()
+    def _index_taken(self) -> None:
+        super()._index_taken()
+        place = self.index.places()
         if "place" in self._buffers and self.place.shape == place.shape and self.place.device == place.device:
             self.place.copy_(place)
         else:

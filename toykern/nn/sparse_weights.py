@@ -14,7 +14,7 @@ from toykern.data.philox import KIND_INIT, normal, sequence
 from toykern.errors import check_choice, check_flag, check_non_negative_int, describe
 from toykern.ops.sparse_backends import BACKENDS
 from toykern.ops.sparse_linear import SCALARS, GradientCapture, SparseIndex
-from toykern.ops.sparse_topology import moved
+from toykern.ops.sparse_topology import move, on_cpu
 from toykern.sparse.groups import check_group, expanded, reduced
 from toykern.sparse.layer import NoBackwardPass
 from toykern.sparse.topology import Topology
@@ -143,22 +143,22 @@ class SparseWeights(nn.Module):
                 f"not {describe(old_slot)}"
             )
         old_slot = old_slot.to(self.values.device)
-        if len(old_slot) and (int(old_slot.min()) < -1 or int(old_slot.max()) >= len(old_slot)):
+        low, high = (int(end) for end in old_slot.aminmax()) if len(old_slot) else (-1, -1)
+        if low < -1 or high >= len(old_slot):
             raise ValueError(f"old_slot must be from −1 to {len(old_slot) - 1}")
-        new = old_slot < 0
-        values = moved(self.values, old_slot)
-        start = torch.as_tensor(grown, dtype=values.dtype, device=values.device)
-        if start.ndim and start.shape != values.shape:
+        start = torch.as_tensor(grown, dtype=self.values.dtype, device=self.values.device)
+        if start.ndim and start.shape != self.values.shape:
             raise ValueError(
-                f"grown must be a number or a tensor of shape {list(values.shape)}, not {describe(grown)}"
+                f"grown must be a number or a tensor of shape {list(self.values.shape)}, "
+                f"not {describe(grown)}"
             )
+        if not self._take_topology_in_place(topology):
+            self._take_index(self._index_of(topology, self.values.device))
+        gradient = [] if self.values.grad is None else [self.values.grad]
+        move([self.values, *gradient], old_slot)
         if bool((start != 0).any()):
-            values = torch.where(new & topology.occupied().to(values.device), start, values)
-        index = self._index_of(topology, self.values.device)
-        self.values.copy_(values)
-        if self.values.grad is not None:
-            self.values.grad.copy_(moved(self.values.grad, old_slot))
-        self._take_index(index)
+            new = (old_slot < 0) & topology.occupied().to(self.values.device)
+            self.values.copy_(torch.where(new, start, self.values))
 
     def to_dense(self) -> torch.Tensor:
         """The weights with their zeros, `[n_models, out_features, in_features]`; differentiable."""
@@ -343,6 +343,27 @@ class SparseWeights(nn.Module):
         index = SparseIndex.of(self.in_features, row_start, column)
         return SparseIndex(self.in_features, *(tensor.to(device) for tensor in index[1:]))
 
+    def _take_topology_in_place(self, topology: Topology) -> bool:
+        """Make the index in the buffers themselves, if they are plain memory on the CPU; else False."""
+        buffers = [getattr(self, name) for name in _INDEX_BUFFERS]
+        given = (topology.row_start, topology.column)
+        if not on_cpu(*buffers, *given) or not all(
+            t.is_contiguous() and not torch.is_inference(t) for t in buffers
+        ):
+            return False
+        if {t.untyped_storage().data_ptr() for t in buffers} & {
+            t.untyped_storage().data_ptr() for t in given
+        }:
+            return False  # reading what is being written
+        by_column = (self.column_start, self.row, self.slot)
+        SparseIndex.of(self.in_features, *given, into=by_column)
+        for tensor in by_column:
+            torch.autograd.graph.increment_version(tensor)
+        self.row_start.copy_(topology.row_start)
+        self.column.copy_(topology.column)
+        self._index_taken()
+        return True
+
     def _take_index(self, index: SparseIndex) -> None:
         for name in _INDEX_BUFFERS:
             old, new = getattr(self, name), getattr(index, name)
@@ -350,8 +371,12 @@ class SparseWeights(nn.Module):
                 old.copy_(new)  # DDP and others hold on to buffers
             else:
                 setattr(self, name, new)
+        self._index_taken()
+
+    def _index_taken(self) -> None:
+        """The index in the buffers is a new one."""
         if self.group > 1:  # a whole number of 16 bytes, as tensor cores like their rows
-            most = int(index.row_start.diff(dim=1).max())
+            most = int(self.row_start.diff(dim=1).max())
             self._width = max(8, (most + 7) // 8 * 8)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -62,8 +62,17 @@ class SparseIndex(NamedTuple):
     slot: torch.Tensor
 
     @classmethod
-    def of(cls, in_features: int, row_start: torch.Tensor, column: torch.Tensor) -> SparseIndex:
+    def of(
+        cls,
+        in_features: int,
+        row_start: torch.Tensor,
+        column: torch.Tensor,
+        into: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    ) -> SparseIndex:
         """With the index by column made by counting sort, O(connections + in_features).
+
+        `into` are contiguous CPU tensors (column_start, row, slot) to write it to, in memory of their own;
+        None makes new ones. ValueError, and nothing is written, where row_start or column is no topology.
 
         >>> SparseIndex.of(3, torch.tensor([[0, 2, 3]]), torch.tensor([0, 2, 2], dtype=torch.int32)).row
         tensor([0, 0, 1], dtype=torch.int32)
@@ -78,8 +87,15 @@ class SparseIndex(NamedTuple):
                 in_features, row_start, column, *_device.transposed_index(in_features, row_start, column)
             )
         check_device_of_kernels("sparse_linear_forward", row_start.device)
-        column_start = torch.empty(n_models, in_features + 1, dtype=torch.int64)
-        row, slot = torch.empty_like(column), torch.empty_like(column)
+        if into is None:
+            column_start = torch.empty(n_models, in_features + 1, dtype=torch.int64)
+            row, slot = torch.empty_like(column), torch.empty_like(column)
+        else:
+            column_start, row, slot = into
+            if list(column_start.shape) != [n_models, in_features + 1] or {row.shape, slot.shape} != {
+                column.shape
+            }:
+                raise ValueError("into must have the shapes of the index by column of this topology")
         _native.sparse_transpose(
             n_models,
             out_features,

@@ -1,10 +1,14 @@
-"""Updates of a topology on the CPU: choosing, drawing, merging, moving (csrc/cpu/sparse_topology.cpp).
+"""Updates of a topology on the CPU: choosing and drawing (csrc/cpu/sparse_choice.cpp), merging and moving
+(csrc/cpu/sparse_topology.cpp).
 
 Every function gives what `toykern.sparse` computes in PyTorch and NumPy for other devices and dtypes, to the
 last bit; `can_choose`, `can_draw` and `on_cpu` say whether it can.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -62,6 +66,56 @@ def largest_indices(
     return torch.from_numpy(chosen)
 
 
+def lowest_slots(
+    score: torch.Tensor,
+    row_start: torch.Tensor,
+    *,
+    counts: torch.Tensor | None = None,
+    fraction: float = 0.0,
+    sign: torch.Tensor | None = None,
+    allowed: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(chosen bool `[n_models · capacity]`, how many int64 `[n_models]`): each model's lowest scores.
+
+    Args:
+        score: `[n_models · capacity]`, float32 or float64 on the CPU; that of slack is ignored. Of equal ones
+            the first slots are chosen, NaN counts as lowest.
+        row_start: int64 `[n_models, out + 1]`, a topology's.
+        counts: int64 `[n_models]`; without it `fraction` of the connections, rounded down.
+        sign: of the shape and dtype of `score`: where it is negative and where it is not, connections are
+            chosen from by themselves, `fraction` of each.
+        allowed: bool of the shape of `score`, which may be chosen; None: all. Fewer are chosen where fewer
+            are allowed.
+
+    >>> score, start = torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([[0, 3]])
+    >>> [part.tolist() for part in lowest_slots(score, start, counts=torch.tensor([2]))]
+    [[False, True, True, False], [2]]
+    """
+    score, row_start = score.contiguous(), row_start.contiguous()
+    counts = None if counts is None else counts.to(torch.int64).contiguous()
+    sign = None if sign is None else sign.to(score.dtype).contiguous()
+    allowed = None if allowed is None else allowed.contiguous()
+    n_models = row_start.shape[0]
+    drop = torch.empty(len(score), dtype=torch.bool)
+    dropped = torch.empty(n_models, dtype=torch.int64)
+    _native.sparse_lowest(
+        score=score.data_ptr(),
+        sign=0 if sign is None else sign.data_ptr(),
+        allowed=0 if allowed is None else allowed.data_ptr(),
+        counts=0 if counts is None else counts.data_ptr(),
+        row_start=row_start.data_ptr(),
+        fraction=fraction,
+        n_models=n_models,
+        out_features=row_start.shape[1] - 1,
+        capacity=len(score) // n_models,
+        is_double=score.dtype == torch.float64,
+        drop=drop.data_ptr(),
+        dropped=dropped.data_ptr(),
+        threads=kernel_threads(),
+    )
+    return drop, dropped
+
+
 def can_draw(size: int) -> bool:
     """Whether `random_places` takes groups of this many places."""
     return size <= LARGEST_BITMAP
@@ -103,24 +157,58 @@ def random_places(
     return torch.from_numpy(chosen)
 
 
-def merge(
-    row_start: torch.Tensor, column: torch.Tensor, drop: torch.Tensor, grown: torch.Tensor, in_features: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(row_start, column, old_slot) without the slots in `drop` and with the keys in `grown`.
+class Merged(NamedTuple):
+    """A topology after a change, and what the change was.
 
-    `drop` is bool `[n_models · capacity]`, `grown` int64, ascending, without repeats and in
-    range (unchecked). ValueError("clash <key>") where a grown place stays connected, ValueError("crowded
-    <connections>") where a model has too few slots.
+    Attributes:
+        row_start, column: the new topology's arrays.
+        old_slot: int64 `[n_models · capacity]`, where each slot's connection was; −1: new, or slack.
+        fresh: int64, ascending: the keys of the new connections.
+        dropped, grown: int64 `[n_models]`, connections that went and came.
+        active_outputs, active_inputs: int64 `[n_models]`, rows and columns with a connection.
+    """
+
+    row_start: torch.Tensor
+    column: torch.Tensor
+    old_slot: torch.Tensor
+    fresh: torch.Tensor
+    dropped: torch.Tensor
+    grown: torch.Tensor
+    active_outputs: torch.Tensor
+    active_inputs: torch.Tensor
+
+
+def merge(
+    row_start: torch.Tensor,
+    column: torch.Tensor,
+    drop: torch.Tensor,
+    grown: torch.Tensor,
+    in_features: int,
+    *,
+    keep_returning: bool = False,
+) -> Merged:
+    """A topology without the slots in `drop` and with the keys in `grown`.
+
+    `drop` is bool `[n_models · capacity]`, `grown` int64. A connection that is dropped and grown counts as
+    both, or with `keep_returning` stays as it was and counts as neither. ValueError("unordered 0") where the
+    keys do not ascend without repeats within the matrices, ("clash <key>") where a grown place stays
+    connected, ("crowded <connections>") where a model has too few slots.
 
     >>> start, column = torch.tensor([[0, 2]]), torch.tensor([0, 1], dtype=torch.int32)
-    >>> merge(start, column, torch.tensor([True, False]), torch.tensor([2]), 3)[2].tolist()
+    >>> merge(start, column, torch.tensor([True, False]), torch.tensor([2]), 3).old_slot.tolist()
     [1, -1]
     """
     row_start, column, drop, grown = (t.contiguous() for t in (row_start, column, drop, grown))
     n_models = row_start.shape[0]
-    new_row_start, new_column = torch.empty_like(row_start), torch.empty_like(column)
-    old_slot = torch.empty(len(column), dtype=torch.int64)
-    _native.sparse_merge(
+    counts = torch.empty(4, n_models, dtype=torch.int64)
+    made = Merged(
+        torch.empty_like(row_start),
+        torch.empty_like(column),
+        torch.empty(len(column), dtype=torch.int64),
+        torch.empty(len(grown), dtype=torch.int64),
+        *counts,
+    )
+    fresh = _native.sparse_merge(
         n_models=n_models,
         out_features=row_start.shape[1] - 1,
         in_features=in_features,
@@ -130,58 +218,109 @@ def merge(
         drop=drop.data_ptr(),
         grown=grown.data_ptr(),
         n_grown=len(grown),
-        new_row_start=new_row_start.data_ptr(),
-        new_column=new_column.data_ptr(),
-        old_slot=old_slot.data_ptr(),
+        keep_returning=keep_returning,
+        new_row_start=made.row_start.data_ptr(),
+        new_column=made.column.data_ptr(),
+        old_slot=made.old_slot.data_ptr(),
+        fresh=made.fresh.data_ptr(),
+        dropped=made.dropped.data_ptr(),
+        came=made.grown.data_ptr(),
+        active_rows=made.active_outputs.data_ptr(),
+        active_columns=made.active_inputs.data_ptr(),
         threads=kernel_threads(),
     )
-    return new_row_start, new_column, old_slot
+    return made._replace(fresh=made.fresh[:fresh])
 
 
-def keys(row_start: torch.Tensor, column: torch.Tensor, in_features: int) -> torch.Tensor:
+def keys(
+    row_start: torch.Tensor, column: torch.Tensor, in_features: int, drop: torch.Tensor | None = None
+) -> torch.Tensor:
     """(model · out_features + row) · in_features + column of every connection, in the order of the slots.
 
-    int64 `[connections]`. The arrays are a `Topology`'s, and checked.
+    int64 `[connections]`; without those in `drop`, bool `[n_models · capacity]`. The arrays are a
+    `Topology`'s, and checked.
 
     >>> keys(torch.tensor([[0, 1, 2]]), torch.tensor([2, 0], dtype=torch.int32), 3)
     tensor([2, 3])
     """
     row_start, column = row_start.contiguous(), column.contiguous()
+    drop = None if drop is None else drop.contiguous()
     n_models = row_start.shape[0]
     made = torch.empty(int(row_start[:, -1].sum()), dtype=torch.int64)
-    _native.sparse_keys(
-        n_models,
-        row_start.shape[1] - 1,
-        in_features,
-        len(column) // n_models,
-        row_start.data_ptr(),
-        column.data_ptr(),
-        made.data_ptr(),
+    count = _native.sparse_keys(
+        n_models=n_models,
+        out_features=row_start.shape[1] - 1,
+        in_features=in_features,
+        capacity=len(column) // n_models,
+        room=len(made),
+        row_start=row_start.data_ptr(),
+        column=column.data_ptr(),
+        drop=0 if drop is None else drop.data_ptr(),
+        keys=made.data_ptr(),
+        threads=kernel_threads(),
     )
-    return made
+    return made[:count]
 
 
-def moved(tensor: torch.Tensor, old_slot: torch.Tensor) -> torch.Tensor:
-    """A new tensor with tensor[old_slot[i]] at i, 0 where that is negative.
+def move(tensors: Sequence[torch.Tensor], old_slot: torch.Tensor) -> None:
+    """Entry s of every tensor becomes what was at old_slot[s], or 0 where that is −1; in place.
 
-    Both are 1-d of one length on one device; the slots must be below it (checked for the CPU).
+    All are 1-d of the length of `old_slot` (int64). ValueError, and nothing is changed, where one is
+    not, or a slot is outside (on the CPU; a GPU is not made to wait for that).
 
-    >>> moved(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, -1, 1])).tolist()
-    [3.0, 0.0, 2.0]
+    >>> moments = torch.tensor([1.0, 2.0, 3.0])
+    >>> move([moments], torch.tensor([2, -1, 1]))
+    >>> moments
+    tensor([3., 0., 2.])
     """
-    tensor = tensor.detach().contiguous()
-    if not on_cpu(tensor, old_slot) or tensor.element_size() not in (2, 4, 8):
-        return tensor[old_slot.clamp(min=0)].masked_fill_(old_slot < 0, 0)
-    old_slot = old_slot.contiguous()
-    if len(old_slot) and int(old_slot.max()) >= len(tensor):
-        raise ValueError(f"old_slot must be below {len(tensor)}, not {int(old_slot.max())}")
-    result = torch.empty_like(tensor)
-    _native.sparse_move(
-        result.data_ptr(),
-        tensor.data_ptr(),
-        old_slot.data_ptr(),
-        len(old_slot),
-        tensor.element_size(),
-        kernel_threads(),
+    for tensor in tensors:
+        if tensor.shape != old_slot.shape:
+            raise ValueError(
+                f"tensors must have the shape of old_slot, {list(old_slot.shape)}, not {list(tensor.shape)}"
+            )
+    at_once = [t for t in tensors if _moves_natively(t, old_slot)]
+    if at_once or on_cpu(old_slot):  # the slots are checked, whatever is moved
+        old_slot = old_slot.contiguous()
+        _native.sparse_move(
+            tensors=[(tensor.data_ptr(), tensor.element_size()) for tensor in at_once],
+            old_slot=old_slot.data_ptr(),
+            count=len(old_slot),
+            threads=kernel_threads(),
+        )
+    with torch.no_grad():
+        for tensor in at_once:
+            if not torch.is_inference(tensor):
+                torch.autograd.graph.increment_version(tensor)
+        for tensor in tensors:
+            if not _moves_natively(tensor, old_slot):
+                tensor.copy_(tensor[old_slot.clamp(min=0)].masked_fill_(old_slot < 0, 0))
+
+
+def _moves_natively(tensor: torch.Tensor, old_slot: torch.Tensor) -> bool:
+    return on_cpu(tensor, old_slot) and tensor.is_contiguous() and tensor.element_size() in (2, 4, 8)
+
+
+def explore(explored: torch.Tensor, fresh: torch.Tensor, n_models: int) -> torch.Tensor:
+    """Marks the places `fresh` (int64 keys, ascending) in `explored`, bool `[n_models · out · in]`, in place.
+
+    Returns how many are marked now, int64 `[n_models]`.
+
+    >>> marks = torch.tensor([True, False, False, False])
+    >>> explore(marks, torch.tensor([0, 2]), 2).tolist(), marks.tolist()
+    ([1, 1], [True, False, True, False])
+    """
+    if not on_cpu(explored, fresh) or not explored.is_contiguous():
+        explored[fresh] = True
+        return torch.count_nonzero(explored.reshape(n_models, -1), dim=1)
+    counts = torch.empty(n_models, dtype=torch.int64)
+    fresh = fresh.contiguous()
+    _native.sparse_explore(
+        explored=explored.data_ptr(),
+        keys=fresh.data_ptr(),
+        n_keys=len(fresh),
+        n_models=n_models,
+        positions=len(explored) // n_models,
+        counts=counts.data_ptr(),
+        threads=kernel_threads(),
     )
-    return result
+    return counts

@@ -11,12 +11,15 @@ from torch import distributed, nn
 
 from toykern.data.philox import half_normal
 from toykern.errors import check_choice, describe
+from toykern.ops.sparse_topology import explore
+from toykern.ops.sparse_topology import move as move_together
+from toykern.sparse.change import Change
 from toykern.sparse.distributed import Ranks, fingerprint
 from toykern.sparse.draws import words64
 from toykern.sparse.groups import GroupedLayer
 from toykern.sparse.layer import AttachedLayer, SparseLayer
-from toykern.sparse.optimizer_state import as_optimizers, check_held, move, state_of
-from toykern.sparse.recipe import Change, Recipe
+from toykern.sparse.optimizer_state import as_optimizers, check_held, state_of
+from toykern.sparse.recipe import Recipe
 from toykern.sparse.report import QUANTITIES, LayerReport, Update, plot_history, report_of
 from toykern.sparse.topology import Topology
 
@@ -198,26 +201,17 @@ class AttachedTopology:
 
     def _prepare(self, layer: AttachedLayer, change: Change) -> Callable[[], LayerReport]:
         """All of a layer's change that can fail; the result applies it and reports on it."""
-        old = layer.topology
-        drop, grow = _without_returning(old, change)
-        positions = old.in_features * old.out_features
-        row = grow // old.in_features
-        places = (grow // positions, row % old.out_features, grow % old.in_features)
-        new, old_slot = layer.with_changes(drop, places)
+        new = layer.with_changes(change)
         states = state_of(self.optimizers, layer.module.values, layer.name)
-        dropped = layer.per_model(drop & old.occupied()).sum(dim=1) * layer.group
-        grown = torch.bincount(places[0], minlength=old.n_models) * layer.group
-        values = self._grown_values(layer, new)
+        values = self._grown_values(layer, new.topology)
 
         def apply() -> LayerReport:
-            for state in states:
-                move(state, old_slot)
-            layer.module.set_topology(new, old_slot, values)
-            for kept in layer.slot_memory.values():
-                move(kept, old_slot)
+            move_together([*states, *layer.slot_memory.values()], new.old_slot)
+            layer.module.set_topology(new.topology, new.old_slot, values)
+            marked = None
             if layer.explored is not None:
-                layer.explored[grow] = True
-            return report_of(layer, dropped, grown)
+                marked = explore(layer.explored, new.fresh, layer.topology.n_models)
+            return report_of(layer, new, marked)
 
         return apply
 
@@ -253,31 +247,6 @@ class AttachedTopology:
                 "state_dict of the same checkpoint too"
             )
         self._expected = None
-
-
-def _without_returning(topology: Topology, change: Change) -> tuple[torch.Tensor, torch.Tensor]:
-    """The change without the connections that would go and come back: they stay as they are."""
-    drop = change.drop & topology.occupied()
-    occupied = topology.occupied_slots()
-    going = drop[occupied]
-    slot, key = occupied[going], topology.keys()[going]
-    if len(slot) == 0 or len(change.grow) == 0:
-        return drop, change.grow
-    positions = topology.n_models * topology.in_features * topology.out_features
-    if positions <= 64 * len(topology.column):  # a mark for every place is cheaper than a search for each
-        grows = torch.zeros(positions, dtype=torch.bool, device=key.device)
-        grows[change.grow] = True
-        back = grows[key]
-        grows[key[back]] = False
-        drop[slot[back]] = False
-        return drop, change.grow[grows[change.grow]]
-    at = torch.searchsorted(change.grow, key).clamp(max=len(change.grow) - 1)
-    back = change.grow[at] == key
-    fresh = torch.ones_like(change.grow, dtype=torch.bool)
-    fresh[at[back]] = False
-    drop = drop.clone()
-    drop[slot[back]] = False
-    return drop, change.grow[fresh]
 
 
 def _layer_state(layer: AttachedLayer) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from toykern.errors import check_flag, check_number
+from toykern.sparse.change import Change
 from toykern.sparse.layer import AttachedLayer
-from toykern.sparse.prune import fractions, lowest
-from toykern.sparse.recipe import Change, PruneAndGrow
+from toykern.sparse.prune import fractions, lowest_of_layer
+from toykern.sparse.recipe import PruneAndGrow
 from toykern.sparse.selection import largest, largest_of_groups
 
 
@@ -74,7 +75,7 @@ class ConstantFanIn(PruneAndGrow):
         score = self.prune.score(layer, number)
         occupied = topology.occupied()
         counts = fractions(fraction, topology.n_connections)
-        drop = lowest([layer.per_model(score)], [layer.per_model(occupied)], counts)[0].reshape(-1)
+        drop, _ = lowest_of_layer(layer, score, None, counts=counts)
         slot = (occupied & ~drop).nonzero()[:, 0]
         row = slot // max(1, topology.capacity) * topology.out_features + topology.row[slot]
         key = row * topology.in_features + topology.column[slot]

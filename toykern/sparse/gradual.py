@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 
 from toykern.errors import check_choice, check_non_negative_int, check_number
+from toykern.sparse.change import Change
 from toykern.sparse.layer import AttachedLayer
-from toykern.sparse.prune import Magnitude, PruneCriterion, lowest, protected
-from toykern.sparse.recipe import SCOPES, Change, Recipe, check_ungrouped
+from toykern.sparse.prune import Magnitude, PruneCriterion, drops_of
+from toykern.sparse.recipe import SCOPES, Recipe, check_ungrouped
 from toykern.sparse.schedules import Timing
 
 
@@ -83,24 +84,19 @@ class GradualMagnitude(Recipe):
 
     def plan(self, layers: list[AttachedLayer], step: int, number: int) -> list[Change]:
         """Drop what is above the density that the schedule asks for."""
-        scores, available, surplus = [], [], []
+        surplus = []
         for layer in layers:
             topology = layer.topology
-            score = self.prune.score(layer, number)
-            free = topology.occupied() & ~protected(layer, score, self.minimum_fan_in)
-            scores.append(layer.per_model(score))
-            available.append(layer.per_model(free))
             positions = topology.in_features * topology.out_features
             initial = layer.budget.double() / positions
             target = torch.tensor([self.density_at(step, float(d)) * positions for d in initial])
             surplus.append(topology.n_connections - (target + 0.5).floor().long().to(topology.device))
-        if self.scope == "global":
-            total = torch.stack(surplus).sum(dim=0).clamp(min=0)
-            drops = lowest(scores, available, total)
-        else:
-            drops = [
-                lowest([score], [free], count.clamp(min=0))[0]
-                for score, free, count in zip(scores, available, surplus, strict=True)
-            ]
-        nothing = torch.empty(0, dtype=torch.int64, device=scores[0].device)
-        return [Change(drop.reshape(-1), nothing) for drop in drops]
+        drops = drops_of(
+            layers,
+            self.prune,
+            number,
+            scope=self.scope,
+            minimum_fan_in=self.minimum_fan_in,
+            counts=surplus,
+        )
+        return [Change(drop, drop.new_empty(0, dtype=torch.int64)) for drop, _ in drops]

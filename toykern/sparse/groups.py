@@ -9,10 +9,12 @@ the mean over its connections.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from toykern.sparse.change import Change, Changed, changed
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.topology import Topology
 
@@ -133,16 +135,14 @@ class GroupedLayer(AttachedLayer):
         parts = [part.reshape(-1).contiguous() for part in (model, row, column)]
         return self._captured(lambda: self.module.gradient_at(*parts))
 
-    def with_changes(
-        self, drop: torch.Tensor, grow: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    ) -> tuple[Topology, torch.Tensor]:
-        """The layer's topology and `old_slot` after changes of units."""
+    def with_changes(self, change: Change) -> Changed:
+        """What the change of units makes of the module's topology; what went and came is counted in units."""
         old, full = self.topology, self.module.topology
-        new, old_unit = old.with_changes(drop, grow)
-        made = expanded(new, self.group, full.capacity)
+        units = changed(old, change)
+        new = units.topology
         target = slots_of_units(new, self.group, full.capacity)
-        source = slots_of_units(old, self.group, full.capacity)[old_unit.clamp(min=0)]
-        stayed = old_unit >= 0
+        source = slots_of_units(old, self.group, full.capacity)[units.old_slot.clamp(min=0)]
+        stayed = units.old_slot >= 0
         old_slot = torch.full_like(full.column, -1, dtype=torch.int64)
         old_slot[target[stayed].reshape(-1)] = source[stayed].reshape(-1)
-        return made, old_slot
+        return replace(units, topology=expanded(new, self.group, full.capacity), old_slot=old_slot)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from toykern.broadcast import broadcast_seed
+from toykern.sparse.change import Change, Changed, changed
 from toykern.sparse.topology import Topology
 
 
@@ -112,11 +113,9 @@ class AttachedLayer:
         """A score of what `gradient_at` gave, likewise."""
         return score
 
-    def with_changes(
-        self, drop: torch.Tensor, grow: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    ) -> tuple[Topology, torch.Tensor]:
-        """The module's topology after a change, and `old_slot` (`Topology.with_changes`)."""
-        return self.topology.with_changes(drop, grow)
+    def with_changes(self, change: Change) -> Changed:
+        """What the change makes of the module's topology (`changed`)."""
+        return changed(self.topology, change)
 
     def per_model(self, slots: torch.Tensor) -> torch.Tensor:
         """`[n_models · capacity]` as `[n_models, capacity]`."""

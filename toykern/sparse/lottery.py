@@ -14,9 +14,10 @@ from toykern.errors import (
     check_number,
     check_positive_int,
 )
+from toykern.sparse.change import Change
 from toykern.sparse.layer import AttachedLayer, SparseLayer
-from toykern.sparse.prune import Magnitude, PruneCriterion, fractions, lowest, protected
-from toykern.sparse.recipe import SCOPES, Change, Recipe, check_ungrouped
+from toykern.sparse.prune import Magnitude, PruneCriterion, drops_of
+from toykern.sparse.recipe import SCOPES, Recipe, check_ungrouped
 
 if TYPE_CHECKING:
     from toykern.sparse.attached import AttachedTopology
@@ -92,23 +93,15 @@ class LotteryTicket(Recipe):
 
     def plan(self, layers: list[AttachedLayer], step: int, number: int) -> list[Change]:
         """Drop the fraction of lowest score."""
-        scores, available, counts = [], [], []
-        for layer in layers:
-            score = self.prune.score(layer, number)
-            free = layer.topology.occupied() & ~protected(layer, score, self.minimum_fan_in)
-            scores.append(layer.per_model(score))
-            available.append(layer.per_model(free))
-            counts.append(layer.topology.n_connections)
-        if self.scope == "global":
-            total = fractions(self.drop_fraction, torch.stack(counts).sum(dim=0))
-            drops = lowest(scores, available, total)
-        else:
-            drops = [
-                lowest([score], [free], fractions(self.drop_fraction, count))[0]
-                for score, free, count in zip(scores, available, counts, strict=True)
-            ]
-        nothing = torch.empty(0, dtype=torch.int64, device=scores[0].device)
-        return [Change(drop.reshape(-1), nothing) for drop in drops]
+        drops = drops_of(
+            layers,
+            self.prune,
+            number,
+            scope=self.scope,
+            minimum_fan_in=self.minimum_fan_in,
+            fraction=self.drop_fraction,
+        )
+        return [Change(drop, drop.new_empty(0, dtype=torch.int64)) for drop, _ in drops]
 
     def finished(self, attached: AttachedTopology, step: int, update: bool) -> int | None:
         """Keep the weights of step `rewind_to`; put them back at the end of a round."""

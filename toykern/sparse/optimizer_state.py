@@ -15,7 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from toykern.errors import describe
-from toykern.ops.sparse_topology import moved
+from toykern.ops import sparse_topology
 
 
 def as_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
@@ -95,8 +95,7 @@ def move(tensor: torch.Tensor, old_slot: torch.Tensor) -> None:
     >>> moments
     tensor([3., 0., 2.])
     """
-    with torch.no_grad():
-        tensor.copy_(moved(tensor, old_slot))
+    sparse_topology.move([tensor], old_slot)
 
 
 def _holds_tensors(entry: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from toykern.ops import sparse_topology as native
 from toykern.sparse.draws import words64
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.selection import largest, largest_of_groups
@@ -95,12 +96,117 @@ def lowest(
     return list(chosen.split([score.shape[1] for score in scores], dim=1))
 
 
+def drops_of(
+    layers: list[AttachedLayer],
+    criterion: PruneCriterion,
+    number: int,
+    *,
+    scope: str,
+    minimum_fan_in: int,
+    fraction: float = 0.0,
+    counts: list[torch.Tensor] | None = None,
+    by_sign: bool = False,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What goes from each layer: (bool `[n_models · capacity]`, how many int64 `[n_models]`).
+
+    `counts` (int64 `[n_models]` for each layer), or `fraction` of the connections, rounded down: of every
+    layer by itself, or with scope "global" as many as that makes over all layers, compared with each other.
+    """
+    scores = [criterion.score(layer, number) for layer in layers]
+    free = [available(layer, score, minimum_fan_in) for layer, score in zip(layers, scores, strict=True)]
+    if scope == "global":
+        if counts is None:
+            of_all = torch.stack([layer.topology.n_connections for layer in layers]).sum(dim=0)
+            total = fractions(fraction, of_all)
+        else:
+            total = torch.stack(counts).sum(dim=0)
+        chosen = lowest(
+            [layer.per_model(score) for layer, score in zip(layers, scores, strict=True)],
+            [
+                layer.per_model(layer.topology.occupied() if may_go is None else may_go)
+                for layer, may_go in zip(layers, free, strict=True)
+            ],
+            total.clamp(min=0),
+        )
+        return [(drop.reshape(-1), drop.sum(dim=1)) for drop in chosen]
+    return [
+        lowest_of_layer(
+            layer,
+            score,
+            may_go,
+            counts=None if counts is None else counts[i].clamp(min=0),
+            fraction=fraction,
+            by_sign=by_sign,
+        )
+        for i, (layer, score, may_go) in enumerate(zip(layers, scores, free, strict=True))
+    ]
+
+
+def lowest_of_layer(
+    layer: AttachedLayer,
+    score: torch.Tensor,
+    allowed: torch.Tensor | None,
+    *,
+    counts: torch.Tensor | None = None,
+    fraction: float = 0.0,
+    by_sign: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lowest scores of every model of one layer: (bool `[n_models · capacity]`, int64 `[n_models]`).
+
+    `counts` of them, or `fraction` of the connections (of each sign of the values by itself with `by_sign`);
+    fewer where fewer are `allowed` (bool for every slot; None: all that hold a connection). Of equal scores
+    those in earlier slots go; NaN goes first.
+    """
+    if native.can_choose(score):
+        sign = None
+        if by_sign:
+            values = layer.of_units(layer.values)
+            sign = values if values.dtype == score.dtype else -(values < 0).to(score.dtype)
+        return native.lowest_slots(
+            score,
+            layer.topology.row_start,
+            counts=counts,
+            fraction=fraction,
+            sign=sign,
+            allowed=allowed,
+        )
+    return lowest_anywhere(layer, score, allowed, counts=counts, fraction=fraction, by_sign=by_sign)
+
+
+def lowest_anywhere(
+    layer: AttachedLayer,
+    score: torch.Tensor,
+    allowed: torch.Tensor | None,
+    *,
+    counts: torch.Tensor | None = None,
+    fraction: float = 0.0,
+    by_sign: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`lowest_of_layer` by PyTorch, on any device."""
+    occupied = layer.per_model(layer.topology.occupied())
+    free = occupied if allowed is None else layer.per_model(allowed) & occupied
+    classes = [occupied]
+    if by_sign:
+        negative = layer.per_model(layer.of_units(layer.values) < 0)
+        classes = [negative & occupied, ~negative & occupied]
+    drop = torch.zeros_like(occupied)
+    for members in classes:
+        wanted = fractions(fraction, members.sum(dim=1)) if counts is None else counts
+        drop |= lowest([layer.per_model(score)], [free & members], wanted)[0]
+    return drop.reshape(-1), drop.sum(dim=1)
+
+
+def available(layer: AttachedLayer, score: torch.Tensor, minimum_fan_in: int) -> torch.Tensor | None:
+    """The connections that may go, bool `[n_models · capacity]`; None: all of them."""
+    if minimum_fan_in == 0:
+        return None
+    return layer.topology.occupied() & ~protected(layer, score, minimum_fan_in)
+
+
 def protected(layer: AttachedLayer, score: torch.Tensor, minimum_fan_in: int) -> torch.Tensor:
     """The `minimum_fan_in` best-scored connections of every output, bool `[n_models · capacity]`."""
     topology = layer.topology
     keep = torch.zeros_like(topology.occupied())
-    if minimum_fan_in == 0:
-        return keep
     slot = topology.occupied_slots()
     rows = topology.n_models * topology.out_features
     row = slot // max(1, topology.capacity) * topology.out_features + topology.row[slot]

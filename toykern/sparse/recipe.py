@@ -25,9 +25,10 @@ from toykern.errors import (
     check_positive_int,
     describe,
 )
+from toykern.sparse.change import Change
 from toykern.sparse.grow import DenseGradient, GrowCriterion
 from toykern.sparse.layer import AttachedLayer
-from toykern.sparse.prune import Magnitude, PruneCriterion, fractions, lowest, protected
+from toykern.sparse.prune import Magnitude, PruneCriterion, drops_of
 from toykern.sparse.schedules import DropSchedule, Timing, check_drop_schedule, drop_fraction
 from toykern.sparse.selection import largest_of_groups, shared_out
 
@@ -35,14 +36,6 @@ if TYPE_CHECKING:
     from toykern.sparse.attached import AttachedTopology
 
 SCOPES = ("layer", "global")
-
-
-@dataclass(frozen=True)
-class Change:
-    """What becomes of one layer: `drop` bool `[n_models · capacity]`, `grow` int64 keys, ascending."""
-
-    drop: torch.Tensor
-    grow: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,58 +228,36 @@ class PruneAndGrow(Recipe):
         """Drop by the prune criterion, then grow by the grow criterion, as the scope says."""
         drops = self.drops(layers, self.fraction(step), number)
         taken = [
-            layer.topology.keys()
-            if not self.grow.grows_dropped
-            else layer.topology.keys()[~drop.reshape(-1)[layer.topology.occupied_slots()]]
-            for layer, drop in zip(layers, drops, strict=True)
+            layer.topology.keys(drop if self.grow.grows_dropped else None)
+            for layer, (drop, _) in zip(layers, drops, strict=True)
         ]
-        counts = [drop.sum(dim=1) for drop in drops]
+        counts = [count for _, count in drops]
         if self.moves_between_layers:
-            grown = self._grow_between_layers(layers, drops, taken, counts, number)
+            grown = self._grow_between_layers(layers, taken, counts, number)
         else:
             grown = [
                 self.grow.propose(layer, keys, count, False, number)[0]
                 for layer, keys, count in zip(layers, taken, counts, strict=True)
             ]
-        return [Change(drop.reshape(-1), keys) for drop, keys in zip(drops, grown, strict=True)]
+        return [Change(drop, keys) for (drop, _), keys in zip(drops, grown, strict=True)]
 
-    def drops(self, layers: list[AttachedLayer], fraction: float, number: int) -> list[torch.Tensor]:
-        """The connections to drop in each layer, bool `[n_models, capacity]`."""
-        scores, available, connections = [], [], []
-        for layer in layers:
-            score = self.prune.score(layer, number)
-            free = layer.topology.occupied() & ~protected(layer, score, self.minimum_fan_in)
-            scores.append(layer.per_model(score))
-            available.append(layer.per_model(free))
-            connections.append(layer.topology.n_connections)
-        if self.scope == "global":
-            return lowest(scores, available, fractions(fraction, torch.stack(connections).sum(dim=0)))
-        if getattr(self.prune, "by_sign", False):
-            return [
-                self._drops_by_sign(layer, score, free, fraction)
-                for layer, score, free in zip(layers, scores, available, strict=True)
-            ]
-        return [
-            lowest([score], [free], fractions(fraction, count))[0]
-            for score, free, count in zip(scores, available, connections, strict=True)
-        ]
-
-    def _drops_by_sign(
-        self, layer: AttachedLayer, score: torch.Tensor, available: torch.Tensor, fraction: float
-    ) -> torch.Tensor:
-        """The same fraction of the positive and the negative connections of each model."""
-        negative = layer.per_model(layer.of_units(layer.values) < 0)
-        occupied = layer.per_model(layer.topology.occupied())
-        drop = torch.zeros_like(occupied)
-        for sign in (negative, ~negative):
-            counts = fractions(fraction, (sign & occupied).sum(dim=1))
-            drop |= lowest([score], [available & sign], counts)[0]
-        return drop
+    def drops(
+        self, layers: list[AttachedLayer], fraction: float, number: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What to drop in each layer: (bool `[n_models · capacity]`, how many int64 `[n_models]`)."""
+        return drops_of(
+            layers,
+            self.prune,
+            number,
+            scope=self.scope,
+            minimum_fan_in=self.minimum_fan_in,
+            fraction=fraction,
+            by_sign=bool(getattr(self.prune, "by_sign", False)),
+        )
 
     def _grow_between_layers(
         self,
         layers: list[AttachedLayer],
-        drops: list[torch.Tensor],
         taken: list[torch.Tensor],
         counts: list[torch.Tensor],
         number: int,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from toykern.sparse.change import Changed
 from toykern.sparse.layer import AttachedLayer
 
 if TYPE_CHECKING:
@@ -84,20 +85,20 @@ class Update:
         return cls(**{**state, "layers": layers})
 
 
-def report_of(layer: AttachedLayer, dropped: torch.Tensor, grown: torch.Tensor) -> LayerReport:
-    """The report on a layer whose topology has just changed."""
-    topology = layer.module.topology
+def report_of(layer: AttachedLayer, new: Changed, marked: torch.Tensor | None) -> LayerReport:
+    """The report on a layer that was just changed; `marked` int64 `[n_models]`, places explored, or None."""
+    topology = layer.topology  # of units, where the layer has groups: all of them alike
     explored = None
-    if layer.explored is not None:
-        explored = share_of_true(layer.explored.reshape(topology.n_models, -1))
+    if marked is not None:
+        explored = (marked.double() / (topology.in_features * topology.out_features)).cpu()
     return LayerReport(
-        dropped=dropped.cpu(),
-        grown=grown.cpu(),
-        connections=topology.n_connections.cpu().clone(),
-        density=topology.density.cpu(),
+        dropped=new.dropped.cpu() * layer.group,
+        grown=new.grown.cpu() * layer.group,
+        connections=new.topology.n_connections.cpu().clone(),
+        density=new.topology.density.cpu(),
         explored=explored,
-        active_neurons=(topology.fan_in > 0).sum(dim=1).cpu(),
-        active_inputs=(topology.fan_out > 0).sum(dim=1).cpu(),
+        active_neurons=new.active_neurons.cpu() * layer.group,
+        active_inputs=new.active_inputs.cpu().clone(),
     )
 
 

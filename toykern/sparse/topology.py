@@ -258,10 +258,15 @@ class Topology:
         slot = self.occupied_slots()
         return slot // max(1, self.capacity), self.row[slot], self.column[slot].long()
 
-    def keys(self) -> torch.Tensor:
-        """(model · out_features + row) · in_features + column of every connection, ascending, int64."""
+    def keys(self, drop: torch.Tensor | None = None) -> torch.Tensor:
+        """(model · out_features + row) · in_features + column of every connection, ascending, int64.
+
+        Without those in `drop`, bool `[n_models · capacity]`, where it is given.
+        """
         if native.on_cpu(self.column, self.row_start):
-            return native.keys(self.row_start, self.column, self.in_features)
+            return native.keys(self.row_start, self.column, self.in_features, drop)
+        if drop is not None:
+            return self.keys()[~drop[self.occupied_slots()]]
         rows = torch.arange(self.n_models * self.out_features, device=self.device) * self.in_features
         return rows.repeat_interleave(self.fan_in.reshape(-1)) + self.column[self.occupied_slots()]
 
@@ -344,12 +349,25 @@ class Topology:
 
     def _merged(self, drop: torch.Tensor, grown: torch.Tensor) -> tuple[Topology, torch.Tensor]:
         """`with_changes` on the CPU, natively."""
+        merged = self.merged(drop, grown)
+        return self.of_merged(merged), merged.old_slot
+
+    def merged(
+        self, drop: torch.Tensor, grown: torch.Tensor, *, keep_returning: bool = False
+    ) -> native.Merged:
+        """The arrays after a change by keys, ascending, on the CPU (`toykern.ops.sparse_topology.merge`); a
+        ValueError says what is wrong as `with_changes` does."""
         try:
-            row_start, column, old_slot = native.merge(
-                self.row_start, self.column, drop, grown, self.in_features
+            return native.merge(
+                self.row_start, self.column, drop, grown, self.in_features, keep_returning=keep_returning
             )
         except ValueError as error:
             kind, number = str(error).split()
+            if kind == "unordered":
+                raise ValueError(
+                    f"grow must name places of {self.n_models} x {self.out_features} x {self.in_features} "
+                    "by keys that ascend without repeats"
+                ) from None
             if kind == "clash":
                 raise ValueError(
                     f"grow names {self._name(int(number))}, which is connected already"
@@ -357,7 +375,10 @@ class Topology:
             raise ValueError(
                 f"grow would give a model {number} connections, more than its capacity of {self.capacity}"
             ) from None
-        return Topology(self.in_features, self.out_features, row_start, column, check=False), old_slot
+
+    def of_merged(self, merged: native.Merged) -> Topology:
+        """A topology of this shape with the arrays of `merged`."""
+        return Topology(self.in_features, self.out_features, merged.row_start, merged.column, check=False)
 
     def to(self, device: torch.device | str) -> Topology:
         """This topology with its arrays on `device`."""

@@ -7,6 +7,7 @@
 #include "toykern/layer.h"
 #include "toykern/params.h"
 #include "toykern/sparse.h"
+#include "toykern/sparse_topology.h"
 
 namespace toykern {
 
@@ -65,6 +66,7 @@ struct LevelTable {
     double (*spin_fma)(int64_t rounds, int64_t* operations);  // returns a value that depends on all of them
     uint32_t (*spin_words)(int64_t rounds, int64_t* words);
     const SparseKernels* (*sparse_kernels)();  // [3] in the order of Scalar
+    const ChoiceKernels* (*choice_kernels)();
     LayerTable (*pick_layer)(const LayerParams&);
 };
 
