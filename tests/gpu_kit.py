@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
 import torch
 from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
 from kit import data_of, model_of, tensors_of
@@ -16,6 +17,7 @@ from kit import data_of, model_of, tensors_of
 import toykern as tk
 
 DEVICE = os.environ.get("TOYKERN_GPU_TESTS_ON", "cuda")  # cpu: tries the tests themselves, without a GPU
+on_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA itself")
 BY_NAME = {case.name: case for case in (*FIT_CASES, *FIT_LARGE, *FIT_LONG)}
 
 # Of each regime (csrc/cuda/regimes.h): rare and frequent units, groups, noise, untied, momentum.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_kit import DEVICE, LARGE, SMALL, TINY, assert_same_runs, fit_on_gpu, ids
+from gpu_kit import DEVICE, LARGE, SMALL, TINY, assert_same_runs, fit_on_gpu, ids, on_cuda
 
 import toykern as tk
 
@@ -25,6 +25,7 @@ def model(**options) -> tk.TiedAutoencoder:
     return tk.TiedAutoencoder(3, 2, 4, device=DEVICE, **options)
 
 
+@on_cuda
 def test_a_gpu_that_is_not_there():
     with pytest.raises(RuntimeError, match="device is 'cuda:99'.*GPU"):
         tk.TiedAutoencoder(3, 2, device="cuda:99")
@@ -32,6 +33,7 @@ def test_a_gpu_that_is_not_there():
         tk.SparseFeatures(3, 0.1).sample(0, 8, device="cuda:99")
 
 
+@on_cuda
 def test_parameters_on_different_devices():
     mixed = model()
     mixed.bias = torch.nn.Parameter(mixed.bias.detach().cpu())
@@ -81,6 +83,7 @@ def test_models_that_diverge_are_marked_and_harm_no_other(case):
     assert wild.loss.cpu()[1].isfinite().sum() < 60
 
 
+@on_cuda
 def test_out_of_memory_says_how_much_and_what_to_do():
     """Fills the device with a plain allocation first; asks for no more than that fits nowhere."""
     small = tk.TiedAutoencoder(2, 1, 200_000, device=DEVICE)

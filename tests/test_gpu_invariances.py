@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 from cases import FitCase
-from gpu_kit import DEVICE, LARGE, SMALL, TINY, VARIED, assert_same_runs, fit_on_gpu, ids, same_bits
+from gpu_kit import DEVICE, LARGE, SMALL, TINY, VARIED, assert_same_runs, fit_on_gpu, ids, on_cuda, same_bits
 from kit import data_of, model_of
 
 import toykern as tk
@@ -87,6 +87,7 @@ def test_records_and_stretches_change_nothing(case: FitCase):
         assert same_bits(value, noted.model.get_parameter(name))
 
 
+@on_cuda
 @each_regime
 def test_another_stream_and_another_thread_change_nothing(case: FitCase):
     expected = fit_on_gpu(case, steps=40)
@@ -111,6 +112,7 @@ def test_another_stream_and_another_thread_change_nothing(case: FitCase):
         assert_same_runs(other, expected)
 
 
+@on_cuda
 @each_regime
 def test_the_device_context_is_left_alone(case: FitCase):
     before = torch.cuda.current_device()
@@ -156,7 +158,8 @@ def test_ctrl_c_keeps_what_was_trained():
     run = tk.fit(model, tk.SparseFeatures(2, 0.5), 10**6, progress=False)
     timer.join()
     assert run.interrupted and 0 < run.step < 10**6
-    torch.cuda.synchronize()
+    if DEVICE != "cpu":
+        torch.cuda.synchronize()
     again = tk.TiedAutoencoder(2, 1, 50_000, device=DEVICE)
     other = tk.fit(again, tk.SparseFeatures(2, 0.5), 10**6, progress=False, stop_at=run.step)
     assert_same_runs(other, run)

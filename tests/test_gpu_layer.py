@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from cases import LAYER_CASES, LayerCase
-from gpu_kit import DEVICE
+from gpu_kit import DEVICE, on_cuda
 from gpu_kit import same_bits as same_float_bits
 from kit import largest_error, layer_batch, layer_of, layer_reference
 from layer_kit import LARGE_TOLERANCE, TOLERANCE, case_errors
@@ -17,7 +17,6 @@ from toykern import _native
 from toykern.ops import tied_autoencoder_cuda as cuda
 
 pytestmark = pytest.mark.gpu
-on_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA itself")
 each_case = pytest.mark.parametrize("case", LAYER_CASES, ids=lambda case: case.name)
 
 # Each way, tied or not: small, and large by products; sizes that no tile divides.

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from gpu_kit import DEVICE, same_bits
+from gpu_kit import DEVICE, on_cuda, same_bits
 from sparse_cases import DTYPES, FLOORS, SPARSE_CASES, dense_results, problem_of
 from test_device_sparse import GROUPED, WIDE, grouped_problem, width_of
 
@@ -21,10 +21,10 @@ LARGE = [c for c in SPARSE_CASES if c.name in ("large", "long rows", "stack", "s
 
 
 def on_device(p):
-    """(x, values, bias, index, dy) there."""
-    index = SparseIndex(p.index.in_features, *(t.to(DEVICE) for t in p.index[1:]))
-    bias = None if p.bias is None else p.bias.to(DEVICE)
-    return p.x.to(DEVICE), p.values.to(DEVICE), bias, index, p.dy.to(DEVICE)
+    """Copies there: (x, values, bias, index, dy)."""
+    x, values, dy, *of_index = (t.to(DEVICE, copy=True) for t in (p.x, p.values, p.dy, *p.index[1:]))
+    bias = None if p.bias is None else p.bias.to(DEVICE, copy=True)
+    return x, values, bias, SparseIndex(p.index.in_features, *of_index), dy
 
 
 def results(case, p, backend, group=1, width=0):
@@ -119,10 +119,9 @@ def layer_on(device, backend, group=1, **options):
     )
 
 
+@on_cuda
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_whole_step_in_a_cuda_graph_and_a_topology_that_moves_under_it(backend):
-    if DEVICE == "cpu":
-        pytest.skip("CUDA graphs need a GPU")
     group = 16 if backend == "groups" else 1
     x, target = torch.randn(70, 96, device=DEVICE), torch.randn(70, 64, device=DEVICE)
 
@@ -239,9 +238,8 @@ def test_a_layer_moves_between_devices_with_what_it_has_learned():
     assert torch.equal(layer.cpu()(x), expected)
 
 
+@on_cuda
 def test_the_choice_is_measured_once_for_a_kind():
-    if DEVICE == "cpu":
-        pytest.skip("nothing is measured on the CPU")
     sparse_choice.forget_measurements()
     layer = layer_on(DEVICE, "auto", 16)
     for batch in (33, 40, 64, 65):
