@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,6 +140,30 @@ def test_a_process_that_hangs_is_ended() -> None:
         assert worker.call("drop", limit=60) == (None, None)
     finally:
         worker.close()
+
+
+class FakeWorker:
+    def call(self, method, *arguments, limit):
+        assert method == "whole" and limit > 0
+        return {"call_seconds": 1.0, "steps": arguments[1]}, None
+
+
+def test_the_whole_phase_diagram_is_run_last_where_there_is_time() -> None:
+    def whole(projected: float | None, left: float) -> dict | None:
+        entry = {} if projected is None else {"projected_seconds": projected}
+        figures = {"device": "a GPU", "workloads": [entry]}
+        gpu_bench.run_whole(FakeWorker(), [PLAIN], figures, time.monotonic() + left)
+        return entry.get("whole")
+
+    assert whole(30.0, 60.0) == {"call_seconds": 1.0, "steps": gpu_bench.HARD_STEPS}
+    assert "too long" in whole(30.0, 40.0)["left_out"] and "too long" in whole(90.0, 600.0)["left_out"]
+    assert whole(None, 600.0) is None
+    worker = Worker(OURS, "cpu")
+    try:
+        result, why = worker.call("whole", replace(PLAIN, n_models=3), 2, limit=120)
+    finally:
+        worker.close()
+    assert why is None and result["steps"] == 2 and result["call_seconds"] >= result["seconds"] > 0
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ Stages, each in a process of its own with a time limit, one after another:
 
     build       the native module with CUDA kernels, in place, by the Python that runs this
     tests       pytest -m gpu: the data stream's bits, parity with the float64 reference over the shared list
-                of cases, bitwise repeatability, errors
+                of cases, bitwise repeatability, errors; an error that takes the GPU from the process costs
+                that test alone, another process goes on
     memcheck    compute-sanitizer over tools/gpu_steps.py
     racecheck   likewise, for races in shared memory
     sparse      bench.gpu.sparse: a training step of sparse layers by every back end, beside dense and masked
@@ -12,13 +13,18 @@ Stages, each in a process of its own with a time limit, one after another:
     bench       bench.gpu: every workload beside its peers, and the roof
 
 One JSON record in bench/results/ (gpu-<date>.json) gets the device, driver, versions, commit, and every
-stage's figures as soon as it ends: a stage that fails or runs out of time loses nothing of the others.
-README.md's table is made from the newest record by `python -m bench --readme`.
+stage's figures as soon as it ends: a stage that fails or runs out of time loses nothing of the others. Beside
+it gpu-<date>.log has everything that was said, as it comes. Last a line for each stage, the tests that failed
+and the ratios are printed. README.md's table is made from the newest record by `python -m bench --readme`.
 
 It needs nvcc, a PyTorch with CUDA, pytest, pybind11 and setuptools, and no network; JAX is a peer if it
 is there, and so are compute-sanitizer and ninja used if they are.
 
-    python tools/gpu_check.py --only bench --budget 240
+Where a machine is lent for ten minutes at a time: first all of it, then the bench again with its time to
+itself, the folder of the results being what comes back.
+
+    python tools/gpu_check.py --results $OUT
+    python tools/gpu_check.py --results $OUT --only build bench
 """
 
 from __future__ import annotations
@@ -44,24 +50,27 @@ STAGES = ("build", "tests", "memcheck", "racecheck", "sparse", "layer", "bench")
 BUDGET = 570  # seconds for everything
 SHARES = {
     "build": 150,
-    "tests": 200,
-    "memcheck": 70,
-    "racecheck": 70,
-    "sparse": 90,
-    "layer": 120,
-    "bench": 270,
-}  # at most, each
+    "tests": 160,
+    "memcheck": 60,
+    "racecheck": 60,
+    "sparse": 60,
+    "layer": 80,
+}  # at most, each; the last one has what is left
 NEEDED = {
+    "tests": 30,
     "memcheck": 20,
     "racecheck": 20,
-    "tests": 30,
     "sparse": 30,
     "layer": 40,
-    "bench": 60,
-}  # a stage is not begun with less
+    "bench": 120,
+}  # kept for it by the stages before; it is not begun with less than half
 TAIL = 6000  # characters of a stage's output that the record keeps
-LOGS = ROOT / "build" / "gpu-check"  # all of it
-GPU_TESTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_gpu_*.py"))
+SHOWN = 1500  # and that are printed
+STARTS = 12  # of pytest, at most, where processes lose their GPU
+GPU_TESTS = [
+    "tests/test_devices.py",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_gpu_*.py")),
+]
 
 Outcome = dict[str, Any]
 
@@ -81,15 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.budget < 1:
         parser.error(f"--budget must be at least 1, not {options.budget}")
-    shutil.rmtree(LOGS, ignore_errors=True)
-    record = Record(options.results)
     end = time.monotonic() + options.budget
+    record = Record(options.results)
     wanted = [stage for stage in STAGES if options.only is None or stage in options.only]
     for at, stage in enumerate(wanted):
         left = end - time.monotonic()
         kept = sum(NEEDED.get(later, 0) for later in wanted[at + 1 :])
-        limit = min(SHARES[stage], left - kept)
-        if limit < NEEDED.get(stage, 1):
+        limit = left if at + 1 == len(wanted) else min(SHARES.get(stage, left), left - kept)
+        if limit < max(1, NEEDED.get(stage, 0) / 2):
             record.add(stage, {"passed": False, "skipped": f"{max(left, 0):.0f} s left of the budget"})
             continue
         if stage != "build" and record.device is None:
@@ -103,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome = {"passed": False, "error": f"{type(error).__name__}: {error}"}
         outcome["seconds"] = round(time.monotonic() - began, 1)
         record.add(stage, outcome)
-    print(f"\n{record.summary()}\n{record.path}\neverything that was said: {LOGS / 'log.txt'}", flush=True)
+    print(f"\n{record.summary()}\n{record.path} and beside it, as .log, all that was said", flush=True)
     return 0 if record.passed(wanted) else 1
 
 
@@ -115,6 +123,7 @@ class Record:
         self._data: dict[str, Any] = {"date": now.isoformat(timespec="seconds"), **facts(), "stages": {}}
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"gpu-{now:%Y-%m-%dT%H%M%S}.json"
+        self.log = self.path.with_suffix(".log")
         self._write()
 
     @property
@@ -143,10 +152,15 @@ class Record:
         return all(self._data["stages"].get(stage, {}).get("passed") for stage in stages)
 
     def summary(self) -> str:
-        """One line for the machine, one for each stage."""
-        device = self._data.get("device") or "no GPU"
+        """What matters in few lines: the machine, tests that failed, figures, and each stage last."""
+        device, stages = self._data.get("device") or "no GPU", self._data["stages"]
         lines = [f"{device}; toykern {self._data['commit']}"]
-        lines += [_line(stage, outcome) for stage, outcome in self._data["stages"].items()]
+        failed = stages.get("tests", {}).get("failed", [])
+        lines += [f"failed: {name}" for name in failed[:20]]
+        lines += [f"and {len(failed) - 20} more"] if len(failed) > 20 else []
+        for stage, outcome in stages.items():
+            lines += [f"{stage}: {line}" for line in figure_lines(outcome.get("figures", {}))]
+        lines += [_line(stage, outcome) for stage, outcome in stages.items()]
         return "\n".join(lines)
 
     def _write(self) -> None:
@@ -159,6 +173,31 @@ def _line(stage: str, outcome: Outcome) -> str:
     state = "passed" if outcome.get("passed") else "skipped" if "skipped" in outcome else "FAILED"
     why = next((str(outcome[k]) for k in ("skipped", "error", "summary") if outcome.get(k)), "")
     return f"{stage:<10} {state:<8} {outcome.get('seconds', 0):6.1f} s  {why}".rstrip()
+
+
+def figure_lines(figures: dict[str, Any]) -> list[str]:
+    """A line for each workload of a bench: its ratio, what is asked, the rate and the share of the roof."""
+    lines = []
+    for entry in figures.get("workloads", []):
+        asked = entry.get("required_ratio") or entry.get("required")
+        parts = [f"{entry['ratio']:.3g}×" if "ratio" in entry else "no ratio"]
+        parts += [f"asked {asked:g}×"] if asked else []
+        rates = entry.get("contenders", {}).get("toykern", {}).get("tried", {}).values()
+        tuned = max((rate for rate in rates if isinstance(rate, float)), default=None)
+        rate = entry.get("rates", {}).get("toykern", tuned)
+        parts += [f"{rate:.3g} model-steps/s"] if rate else []
+        parts += [f"asked {entry['required_rate']:.2g}"] if entry.get("required_rate") else []
+        if "whole" in entry and "call_seconds" in entry["whole"]:
+            parts.append(f"whole {entry['whole']['call_seconds']:.1f} s")
+        elif "projected_seconds" in entry:
+            parts.append(f"whole {entry['projected_seconds']:.0f} s, projected")
+        for share in ("issue_share", "matrix_share", "roof_share"):
+            parts += [f"{entry[share]:.0%} of the roof"] if share in entry else []
+        ours = {n: f for n, f in entry.get("contenders", {}).items() if n.startswith("toykern")}
+        why = [f"{name}: {found['failed']}" for name, found in ours.items() if "failed" in found]
+        why += [entry["failed"]] if "failed" in entry else []
+        lines.append(", ".join([f"{entry['key']} {parts[0]}", *parts[1:], *(w[:200] for w in why)]))
+    return lines
 
 
 # What is known of the machine
@@ -176,7 +215,7 @@ def facts() -> dict[str, Any]:
         print(json.dumps(found))
     """
     found: dict[str, Any] = {"commit": _commit(), "python": sys.version.split()[0]}
-    code, output = run([sys.executable, "-c", script], 60, quiet=True)
+    code, output = run([sys.executable, "-c", script], 60)
     try:
         found |= json.loads(output.strip().splitlines()[-1])
     except (ValueError, IndexError):
@@ -184,13 +223,13 @@ def facts() -> dict[str, Any]:
     names = "driver_version,clocks.max.sm,clocks.max.memory,power.limit,ecc.mode.current"
     smi = shutil.which("nvidia-smi")
     if smi:
-        code, output = run([smi, f"--query-gpu={names}", "--format=csv,noheader"], 30, quiet=True)
+        code, output = run([smi, f"--query-gpu={names}", "--format=csv,noheader"], 30)
         if code == 0 and output.strip():
             values = [part.strip() for part in output.strip().splitlines()[0].split(",")]
             found |= dict(zip(("driver", "clock_sm", "clock_memory", "power", "ecc"), values, strict=False))
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc:
-        _, output = run([nvcc, "--version"], 30, quiet=True)
+        _, output = run([nvcc, "--version"], 30)
         release = re.search(r"release ([\d.]+)", output)
         found["nvcc"] = release.group(1) if release else None
     return found
@@ -213,42 +252,50 @@ def build(limit: float, record: Record) -> Outcome:
     if capability and "TOYKERN_CUDA_ARCHS" not in os.environ:
         environ["TOYKERN_CUDA_ARCHS"] = "".join(map(str, capability))
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    code, output = run(command, limit, environ)
+    code, output = run(command, limit, environ, record.log)
     outcome: Outcome = {
         "passed": code == 0,
         "archs": environ.get("TOYKERN_CUDA_ARCHS"),
         "output": output[-TAIL:],
     }
     if code == 0:
-        code, info = run([sys.executable, "-m", "toykern.info"], 60, quiet=True)
+        code, info = run([sys.executable, "-m", "toykern.info"], 60)
         outcome |= {"passed": code == 0, "info": info[-TAIL:]}
     return outcome
 
 
 def tests(limit: float, record: Record) -> Outcome:
-    """`pytest -m gpu`, where a GPU that cannot be used fails the tests instead of skipping them."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "-m",
-        "gpu",
-        "-p",
-        "no:cacheprovider",
-        "--tb=short",
-        "--durations=15",
-    ]
-    code, output = run([*command, *GPU_TESTS], limit, {"TOYKERN_EXPECT_GPU": "1"})
-    # One line for each test, so that a run that was cut short still says what it did, and where it stood.
-    said = re.findall(r"^(\S+::.*?) (PASSED|FAILED|SKIPPED|ERROR)\b", output, re.M)
-    counts = {state.lower(): sum(s == state for _, s in said) for state in sorted({s for _, s in said})}
-    failed = [name for name, state in said if state in ("FAILED", "ERROR")]
+    """`pytest -m gpu`, where a GPU that cannot be used fails the tests instead of skipping them.
+
+    A process that dies, or that has lost its GPU, is followed by another for the tests that are left.
+    """
+    from gpu_progress import read  # which needs pytest
+
+    end = time.monotonic() + limit
+    outputs: list[str] = []
+    environ = {"TOYKERN_EXPECT_GPU": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")])}
+    with tempfile.TemporaryDirectory() as folder:
+        progress = Path(folder) / "progress"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--tb=short"]
+        command += ["--durations=10", "-p", "gpu_progress", "--progress", str(progress), *GPU_TESTS]
+        while True:
+            before = len(read(progress))
+            left = end - time.monotonic()
+            code, output = run(command, left, environ, record.log)
+            outputs.append(output)
+            states = read(progress)
+            over = code in (0, 1, 5, 124) or len(states) == before  # 5: none was left
+            if over or len(outputs) == STARTS or end - time.monotonic() < 10:
+                break
+    counts = {state: list(states.values()).count(state) for state in sorted(set(states.values()))}
     summary = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no test was run"
-    summary += f", exit status {code}" if code not in (0, 1) else ""
+    summary += f", {len(outputs)} processes" if len(outputs) > 1 else ""
+    summary += f", exit status {code}" if code not in (0, 1, 5) else ""
     return {
-        "passed": code == 0 and counts.get("passed", 0) > 0,
-        "summary": summary, "counts": counts, "failed": failed, "output": output[-TAIL:],
+        "passed": code in (0, 5) and counts.keys() <= {"passed", "skipped"} and counts.get("passed", 0) > 0,
+        "summary": summary, "counts": counts,
+        "failed": [name for name, state in states.items() if state not in ("passed", "skipped")],
+        "output": "\n".join(outputs)[-TAIL:],
     }  # fmt: skip
 
 
@@ -260,10 +307,13 @@ def sanitizer(tool: str) -> Callable[[float, Record], Outcome]:
         if program is None:
             return {"passed": False, "skipped": "compute-sanitizer is not on the PATH"}
         command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "tools/gpu_steps.py"]
+        command += ["--until", str(time.time() + limit - 10)]  # what was found is said at the end only
         # torch's caching allocator would hide accesses beyond a tensor inside a larger block.
-        code, output = run(command, limit, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        code, output = run(command, limit, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, record.log)
         found = re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY: .*$", output, re.M)
         summary = found[-1].strip("= ") if found else f"exit status {code}"
+        taken = re.findall(r"^\d+ of \d+ steps.*$", output, re.M)
+        summary += f"; {taken[-1]}" if taken else ""
         clean = bool(found) and re.search(r"\b0 (errors|hazards)", found[-1]) is not None
         return {"passed": code == 0 and clean, "summary": summary, "output": output[-TAIL:]}
 
@@ -277,7 +327,7 @@ def bench(module: str) -> Callable[[float, Record], Outcome]:
         with tempfile.TemporaryDirectory() as folder:
             figures = Path(folder) / "figures.json"
             command = [sys.executable, "-m", module, "--out", str(figures), "--budget", str(int(limit - 10))]
-            code, output = run(command, limit)
+            code, output = run(command, limit, log=record.log)
             outcome: Outcome = {"passed": code == 0, "output": output[-TAIL:]}
             if figures.exists():
                 outcome["figures"] = json.loads(figures.read_text(encoding="utf-8"))
@@ -299,35 +349,38 @@ _STAGES: dict[str, Callable[[float, Record], Outcome]] = {
 
 
 def run(
-    command: Sequence[str], limit: float, environ: dict[str, str] | None = None, quiet: bool = False
+    command: Sequence[str], limit: float, environ: dict[str, str] | None = None, log: Path | None = None
 ) -> tuple[int, str]:
-    """Exit status and output (both streams) of a command in the project's root, shown as it comes.
+    """Exit status and output (both streams) of a command in the project's root.
 
-    124 when the time limit ended it, with all the processes that it had started.
+    124 when the time limit ended it, with all the processes that it had started. With a `log`, the output is
+    appended to that file as it comes, and its end is printed.
     """
     settings = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **(environ or {})}
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as sink:
+    with tempfile.TemporaryFile() if log is None else log.open("ab+") as sink:
+        if log is not None:
+            sink.write(f"$ {' '.join(command)}\n".encode())
+            sink.flush()
+        sink.seek(0, os.SEEK_END)
+        start = sink.tell()
         process = subprocess.Popen(
             list(command), cwd=ROOT, env=settings, start_new_session=True,
             stdout=sink, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
-            code = process.wait(limit)
+            code = process.wait(max(limit, 0.0))
         except subprocess.TimeoutExpired:
             code = 124
         finally:  # Ctrl-C too; the group has the same id as its first process
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        sink.seek(0)
-        output = sink.read()
+        sink.seek(start)
+        output = sink.read().decode("utf-8", errors="replace")
     if code == 124:
         output += f"\nended by the time limit of {limit:.0f} s\n"
-    if not quiet:
-        print(output[-TAIL:], flush=True)
-        LOGS.mkdir(parents=True, exist_ok=True)
-        with (LOGS / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(command)}\n{output}\n")
+    if log is not None:
+        print(output[-SHOWN:], flush=True)
     return code, output
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for at, workload in enumerate(workloads):
             share = (end - time.monotonic()) / (len(workloads) - at)
-            print(f"{workload.name} …", file=sys.stderr, flush=True)
             entry = new_entry(workload, figures)
             figures["workloads"].append(entry)
-            measure(workload, workers, entry, share, options.repeats, options.most, figures)
+            if share < 0:
+                entry["failed"] = "no time was left"
+                continue
+            print(f"{workload.name} …", file=sys.stderr, flush=True)
+            for _ in measure(workload, workers, entry, share, options.repeats, options.most):
+                write(figures, options.out)
             conclude(entry)
             write(figures, options.out)
             print(json.dumps(entry["rates"]), file=sys.stderr, flush=True)
+        run_whole(workers[OURS], workloads, figures, end)
+        write(figures, options.out)
     finally:
         for worker in workers.values():
             worker.close()
@@ -106,9 +112,12 @@ def new_entry(workload: Workload, figures: dict[str, Any]) -> dict[str, Any]:
 
 def measure(
     workload: Workload, workers: dict[str, Worker], entry: dict[str, Any], seconds: float, repeats: int,
-    most: int | None, figures: dict[str, Any],
-) -> None:  # fmt: skip
-    """Tunes every contender, then times all in turn; what fails says why, and the others go on."""
+    most: int | None,
+) -> Iterator[None]:  # fmt: skip
+    """Tunes every contender, then times all in turn; what fails says why, and the others go on.
+
+    Yields whenever there is something new to write.
+    """
     began, found = time.monotonic(), entry["contenders"]
     for name in CONTENDERS:
         if name not in workers:
@@ -119,6 +128,7 @@ def measure(
         wanted = max(2.0, left / (len(workers) - at) - 3.0)
         result, why = worker.call("tune", workload, wanted, most, limit=3 * wanted + START)
         found[name] = {**result, "samples": []} if why is None else {"failed": why}
+        yield
     for _ in range(repeats):
         for name, worker in workers.items():
             if "failed" in found[name]:
@@ -130,17 +140,24 @@ def measure(
             found[name]["samples"].append(result["rate"])
             if "call_seconds" in result:
                 found[name]["call_seconds"] = result["call_seconds"]
-    if workload.key == "hard" and found.get(OURS, {}).get("samples") and figures["device"] != "cpu":
-        projected = workload.n_models * HARD_STEPS / float(np.median(found[OURS]["samples"]))
-        entry["projected_seconds"] = projected
-        for name, worker in workers.items():  # the memory is wanted, and the device to itself
-            if name != OURS:
-                worker.call("drop", limit=START)
-        if projected < 80:
-            result, why = workers[OURS].call("whole", HARD_STEPS, limit=3 * projected + START)
-            entry["whole"] = result if why is None else {"failed": why}
-    for worker in workers.values():
+        yield
+    if workload.key == "hard" and found.get(OURS, {}).get("samples"):
+        entry["projected_seconds"] = workload.n_models * HARD_STEPS / float(np.median(found[OURS]["samples"]))
+    for worker in workers.values():  # the memory is wanted, and the device to whoever is next
         worker.call("drop", limit=START)
+
+
+def run_whole(worker: Worker, workloads: Sequence[Workload], figures: dict[str, Any], end: float) -> None:
+    """The phase diagram in full, where it takes less than 80 s and there is the time for it."""
+    for workload, entry in zip(workloads, figures["workloads"], strict=True):
+        projected = entry.get("projected_seconds")
+        if projected is None or figures["device"] == "cpu":
+            continue
+        if projected > min(80.0, end - time.monotonic() - 15.0):
+            entry["whole"] = {"left_out": "it would take too long"}
+            continue
+        result, why = worker.call("whole", workload, HARD_STEPS, limit=3 * projected + START)
+        entry["whole"] = result if why is None else {"failed": why}
 
 
 def conclude(entry: dict[str, Any]) -> None:

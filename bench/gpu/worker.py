@@ -139,9 +139,11 @@ class _Server:
             found["call_seconds"] = self._trainer.call_seconds
         return found
 
-    def whole(self, steps: int) -> dict[str, float]:
-        """A run of so many steps, in one call."""
-        assert self._trainer is not None
+    def whole(self, workload: Workload, steps: int) -> dict[str, float]:
+        """A run of so many steps of all models, in one call."""
+        self._set_up(
+            Variant(self._contender, options_of(self._contender, workload)[0], workload.n_models), workload
+        )
         began = time.perf_counter()
         seconds = self._timed(steps)
         return {"seconds": seconds, "call_seconds": time.perf_counter() - began, "steps": steps}

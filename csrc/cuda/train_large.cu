@@ -26,7 +26,8 @@ class RecordedStep {
             check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "recording a step");
             record(stream_);
             check_cuda(cudaStreamEndCapture(stream_, &graph_), "recording a step");
-            check_cuda(cudaGraphInstantiate(&step_, graph_, 0), "preparing the recorded step");
+            // By this name CUDA 11 has it with the same arguments as later versions.
+            check_cuda(cudaGraphInstantiateWithFlags(&step_, graph_, 0), "preparing the recorded step");
         } catch (...) {
             release();
             throw;
