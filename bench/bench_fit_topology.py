@@ -1,37 +1,46 @@
 """Sparse models in `fit` beside dense ones: model-steps a second, and what updates of the topology take.
 
-    python -m bench.bench_fit_topology [--models 1000] [--steps 300 100]
+    python -m bench.bench_fit_topology [--shape 20,10] [--models 1000] [--repeats 3]
 
-Prints the table of docs/sparse_layers.md. Every line trains the same number of models on the same data, on
-all cores; the lines take turns, and the median of the repeats is shown. Updates are timed inside `fit`.
+Prints the table of docs/sparse_layers.md and writes a record to bench/results/. Every line trains the same
+number of models on the same data, on all cores; the lines take turns, and the median of the repeats is shown.
+Updates are timed inside `fit`. The recipes' end is far away: what an update drops is the whole 30%.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import statistics
+import sys
 import time
 from typing import Any
 from unittest import mock
 
+import torch
+
 import toykern as tk
+from bench.record import RESULTS, commit
 from toykern.resident_topology import ResidentTopology
 
 INTERVAL = 100
-SHAPES = ((20, 10), (80, 40))
+STEPS = {(20, 10): 400, (80, 40): 100}  # shape → steps of a run
 DENSITIES = (0.1, 0.25, 0.5)
 RECIPES: dict[str, Any] = {"fixed": None, "SET": tk.SET, "RigL": tk.RigL}
 
 
-def one(shape: tuple[int, int], density: float | None, recipe: Any, models: int, steps: int) -> Any:
-    """(model-steps a second, seconds of all updates, updates) of one run."""
+def one(
+    shape: tuple[int, int], density: float | None, recipe: Any, models: int, steps: int
+) -> dict[str, Any]:
+    """Model-steps a second of one run, the seconds of all its updates, and of all of it."""
     n, m = shape
     model: Any = (
         tk.TiedAutoencoder(n, m, models)
         if density is None
         else tk.SparseTiedAutoencoder(n, m, density, n_models=models)
     )
-    topology = None if recipe is None else recipe(interval=INTERVAL, end=steps)
+    topology = None if recipe is None else recipe(interval=INTERVAL, end=1000 * INTERVAL)
     spent = 0.0
     advance = ResidentTopology.advance
 
@@ -49,38 +58,78 @@ def one(shape: tuple[int, int], density: float | None, recipe: Any, models: int,
             optimizer=tk.Adam(lr=1e-3), topology=topology, progress=False,
         )  # fmt: skip
     updates = run.topology.updates if run.topology is not None else 0
-    return run.model_steps_per_second, spent, updates, run.seconds
+    return {
+        "rate": run.model_steps_per_second, "updates": updates, "seconds": run.seconds,
+        "update_seconds": spent,
+    }  # fmt: skip
 
 
-def main() -> None:
-    """Measure and print."""
+def measure(shape: tuple[int, int], models: int, repeats: int, densities: tuple[float, ...]) -> list[Any]:
+    """Every line of a shape's table: density, recipe, and the runs."""
+    lines: list[tuple[float | None, str, Any]] = [(None, "dense", None)]
+    lines += [(density, name, recipe) for density in densities for name, recipe in RECIPES.items()]
+    found: list[list[dict[str, Any]]] = [[] for _ in lines]
+    one(shape, None, None, models, 5)
+    for _ in range(repeats):
+        for at, (density, _, recipe) in enumerate(lines):
+            found[at].append(one(shape, density, recipe, models, STEPS[shape]))
+    return [
+        {"density": density or 1.0, "recipe": name, "runs": runs}
+        for (density, name, _), runs in zip(lines, found, strict=True)
+    ]
+
+
+def row(shape: tuple[int, int], line: dict[str, Any], dense: float) -> str:
+    """A line of the table."""
+
+    def median(name: str) -> float:
+        return statistics.median(run[name] for run in line["runs"])
+
+    updates = line["runs"][0]["updates"]
+    last = "| "
+    if updates:
+        share = median("update_seconds") / median("seconds")
+        last = f"{1e3 * median('update_seconds') / updates:.3g} ms | {share:.1%}"
+    return (
+        f"| {shape[0]}→{shape[1]} | {line['density']} | {line['recipe']} | {median('rate') / 1e3:.3g} k | "
+        f"{median('rate') / dense:.2f}× | {last} |"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, and write a record."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", help="only this one, for example 20,10")
+    parser.add_argument("--density", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, nargs=2, default=(300, 100), help="for the two shapes")
-    arguments = parser.parse_args()
+    parser.add_argument("--no-record", action="store_true", help="only print")
+    options = parser.parse_args(arguments)
+    from toykern import _native
+
+    record: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kind": "fit with topology: model-steps a second, and seconds of all updates of a run",
+        "commit": commit(), "cores": torch.get_num_threads(), "instruction_set": _native.isa_level(),
+        "models": options.models, "interval": INTERVAL, "shapes": [],
+    }  # fmt: skip
     print("| shape | density | connections | model-steps/s | of dense | an update | share of the time |")
     print("|---|---|---|---|---|---|---|")
-    for shape, steps in zip(SHAPES, arguments.steps, strict=True):
-        lines = [(None, "dense", None)]
-        lines += [(density, name, recipe) for density in DENSITIES for name, recipe in RECIPES.items()]
-        found: list[list[Any]] = [[] for _ in lines]
-        one(shape, None, None, arguments.models, 5)
-        for _ in range(arguments.repeats):
-            for at, (density, _, recipe) in enumerate(lines):
-                found[at].append(one(shape, density, recipe, arguments.models, steps))
-        dense = statistics.median(result[0] for result in found[0])
-        for (density, name, _), results in zip(lines, found, strict=True):
-            rate = statistics.median(result[0] for result in results)
-            spent = statistics.median(result[1] for result in results)
-            seconds = statistics.median(result[3] for result in results)
-            updates = results[0][2]
-            last = f"{1e3 * spent / updates:.3g} ms | {spent / seconds:.1%}" if updates else "| "
-            print(
-                f"| {shape[0]}→{shape[1]} | {density or 1} | {name} | {rate / 1e3:.3g} k | "
-                f"{rate / dense:.2f}× | {last} |"
-            )
+    for shape in STEPS:
+        if options.shape not in (None, f"{shape[0]},{shape[1]}"):
+            continue
+        lines = measure(shape, options.models, options.repeats, tuple(options.density))
+        record["shapes"].append({"shape": shape, "steps": STEPS[shape], "lines": lines})
+        dense = statistics.median(run["rate"] for run in lines[0]["runs"])
+        for line in lines:
+            print(row(shape, line, dense), flush=True)
+    if not options.no_record:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path = RESULTS / f"fit-topology-{record['date'][:19].replace(':', '')}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"Every figure: {path}", file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,7 +25,7 @@ def new_record(peaks: Peaks) -> dict[str, Any]:
     facts = info()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "processor": facts["machine"]["processor"],
         "cores": cores(),
         "instruction_set": facts["native"].get("isa_level"),
@@ -86,7 +86,7 @@ def _timing_entry(timing: Timing | str) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The checkout's commit, with `+` if files that are tracked differ from it; None outside a checkout."""
 
     def git(*arguments: str) -> str:
