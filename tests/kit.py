@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -14,6 +14,7 @@ import toykern as tk
 from toykern import _native, reference
 from toykern.resident import network_params
 
+EVALUATION_FLOOR = 1e-6  # of a float32 evaluation, relative
 TRAJECTORY = 1e-4  # relative error of float32 weights after hundreds of steps (DESIGN §8)
 LEVELS = tuple(_native.isa_levels())
 
@@ -110,7 +111,7 @@ def plain_pytorch_loss(case: FitCase, model: Any, x: torch.Tensor, clean: torch.
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Largest difference over the largest expected value, of each model; 0 where all agree."""
-    difference = (actual.detach().double() - expected).flatten(1).abs().amax(1)
+    difference = (actual.detach().cpu().double() - expected).flatten(1).abs().amax(1)
     return torch.where(difference > 0, difference / expected.flatten(1).abs().amax(1), 0.0)
 
 
@@ -121,22 +122,54 @@ def worst_errors(model: Any, expected: Mapping[str, torch.Tensor]) -> dict[str, 
     }
 
 
+def length_error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Length of the difference over that of what is expected, `[models]`; 0 where there is no difference."""
+    difference = (actual.detach().cpu().double() - expected).reshape(len(expected), -1).norm(dim=1)
+    return torch.where(difference > 0, difference / expected.reshape(len(expected), -1).norm(dim=1), 0.0)
+
+
+def assert_as_exact_as_pytorch(case: FitCase, *fits: Callable[..., tk.Run]) -> None:
+    """Loss and gradients of one evaluation: at most twice the error of plain PyTorch in float32, and a floor.
+
+    Each of `fits` trains the case with the options it is given: with momentum and no decay, the buffer after
+    the first step is the gradient.
+    """
+    model = model_of(case)
+    x, clean = batches_of(data_of(case), case.batch_size, None, case.n_models)(0)
+    loss, gradients = reference.loss_and_gradients(
+        reference.parameters_of(model), x, reference.network_of(model), clean=clean, **case.loss
+    )
+    torch_loss = plain_pytorch_loss(case, model, x, clean)
+    torch_loss.sum().backward()
+    allowed = {"loss": 2 * length_error(torch_loss, loss) + EVALUATION_FLOOR}
+    for name, expected in gradients.items():
+        plain = length_error(model.get_parameter(name).grad, expected)
+        allowed[name] = 2 * plain + EVALUATION_FLOOR
+    for fit in fits:
+        run = fit(steps=1, optimizer=tk.SGD(lr=1.0, momentum=0.9), schedule="constant")
+        errors = {"loss": length_error(run.loss[:, 0], loss)}
+        for name, expected in gradients.items():
+            errors[name] = length_error(run.optimizer_state[f"{name}/momentum_buffer"], expected)
+        for name, error in errors.items():
+            assert (error <= allowed[name]).all(), (fit, name, error, allowed[name])
+
+
 def assert_follows_the_reference(case: FitCase, run: tk.Run) -> None:
     """The whole trajectory of `fit_case(case, record_every=7)`: weights, losses, optimiser state."""
     expected = reference_of(case)
     errors = worst_errors(run.model, expected.parameters)
     assert max(errors.values()) <= TRAJECTORY, errors
     assert (run.diverged_at == -1).all()
-    means = reference.record_means(expected.losses, 7)
-    assert run.loss.shape == means.shape
+    means, loss = reference.record_means(expected.losses, 7), run.loss.cpu()
+    assert loss.shape == means.shape
     # Where a loss falls to nothing its own rounding is all that is left of it.
-    assert ((run.loss - means).abs() <= TRAJECTORY * means + 1e-6 * means[:, :1]).all()
+    assert ((loss - means).abs() <= TRAJECTORY * means + 1e-6 * means[:, :1]).all()
     assert run.optimizer_state.keys() == expected.state.keys()
     for name, value in expected.state.items():
         scale = value.flatten(1).abs().amax(1)
         if name.endswith("/exp_avg"):  # averages gradients of either sign: their size is in the other moment
             scale = expected.state[f"{name}_sq"].flatten(1).amax(1).sqrt()
-        difference = (run.optimizer_state[name].double() - value).flatten(1).abs().amax(1)
+        difference = (run.optimizer_state[name].cpu().double() - value).flatten(1).abs().amax(1)
         assert (difference <= TRAJECTORY * scale).all(), (name, difference / scale)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,22 +14,19 @@ from drawn_cases import small_cases
 from hypothesis import HealthCheck, given, settings
 from kit import (
     TRAJECTORY,
+    assert_as_exact_as_pytorch,
     assert_follows_the_reference,
     assert_same_bits,
-    batches_of,
     data_of,
     fit_case,
     model_of,
-    plain_pytorch_loss,
     reference_of,
     relative_error,
 )
 
 import toykern as tk
-from toykern import reference
 from toykern.optim import SGD
 
-FLOOR = 1e-6  # of a float32 evaluation, relative
 BY_NAME = {case.name: case for case in (*FIT_CASES, *FIT_LARGE, *FIT_LONG)}
 
 # What decides a path: rows or entries, splits of features, tiles on every side of their borders, chains of
@@ -70,29 +68,10 @@ def test_what_fits_no_block_is_large():
     assert device_regime(tk.Autoencoder(1025, 17), 64) == "large"
 
 
-def _error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Length of the difference over that of what is expected, for each model."""
-    difference = (actual.detach().double() - expected).reshape(len(expected), -1).norm(dim=1)
-    return torch.where(difference > 0, difference / expected.reshape(len(expected), -1).norm(dim=1), 0.0)
-
-
 @pytest.mark.parametrize("case", [*FIT_CASES, *PATHS, *LARGE_TILES, *FIT_LARGE, *FIT_LONG[2:]], ids=ids)
 def test_one_evaluation_is_as_exact_as_pytorch(case):
-    model = model_of(case)
-    x, clean = batches_of(data_of(case), case.batch_size, None, case.n_models)(0)
-    loss, gradients = reference.loss_and_gradients(
-        reference.parameters_of(model), x, reference.network_of(model), clean=clean, **case.loss
-    )
-    torch_loss = plain_pytorch_loss(case, model, x, clean)
-    torch_loss.sum().backward()
     with device_source("large"):
-        run = fit_case(case, steps=1, optimizer=SGD(lr=1.0, momentum=0.9), schedule="constant")
-    allowed = 2 * _error(torch_loss, loss) + FLOOR
-    assert (_error(run.loss[:, 0], loss) <= allowed).all()
-    for name, expected in gradients.items():
-        ours = run.optimizer_state[f"{name}/momentum_buffer"]
-        allowed = 2 * _error(model.get_parameter(name).grad, expected) + FLOOR
-        assert (_error(ours, expected) <= allowed).all(), name
+        assert_as_exact_as_pytorch(case, partial(fit_case, case))
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)

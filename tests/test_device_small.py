@@ -4,6 +4,7 @@ does, and nothing but the model itself decides a bit."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,24 +12,21 @@ import torch
 from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
 from device_kit import device_regime, device_source
 from kit import (
+    TRAJECTORY,
+    assert_as_exact_as_pytorch,
+    assert_follows_the_reference,
     assert_same_bits,
-    batches_of,
     data_of,
     fit_case,
     model_of,
-    plain_pytorch_loss,
     reference_of,
     relative_error,
     tensors_of,
 )
 
 import toykern as tk
-from toykern import reference
 from toykern.optim import SGD, AdamW
 from toykern.resident import Resident
-
-FLOOR = 1e-6  # of a float32 evaluation, relative
-TRAJECTORY = 1e-4
 
 
 def ids(case: FitCase) -> str:
@@ -64,11 +62,6 @@ def fit_small(case: FitCase, *, descending: bool = False, **options):
         return fit_case(case, **options)
 
 
-def _error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    difference = (actual.detach().double() - expected).reshape(len(expected), -1).norm(dim=1)
-    return torch.where(difference > 0, difference / expected.reshape(len(expected), -1).norm(dim=1), 0.0)
-
-
 def test_the_cases_reach_every_block_size():
     assert len(SMALL) > 40
     assert {device_regime(model_of(case), case.batch_size) for case in KINDS} == {"small"}
@@ -76,32 +69,12 @@ def test_the_cases_reach_every_block_size():
 
 @pytest.mark.parametrize("case", [*CASES, *_cases(FIT_LONG[3:])], ids=ids)
 def test_one_evaluation_is_as_exact_as_pytorch(case):
-    model = model_of(case)
-    x, clean = batches_of(data_of(case), case.batch_size, None, case.n_models)(0)
-    loss, gradients = reference.loss_and_gradients(
-        reference.parameters_of(model), x, reference.network_of(model), clean=clean, **case.loss
-    )
-    torch_loss = plain_pytorch_loss(case, model, x, clean)
-    torch_loss.sum().backward()
-    # With momentum and no decay, the buffer after the first step is the gradient.
-    run = fit_small(case, steps=1, optimizer=SGD(lr=1.0, momentum=0.9), schedule="constant")
-    allowed = 2 * _error(torch_loss, loss) + FLOOR
-    assert (_error(run.loss[:, 0], loss) <= allowed).all(), (_error(run.loss[:, 0], loss), allowed)
-    for name, expected in gradients.items():
-        allowed = 2 * _error(model.get_parameter(name).grad, expected) + FLOOR
-        error = _error(run.optimizer_state[f"{name}/momentum_buffer"], expected)
-        assert (error <= allowed).all(), (name, error, allowed)
+    assert_as_exact_as_pytorch(case, partial(fit_small, case))
 
 
 @pytest.mark.parametrize("case", [case for case in SMALL if case.batch_size < 1000], ids=ids)
-def test_steps_stay_near_the_reference(case):
-    expected = reference_of(case)
-    run = fit_small(case, record_every=7)
-    for name, value in run.model.named_parameters():
-        assert relative_error(value, expected.parameters[name]).max() <= TRAJECTORY, name
-    assert (run.diverged_at == -1).all()
-    means = reference.record_means(expected.losses, 7)
-    assert ((run.loss - means).abs() <= TRAJECTORY * means + 1e-6 * means[:, :1]).all()
+def test_training_follows_the_reference(case):
+    assert_follows_the_reference(case, fit_small(case, record_every=7))
 
 
 @pytest.mark.sanitize

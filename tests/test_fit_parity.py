@@ -7,6 +7,7 @@ within 1e-4 of the reference's weights.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -17,23 +18,16 @@ from hypothesis import strategies as st
 from kit import (
     LEVELS,
     TRAJECTORY,
+    assert_as_exact_as_pytorch,
     assert_follows_the_reference,
-    batches_of,
-    data_of,
     fit_case,
     isa_level,
-    model_of,
-    plain_pytorch_loss,
     reference_of,
     regime_of,
     relative_error,
 )
 
 import toykern as tk
-from toykern import reference
-from toykern.optim import SGD
-
-FLOOR = 1e-6  # of a float32 evaluation, relative
 
 
 def ids(case: FitCase) -> str:
@@ -56,39 +50,14 @@ def test_the_cases_reach_both_loops_and_their_names_differ():
 # One evaluation
 
 
-def _evaluation(case: FitCase) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss and gradients: with momentum and no decay, the buffer after the first step is the gradient."""
-    run = fit_case(case, steps=1, optimizer=SGD(lr=1.0, momentum=0.9), schedule="constant")
-    gradients = {
-        name: run.optimizer_state[f"{name}/momentum_buffer"] for name, _ in run.model.named_parameters()
-    }
-    return run.loss[:, 0], gradients
-
-
-def _error(actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Length of the difference over that of what is expected, for each model."""
-    difference = (actual.detach().double() - expected).reshape(len(expected), -1).norm(dim=1)
-    return torch.where(difference > 0, difference / expected.reshape(len(expected), -1).norm(dim=1), 0.0)
+def _fit_at(level: str, case: FitCase, **options) -> tk.Run:
+    with isa_level(level):
+        return fit_case(case, **options)
 
 
 @pytest.mark.parametrize("case", [*FIT_CASES, *FIT_LARGE, *FIT_LONG], ids=ids)
 def test_one_evaluation_is_as_exact_as_pytorch(case):
-    model = model_of(case)
-    x, clean = batches_of(data_of(case), case.batch_size, None, case.n_models)(0)
-    loss, gradients = reference.loss_and_gradients(
-        reference.parameters_of(model), x, reference.network_of(model), clean=clean, **case.loss
-    )
-    torch_loss = plain_pytorch_loss(case, model, x, clean)
-    torch_loss.sum().backward()
-    for level in LEVELS:
-        with isa_level(level):
-            our_loss, ours = _evaluation(case)
-        allowed = 2 * _error(torch_loss, loss) + FLOOR
-        assert (_error(our_loss, loss) <= allowed).all(), (level, _error(our_loss, loss), allowed)
-        for name, expected in gradients.items():
-            allowed = 2 * _error(model.get_parameter(name).grad, expected) + FLOOR
-            error = _error(ours[name], expected)
-            assert (error <= allowed).all(), (level, name, error, allowed)
+    assert_as_exact_as_pytorch(case, *(partial(_fit_at, level, case) for level in LEVELS))
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -40,35 +40,45 @@ struct WeightAt {
     static TOYKERN_DEVICE int64_t count(const LargeSizes& s, int which) { return which == 2 ? s.np : s.n * s.mp; }
 };
 
-TOYKERN_HD inline int64_t move_blocks(const LargeTask& t) {
-    const int64_t blocks = (t.size.n * t.size.mp + 2047) / 2048;
-    return blocks < 512 ? blocks : 512;
-}
-
-struct LoadLarge {
-    static constexpr const char* kName = "load_large";
+// Elements of the encoder, the decoder and the bias, their moments too, are dealt to the threads of some blocks.
+struct MoveLarge {
     static constexpr int kThreads = 256;
     static constexpr int kResident = 4;
     static constexpr int64_t kShared = 0;
-    TOYKERN_HD static int64_t blocks(const LargeTask& t) { return move_blocks(t); }
+    TOYKERN_HD static int64_t blocks(const LargeTask& t) {
+        const int64_t blocks = (t.size.n * t.size.mp + 2047) / 2048;
+        return blocks < 512 ? blocks : 512;
+    }
+
+    // Calls move(the caller's array or null, the slot's, an element) for all of this block.
+    template <class Move>
+    static TOYKERN_DEVICE void each(const Block& b, const LargeTask& t, const BlockOf& at, int moments,
+                                    const Move& move) {
+        const LargeSizes& s = t.size;
+        for (int which = 0; which < 3; ++which) {
+            if (which == 1 && s.tied) continue;
+            for (int moment = -1; moment < moments; ++moment) {
+                float* caller = callers(t, at.model, which, moment);
+                float* slot = t.at(at.model, moment < 0 ? s.weight[which] : s.moment[which][moment]);
+                b.each([&](int thread) {
+                    const int64_t stride = blocks(t) * kThreads, count = WeightAt::count(s, which);
+                    for (int64_t i = at.part * kThreads + thread; i < count; i += stride)
+                        move(caller, slot, WeightAt(s, which, i));
+                });
+            }
+        }
+    }
+};
+
+struct LoadLarge : MoveLarge {
+    static constexpr const char* kName = "load_large";
 
     static TOYKERN_DEVICE void run(const Block& b, const LargeTask& t, int64_t block, char*) {
         const LargeSizes& s = t.size;
         const BlockOf at(block, blocks(t));
-        for (int which = 0; which < 3; ++which) {
-            if (which == 1 && s.tied) continue;
-            for (int moment = -1; moment < (t.training() ? 2 : 0); ++moment) {
-                const float* from = callers(t, at.model, which, moment);
-                float* to = t.at(at.model, moment < 0 ? s.weight[which] : s.moment[which][moment]);
-                b.each([&](int thread) {
-                    const int64_t stride = blocks(t) * kThreads, count = WeightAt::count(s, which);
-                    for (int64_t i = at.part * kThreads + thread; i < count; i += stride) {
-                        const WeightAt w(s, which, i);
-                        to[w.slot] = from && w.caller >= 0 ? from[w.caller] : 0.0f;
-                    }
-                });
-            }
-        }
+        each(b, t, at, t.training() ? 2 : 0, [](const float* caller, float* slot, const WeightAt& w) {
+            slot[w.slot] = caller && w.caller >= 0 ? caller[w.caller] : 0.0f;
+        });
         const float* importance = t.p.importance + (t.first_model + at.model) * t.p.importance_stride;
         float* to = t.at(at.model, s.importance);
         b.each([&](int thread) {
@@ -78,31 +88,13 @@ struct LoadLarge {
     }
 };
 
-struct StoreLarge {
+struct StoreLarge : MoveLarge {
     static constexpr const char* kName = "store_large";
-    static constexpr int kThreads = 256;
-    static constexpr int kResident = 4;
-    static constexpr int64_t kShared = 0;
-    TOYKERN_HD static int64_t blocks(const LargeTask& t) { return move_blocks(t); }
 
     static TOYKERN_DEVICE void run(const Block& b, const LargeTask& t, int64_t block, char*) {
-        const LargeSizes& s = t.size;
-        const BlockOf at(block, blocks(t));
-        for (int which = 0; which < 3; ++which) {
-            if (which == 1 && s.tied) continue;
-            for (int moment = -1; moment < 2; ++moment) {
-                float* to = callers(t, at.model, which, moment);
-                const float* from = t.at(at.model, moment < 0 ? s.weight[which] : s.moment[which][moment]);
-                if (to == nullptr) continue;
-                b.each([&](int thread) {
-                    const int64_t stride = blocks(t) * kThreads, count = WeightAt::count(s, which);
-                    for (int64_t i = at.part * kThreads + thread; i < count; i += stride) {
-                        const WeightAt w(s, which, i);
-                        if (w.caller >= 0) to[w.caller] = from[w.slot];
-                    }
-                });
-            }
-        }
+        each(b, t, BlockOf(block, blocks(t)), 2, [](float* caller, const float* slot, const WeightAt& w) {
+            if (caller && w.caller >= 0) caller[w.caller] = slot[w.slot];
+        });
     }
 };
 

@@ -46,19 +46,6 @@ void launch_stacked(const StackedTask& t, cudaStream_t stream) {
     launch("layer_slices", layer_slices<T>, sums, stream, t);
 }
 
-// Blocks of a kernel, on the host.
-int64_t tiles(int64_t count, int64_t each) { return (count + each - 1) / each; }
-int64_t blocks_of(int kernel, const LayerTileParams& t) {
-    switch ((LayerKernel)kernel) {
-        case LayerKernel::kOutput: return t.models * tiles(t.rows, kTileRows) * tiles(t.features, kTileColumns);
-        case LayerKernel::kCodeGradient: return t.models * tiles(t.rows, kTileRows) * tiles(t.p.n_hidden, kTileColumns);
-        case LayerKernel::kEncoderEntries:
-        case LayerKernel::kActiveDecoder:
-            return t.models * tiles(t.features, kEntryFeatures) * tiles(t.p.n_hidden, kEntryUnits);
-        default: return t.models * t.rows;
-    }
-}
-
 }  // namespace
 
 namespace cuda {
@@ -77,20 +64,20 @@ void layer_tile(const LayerTileParams& t, int kernel, int device, void* stream) 
     with_layer_kernel(t.bf16, kernel, [&](auto chosen) {
         using Kernel = decltype(chosen);
         LaunchShape shape;
-        shape.grid = blocks_of(kernel, t);
+        shape.grid = Kernel::blocks(t);
         shape.block = Kernel::kThreads;
         shape.shared_bytes = Kernel::kShared;
-        launch("layer_tile", toykern::layer_tile<Kernel>, shape, static_cast<cudaStream_t>(stream), t);
+        launch(Kernel::kName, toykern::layer_tile<Kernel>, shape, static_cast<cudaStream_t>(stream), t);
     });
 }
 
 void layer_sums(const LayerSums& s, int device, void* stream) {
     const DeviceGuard guard(device);
     LaunchShape shape;
-    shape.grid = s.whole ? s.models : tiles(s.models * s.count, LargeSums::kThreads);
+    shape.grid = LargeSums::blocks(s);
     shape.block = LargeSums::kThreads;
     shape.shared_bytes = LargeSums::kShared;
-    launch("layer_sums", toykern::layer_sums, shape, static_cast<cudaStream_t>(stream), s);
+    launch(LargeSums::kName, toykern::layer_sums, shape, static_cast<cudaStream_t>(stream), s);
 }
 
 }  // namespace cuda

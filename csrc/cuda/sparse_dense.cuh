@@ -22,6 +22,7 @@ struct alignas(16) SixteenBytes {
 
 template <class E>
 struct SparseScatter {
+    static constexpr const char* kName = "sparse_scatter";
     static constexpr int kThreads = 256;
     static constexpr int64_t kTile = 16384 / (int64_t)sizeof(E);
     static constexpr int64_t kShared = 16384;
@@ -69,6 +70,7 @@ struct SparseScatter {
 
 template <class E>
 struct SparseGather {
+    static constexpr const char* kName = "sparse_gather";
     static constexpr int kThreads = 256, kWarps = kThreads / kWarpLanes;
     static constexpr int64_t kShared = 0;
 

@@ -18,6 +18,7 @@ namespace TOYKERN_DEVICE_SPACE {
 
 template <class T>
 struct GroupInputs {
+    static constexpr const char* kName = "sparse_group_inputs";
     static constexpr int kThreads = 256, kWarps = kThreads / kWarpLanes, kEach = 4;
     static constexpr int64_t kSamples = (int64_t)kWarps * kEach;  // of a block
     static constexpr int64_t kShared = 0;
@@ -47,6 +48,7 @@ struct GroupInputs {
 
 template <class T>
 struct GroupInputsGradient {
+    static constexpr const char* kName = "sparse_group_inputs_gradient";
     using A = typename Stored<T>::Computed;
     static constexpr int kThreads = 128;
     static constexpr int64_t kShared = 40960, kTile = kShared / (int64_t)sizeof(A);

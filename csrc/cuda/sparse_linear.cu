@@ -35,7 +35,7 @@ struct DeviceQueue {
         shape.grid = blocks;
         shape.block = threads;
         shape.shared_bytes = shared_bytes;
-        launch("sparse", sparse<Kernel, Task, R::kThreads, R::kResident>, shape, stream, t);
+        launch(Kernel::kName, sparse<Kernel, Task, R::kThreads, R::kResident>, shape, stream, t);
     }
 };
 

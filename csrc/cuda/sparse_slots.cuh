@@ -41,6 +41,7 @@ constexpr int kSlotsPitch =
 
 template <class T>
 struct SlotsProduct {
+    static constexpr const char* kName = "sparse_slots_product";
     using A = typename Stored<T>::Computed;
 
     static TOYKERN_DEVICE void run(const Block& b, const SlotsTask& t, int64_t block, char* shared) {

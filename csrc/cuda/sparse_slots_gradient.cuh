@@ -42,6 +42,7 @@ struct SlotsGradientTask {
 
 template <class T>
 struct SlotsGradient {
+    static constexpr const char* kName = "sparse_slots_gradient";
     using A = typename Stored<T>::Computed;
     static constexpr int kThreads = 256, kEach = (int)(kGradientSlotsOfBlock / kThreads);
     static constexpr int64_t kStagedBytes = 48 * 1024;
@@ -119,6 +120,7 @@ struct SlotsGradient {
 
 template <class T>
 struct SlotsGradientCombine {
+    static constexpr const char* kName = "sparse_slots_gradient_combine";
     using A = typename Stored<T>::Computed;
     static constexpr int kThreads = 256;
 
