@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kit import LEVELS, isa_level
 
 import toykern as tk
 from toykern import SparseBatch
@@ -121,3 +122,29 @@ def test_unsorted_or_foreign_sources_are_refused():
         SparseBatch.from_csr(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="x must be a tensor"):
         SparseBatch.from_dense(torch.zeros(3))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("row", [0, 5, 40_000, 79_998, 79_999])
+def test_a_fault_in_a_large_batch_is_found_with_its_sample(row, level):
+    """Checked in slices by several threads, eight samples at a time."""
+    counts = torch.randint(0, 3, (80_000,), generator=torch.Generator().manual_seed(0))
+    counts[row] = 2
+    start = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    feature = torch.arange(int(start[-1]), dtype=torch.int32) % 1000
+    feature[start[:-1][counts == 2]] = 3
+    feature[start[:-1][counts == 2] + 1] = 7
+    value = torch.ones(len(feature))
+    torch.set_num_threads(2)
+    with isa_level(level):
+        tk.SparseBatch(start, feature, value, 1000)
+        for first, second, text in ((7, 7, "rise"), (7, 3, "rise"), (3, 1000, "lie in"), (-1, 7, "lie in")):
+            bad = feature.clone()
+            bad[start[row]], bad[start[row] + 1] = first, second
+            with pytest.raises(ValueError, match=rf"feature must {text} .*\(sample {row}\)"):
+                tk.SparseBatch(start, bad, value, 1000)
+        for wrong in (-1, len(feature) + 1, 2**40):
+            bad_start = start.clone()
+            bad_start[row + 1 if row + 1 < 80_000 else row] = wrong
+            with pytest.raises(ValueError, match="row_start must"):
+                tk.SparseBatch(bad_start, feature, value, 1000)

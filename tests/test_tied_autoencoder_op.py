@@ -170,13 +170,45 @@ def test_bits_do_not_depend_on_threads(case):
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_bits_of_a_model_do_not_depend_on_its_neighbours():
-    for n, m in ((5, 2), (70, 20)):
-        stack, x = tk.TiedAutoencoder(n, m, 6), torch.rand(6, 65, n)
-        stack.loss(x).sum().backward()
-        alone = stack[4]
-        alone.loss(x[4:5]).sum().backward()
-        assert torch.equal(alone.weight.grad[0], stack.weight.grad[4])
+@each_level
+@pytest.mark.parametrize("shape", [(5, 2), (7, 4), (20, 3), (70, 20)])
+@pytest.mark.parametrize("dense_neighbour", [False, True])
+def test_bits_of_a_model_do_not_depend_on_its_neighbours(shape, dense_neighbour, level):
+    """Nor on how many there are, nor on whether one of them has no zeros in its input."""
+    n, m = shape
+    x = torch.rand(37, 65, n) * (torch.rand(37, 65, n) < 0.05)
+    x[4, :3] = 0.5
+    if dense_neighbour:
+        x[3] = torch.rand(65, n)
+    stack = tk.TiedAutoencoder(n, m, 37)
+    with isa_level(level), torch.no_grad():
+        stack.bias.normal_()
+    with isa_level(level):
+        loss = stack.loss(x)
+        loss.sum().backward()
+        for i in (4, 36):
+            alone = stack[i]
+            loss_alone = alone.loss(x[i : i + 1])
+            loss_alone.sum().backward()
+            assert torch.equal(loss_alone[0], loss[i])
+            assert torch.equal(alone.weight.grad[0], stack.weight.grad[i])
+            assert torch.equal(alone.bias.grad[0], stack.bias.grad[i])
+
+
+@each_level
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.3, 1.0])
+def test_a_small_stack_has_the_same_bits_from_entries(density, level):
+    x = torch.randn(21, 65, 5) * (torch.rand(21, 65, 5) < density)
+    found = []
+    with isa_level(level):
+        for given in (x, tk.SparseBatch.from_dense(x)):
+            model = tk.TiedAutoencoder(5, 2, 21)
+            with torch.no_grad():
+                model.bias.copy_(torch.linspace(-1, 1, 5).expand(21, 5))
+            loss = model.loss(given)
+            loss.sum().backward()
+            found.append((loss.detach(), model.weight.grad, model.bias.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_team_shares_one_large_model():
@@ -223,7 +255,7 @@ def test_nan_shows_as_in_pytorch(shape, hidden):
     assert torch.equal(model.bias.grad.isnan(), leaves[1].grad.isnan())
 
 
-def test_both_loops_are_tested():
+def test_all_loops_are_tested():
     loops = set()
     for case in LAYER_SHAPES:
         params = _native.LayerParams()
@@ -231,7 +263,7 @@ def test_both_loops_are_tested():
         params.n_features, params.n_hidden = case.n_features, case.n_hidden
         params.output_activation = 1
         loops.add(_native.layer_loop(params))
-    assert loops == {"columns", "blocks"}
+    assert loops == {"models", "columns", "blocks"}
 
 
 @pytest.mark.sanitize

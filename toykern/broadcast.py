@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toykern.errors import check_int, check_number, describe
+from toykern.errors import check_int, describe
 
 
 def as_tensor(
@@ -111,10 +111,10 @@ def broadcast_importance(
     tensor([[1., 1.],
             [2., 2.]])
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and isinstance(device, torch.device) and device.type != "cpu":
-        # made where it is needed: a copy would wait for the device, which a CUDA graph cannot
-        check_number("importance", value, minimum=0.0)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        # made where it is needed: a copy to another device would wait for it, which a CUDA graph cannot
+        if not 0 <= value <= torch.finfo(dtype).max:  # NaN too
+            raise ValueError(f"importance must be finite and at least 0, not {describe(value)}")
         return torch.full((1, n_features), float(value), dtype=dtype, device=device)
     tensor = as_tensor("importance", value, dtype, device)
     rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor

@@ -53,12 +53,12 @@ void bind_layer(py::module_& m) {
     bind_pointer(p, "active", &LayerParams::active);
 
     m.def("check_entries",
-          [](uintptr_t row_start, int64_t rows, uintptr_t feature, int64_t entries, int64_t n_features) {
+          [](uintptr_t row_start, int64_t rows, uintptr_t feature, int64_t entries, int64_t n_features, int threads) {
               EntryFault fault;
               {
                   py::gil_scoped_release release;
                   fault = check_entries(reinterpret_cast<const int64_t*>(row_start), rows,
-                                        reinterpret_cast<const int32_t*>(feature), entries, n_features);
+                                        reinterpret_cast<const int32_t*>(feature), entries, n_features, threads);
               }
               return py::make_tuple(std::string(fault.what), fault.row);
           });

@@ -6,7 +6,8 @@ namespace {
 
 // Above this, models are taken one after the other by all threads rather than side by side.
 constexpr size_t kSideBySideBytes = (size_t)192 << 20;
-constexpr int64_t kTeamWork = 1 << 18;  // multiply-adds of a model below which a team would mostly wait
+constexpr int64_t kSliceOfEntries = 1 << 16;  // rows and entries below which nobody is woken to check them
+constexpr int64_t kTeamWork = 1 << 18;        // multiply-adds of a model below which a team would mostly wait
 
 // Scratch memory that outlives the call: pages fresh from the system cost a call of a millisecond a third of its time. One block of
 // each kind is kept, up to kHeldBytes; concurrent calls make blocks of their own.
@@ -57,12 +58,22 @@ int64_t most_entries(const LayerParams& p) {
 
 }  // namespace
 
+// Checked in slices side by side; where something is wrong, once more in order, for the first row that it is wrong in.
 EntryFault check_entries(const int64_t* row_start, int64_t rows, const int32_t* feature, int64_t entries,
-                         int64_t n_features) {
+                         int64_t n_features, int threads) {
     if (row_start[0] != 0) return {"start", 0};
+    if (row_start[rows] != entries) return {"end", rows};
+    if (rows + entries < kSliceOfEntries) threads = 1;
+    guard_fork(threads);
+    std::atomic<bool> good{true};
+    const auto hold = level().entries_hold;
+    parallel(threads, [&] {
+        const int64_t size = omp_get_num_threads(), rank = omp_get_thread_num();
+        if (!hold(row_start, rows * rank / size, rows * (rank + 1) / size, feature, entries, n_features)) good = false;
+    });
+    if (good) return {"", -1};
     for (int64_t r = 0; r < rows; ++r)
         if (row_start[r + 1] < row_start[r] || row_start[r + 1] > entries) return {"order of rows", r};
-    if (row_start[rows] != entries) return {"end", rows};
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t e = row_start[r]; e < row_start[r + 1]; ++e) {
             if (feature[e] < 0 || feature[e] >= n_features) return {"range", r};
@@ -78,7 +89,8 @@ void run_layer(const LayerParams& p) {
     const int64_t entries = most_entries(p);
     const size_t shared_bytes = loop.shared_bytes(p, entries), room_bytes = loop.room_bytes(p);
     guard_fork(p.threads);
-    const int threads = workers_for(p.n_models, p.threads);
+    const int64_t groups = (p.n_models + loop.group - 1) / loop.group;
+    const int threads = workers_for(groups, p.threads);
     const bool too_large = (size_t)threads * (shared_bytes + room_bytes) > kSideBySideBytes;
     const double work = 3.0 * (double)p.batch * (double)p.n_features * (double)p.n_hidden;
     if (p.threads > 1 && work >= (double)kTeamWork && (p.n_models < p.threads || too_large)) {
@@ -92,7 +104,7 @@ void run_layer(const LayerParams& p) {
             team.size = omp_get_num_threads();
             team.barrier = Meeting::wait;
             team.meeting = &meeting;
-            CountingQueue queue{0, p.n_models};
+            CountingQueue queue{0, groups};
             loop.run(p, entries, shared.piece(0), rooms.piece((size_t)team.rank), team,
                      Queue{CountingQueue::take, &queue});
         });
@@ -100,7 +112,7 @@ void run_layer(const LayerParams& p) {
     }
     Scratch shared(0, (size_t)threads, shared_bytes, "the layer's scratch memory of the models in hand");
     Scratch rooms(1, (size_t)threads, room_bytes, "the layer's scratch memory");
-    over_models(p.n_models, threads, [&](size_t t, const Queue& queue) {
+    over_models(groups, threads, [&](size_t t, const Queue& queue) {
         loop.run(p, entries, shared.piece(t), rooms.piece(t), Team(), queue);
     });
 }

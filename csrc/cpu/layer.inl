@@ -48,7 +48,7 @@ class Layer {
             if (team_.rank == 0) loss += segment_loss();
             if (team_.rank == 0) active += n_active_;
         }
-        if (team_.rank == 0 && p_.loss) p_.loss[model] = loss;
+        if (team_.rank == 0 && p_.loss) at(p_.loss, 0)[model] = (T)loss;
         if (team_.rank == 0 && p_.active) p_.active[model] = active;
         team_.meet();
     }

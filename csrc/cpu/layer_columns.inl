@@ -58,7 +58,7 @@ class LayerColumns {
         put_away();
         if (p.batch > visited_)
             loss_ += empty_columns(n_, bias_, importance_, args_.output_floor, p.batch - visited_, g_ + length_ - n_);
-        p.loss[i] = loss_ * p.loss_scale;
+        static_cast<float*>(p.loss)[i] = (float)(loss_ * p.loss_scale);
         export_to(p, i);
     }
 
@@ -215,14 +215,6 @@ inline void run_layer_columns(const LayerParams& p, int64_t, void*, void* room, 
     columns.carve(w, p);
     for (int64_t i; (i = queue.next()) >= 0;)
         if (team.rank == 0) columns.run(p, i);
-}
-
-// The one place where the loop is picked.
-inline LayerTable pick_layer(const LayerParams& p) {
-    if (layer_columns_fit(p)) return {"columns", no_shared_bytes, layer_columns_bytes, run_layer_columns};
-    if (p.is_double)
-        return {"blocks", LayerOf<double>::shared_bytes, LayerOf<double>::room_bytes, LayerOf<double>::run};
-    return {"blocks", LayerOf<float>::shared_bytes, LayerOf<float>::room_bytes, LayerOf<float>::run};
 }
 
 }  // namespace TOYKERN_LEVEL

@@ -1,6 +1,6 @@
 // One instruction-set level's table. Included once per level by level_<name>.cpp.
 #pragma once
-#include "cpu/layer_columns.inl"
+#include "cpu/layer_level.inl"
 #include "cpu/measure.inl"
 #include "cpu/resident.inl"
 #include "cpu/sample.inl"
@@ -32,6 +32,7 @@ const LevelTable* TOYKERN_JOIN(level_, TOYKERN_LEVEL)() {
         here::sparse_kernels,
         here::choice_kernels,
         here::pick_layer,
+        here::entries_hold,
     };
     return &table;
 }

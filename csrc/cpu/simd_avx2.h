@@ -29,6 +29,7 @@ TOYKERN_INLINE M mask_bits(uint32_t bits) {
 }
 TOYKERN_INLINE uint32_t bits(M m) { return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(m.v)); }
 TOYKERN_INLINE M operator&(M a, M b) { return {_mm256_and_si256(a.v, b.v)}; }
+TOYKERN_INLINE M operator|(M a, M b) { return {_mm256_or_si256(a.v, b.v)}; }
 TOYKERN_INLINE M and_not(M a, M b) { return {_mm256_andnot_si256(b.v, a.v)}; }
 
 // ---- floats ----

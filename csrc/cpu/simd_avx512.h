@@ -25,6 +25,7 @@ TOYKERN_INLINE M mask_first(int n) { return {(__mmask16)(n >= 16 ? 0xFFFFu : ((1
 TOYKERN_INLINE M mask_bits(uint32_t bits) { return {(__mmask16)bits}; }
 TOYKERN_INLINE uint32_t bits(M m) { return m.v; }
 TOYKERN_INLINE M operator&(M a, M b) { return {(__mmask16)(a.v & b.v)}; }
+TOYKERN_INLINE M operator|(M a, M b) { return {(__mmask16)(a.v | b.v)}; }
 TOYKERN_INLINE M and_not(M a, M b) { return {(__mmask16)(a.v & ~b.v)}; }
 
 // ---- floats ----

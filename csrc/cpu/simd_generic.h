@@ -28,6 +28,7 @@ TOYKERN_INLINE M mask_first(int n) { return {n >= kLanes ? 0xFu : (1u << n) - 1u
 TOYKERN_INLINE M mask_bits(uint32_t bits) { return {bits & 0xFu}; }
 TOYKERN_INLINE uint32_t bits(M m) { return m.v; }
 TOYKERN_INLINE M operator&(M a, M b) { return {a.v & b.v}; }
+TOYKERN_INLINE M operator|(M a, M b) { return {a.v | b.v}; }
 TOYKERN_INLINE M and_not(M a, M b) { return {a.v & ~b.v}; }
 
 // ---- floats ----

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from toykern.errors import describe
+from toykern.threads import kernel_threads
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -88,7 +89,7 @@ def check_entries(
         _check_entries_in_torch(row_start, feature, rows, n_features)
         return
     what, row = _native.check_entries(
-        row_start.data_ptr(), rows, feature.data_ptr(), feature.numel(), n_features
+        row_start.data_ptr(), rows, feature.data_ptr(), feature.numel(), n_features, kernel_threads()
     )
     if what:
         raise ValueError(_fault_text(what, row, feature.numel(), n_features))

@@ -173,7 +173,9 @@ class _Call:
     def _take(self, name: str, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Contiguous, in the dtype of the arithmetic, and alive until the call is over."""
         check_like(name, tensor, like, "the weights")
-        return self._keep(tensor.detach().to(self.work).contiguous())
+        if tensor.dtype != self.work or not tensor.is_contiguous():
+            tensor = tensor.detach().to(self.work).contiguous()
+        return self._keep(tensor)
 
     def _take_input(
         self, x: torch.Tensor, row_start: Optional, feature: Optional, weight: torch.Tensor
@@ -335,13 +337,13 @@ def _loss_impl(
             p.target_grad = target_grad.data_ptr()
     per_sample = n if check_choice("reduction", reduction, REDUCTIONS) == "mean" else 1
     p.loss_scale, p.l1_scale = 1.0 / (call.batch * per_sample), 1.0 / call.batch
-    loss = torch.empty(call.models, dtype=torch.float64)
+    loss = torch.empty(call.models, dtype=call.work)
     p.loss = loss.data_ptr()
     found = call.want_gradients(x, weights_wanted, x_wanted)
     call.run()
     gradients = call.finish(found, hidden_bias is not None)
     last = call.nothing() if target_grad is None else target_grad.to(call.dtype)
-    return loss.to(call.work), *gradients, last
+    return loss, *gradients, last
 
 
 _LIBRARY.impl("tied_autoencoder", _output_impl, "CPU")

@@ -47,6 +47,7 @@ struct RegimeTable {
 // A loop of the autoencoder layer. `entries`: the most that one model's input has, where it comes as entries.
 struct LayerTable {
     const char* name;
+    int group;  // neighbouring models that the queue hands out as one
     size_t (*shared_bytes)(const LayerParams&, int64_t entries);
     size_t (*room_bytes)(const LayerParams&);
     void (*run)(const LayerParams&, int64_t entries, void* shared, void* room, const Team&, const Queue&);
@@ -68,6 +69,8 @@ struct LevelTable {
     const SparseKernels* (*sparse_kernels)();  // [3] in the order of Scalar
     const ChoiceKernels* (*choice_kernels)();
     LayerTable (*pick_layer)(const LayerParams&);
+    bool (*entries_hold)(const int64_t* row_start, int64_t first, int64_t last, const int32_t* feature, int64_t entries,
+                         int64_t n_features);
 };
 
 const LevelTable* level_base();
@@ -111,7 +114,7 @@ struct EntryFault {
     int64_t row;
 };
 EntryFault check_entries(const int64_t* row_start, int64_t rows, const int32_t* feature, int64_t entries,
-                         int64_t n_features);
+                         int64_t n_features, int threads);
 
 struct Entries {
     std::vector<int64_t> model_start;  // [K + 1]

@@ -53,7 +53,7 @@ struct LayerParams {
 
     void* output;  // T [K, B, n] (kForward); the saved output (kBackward, null where it must be computed again)
     const void* output_grad;  // T [K, B, n] (kBackward)
-    double* loss;             // [K] (kLoss)
+    void* loss;               // T [K] (kLoss)
 
     // Gradients, each null where not wanted.
     void* encoder_grad;      // T [K, m, n]; of both uses of the weights when tied
