@@ -100,14 +100,16 @@ def fit(
         resume: a `Run` that was cut short (by `stop_at`, Ctrl-C, or loaded from a store): go on where it
             stopped, with the same bits as if it never had. Its tensors are continued in place. Everything
             else comes from it; what is given nevertheless must agree.
-        stop_at: stop after this many updates in all; `resume` goes on.
+        stop_at: stop after this many updates in all (`run.steps_made`); `resume` goes on.
         grid: the `Grid` that the models come from; the results are then labelled by it.
         progress: True, False, or None: a bar if standard error is a terminal. (Or what makes one:
             `toykern.progress.BarMaker`.)
         topology: how the connections of a `SparseTiedAutoencoder` change: `SET()`, `RigL(end=…)`, `SRigL`,
             `SNFS`, `GSE`, `GradualMagnitude`, any `PruneAndGrow`, or `Static()`; None also leaves them as
             they are. Step t of the recipe is after t updates of the weights. Its seed None means `seed`. What
-            it did is in `run.topology`. `LotteryTicket` is for loops of one's own.
+            it did is in `run.topology`. With a `LotteryTicket` the run's steps, data, schedule and records go
+            back with the weights at the end of every round: what remains is the training of the last ticket,
+            and `steps` is how long that is, counted from the initial weights. Each round takes time.
 
     Returns:
         A `Run`. After Ctrl-C, what has been trained so far (`run.interrupted`); a second Ctrl-C raises.
@@ -143,8 +145,8 @@ def fit(
             model, data, steps, batch_size, AdamW() if optimizer is None else optimizer, importance, seed,
             target, schedule, loss_reduction, record_every, record, snapshots, grid, topology,
         )  # fmt: skip
-    total = int(run.config["steps"])
-    stop = total if stop_at is None else check_int("stop_at", stop_at, minimum=run.step, maximum=total)
+    total = run.steps_to_make
+    stop = total if stop_at is None else check_int("stop_at", stop_at, minimum=run.steps_made, maximum=total)
     return _train(run, stop, progress)
 
 
@@ -178,7 +180,7 @@ def _new_run(
     multipliers(schedule, steps, 0, 1)
     every = max(1, steps // 100) if record_every is None else check_int("record_every", record_every, 1)
     names = _check_record(record)
-    attached = None if topology is None else _attach(topology, model, seed)
+    attached = None if topology is None else _attach(topology, model, seed, steps)
     _check_topology_metrics(names, model, attached)
     kept = _check_snapshots(snapshots, steps)
     if grid is not None and (not isinstance(grid, Grid) or grid.n_models != model.n_models):
@@ -229,7 +231,7 @@ def _new_run(
 
 
 def _train(run: Run, stop: int, progress: bool | None | BarMaker) -> Run:
-    """Advance a run to step `stop` (or Ctrl-C), stretch by stretch."""
+    """Advance a run until `stop` steps were made (or Ctrl-C), stretch by stretch."""
     config = run.config
     steps, every = int(config["steps"]), int(config["record_every"])
     schedule = schedule_from_config(config["schedule"]) if run.schedule is None else run.schedule
@@ -243,18 +245,21 @@ def _train(run: Run, stop: int, progress: bool | None | BarMaker) -> Run:
     topology = run.topology
     others = [name for name in config["record"] if name != "loss"]
     wanted = sorted(int(t) for t in config["snapshots"])
-    bar = bar_for(progress, steps, run.step, run.n_models)
+    bar = bar_for(progress, run.steps_to_make, run.steps_made, run.n_models)
     length = max(1, 4096 // run.n_models)
     run.interrupted = False
     if topology is not None:
         assert resident.layer is not None
-        topology.begin(resident.layer, run.step)
+        arrays = {f"parameters/{name}": tensor for name, tensor in resident.tensors.items()}
+        arrays |= {f"state/{name}": tensor for name, tensor in run.optimizer_state.items()}
+        arrays |= {f"carry/{name}": tensor for name, tensor in run.carry.items()}
+        topology.begin(resident.layer, arrays, run.step)
     if run.step == 0 and 0 in wanted and 0 not in run.snapshots:
         run.snapshots[0] = resident.snapshot()
     try:
         with _interruptible() as interrupted:
-            while run.step < stop and not interrupted():
-                ends = [run.step + length, stop]
+            while run.steps_made < stop and not interrupted():
+                ends = [run.step + min(length, stop - run.steps_made), steps]
                 ends += [min((run.step // every + 1) * every, steps)] if others else []
                 ends += [t for t in wanted if t > run.step][:1]
                 end = min(ends) if topology is None else topology.next_stop(run.step, min(ends))
@@ -263,14 +268,19 @@ def _train(run: Run, stop: int, progress: bool | None | BarMaker) -> Run:
                 resident.advance(run.step, factors, topology is not None and topology.needs_gradient(end))
                 seconds = time.perf_counter() - began
                 done, run.step = end - run.step, end
+                update = None
                 if topology is not None:
-                    topology.advance(end, resident.diverged_at >= 0)
+                    update = topology.advance(end, resident.diverged_at >= 0)
                 run.seconds += time.perf_counter() - began
+                if update is not None and update.rewound_to is not None:
+                    _go_back(run, update.rewound_to)
+                    bar.update(run.steps_made)
+                    continue
                 if others and (end % every == 0 or end == steps):
                     _record(run, resident, others, (end - 1) // every)
                 if end in wanted:
                     run.snapshots[end] = resident.snapshot()
-                bar.update(end)
+                bar.update(run.steps_made)
                 length = _next_length(length, done, seconds)
     finally:
         resident.write_back()
@@ -279,8 +289,18 @@ def _train(run: Run, stop: int, progress: bool | None | BarMaker) -> Run:
         bar.close()
     if run.complete:
         _mark_what_the_last_update_broke(run)
-    run.interrupted = run.step < stop
+    run.interrupted = run.steps_made < stop
     return run
+
+
+def _go_back(run: Run, step: int) -> None:
+    """Weights, states and sums are again those of `step`: so are the run's count, records and snapshots."""
+    run.step = step
+    first = step // int(run.config["record_every"])
+    for records in (run.loss, *run.records.values()):
+        records[:, first:] = torch.nan
+    for kept in [t for t in run.snapshots if t > step]:
+        del run.snapshots[kept]
 
 
 def _mark_what_the_last_update_broke(run: Run) -> None:
@@ -349,7 +369,7 @@ def _topology_metric(name: str, run: Run, resident: Resident) -> torch.Tensor:
     return run.topology.explored.float()
 
 
-def _attach(given: Any, model: AnyModel, seed: Any) -> ResidentTopology:
+def _attach(given: Any, model: AnyModel, seed: Any, steps: int) -> ResidentTopology:
     """The recipe at work on the models; TypeError or ValueError that says what does not fit."""
     recipe = check_recipe(given)
     if not isinstance(model, SparseTiedAutoencoder):
@@ -357,7 +377,7 @@ def _attach(given: Any, model: AnyModel, seed: Any) -> ResidentTopology:
             "topology is for sparse models: give fit a tk.SparseTiedAutoencoder(n_features, n_hidden, "
             f"density=…), not {describe(model)}"
         )
-    return ResidentTopology.fresh(recipe, model, seed if recipe.seed is None else recipe.seed)
+    return ResidentTopology.fresh(recipe, model, seed if recipe.seed is None else recipe.seed, steps)
 
 
 def _described(recipe: Recipe) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from toykern.sparse.attached import AttachedTopology
 from toykern.sparse.change import Change
 from toykern.sparse.distributed import Ranks, fingerprint
 from toykern.sparse.layer import AttachedLayer
+from toykern.sparse.lottery import LotteryTicket
 from toykern.sparse.recipe import Recipe
 from toykern.sparse.report import LayerReport, Update, share_of_true
 from toykern.sparse.topology import Topology
@@ -31,12 +32,18 @@ def check_recipe(recipe: Any) -> Recipe:
         )
     if not isinstance(recipe, Recipe):
         raise TypeError(f"topology must be a recipe, such as tk.RigL(end=…), not {describe(recipe)}")
+    known = LotteryTicket if isinstance(recipe, LotteryTicket) else Recipe
     for name in ("attached_to", "finished"):
-        if getattr(type(recipe), name) is not getattr(Recipe, name):
+        if getattr(type(recipe), name) is not getattr(known, name):
             raise ValueError(
-                f"topology={type(recipe).__name__}(…) puts weights or the optimiser back, which fit cannot: "
-                "attach it to the model in a loop of your own, recipe.attach(model, optimizer)"
+                f"topology={type(recipe).__name__}(…) has a method {name} of its own, for which there is no "
+                "place in fit: attach it to the model in a loop of your own, recipe.attach(model, optimizer)"
             )
+    if isinstance(recipe, LotteryTicket) and not recipe.rewind_optimizer:
+        raise ValueError(
+            "topology=LotteryTicket(rewind_optimizer=False) is for loops of your own: in fit the optimiser's "
+            "count of steps is that of the data, which goes back"
+        )
     return recipe
 
 
@@ -132,7 +139,10 @@ class ResidentTopology(AttachedTopology):
 
     `history`, `plot`, `steps`, `updates` and `state_dict` are those of
     `toykern.sparse.AttachedTopology`; the one layer is called "weight". `fit` makes the steps. Models that
-    have diverged keep their connections.
+    have diverged keep their connections, and stay as they are.
+
+    `steps` counts all steps that were made. A lottery ticket puts the weights back to an earlier step of the
+    run, whose own count goes back too: it is `steps` less `steps_gone_back`.
 
     Args:
         recipe: one without need of a torch optimiser (`check_recipe`).
@@ -144,12 +154,18 @@ class ResidentTopology(AttachedTopology):
         self.model = self._models = model
         self.optimizers = ()
         self._diverged: torch.Tensor | None = None
+        self._arrays: dict[str, torch.Tensor] = {}
         layer = ResidentLayer("weight", 0, model, seeds, recipe.track_explored, _as_it_is)
         self._begin(recipe, [layer], Ranks.alone())
 
     @classmethod
-    def fresh(cls, recipe: Recipe, model: SparseTiedAutoencoder, seeds: Any) -> ResidentTopology:
-        """At the start of a run; ValueError if the recipe does not fit the models."""
+    def fresh(cls, recipe: Recipe, model: SparseTiedAutoencoder, seeds: Any, steps: int) -> ResidentTopology:
+        """At the start of a run of `steps` steps; ValueError if the recipe does not fit it or the models."""
+        if isinstance(recipe, LotteryTicket) and recipe.round_steps > steps:
+            raise ValueError(
+                f"topology: round_steps must be at most the steps of the run ({steps}), not "
+                f"{recipe.round_steps}: no round would end"
+            )
         topology = cls(recipe, model, seeds)
         recipe.check(topology.attached_layers)
         return topology
@@ -176,6 +192,11 @@ class ResidentTopology(AttachedTopology):
             raise ValueError("explored was not tracked: the recipe has track_explored=False")
         return share_of_true(explored.reshape(self._layers[0].topology.n_models, -1))
 
+    @property
+    def steps_gone_back(self) -> int:
+        """By how many steps the weights were put back so far, in all."""
+        return self.recipe.steps_gone_back(self.updates)
+
     def summary(self) -> str:
         """One line for people: the recipe, its updates, what there is and was."""
         parts = [f"{type(self.recipe).__name__}, {self.updates:,} updates"]
@@ -184,36 +205,63 @@ class ResidentTopology(AttachedTopology):
             parts.append(f"explored {float(self.explored.mean()):.3g}")
         return ", ".join(parts)
 
-    def begin(self, layer: DenseLayer, step: int) -> None:
-        """Work on the arrays of the kernels from now on; they are at step `step`."""
-        if self.steps != step:
+    def begin(self, layer: DenseLayer, arrays: dict[str, torch.Tensor], step: int) -> None:
+        """Work on the arrays of the kernels from now on; they are at step `step` of the run.
+
+        `arrays`, `[models, …]` each, are all that training changes: "parameters/…", "state/…" of the
+        optimiser, and sums of records begun, "carry/…".
+        """
+        if self.steps - self.steps_gone_back != step:
             raise RuntimeError(
                 f"the run cannot go on: it was broken off inside the topology's update after step {step}"
             )
         self._check_loaded()
         self._layers[0].module = layer
+        self._arrays = arrays
+        if self.steps == 0:
+            self.recipe.attached_to(self)  # there was nothing to keep when the recipe was attached
 
     def end(self) -> None:
         """The module is up to date; go back to it."""
         self._layers[0].module = self._models
+        self._arrays = {}
         self._expected = fingerprint([self._models.topology])
 
     def next_stop(self, step: int, limit: int) -> int:
         """The first step after `step` after which there is something to do here; `limit` if none before."""
-        return self.recipe.next_stop(step, limit)
+        gone = self.steps_gone_back
+        return self.recipe.next_stop(step + gone, limit + gone) - gone
 
     def needs_gradient(self, step: int) -> bool:
         """Whether the gradient at all positions of step `step`, counted from 1, is looked at."""
-        return self.recipe.observes(step) or self.recipe.is_update(step)
+        made = step + self.steps_gone_back
+        return self.recipe.observes(made) or self.recipe.is_update(made)
 
     def advance(self, step: int, diverged: torch.Tensor) -> Update | None:
         """Count the steps up to `step`, and do what is to be done after it.
 
-        `diverged` is bool `[models]`. No step before may be one of `next_stop`.
+        `diverged` is bool `[models]`. No step before may be one of `next_stop`. Where the update's
+        `rewound_to` is not None, the arrays are again those of that step.
         """
-        self.steps = step - 1
+        self.steps = step + self.steps_gone_back - 1
         self._diverged = diverged if bool(diverged.any()) else None
         return self.step()
+
+    def keep_weights(self) -> None:
+        """Remember all that training changes, as it is now."""
+        self.memory = {name: tensor.clone() for name, tensor in self._arrays.items()}
+
+    def put_weights_back(self, with_optimizer: bool) -> None:
+        """Go back to what `keep_weights` remembered, as far as there still are connections; models that have
+        diverged stay as they are."""
+        connected = self._layers[0].module.connected.bool()
+        for name, tensor in self._arrays.items():
+            kept = self.memory[name]
+            if "weight" in name.split("/"):
+                kept = kept.where(connected, 0.0)
+            if self._diverged is not None:
+                kept = tensor.where(self._diverged.view(-1, *[1] * (tensor.ndim - 1)), kept)
+            tensor.copy_(kept)
 
     def _prepare(self, layer: AttachedLayer, change: Change) -> Any:
         if self._diverged is not None:
@@ -232,9 +280,11 @@ def stored_state(topology: ResidentTopology) -> tuple[dict[str, Any], dict[str, 
     recipe of one's own keeps what is neither."""
     state = topology.state_dict()
     layer = state["layers"]["weight"]
-    if state["memory"]:
-        raise ValueError(f"{state['recipe']} keeps {sorted(state['memory'])}, which a store cannot hold")
+    strange = sorted(name for name, kept in state["memory"].items() if not isinstance(kept, torch.Tensor))
+    if strange:
+        raise ValueError(f"{state['recipe']} keeps {strange}, which a store cannot hold")
     tensors = {"budget": layer["budget"]}
+    tensors |= {f"of_the_run/{name}": kept for name, kept in state["memory"].items()}
     if layer["explored"] is not None:
         tensors["explored"] = layer["explored"]
     for kind in ("memory", "slot_memory"):
@@ -261,7 +311,7 @@ def state_from_store(plain: dict[str, Any], tensors: dict[str, torch.Tensor]) ->
         "slot_memory": below("slot_memory/"),
     }
     history = [update.state() for update in _history_from(plain["history"], below("history/"))]
-    return {**plain, "layers": {"weight": layer}, "history": history, "memory": {}}
+    return {**plain, "layers": {"weight": layer}, "history": history, "memory": below("of_the_run/")}
 
 
 def _history_arrays(history: list[Update]) -> dict[str, torch.Tensor]:

@@ -48,7 +48,8 @@ class Run:
             data, ….
         arrays: the exact per-model inputs: `seed` int64 `[K]`, `importance` float32 `[1 or K, n]`, `lr` and
             `weight_decay` float64 `[K]`, `probability` float64 `[1 or K, n]`, ….
-        step: updates done so far, of `config["steps"]`.
+        step: updates done so far, of `config["steps"]`; with a `LotteryTicket` in the round at hand, the
+            steps before it among them (`steps_made` counts all of them, of `steps_to_make`).
         loss: float32 `[K, R]`; record r is the mean of the batch losses of its steps, each taken before the
             update. Records not reached are NaN.
         records: the other metrics recorded, `[K, R, …]` each.
@@ -102,9 +103,20 @@ class Run:
         return int(self.loss.shape[0])
 
     @property
+    def steps_made(self) -> int:
+        """Updates made in all, also those that a `LotteryTicket` put back."""
+        return self.step + (0 if self.topology is None else self.topology.steps_gone_back)
+
+    @property
+    def steps_to_make(self) -> int:
+        """How many there will be when the run is complete."""
+        again = 0 if self.topology is None else self.topology.recipe.steps_gone_back()
+        return int(self.config["steps"]) + again
+
+    @property
     def complete(self) -> bool:
-        """Whether all `config["steps"]` updates were done."""
-        return self.step >= int(self.config["steps"])
+        """Whether all `config["steps"]` updates were done (after all rounds of a `LotteryTicket`)."""
+        return self.steps_made >= self.steps_to_make
 
     @property
     def record_steps(self) -> np.ndarray:
@@ -120,7 +132,7 @@ class Run:
     @property
     def model_steps_per_second(self) -> float:
         """Throughput of the training, in model-steps per second (NaN before any time has passed)."""
-        return self.n_models * self.step / self.seconds if self.seconds > 0 else float("nan")
+        return self.n_models * self.steps_made / self.seconds if self.seconds > 0 else float("nan")
 
     def __repr__(self) -> str:
         config = self.config.get("model", {})
@@ -130,6 +142,8 @@ class Run:
             axes = zip(self.grid.shape, self.grid.dims, strict=True)
             lines.append("  grid        " + " × ".join(f"{points} {name}" for points, name in axes))
         steps = f"{self.step:,} of {int(self.config['steps']):,}"
+        if self.steps_to_make > int(self.config["steps"]):
+            steps += f" in this round, {self.steps_made:,} of {self.steps_to_make:,} in all"
         state = "  (interrupted, can be resumed)" if self.interrupted else "  (can be resumed)"
         state = "" if self.complete else state
         lines.append(f"  steps       {steps}, batch {self.config.get('batch_size')}{state}")
@@ -319,7 +333,7 @@ class Run:
             record_every=config["record_every"],
             record=tuple(config["record"]),
             snapshots=tuple(config["snapshots"]),
-            stop_at=None if self.complete else self.step,
+            stop_at=None if self.complete else self.steps_made,
             progress=progress,
             topology=recipe,
         )

@@ -7,6 +7,7 @@
 | `prune`, `grow`, `schedules` | the parts that recipes are composed of |
 | `change` | what becomes of a layer's connections, carried out |
 | `attached`, `layer`, `groups`, `optimizer_state`, `distributed`, `report` | a recipe at work on a model |
+| `rewind` | going back to the weights of an earlier step |
 | `draws`, `selection` | random choices from counters; largest scores with ties by index |
 """
 

@@ -13,6 +13,7 @@ from toykern.data.philox import half_normal
 from toykern.errors import check_choice, describe
 from toykern.ops.sparse_topology import explore
 from toykern.ops.sparse_topology import move as move_together
+from toykern.sparse import rewind
 from toykern.sparse.change import Change
 from toykern.sparse.distributed import Ranks, fingerprint
 from toykern.sparse.draws import words64
@@ -140,6 +141,16 @@ class AttachedTopology:
         """
         check_choice("quantity", quantity, QUANTITIES)
         return plot_history(self.history, quantity, ax)
+
+    # --- for recipes that go back to earlier weights ------------------------------------------------------
+
+    def keep_weights(self) -> None:
+        """Remember all weights and the optimisers' state as they are now."""
+        rewind.keep_weights(self)
+
+    def put_weights_back(self, with_optimizer: bool) -> None:
+        """Go back to what `keep_weights` remembered, as far as there still are connections."""
+        rewind.put_weights_back(self, with_optimizer)
 
     # --- checkpoints --------------------------------------------------------------------------------------
 

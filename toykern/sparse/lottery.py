@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +15,7 @@ from toykern.errors import (
     check_positive_int,
 )
 from toykern.sparse.change import Change
-from toykern.sparse.layer import AttachedLayer, SparseLayer
+from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.prune import Magnitude, PruneCriterion, drops_of
 from toykern.sparse.recipe import SCOPES, Recipe, check_ungrouped
 
@@ -43,8 +43,8 @@ class LotteryTicket(Recipe):
             round.
         seed, track_explored, grown_std: see `Recipe`.
 
-    A learning-rate schedule is not the recipe's: where `topology.step()` returns an update, set it back to
-    step `update.rewound_to` yourself, and draw the data from there.
+    In a loop of one's own a learning-rate schedule is not the recipe's: where `topology.step()` returns an
+    update, set it back to step `update.rewound_to` yourself, and draw the data from there. `tk.fit` does so.
 
     >>> ticket = LotteryTicket(rounds=2, round_steps=100, rewind_to=10)
     >>> [step for step in range(1, 1000) if ticket.is_update(step)]
@@ -77,19 +77,33 @@ class LotteryTicket(Recipe):
         if self.scope == "global":
             check_ungrouped(layers, "scope='global'")
 
+    @property
+    def round_length(self) -> int:
+        """Steps of every round after the first."""
+        return self.round_steps - self.rewind_to
+
     def fraction(self, step: int) -> float:
         """The fraction that a round drops."""
         return self.drop_fraction
 
     def is_update(self, step: int) -> bool:
         """Whether a round ends with step `step`, counted from 1 over all rounds."""
-        past, length = step - self.round_steps, self.round_steps - self.rewind_to
-        return past >= 0 and past % length == 0 and past // length < self.rounds
+        past = step - self.round_steps
+        return past >= 0 and past % self.round_length == 0 and past // self.round_length < self.rounds
+
+    def next_stop(self, step: int, limit: int) -> int:
+        """The first step after `step` at which weights are kept or a round ends; `limit` if none before."""
+        ends = (self.round_steps + i * self.round_length for i in range(self.rounds))
+        return min([limit, *(t for t in (self.rewind_to, *ends) if t > step)])
+
+    def steps_gone_back(self, updates: int | None = None) -> int:
+        """By how many steps the first `updates` updates put the weights back in all; None: all of them."""
+        return self.round_length * (self.rounds if updates is None else updates)
 
     def attached_to(self, attached: AttachedTopology) -> None:
         """Keep the initial weights, if that is where to go back to."""
         if self.rewind_to == 0:
-            _keep(attached)
+            attached.keep_weights()
 
     def plan(self, layers: list[AttachedLayer], step: int, number: int) -> list[Change]:
         """Drop the fraction of lowest score."""
@@ -106,69 +120,8 @@ class LotteryTicket(Recipe):
     def finished(self, attached: AttachedTopology, step: int, update: bool) -> int | None:
         """Keep the weights of step `rewind_to`; put them back at the end of a round."""
         if step == self.rewind_to:
-            _keep(attached)
+            attached.keep_weights()
         if not update:
             return None
-        _put_back(attached, self.rewind_optimizer)
+        attached.put_weights_back(self.rewind_optimizer)
         return self.rewind_to
-
-
-def _others(attached: AttachedTopology) -> dict[str, torch.Tensor]:
-    """Parameters and buffers of the model that are not of a sparse layer's slots, by name."""
-    values = {id(layer.module.values) for layer in attached.attached_layers}
-    found: dict[str, torch.Tensor] = {
-        name: p for name, p in attached.model.named_parameters() if id(p) not in values
-    }
-    for prefix, module in attached.model.named_modules():
-        if isinstance(module, SparseLayer):
-            continue
-        for name, buffer in module.named_buffers(recurse=False):
-            found[f"{prefix}.{name}" if prefix else name] = buffer
-    return found
-
-
-def _keep(attached: AttachedTopology) -> None:
-    """Copy all weights and states; those of slots go to the layers, where they follow their connections."""
-    attached.memory["weights"] = {name: t.detach().clone() for name, t in _others(attached).items()}
-    attached.memory["states"] = {
-        name: [_copied_state(optimizer.state.get(parameter, {})) for optimizer in attached.optimizers]
-        for name, parameter in attached.model.named_parameters()
-    }
-    for layer in attached.attached_layers:
-        values = layer.module.values
-        layer.slot_memory = {"values": values.detach().clone()}
-        for i, optimizer in enumerate(attached.optimizers):
-            for key, entry in optimizer.state.get(values, {}).items():
-                if isinstance(entry, torch.Tensor) and entry.shape == values.shape:
-                    layer.slot_memory[f"{i}.{key}"] = entry.detach().clone()
-
-
-def _put_back(attached: AttachedTopology, with_optimizer: bool) -> None:
-    with torch.no_grad():
-        for name, tensor in _others(attached).items():
-            tensor.copy_(attached.memory["weights"][name])
-        for layer in attached.attached_layers:
-            layer.module.values.copy_(layer.slot_memory["values"])
-    if not with_optimizer:
-        return
-    of_layer = {id(layer.module.values): layer for layer in attached.attached_layers}
-    for name, parameter in attached.model.named_parameters():
-        owner = of_layer.get(id(parameter))
-        for i, optimizer in enumerate(attached.optimizers):
-            kept = _copied_state(attached.memory["states"][name][i])
-            if owner is not None:
-                prefix = f"{i}."
-                for key, tensor in owner.slot_memory.items():
-                    if key.startswith(prefix):
-                        kept[key.removeprefix(prefix)] = tensor.clone()
-            if kept:
-                optimizer.state[parameter] = kept
-            else:
-                optimizer.state.pop(parameter, None)
-
-
-def _copied_state(state: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: entry.detach().clone() if isinstance(entry, torch.Tensor) else entry
-        for key, entry in state.items()
-    }

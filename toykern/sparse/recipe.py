@@ -103,6 +103,10 @@ class Recipe:
         found = (t for t in range(step + 1, limit) if self.is_update(t) or self.observes(t))
         return next(found, limit)
 
+    def steps_gone_back(self, updates: int | None = None) -> int:
+        """By how many steps the first `updates` updates put the weights back in all; None: all of them."""
+        return 0
+
     def observe(self, layer: AttachedLayer, step: int, number: int) -> None:
         """Take in what is needed of the last backward pass; `number` is that of the coming update."""
 

@@ -101,7 +101,7 @@ def sweep(
 
     job = _Job(grid, plan, measure, settings)
     probe = job.begin(Box(0, (0,) * len(grid.shape), (1,) * len(grid.shape), 0))
-    steps, described = int(probe.config["steps"]), _settings(probe)
+    steps, described = probe.steps_to_make, _settings(probe)
     _check_names(probe, grid)
     if going_on:
         store: Sweep | None = open_sweep(target)
