@@ -13,6 +13,7 @@ from layer_kit import LARGE_TOLERANCE, TOLERANCE, case_errors, device_layer
 import toykern as tk
 from toykern import _native
 from toykern.ops import tied_autoencoder_cuda as cuda
+from toykern.ops import tied_autoencoder_large as large_models
 from toykern.ops import tied_autoencoder_plan
 from toykern.ops.tied_autoencoder_plan import Plan, plan
 
@@ -104,9 +105,10 @@ def test_tiles_of_every_kind(monkeypatch, tied, sparse, few):
     case = LayerCase(
         "tiles", 600, 20, 3, 100, 0.05, tied, {"hidden_activation": "topk", "top_k": 7}, {"l1": 0.1}
     )
-    monkeypatch.setattr(cuda, "plan", lambda *args, **options: Plan(2, 64, 256, 0))
-    monkeypatch.setattr(cuda, "ACTIVE_WORK", 1)
-    monkeypatch.setattr(cuda, "ACTIVE_SHARE", dict.fromkeys(cuda.ACTIVE_SHARE, 1.0 if few else -1.0))
+    monkeypatch.setattr(large_models, "plan", lambda *args, **options: Plan(2, 64, 256, 0))
+    monkeypatch.setattr(large_models, "ACTIVE_WORK", 1)
+    shares = dict.fromkeys(large_models.ACTIVE_SHARE, 1.0 if few else -1.0)
+    monkeypatch.setattr(large_models, "ACTIVE_SHARE", shares)
     with device_layer(large=True) as kernels:
         assert_is_the_reference(case, torch.float32, sparse=sparse)
         assert_is_the_reference(case, torch.bfloat16, large=True, sparse=sparse)
@@ -269,7 +271,7 @@ def test_the_plan_is_what_is_allocated(sparse):
     """Every tensor of a call that is neither an argument nor a result."""
     case = LayerCase("memory", 3000, 40, 2, 90, 0.05)
     made = []
-    true_new = cuda._Call.new
+    true_new = cuda.Call.new
 
     def new(call, *shape, **options):
         tensor = true_new(call, *shape, **options)
@@ -277,7 +279,7 @@ def test_the_plan_is_what_is_allocated(sparse):
         return tensor
 
     with device_layer(large=True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda._Call, "new", new)
+        patch.setattr(cuda.Call, "new", new)
         case_errors(case, torch.float32, sparse=sparse, inputs=False)
     results = 4 * (2 * 3000 * 40 + 2 * 3000 + 2)
     entries = int((layer_batch(case)["x"] != 0).sum()) if sparse else 0

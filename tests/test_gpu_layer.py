@@ -15,6 +15,7 @@ from layer_kit import LARGE_TOLERANCE, TOLERANCE, case_errors
 import toykern as tk
 from toykern import _native
 from toykern.ops import tied_autoencoder_cuda as cuda
+from toykern.ops import tied_autoencoder_large as large_models
 
 pytestmark = pytest.mark.gpu
 each_case = pytest.mark.parametrize("case", LAYER_CASES, ids=lambda case: case.name)
@@ -232,10 +233,10 @@ def test_few_active_outputs_are_taken_one_by_one(monkeypatch):
     monkeypatch.setattr(cuda._Kernels, "tile", tile)
     found = []
     for share in (1.0, -1.0):
-        monkeypatch.setattr(cuda, "ACTIVE_SHARE", dict.fromkeys(cuda.ACTIVE_SHARE, share))
+        monkeypatch.setattr(large_models, "ACTIVE_SHARE", dict.fromkeys(large_models.ACTIVE_SHARE, share))
         called.clear()
         found.append(run(model, x))
-        assert (cuda._ACTIVE_CODES in called) is (share > 0)
+        assert (large_models._ACTIVE_CODES in called) is (share > 0)
     for a, b in zip(*found, strict=True):
         assert largest_error(a.cpu(), b.double().cpu()) < 1e-5
 

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 
 import toykern as tk
-from toykern.ops import tied_autoencoder_cuda
+from toykern.ops import tied_autoencoder_large
 
 # n, m, models, batch, tied
 SHAPES = [
@@ -140,10 +140,10 @@ def layer(
     leaf = (given.value if sparse else given).requires_grad_()
     good = True
     for share in (-1.0, 1.0):
-        shares = dict.fromkeys(tied_autoencoder_cuda.ACTIVE_SHARE, share)
+        shares = dict.fromkeys(tied_autoencoder_large.ACTIVE_SHARE, share)
         with (
-            mock.patch.object(tied_autoencoder_cuda, "ACTIVE_SHARE", shares),
-            mock.patch.object(tied_autoencoder_cuda, "ACTIVE_WORK", 0),
+            mock.patch.object(tied_autoencoder_large, "ACTIVE_SHARE", shares),
+            mock.patch.object(tied_autoencoder_large, "ACTIVE_WORK", 0),
         ):
             model.zero_grad()
             leaf.grad = None
