@@ -12,6 +12,7 @@ import torch
 
 from bench.gpu.problem import Problem
 from bench.peers.compiled import State, step_function
+from bench.peers.eager import batched_loss
 from bench.peers.problem import LEARNING_RATE
 
 
@@ -79,16 +80,7 @@ class EagerPeer(_TorchPeer):
         return self._weight.detach().cpu().numpy().copy(), self._bias.detach().cpu().numpy().copy()
 
     def _update(self, x: torch.Tensor) -> None:
-        weight, bias = self._weight, self._bias
-        if self._features_first:
-            hidden = torch.bmm(weight, x)
-            out = torch.baddbmm(bias[:, :, None], weight.transpose(1, 2), hidden).relu_()
-            squared_error = (x - out).square().sum(2)
-        else:
-            hidden = torch.bmm(x, weight.transpose(1, 2))
-            out = torch.baddbmm(bias[:, None], hidden, weight).relu_()
-            squared_error = (x - out).square().sum(1)
-        loss = (squared_error * self._importance).sum(1)
+        loss = batched_loss(x, self._weight, self._bias, self._importance, self._features_first)
         self._optimizer.zero_grad(set_to_none=True)
         loss.sum().backward()
         self._optimizer.step()

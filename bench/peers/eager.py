@@ -9,6 +9,21 @@ from bench.peers.problem import LEARNING_RATE, Problem
 from bench.peers.torch_draw import DRAWS
 
 
+def batched_loss(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, importance: torch.Tensor, features_first: bool
+) -> torch.Tensor:
+    """The losses of a stack of models by batched products, `[models]`; `importance` holds the mean's divisor.
+
+    x is `[models, features, batch]` with `features_first`, else `[models, batch, features]`.
+    """
+    if features_first:
+        out = torch.baddbmm(bias[:, :, None], weight.transpose(1, 2), torch.bmm(weight, x)).relu_()
+    else:
+        out = torch.baddbmm(bias[:, None], torch.bmm(x, weight.transpose(1, 2)), weight).relu_()
+    squared_error = (x - out).square().sum(2 if features_first else 1)
+    return (squared_error * importance).sum(1)
+
+
 class EagerTrainer:
     """Batched PyTorch, as fast as it goes without a compiler.
 
@@ -61,16 +76,7 @@ class EagerTrainer:
         return x if self._gated else x.relu_()
 
     def _update(self, x: torch.Tensor) -> None:
-        weight, bias = self._weight, self._bias
-        if self._features_first:
-            hidden = torch.bmm(weight, x)
-            out = torch.baddbmm(bias[:, :, None], weight.transpose(1, 2), hidden).relu_()
-            squared_error = (x - out).square().sum(2)
-        else:
-            hidden = torch.bmm(x, weight.transpose(1, 2))
-            out = torch.baddbmm(bias[:, None], hidden, weight).relu_()
-            squared_error = (x - out).square().sum(1)
-        loss = (squared_error * self._importance).sum(1)
+        loss = batched_loss(x, self._weight, self._bias, self._importance, self._features_first)
         self._optimizer.zero_grad(set_to_none=True)
         loss.sum().backward()
         self._optimizer.step()
