@@ -1,23 +1,40 @@
 """Updates of a topology, and a stack of sparse layers against a loop over them.
 
-`python -m bench.bench_sparse_updates` prints milliseconds, medians, on all cores torch may use. The RigL
-figure is without its dense-gradient product, which is printed beside it.
+    python -m bench.bench_sparse_updates                 milliseconds, and a record in bench/results/
+    python -m bench.bench_sparse_updates --no-record     only print
+
+Medians, on all cores torch may use. An update is the whole of `topology.step()`; where it forms the dense
+gradient, the products are also timed by themselves, inside the update, and shown beside the rest of it.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import json
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import toykern as tk
 
+RESULTS = Path(__file__).parent / "results"
 IN_FEATURES, OUT_FEATURES, DENSITY, BATCH = 768, 3072, 0.1, 1024  # 2.4e5 connections
 MODELS, ENSEMBLE_IN, ENSEMBLE_OUT, ENSEMBLE_BATCH, ENSEMBLE_DENSITY = 1000, 64, 32, 64, 0.1
+RECIPES = {
+    "SET": tk.SET(interval=1, end=1000),
+    "RigL": tk.RigL(interval=1, end=1000),
+    "RigL, accumulate=2": tk.RigL(interval=2, end=1000, accumulate=2),
+    "GSE": tk.GSE(interval=1, end=1000),
+}
+WARM, REPEATS = 3, 15
 
 
 def median_ms(work: Callable[[], object], repeats: int = 9) -> float:
@@ -31,35 +48,45 @@ def median_ms(work: Callable[[], object], repeats: int = 9) -> float:
     return statistics.median(times) * 1e3
 
 
-def measure_update(recipe: object) -> tuple[float, float]:
-    """(one update, the dense-gradient product) of a recipe that updates at every step, ms."""
+def measure_update(recipe: Any) -> dict[str, float]:
+    """One update, and the dense-gradient products within it, ms: medians, and the spread of the former."""
     layer = tk.SparseLinear(IN_FEATURES, OUT_FEATURES, DENSITY, seed=0)
     network = nn.Sequential(layer)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
     topology = recipe.attach(network, optimizer)
     x, dy = torch.randn(BATCH, IN_FEATURES), torch.randn(BATCH, OUT_FEATURES)
-    dense = layer.dense_gradient
-    spent = [0.0]
+    spent, tiles = [0.0], layer.gradient_tiles
 
-    def timed_dense() -> torch.Tensor:
-        start = time.perf_counter()
-        gradient = dense()
-        spent[0] = time.perf_counter() - start
-        return gradient
+    def timed_tiles() -> Iterator[tuple[int, torch.Tensor]]:
+        """The tiles, and how long it took to form them (whole gradients are made of them too)."""
+        steps = tiles()
+        while True:
+            start = time.perf_counter()
+            tile = next(steps, None)
+            spent[0] += time.perf_counter() - start
+            if tile is None:
+                return
+            yield tile
 
-    layer.dense_gradient = timed_dense
+    layer.gradient_tiles = timed_tiles
     updates, products = [], []
-    for step in range(11):
+    while len(updates) < WARM + REPEATS:
+        x.normal_(), dy.normal_()
         optimizer.zero_grad()
         network(x).backward(dy)
         optimizer.step()
         spent[0] = 0.0
         start = time.perf_counter()
-        topology.step()
-        if step >= 2:
-            updates.append(time.perf_counter() - start - spent[0])
+        changed = topology.step()
+        seconds = time.perf_counter() - start
+        if changed is not None:
+            updates.append(seconds)
             products.append(spent[0])
-    return statistics.median(updates) * 1e3, statistics.median(products) * 1e3
+    updates, products = updates[WARM:], products[WARM:]
+    rest = [update - product for update, product in zip(updates, products, strict=True)]
+    found = {"update": statistics.median(updates), "least": min(updates), "most": max(updates)}
+    found |= {"product": statistics.median(products), "rest": statistics.median(rest)}
+    return {name: value * 1e3 for name, value in found.items()}
 
 
 def measure_ensemble() -> tuple[float, float]:
@@ -84,18 +111,48 @@ def measure_ensemble() -> tuple[float, float]:
     return median_ms(together), median_ms(one_by_one, repeats=3)
 
 
-def main() -> int:
-    set_update, _ = measure_update(tk.SET(interval=1, end=1000))
-    print(f"SET update at {round(DENSITY * IN_FEATURES * OUT_FEATURES)} connections: {set_update:.2f} ms")
-    rigl_update, product = measure_update(tk.RigL(interval=1, end=1000))
-    print(f"RigL update: {rigl_update:.2f} ms beside its dense-gradient product of {product:.2f} ms")
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Updates of a topology, and a stack of layers.")
+    parser.add_argument("--no-record", action="store_true", help="only print")
+    options = parser.parse_args(arguments)
+    connections = round(DENSITY * IN_FEATURES * OUT_FEATURES)
+    updates = {}
+    print(f"updates at {connections} connections, batch {BATCH}, ms (least to most)")
+    for name, recipe in RECIPES.items():
+        found = updates[name] = measure_update(recipe)
+        print(f"  {name}: {found['update']:.2f} ({found['least']:.2f} to {found['most']:.2f})", end="")
+        beside = f", {found['rest']:.2f} beside dense-gradient products of {found['product']:.2f}"
+        print(beside if found["product"] else "")
     stack, loop = measure_ensemble()
     print(
         f"{MODELS} layers {ENSEMBLE_IN}→{ENSEMBLE_OUT}, batch {ENSEMBLE_BATCH}: {stack:.2f} ms stacked, ",
         end="",
     )
     print(f"{loop:.1f} ms in a loop: {loop / stack:.0f}×")
+    if not options.no_record:
+        print(f"record: {_save(updates, stack, loop)}")
     return 0
+
+
+def _save(updates: dict[str, dict[str, float]], stack: float, loop: float) -> Path:
+    from toykern.info import info
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True
+    )
+    record = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip() or "unknown",
+        "kind": "updates of a topology: milliseconds",
+        "threads": torch.get_num_threads(),
+        "instruction_set": info()["native"].get("isa_level"),
+        "shape": {"in": IN_FEATURES, "out": OUT_FEATURES, "density": DENSITY, "batch": BATCH},
+        "updates": updates,
+        "stack": {"stacked": stack, "loop": loop},
+    }
+    path = RESULTS / f"sparse-updates-{record['date'][:19].replace(':', '')}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 if __name__ == "__main__":

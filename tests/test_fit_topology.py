@@ -19,7 +19,15 @@ from kit import LEVELS, TRAJECTORY, assert_same_bits, batches_of, isa_level, rel
 import toykern as tk
 from toykern import _native, reference
 from toykern.resident import network_params
-from toykern.sparse import MomentumGrowth, RandomGrowth, RandomPrune, Recipe, Sensitivity
+from toykern.sparse import (
+    AttachedLayer,
+    DenseGradient,
+    MomentumGrowth,
+    RandomGrowth,
+    RandomPrune,
+    Recipe,
+    Sensitivity,
+)
 from toykern.sparse.config import recipe_config, recipe_from_config
 
 fit_module = importlib.import_module("toykern.fit")  # toykern.fit is the function
@@ -121,6 +129,18 @@ def fit_case(case: Case, **options: Any) -> tk.Run:
     return tk.fit(model_of(case), data_of(case), **(settings | options))
 
 
+class KeptGradient(DenseGradient):
+    """Keeps the gradient it looked at, which RigL itself lets go of."""
+
+    def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
+        super().observe(layer, first, number)
+
+
+def keeping(case: Case) -> Case:
+    """The case with a recipe that keeps its gradient for us to see."""
+    return dataclasses.replace(case, topology=dataclasses.replace(case.topology, grow=KeptGradient()))
+
+
 def updates_of(case: Case) -> list[int]:
     if case.topology is None:
         return []
@@ -189,7 +209,8 @@ def test_growth_sees_the_gradient_at_all_positions(case, level):
     """The gradient of the step before an update, from the weights before that step."""
     step = updates_of(case)[-1]
     with isa_level(level):
-        run = fit_case(case, snapshots=(step - 1,))
+        run = fit_case(keeping(case), snapshots=(step - 1,))
+        assert_same(run, fit_case(case, snapshots=(step - 1,)))
     assert run.topology is not None
     found = run.topology.attached_layers[0].memory["gradient"].reshape(run.model.weight.shape)
     before = {name: run.snapshots[step - 1][name].double() for name in ("weight", "bias")}
@@ -383,7 +404,7 @@ def test_stopped_and_resumed(case, stored, tmp_path):
 
 
 def test_a_diverged_model_keeps_its_connections_and_harms_no_other():
-    case = BY_NAME["tiles, RigL"]
+    case = keeping(BY_NAME["tiles, RigL"])
     rates = tk.SGD(lr=np.array([1e-2, 1e30, 1e-2, 1e-2]))
     run = fit_case(case, optimizer=rates, snapshots=(0, 1, 100))
     assert (run.diverged_at >= 0).tolist() == [False, True, False, False]

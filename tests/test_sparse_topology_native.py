@@ -59,6 +59,75 @@ def test_largest_of_equal_scores_are_the_first(value):
     assert 5000 in native.largest_indices(score, torch.tensor([1 if value == value else 6000, 0])).tolist()
 
 
+@pytest.mark.sanitize
+@settings(max_examples=40)
+@given(
+    lengths=st.lists(st.integers(0, 40_000), min_size=1, max_size=6),
+    kinds=st.lists(st.sampled_from(["normal", "rising", "equal", "ties", "zero"]), min_size=6, max_size=6),
+    wanted=st.floats(0, 1.1),
+    taken=st.floats(0, 1),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.float64]),
+    seed=st.integers(0, 1000),
+)
+def test_largest_of_pieces(lengths, kinds, wanted, taken, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    makers = {
+        "normal": lambda n: torch.randn(n, generator=generator),
+        "rising": lambda n: torch.arange(n) * 1e-3,
+        "equal": lambda n: torch.full((n,), -2.0),
+        "ties": lambda n: torch.randint(-3, 4, (n,), generator=generator) * 1.0,
+        "zero": lambda n: torch.zeros(n) * -1,
+    }
+    pieces = [makers[kind](length).to(dtype) for length, kind in zip(lengths, kinds, strict=False)]
+    for piece in pieces:
+        special = torch.rand(piece.shape, generator=generator) < 0.01
+        some = torch.randint(0, len(SPECIAL), piece.shape, generator=generator)
+        piece[special] = torch.tensor(SPECIAL, dtype=dtype)[some[special]]
+    whole, first = torch.cat(pieces), 5_000_000_000  # beyond 32 bits
+    gone = (torch.rand(whole.shape, generator=generator) < taken * taken).nonzero()[:, 0]
+    count = int(wanted * len(whole))
+    expected = _oracle_largest(whole[None], torch.tensor([count]), gone, True)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        stream, start = native.LargestOfPieces(count), 0
+        for piece in pieces:
+            end = start + len(piece)
+            here = gone[(gone >= start) & (gone < end)] + first
+            stream.add(piece, first + start, here)
+            start = end
+        place, score = stream.finish()
+        assert torch.equal(place - first, expected)
+        assert torch.equal(score.nan_to_num(nan=-1.0), whole[expected].abs().nan_to_num(nan=-1.0))
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("count", [1, 1000, 30_000])
+def test_pieces_that_fall_and_rise_by_much(count):
+    """Thresholds guessed from a sample are wrong here, and keys equal to the last one chosen go on coming."""
+    generator = torch.Generator().manual_seed(count)
+    scale = [1.0, 1e-3, 1e3, 1e3, 1e-3, 1.0, 1e6]
+    pieces = [torch.rand(70_000, generator=generator) * by for by in scale]
+    pieces[2][::2] = 77.0
+    pieces[3] = torch.full_like(pieces[3], 77.0)
+    pieces[4][5] = 1e30
+    pieces[5] = torch.cat([torch.zeros(69_000), torch.full((1000,), 500.0)])
+    bits = torch.tensor([0x42A7FFFF], dtype=torch.int32).view(torch.float32)  # the last key of its bin
+    pieces.append(torch.cat([bits.repeat(100_000), bits.repeat(10) * 2]))
+    whole = torch.cat(pieces)
+    for threads in (1, 4):
+        torch.set_num_threads(threads)
+        for some in (pieces, pieces[::-1], [pieces[7], pieces[7] * 1.0, pieces[7]]):
+            whole = torch.cat(some)
+            stream, start = native.LargestOfPieces(count), 0
+            for piece in some:
+                stream.add(piece, start, torch.empty(0, dtype=torch.int64))
+                start += len(piece)
+            expected = _oracle_largest(
+                whole[None], torch.tensor([count]), torch.empty(0, dtype=torch.int64), True
+            )
+            assert torch.equal(stream.finish()[0], expected)
+
+
 def test_largest_of_all_that_is_free_where_less_is_free_than_asked():
     score = torch.randn(2, 5000)
     taken = torch.arange(9990)

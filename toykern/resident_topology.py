@@ -7,6 +7,7 @@ layers with one value for each connection; `DenseLayer` is that view of the dens
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -132,6 +133,10 @@ class ResidentLayer(AttachedLayer):
         """The gradient of the values in the step just made."""
         gradient: torch.Tensor = self.module.value_gradient()
         return gradient
+
+    def gradient_tiles(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """One: the kernels hold the gradient at all positions anyway, and without ranks it stays as it is."""
+        yield 0, self.module.gradient.view(-1)
 
 
 class ResidentTopology(AttachedTopology):

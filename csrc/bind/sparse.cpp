@@ -25,10 +25,11 @@ T* pointer(uintptr_t address) {
 }
 
 // A vector handed to NumPy without a copy.
-py::array_t<int64_t> as_array(std::vector<int64_t>&& values) {
-    auto* kept = new std::vector<int64_t>(std::move(values));
-    py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<int64_t>*>(p); });
-    return py::array_t<int64_t>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
+template <class T>
+py::array_t<T> as_array(std::vector<T>&& values) {
+    auto* kept = new std::vector<T>(std::move(values));
+    py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
 }
 
 void bind_topology_updates(py::module_& m) {
@@ -54,6 +55,22 @@ void bind_topology_updates(py::module_& m) {
         },
         py::arg("score"), py::arg("counts"), py::arg("taken"), py::arg("n_taken"), py::arg("groups"), py::arg("size"),
         py::arg("is_double"), py::arg("absolute"), py::arg("threads"));
+    py::class_<LargestStream>(m, "LargestStream")
+        .def(py::init<int64_t, bool>(), py::arg("count"), py::arg("absolute"))
+        .def(
+            "add",
+            [](LargestStream& stream, uintptr_t score, int64_t first, int64_t n, uintptr_t taken, int64_t n_taken,
+               int threads) {
+                py::gil_scoped_release release;
+                stream.add(pointer<const float>(score), first, n, pointer<const int64_t>(taken), n_taken, threads);
+            },
+            py::arg("score"), py::arg("first"), py::arg("n"), py::arg("taken"), py::arg("n_taken"), py::arg("threads"))
+        .def("finish", [](LargestStream& stream) {
+            std::vector<int64_t> place;
+            std::vector<float> score;
+            stream.finish(place, score);
+            return py::make_tuple(as_array(std::move(place)), as_array(std::move(score)));
+        });
     m.def(
         "sparse_random_places",
         [](uintptr_t taken, int64_t n_taken, uintptr_t counts, uintptr_t seeds, uintptr_t ids, int64_t groups,

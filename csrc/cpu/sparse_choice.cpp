@@ -98,8 +98,20 @@ std::vector<int64_t> largest_all(const LargestParams& p) {
     const int threads = p.groups * p.size < kSerialEntries ? 1 : std::max(1, p.threads);
     if (p.groups == 1 || p.size >= kSerialEntries) {  // threads share a group
         std::vector<int64_t> out;
-        for (int64_t g = 0; g < p.groups; ++g)
+        for (int64_t g = 0; g < p.groups; ++g) {
+            if (!p.is_double && p.size >= kSerialEntries) {
+                const float* score = static_cast<const float*>(p.score) + g * p.size;
+                const int64_t* taken = std::lower_bound(p.taken, p.taken + p.n_taken, g * p.size);
+                std::vector<int64_t> place;
+                std::vector<float> unused;
+                LargestStream stream(p.counts[g], p.absolute);
+                stream.add(score, g * p.size, p.size, taken, p.taken + p.n_taken - taken, threads);
+                stream.finish(place, unused);
+                out.insert(out.end(), place.begin(), place.end());
+                continue;
+            }
             largest_of<T>(p, g * p.size, (g + 1) * p.size, p.counts[g], threads, out);
+        }
         return out;
     }
     std::vector<std::vector<int64_t>> parts((size_t)p.groups);

@@ -1,4 +1,4 @@
-// What choosing connections asks of vector lanes: random words, many at a time.
+// What choosing connections asks of vector lanes: random words, and the scores that reach a threshold, many at a time.
 //
 // Exact at every level: integers only.
 #pragma once
@@ -27,8 +27,47 @@ inline void draw_places(int64_t seed, uint32_t group, uint32_t step, uint32_t ta
     }
 }
 
+// Scores as unsigned numbers in the order of cpu/sparse_scores.h; with `absolute`, those of their magnitudes.
+TOYKERN_INLINE U ordered_lanes(U word, bool absolute) {
+    const U magnitude = word & ubcast(0x7FFFFFFFu);
+    U x = absolute ? magnitude : word;
+    x = select(eq(magnitude, ubcast(0u)), ubcast(0u), x);
+    x = x ^ (spread_sign(x) | ubcast(0x80000000u));
+    return select(lt(ubcast(0x7F800000u), magnitude), ubcast(0xFFFFFFFFu), x);
+}
+
+// See ChoiceKernels.
+inline int64_t scan_scores(const float* score, int64_t count, bool absolute, const int64_t* taken, int64_t n_taken,
+                           int64_t first, uint32_t least, uint32_t* found_key, uint32_t* found_at) {
+    constexpr int64_t kBlock = 1024;
+    uint32_t key[kBlock + kLanes];
+    const U below = ubcast(least - 1u);
+    int64_t found = 0, next = 0;
+    for (int64_t begin = 0; begin < count; begin += kBlock) {
+        const int64_t n = count - begin < kBlock ? count - begin : kBlock;
+        const uint32_t* word = (const uint32_t*)(score + begin);
+        int64_t i = 0;
+        for (; i + kLanes <= n; i += kLanes) store(key + i, ordered_lanes(load(word + i), absolute));
+        if (i < n) {
+            uint32_t last[kLanes];
+            for (int lane = 0; lane < kLanes; ++lane) last[lane] = i + lane < n ? word[i + lane] : 0u;
+            store(key + i, ordered_lanes(load(last), absolute));
+            for (int64_t past = n; past < i + kLanes; ++past) key[past] = 0;
+        }
+        for (; next < n_taken && taken[next] - first < begin + n; ++next) key[taken[next] - first - begin] = 0;
+        for (i = 0; i < n; i += kLanes) {  // no branch to guess wrong: what is not counted is written over
+            const U k = load(key + i);
+            const M reaches = lt(below, k);
+            store_packed(found_key + found, k, reaches);
+            store_packed(found_at + found, ulane() + ubcast((uint32_t)(begin + i)), reaches);
+            found += __builtin_popcount(bits(reaches));
+        }
+    }
+    return found;
+}
+
 inline const ChoiceKernels* choice_kernels() {
-    static constexpr ChoiceKernels table = {draw_places};
+    static constexpr ChoiceKernels table = {draw_places, scan_scores};
     return &table;
 }
 

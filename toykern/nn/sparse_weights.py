@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from toykern.sparse.topology import Topology
 
 SPARSE_INITIALIZATIONS = ("linear", "kaiming", "xavier")
 """The initialisations of sparse weights with a name; a standard deviation can be given instead."""
+
+GRADIENT_TILE_BYTES = 4 << 20
+"""How much of a dense gradient is formed at a time on the CPU: still in the cache when it is looked at."""
 
 _INDEX_BUFFERS = ("row_start", "column", "column_start", "row", "slot")
 
@@ -196,11 +200,56 @@ class SparseWeights(nn.Module):
 
         float32 (float64 for float64 weights). RuntimeError if no pass was captured.
         """
+        shape = (self.n_models, self.out_features, self.in_features)
+        tiles = self.gradient_tiles()
+        row, tile = next(tiles)
+        rows = self.n_models * self.out_features
+        if len(tile) == rows:
+            return tile.reshape(shape)
+        total = tile.new_empty(rows, self.in_features)
+        total[: len(tile)] = tile
+        for row, tile in tiles:
+            total[row : row + len(tile)] = tile
+        return total.reshape(shape)
+
+    def gradient_tiles(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """The same in pieces: (first row, counted over the models; the rows from there on, `[rows, in]`).
+
+        On the CPU a tile is whole rows of one model or whole models, of at most `GRADIENT_TILE_BYTES` (a row
+        at least), as the shapes decide; its memory is taken back for the next. On a GPU all is one tile.
+        """
         dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
-        passes, dense = self._captured()
+        captured, dense = self._captured()
+        passes = [(x.to(dtype), dy.to(dtype)) for x, dy in captured]
+        if dense or self.values.device.type != "cpu":
+            yield 0, self._whole_gradient(passes, dense, dtype).reshape(-1, self.in_features)
+            return
+        at_once = max(1, GRADIENT_TILE_BYTES // (self.in_features * dtype.itemsize))
+        models = max(1, at_once // self.out_features)
+        rows = min(at_once, self.out_features)
+        space = [torch.empty(models * rows * self.in_features, dtype=dtype) for _ in passes[:2]]
+        for model in range(0, self.n_models, models):
+            mine = slice(model, min(model + models, self.n_models))
+            for row in range(0, self.out_features, rows):
+                shape = (mine.stop - model, min(rows, self.out_features - row), self.in_features)
+                tile, *other = (part[: math.prod(shape)].view(shape) for part in space)
+                for i, (x, dy) in enumerate(passes):
+                    inputs = x.expand(self.n_models, -1, -1)[mine]
+                    product = tile if i == 0 else other[0]
+                    torch.bmm(dy[mine, :, row : row + shape[1]].mT, inputs, out=product)
+                    if i:
+                        tile.add_(product)
+                yield model * self.out_features + row, tile.view(-1, self.in_features)
+
+    def _whole_gradient(
+        self,
+        passes: list[tuple[torch.Tensor, torch.Tensor]],
+        dense: list[torch.Tensor],
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
         total: torch.Tensor | None = None
         for x, dy in passes:
-            product = torch.matmul(dy.to(dtype).mT, x.to(dtype))
+            product = torch.matmul(dy.mT, x)
             total = product if total is None else total.add_(product)
         for gradient in dense:
             total = gradient.to(dtype, copy=True) if total is None else total.add_(gradient)

@@ -66,6 +66,57 @@ def largest_indices(
     return torch.from_numpy(chosen)
 
 
+class LargestOfPieces:
+    """The `count` places of largest |score| where scores come piece by piece and are not kept.
+
+    Of equal ones the first are chosen, NaN is larger than any number: the choice of `largest_indices` on all
+    pieces together. What it holds beside a piece is some multiples of `count` and of the piece.
+
+    >>> pieces = LargestOfPieces(2)
+    >>> pieces.add(torch.tensor([1.0, -3.0]), 10, torch.tensor([10]))
+    >>> pieces.add(torch.tensor([2.0, 1.0]), 12, torch.tensor([], dtype=torch.int64))
+    >>> [part.tolist() for part in pieces.finish()]
+    [[11, 12], [3.0, 2.0]]
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._stream = _native.LargestStream(count, True)
+        self._other: tuple[torch.Tensor, torch.Tensor] | None = None  # what float64 is chosen from
+
+    def add(self, score: torch.Tensor, first: int, taken: torch.Tensor) -> None:
+        """Scores of the places from `first` on, float32 or float64 on the CPU, after all that were added.
+
+        `taken` int64, ascending, are places that are not to be had.
+        """
+        score, taken = score.contiguous(), taken.contiguous()
+        if score.dtype == torch.float32:
+            self._stream.add(
+                score=score.data_ptr(),
+                first=first,
+                n=len(score),
+                taken=taken.data_ptr(),
+                n_taken=len(taken),
+                threads=kernel_threads(),
+            )
+            return
+        count = torch.tensor([self._count])
+        best = largest_indices(score[None], count, taken - first, absolute=True)
+        place, score = best + first, score[best].abs()
+        if self._other is not None:
+            place, score = (torch.cat(both) for both in zip(self._other, (place, score), strict=True))
+            best = largest_indices(score[None], count)
+            place, score = place[best], score[best]
+        self._other = place, score
+
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(places, ascending, int64; their |scores|), all of them where there were fewer. Call it once."""
+        if self._other is not None:
+            return self._other
+        place, score = self._stream.finish()
+        return torch.from_numpy(place), torch.from_numpy(score)
+
+
 def lowest_slots(
     score: torch.Tensor,
     row_start: torch.Tensor,

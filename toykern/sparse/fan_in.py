@@ -58,6 +58,11 @@ class ConstantFanIn(PruneAndGrow):
                 f"constant fan-in needs a grow criterion that can fill any row, not {self.grow!r}"
             )
 
+    @property
+    def looks_once(self) -> bool:
+        """No, where outputs may be ablated: salience and growth both look at the gradient."""
+        return super().looks_once and self.ablation == 0
+
     def plan(self, layers: list[AttachedLayer], step: int, number: int) -> list[Change]:
         """The four steps above for every layer."""
         fraction = self.fraction(step)

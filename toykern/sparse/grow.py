@@ -69,10 +69,22 @@ class RandomGrowth:
 
 @dataclass(frozen=True)
 class DenseGradient:
-    """The largest |∂L/∂W| among places without a connection (RigL; Evci et al. 2020, §3 (3))."""
+    """The largest |∂L/∂W| among places without a connection (RigL; Evci et al. 2020, §3 (3)).
+
+    On the CPU the gradient of a single step is never held as a whole: it is formed in tiles of rows, of which
+    only places that may be among the best are kept (`best_of_tiles`). Memory for all positions is needed, and
+    taken, where gradients of several steps are summed (`accumulate=`), where the score is looked at more than
+    once (`redistribution="score"`, constant fan-in), for layers with groups, and on a GPU.
+    """
 
     window = "update"
     grows_dropped = True
+
+    @property
+    def looks_once(self) -> bool:
+        """Whether `propose` can do without `observe` where the window is one step and it is called once."""
+        kind = type(self)
+        return kind.observe is DenseGradient.observe and kind.score is DenseGradient.score
 
     def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
         """Add the gradient at all positions to the window's sum."""
@@ -87,7 +99,9 @@ class DenseGradient:
         self, layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool, number: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The largest scores of each group."""
-        return best_of_dense(layer, self.score(layer), taken, counts, by_row)
+        if "gradient" in layer.memory:
+            return best_of_dense(layer, self.score(layer), taken, counts, by_row)
+        return best_of_tiles(layer, taken, counts, by_row)
 
     def connected(self, layer: AttachedLayer) -> torch.Tensor:
         """|gradient| at the connections there are."""
@@ -207,6 +221,41 @@ def best_of_dense(
     score[taken] = -torch.inf
     key = largest(score.reshape(-1, size), counts.minimum(free)).reshape(-1).nonzero()[:, 0]
     return key, score[key]
+
+
+def best_of_tiles(
+    layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best places of each group by |gradient| of the last backward pass: (key, score).
+
+    As `best_of_dense` on `layer.dense_gradient()`, bit by bit, but no more than a tile of the gradient, and
+    some multiples of what is chosen from one group, is held at a time. Over ranks every tile is averaged.
+    """
+    topology = layer.topology
+    size = topology.in_features * (1 if by_row else topology.out_features)
+    keys, scores = [], []
+    open_group: native.LargestOfPieces | None = None  # of which some tiles have been seen
+    for first, tile in layer.gradient_tiles():
+        flat = layer.reduce(tile).reshape(-1)
+        if not native.can_choose(flat):  # on a device: the one tile is all there is
+            return best_of_dense(layer, flat.abs_(), taken, counts, by_row)
+        last = first + len(flat)
+        begin, end = torch.searchsorted(taken, torch.tensor([first, last])).tolist()
+        mine = taken[begin:end]
+        if first % size == 0 and len(flat) % size == 0:  # whole groups
+            group = slice(first // size, last // size)
+            best = native.largest_indices(flat.reshape(-1, size), counts[group], mine - first, absolute=True)
+            keys.append(best + first)
+            scores.append(flat[best].abs())
+            continue
+        if open_group is None:
+            open_group = native.LargestOfPieces(int(counts[first // size]))
+        open_group.add(flat, first, mine)
+        if last % size == 0:
+            for parts, part in zip((keys, scores), open_group.finish(), strict=True):
+                parts.append(part)
+            open_group = None
+    return torch.cat(keys), torch.cat(scores)
 
 
 def at_connections(layer: AttachedLayer, score: torch.Tensor) -> torch.Tensor:

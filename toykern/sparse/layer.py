@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -141,6 +141,22 @@ class AttachedLayer:
         """The gradient at all positions from the last backward, flat `[n_models · out · in]`."""
         return self._captured(lambda: self.module.dense_gradient().reshape(-1))
 
+    def gradient_tiles(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first key, the gradient at the keys from there on, flat) of the last backward, tile by tile.
+
+        A tile is whole rows of one model or whole models, in the order of the keys; its memory may be written
+        to, and is taken back for the next. One tile is all there is of a module without `gradient_tiles`.
+        """
+        tiles = getattr(self.module, "gradient_tiles", None)
+        if tiles is None:
+            yield 0, self.dense_gradient().clone()
+            return
+        try:
+            for row, tile in tiles():
+                yield row * self.topology.in_features, tile.reshape(-1)
+        except NoBackwardPass:
+            raise self._no_backward_pass() from None
+
     def gradient_at(self, key: torch.Tensor) -> torch.Tensor:
         """The gradient at positions given by key ((model · out) + row) · in + column, `[n]`."""
         topology = self.topology
@@ -152,8 +168,11 @@ class AttachedLayer:
         try:
             gradient = compute().detach()
         except NoBackwardPass:
-            raise RuntimeError(
-                f"the sparse layer {self.name!r} saw no backward pass in this step: call topology.step() "
-                "once after every loss.backward() and optimizer.step()"
-            ) from None
+            raise self._no_backward_pass() from None
         return gradient if gradient.dtype == torch.float64 else gradient.float()
+
+    def _no_backward_pass(self) -> RuntimeError:
+        return RuntimeError(
+            f"the sparse layer {self.name!r} saw no backward pass in this step: call topology.step() "
+            "once after every loss.backward() and optimizer.step()"
+        )

@@ -195,6 +195,11 @@ class PruneAndGrow(Recipe):
             _warn_without_room(layers, type(self).__name__)
 
     @property
+    def looks_once(self) -> bool:
+        """Whether an update looks at the gradient of one step, and once: then nothing need be kept of it."""
+        return self.accumulate == 1 and self.redistribution is None
+
+    @property
     def moves_between_layers(self) -> bool:
         """Whether a layer's number of connections changes."""
         return self.scope == "global" or self.redistribution is not None
@@ -226,6 +231,9 @@ class PruneAndGrow(Recipe):
         """Hand the last backward pass to the grow criterion."""
         coming = self.timing.next_update(step)
         assert coming is not None
+        if self.looks_once and layer.group == 1 and getattr(self.grow, "looks_once", False):
+            layer.memory.pop("gradient", None)  # propose() looks at the pass itself
+            return
         self.grow.observe(layer, step == coming - self.accumulate + 1, number)
 
     def plan(self, layers: list[AttachedLayer], step: int, number: int) -> list[Change]:

@@ -1,6 +1,7 @@
 // The contract of a topology's updates (cpu/sparse_topology.cpp). A place is a key: (model · out + row) · in + column.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace toykern {
@@ -15,6 +16,38 @@ struct LargestParams {
     int threads;
 };
 std::vector<int64_t> sparse_largest(const LargestParams& params);  // ascending indices into score
+
+// The `count` largest of scores that come piece by piece: what has no chance is forgotten. Beside the scores themselves it holds some
+// multiples of the count, and of the longest piece. The same choice as sparse_largest's, whatever the pieces.
+class LargestStream {
+  public:
+    // absolute: the largest |score|.
+    LargestStream(int64_t count, bool absolute) : count_(count), absolute_(absolute) {}
+    // Scores of the places first … first + n - 1, which come after all before; `taken` are ascending places that are not to be had.
+    void add(const float* score, int64_t first, int64_t n, const int64_t* taken, int64_t n_taken, int threads);
+    // The places chosen, ascending, and their scores (magnitudes, with absolute); all there were where there were fewer. Only once.
+    void finish(std::vector<int64_t>& place, std::vector<float>& score);
+
+  private:
+    int64_t scan(const float* score, int64_t first, int64_t n, const int64_t* taken, int64_t n_taken, uint32_t least,
+                 int threads);
+    void raise();   // the floor, to the bin of the count-th best so far
+    void forget();  // what is below the floor
+    void select();  // exactly the count best, of more
+
+    int64_t count_;
+    bool absolute_, full_ = false;  // full: nothing can come in any more
+    uint32_t floor_ = 0;            // the edge of a bin below which no key held is among the count best
+    uint32_t least_ = 1;            // what a key must reach to come in; where keys equal the count-th best, one more
+    std::vector<uint32_t> key_;
+    std::vector<int64_t> place_;
+    std::vector<int64_t> bins_, sample_;  // of the keys held; of some of a piece
+    struct Slice {
+        std::unique_ptr<uint32_t[]> key, at;
+        int64_t room = 0, found = 0;
+    };
+    std::vector<Slice> slices_;
+};
 
 // counts[g] free places of each group of `size` keys at random (all of them where there are fewer).
 struct RandomPlacesParams {
@@ -105,6 +138,11 @@ struct ChoiceKernels {
     // 64-bit words number 32·chunk … 32·(chunk + chunks) - 1 of the sequence of (seed, group, step, tag).
     void (*draw)(int64_t seed, uint32_t group, uint32_t step, uint32_t tag, uint32_t chunk, int64_t chunks,
                  uint64_t* words);
+    // Of `count` scores (below 2^32), the keys (cpu/sparse_scores.h; with `absolute`, of magnitudes) that are at least `least` (>= 1) and where
+    // they stand, in order; returns how many. `taken` are ascending places first + i that are not to be had. Both outputs have room for
+    // count + 64.
+    int64_t (*scan)(const float* score, int64_t count, bool absolute, const int64_t* taken, int64_t n_taken,
+                    int64_t first, uint32_t least, uint32_t* found_key, uint32_t* found_at);
 };
 
 }  // namespace toykern
