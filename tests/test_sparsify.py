@@ -122,6 +122,43 @@ def test_a_linear_by_itself():
     assert tk.sparsify(linear, 0.9, capacity=9).topology.capacity == 32
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_transformers(activation):
+    """In training and evaluation, with gradients and without, as the same network with dense weights."""
+
+    def make():
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, activation, batch_first=True)
+        return nn.Sequential(
+            nn.TransformerEncoder(layer, 2), nn.Transformer(16, 4, 1, 1, 32, 0.0, batch_first=True)
+        )
+
+    def run(model, x, hidden):
+        encoded = model[0](x, src_key_padding_mask=hidden)
+        return model[1](encoded.nan_to_num(), x)
+
+    dense, network = make(), tk.sparsify(make(), 0.3, seed=0)
+    for name, layer in network.named_modules():
+        if isinstance(layer, tk.SparseLinear):
+            dense.get_submodule(name).load_state_dict(layer.to_linear().state_dict())
+    assert sum(isinstance(layer, tk.SparseLinear) for layer in network.modules()) == 8
+    x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1))
+    hidden = torch.zeros(3, 5, dtype=torch.bool)
+    hidden[1, 3:] = True
+    for training, gradients in ((True, True), (False, True), (False, False)):
+        for module in (dense, network):
+            module.train(training)
+        with torch.set_grad_enabled(gradients):
+            for padding in (None, hidden):
+                seen = ~hidden if padding is not None else torch.ones_like(hidden)
+                ours, theirs = run(network, x, padding), run(dense, x, padding)
+                if padding is None:
+                    torch.testing.assert_close(ours, theirs)
+                ours, theirs = (m[0](x, src_key_padding_mask=padding) for m in (network, dense))
+                torch.testing.assert_close(ours[seen], theirs[seen])
+
+
 def test_with_a_recipe():
     model = tk.sparsify(classifier(), 0.1, "erdos-renyi", capacity=2.0, seed=0)
     optimizer = torch.optim.Adam(model.parameters())

@@ -142,6 +142,33 @@ def test_sparse_and_dense_mixed_with_every_recipe(recipe):
             assert bool((moved.sum(dim=0) == 0).all())
 
 
+@pytest.mark.parametrize("recipe", ["rigl", "rigl_accumulated", "gse", "snfs", "rigl_global"])
+def test_gradients_of_several_backward_passes(recipe):
+    """A batch in four parts makes the steps, and the choices, that it makes as a whole."""
+    states = []
+    for parts in (1, 4):
+        model = Mixed(2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        topology = RECIPES[recipe].attach(model, optimizer)
+        for step in range(20):
+            x = batch(step, 9, 2)
+            optimizer.zero_grad()
+            for part in x.chunk(parts, dim=1):
+                (loss_of(model(part), part) / parts).backward()
+                with torch.no_grad():
+                    model(part)  # looking at the model in between leaves no trace
+            optimizer.step()
+            topology.step()
+        assert topology.updates == 5
+        states.append([layer.topology for layer in topology.layers.values()])
+        states[-1] += [p.detach() for p in model.parameters()]
+    for whole, cut in zip(*states, strict=True):
+        if isinstance(whole, sparse.Topology):
+            assert whole == cut
+        else:
+            assert torch.allclose(whole, cut, rtol=1e-9, atol=1e-11)
+
+
 def test_a_network_of_one_model():
     """Batches of any shape, a dense head, one model to a layer."""
     torch.manual_seed(0)

@@ -96,6 +96,7 @@ def sparsify(
         for name, child in list(parent._modules.items()):
             if id(child) in made:
                 parent._modules[name] = made[id(child)]
+    _close_shortcuts(module)
     return module
 
 
@@ -126,6 +127,19 @@ def layer_densities(
         if not over.any():
             return [float(d) for d in result]
         dense |= over & (raw == raw[over].max())
+
+
+def _close_shortcuts(module: nn.Module) -> None:
+    """In evaluation PyTorch's transformer encoders go round their Linears, to kernels that take dense
+    weights; not where one of them is sparse."""
+    for part in module.modules():
+        if isinstance(part, nn.TransformerEncoderLayer | nn.TransformerEncoder) and any(
+            isinstance(layer, SparseLinear) for layer in part.modules()
+        ):
+            if isinstance(part, nn.TransformerEncoderLayer):
+                part.activation_relu_or_gelu = 0  # what it asks before it goes there
+            else:
+                part.use_nested_tensor = False
 
 
 def _chosen(module: nn.Module, exclude: Iterable[str]) -> dict[str, nn.Linear]:
