@@ -10,17 +10,11 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-TOYKERN_INLINE F where_nonzero(F a, F b) { return keep(nonzero(a), b); }
-TOYKERN_INLINE Doubles where_nonzero(Doubles a, Doubles b) {
-    for (int i = 0; i < kDoublesCount; ++i) b.v[i] = a.v[i] != 0.0 ? b.v[i] : 0.0;
-    return b;
-}
-
 template <class T, bool kMasked>
 inline void pack_tile(const SparsePack& p, int64_t feature0, int64_t feature1) {
     using A = typename Stored<T>::Computed;
-    using V = typename Wide<A>::V;
-    constexpr int kN = Wide<A>::kN;
+    using V = typename Lane<A>::Vector;
+    constexpr int kN = Lane<A>::kCount;
     const T* x = static_cast<const T*>(p.x);
     const T* mask = static_cast<const T*>(p.unless_0);
     A* panel = static_cast<A*>(p.panel);
@@ -32,7 +26,7 @@ inline void pack_tile(const SparsePack& p, int64_t feature0, int64_t feature1) {
 #pragma GCC unroll 16
             for (int i = 0; i < kN; ++i) {
                 if (s + i >= samples) {
-                    square[i] = Wide<A>::splat(0);
+                    square[i] = bcast((A)0);
                     continue;
                 }
                 const int64_t at = (s + i) * stride + f;
@@ -41,7 +35,7 @@ inline void pack_tile(const SparsePack& p, int64_t feature0, int64_t feature1) {
             }
             transpose(square);
 #pragma GCC unroll 16
-            for (int i = 0; i < kN; ++i) write(panel + (f + i) * kPanelSamples + s, square[i]);
+            for (int i = 0; i < kN; ++i) store(panel + (f + i) * kPanelSamples + s, square[i]);
         }
     for (; f < feature1; ++f)
         for (int64_t s = 0; s < kPanelSamples; ++s) {
@@ -58,33 +52,34 @@ void sparse_pack(const SparsePack& p, int64_t feature0, int64_t feature1) {
         pack_tile<T, false>(p, feature0, feature1);
 }
 
-// The other way: rows [count][64] of results to out[s · stride + r], r < count <= kGroup.
-constexpr int kGroup = 16;
+// The other way: rows [count][64] of results to out[s · stride + r], r < count <= kRowsOut.
+//
+// 64 rows at once, through a buffer: a sample's numbers leave as a run of neighbouring cache lines. Squares stored as they come out of
+// the registers would go to one line of each sample after another, and where a sample is a multiple of 4 KiB all of these share
+// one set of the cache, which is five times slower. The buffer's own rows are a line longer for the same reason.
+constexpr int kRowsOut = 64;
 template <class T>
-TOYKERN_INLINE void unpack_group(const typename Stored<T>::Computed* rows, int64_t count, int64_t samples, T* out,
-                                 int64_t stride) {
+TOYKERN_INLINE void unpack_rows(const typename Stored<T>::Computed* rows, int64_t count, int64_t samples, T* out,
+                                int64_t stride) {
     using A = typename Stored<T>::Computed;
-    using V = typename Wide<A>::V;
-    constexpr int kN = Wide<A>::kN;
+    using V = typename Lane<A>::Vector;
+    constexpr int kN = Lane<A>::kCount, kPitch = kRowsOut + 64 / (int)sizeof(A);
+    alignas(64) A turned[kN * kPitch];
+    const int64_t whole = count / kN * kN;
     for (int64_t s = 0; s < samples; s += kN) {
-        const int64_t live = samples - s < kN ? samples - s : kN;
-        for (int64_t r = 0; r < count; r += kN) {
-            if (r + kN > count) {
-                for (int64_t i = 0; i < live; ++i)
-                    for (int64_t k = r; k < count; ++k)
-                        out[(s + i) * stride + k] = Stored<T>::put(rows[k * kPanelSamples + s + i]);
-                continue;
-            }
+        for (int64_t r = 0; r < whole; r += kN) {
             V square[kN];
 #pragma GCC unroll 16
-            for (int k = 0; k < kN; ++k) square[k] = read(rows + (r + k) * kPanelSamples + s);
+            for (int k = 0; k < kN; ++k) square[k] = load(rows + (r + k) * kPanelSamples + s);
             transpose(square);
-            if (live == kN) {
 #pragma GCC unroll 16
-                for (int i = 0; i < kN; ++i) store_stored(out + (s + i) * stride + r, square[i]);
-            } else {
-                for (int i = 0; i < live; ++i) store_stored(out + (s + i) * stride + r, square[i]);
-            }
+            for (int i = 0; i < kN; ++i) store(turned + i * kPitch + r, square[i]);
+        }
+        const int64_t live = samples - s < kN ? samples - s : kN;
+        for (int64_t i = 0; i < live; ++i) {
+            T* to = out + (s + i) * stride;
+            for (int64_t r = 0; r < whole; r += kN) store_stored(to + r, load(turned + i * kPitch + r));
+            for (int64_t r = whole; r < count; ++r) to[r] = Stored<T>::put(rows[r * kPanelSamples + s + i]);
         }
     }
 }

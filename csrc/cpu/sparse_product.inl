@@ -3,7 +3,7 @@
 // The forward pass over rows, and the gradient of the input over columns (value, index: the same connections by column).
 //
 // Layout     panel [features][64 samples]; out as stored, a sample's rows side by side
-// Owner      a row's 64 sums stay in registers over the whole row; sixteen rows are transposed together on their way out
+// Owner      a row's 64 sums stay in registers over the whole row; 64 rows leave together, transposed
 // Order      each sum runs over the row's connections in order, in kSlots interleaved chains (8 / vectors in hand) that are
 //            added as a binary tree: it follows from the level, the row and the samples of the tile, nothing else
 // Limits     none; a tile of few samples uses fewer vectors
@@ -20,29 +20,28 @@ constexpr int kInFlight = 8;  // vectors summed side by side: the latency of the
 template <class A, int kV>
 TOYKERN_INLINE void product_row(const int32_t* index, const A* value, int64_t count, const A* panel, A first, bool relu,
                                 A* out) {
-    using W = Wide<A>;
-    using V = typename W::V;
-    constexpr int kN = W::kN, kSlots = kInFlight / kV;
+    using V = typename Lane<A>::Vector;
+    constexpr int kN = Lane<A>::kCount, kSlots = kInFlight / kV;
     V sum[kSlots][kV];
 #pragma GCC unroll 8
     for (int k = 0; k < kSlots; ++k)
 #pragma GCC unroll 8
-        for (int v = 0; v < kV; ++v) sum[k][v] = W::splat(k ? (A)0 : first);
+        for (int v = 0; v < kV; ++v) sum[k][v] = bcast(k ? (A)0 : first);
     int64_t i = 0;
     for (; i + kSlots <= count; i += kSlots) {
 #pragma GCC unroll 8
         for (int k = 0; k < kSlots; ++k) {
             const A* x = panel + (int64_t)index[i + k] * kPanelSamples;
-            const V w = W::splat(value[i + k]);
+            const V w = bcast(value[i + k]);
 #pragma GCC unroll 8
-            for (int v = 0; v < kV; ++v) sum[k][v] = fmadd(w, read(x + v * kN), sum[k][v]);
+            for (int v = 0; v < kV; ++v) sum[k][v] = fmadd(w, load(x + v * kN), sum[k][v]);
         }
     }
     for (; i < count; ++i) {
         const A* x = panel + (int64_t)index[i] * kPanelSamples;
-        const V w = W::splat(value[i]);
+        const V w = bcast(value[i]);
 #pragma GCC unroll 8
-        for (int v = 0; v < kV; ++v) sum[0][v] = fmadd(w, read(x + v * kN), sum[0][v]);
+        for (int v = 0; v < kV; ++v) sum[0][v] = fmadd(w, load(x + v * kN), sum[0][v]);
     }
 #pragma GCC unroll 3
     for (int half = kSlots / 2; half; half /= 2)
@@ -51,18 +50,18 @@ TOYKERN_INLINE void product_row(const int32_t* index, const A* value, int64_t co
 #pragma GCC unroll 8
             for (int v = 0; v < kV; ++v) sum[k][v] = sum[k][v] + sum[k + half][v];
 #pragma GCC unroll 8
-    for (int v = 0; v < kV; ++v) write(out + v * kN, relu ? fmax(W::splat(0), sum[0][v]) : sum[0][v]);
+    for (int v = 0; v < kV; ++v) store(out + v * kN, relu ? fmax(bcast((A)0), sum[0][v]) : sum[0][v]);
 }
 
 template <class T, int kV>
 inline void product_rows(const SparseProduct& p, int64_t row0, int64_t row1) {
     using A = typename Stored<T>::Computed;
-    constexpr int64_t kSamples = kV * Wide<A>::kN;
-    alignas(64) A rows[kGroup * kPanelSamples];
+    constexpr int64_t kSamples = kV * Lane<A>::kCount;
+    alignas(64) A rows[kRowsOut * kPanelSamples];
     const A* value = static_cast<const A*>(p.value);
     const T* bias = static_cast<const T*>(p.bias);
-    for (int64_t r0 = row0; r0 < row1; r0 += kGroup) {
-        const int64_t count = row1 - r0 < kGroup ? row1 - r0 : kGroup;
+    for (int64_t r0 = row0; r0 < row1; r0 += kRowsOut) {
+        const int64_t count = row1 - r0 < kRowsOut ? row1 - r0 : kRowsOut;
         for (int64_t r = r0; r < r0 + count; ++r) {
             const int64_t start = p.start[r], length = p.start[r + 1] - start;
             const A first = bias ? Stored<T>::get(bias[r]) : (A)0;
@@ -70,13 +69,13 @@ inline void product_rows(const SparseProduct& p, int64_t row0, int64_t row1) {
                 product_row<A, kV>(p.index + start, value + start, length, static_cast<const A*>(p.panel) + s, first,
                                    p.relu, rows + (r - r0) * kPanelSamples + s);
         }
-        unpack_group<T>(rows, count, p.samples, static_cast<T*>(p.out) + r0, p.out_stride);
+        unpack_rows<T>(rows, count, p.samples, static_cast<T*>(p.out) + r0, p.out_stride);
     }
 }
 
 template <class T>
 void sparse_product(const SparseProduct& p, int64_t row0, int64_t row1) {
-    constexpr int kN = Wide<typename Stored<T>::Computed>::kN;
+    constexpr int kN = Lane<typename Stored<T>::Computed>::kCount;
     constexpr int kMost = kPanelSamples / kN < kInFlight ? kPanelSamples / kN : kInFlight;
     const int64_t vectors = (p.samples + kN - 1) / kN;
     if (vectors == 1)

@@ -14,18 +14,20 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
+constexpr int kGroup = 16;  // connections whose lanes are summed at once
+
 // One tile: kV vectors of samples.
 template <class A, int kV>
 inline void values_gradient_tile(const SparseValuesGradient& g, const A* x, const A* dy, int64_t row0, int64_t row1,
                                  bool add) {
-    using V = typename Wide<A>::V;
-    constexpr int kN = Wide<A>::kN;
+    using V = typename Lane<A>::Vector;
+    constexpr int kN = Lane<A>::kCount;
     A* dvalue = static_cast<A*>(g.dvalue);
     A* dbias = static_cast<A*>(g.dbias);
     for (int64_t r = row0; r < row1; ++r) {
         V d[kV];
 #pragma GCC unroll 16
-        for (int v = 0; v < kV; ++v) d[v] = read(dy + r * kPanelSamples + v * kN);
+        for (int v = 0; v < kV; ++v) d[v] = load(dy + r * kPanelSamples + v * kN);
         alignas(64) A sums[kGroup];
         if (dbias) {
             V all = d[0];
@@ -40,9 +42,9 @@ inline void values_gradient_tile(const SparseValuesGradient& g, const A* x, cons
             V product[kGroup];
             const auto one = [&](int64_t k) __attribute__((always_inline)) {
                 const A* at = x + (int64_t)g.column[i + k] * kPanelSamples;
-                V sum = d[0] * read(at);
+                V sum = d[0] * load(at);
 #pragma GCC unroll 16
-                for (int v = 1; v < kV; ++v) sum = fmadd(d[v], read(at + v * kN), sum);
+                for (int v = 1; v < kV; ++v) sum = fmadd(d[v], load(at + v * kN), sum);
                 return sum;
             };
             if (count == kGroup) {
@@ -61,7 +63,7 @@ inline void values_gradient_tile(const SparseValuesGradient& g, const A* x, cons
 template <class T>
 void sparse_values_gradient(const SparseValuesGradient& g, int64_t row0, int64_t row1) {
     using A = typename Stored<T>::Computed;
-    constexpr int kN = Wide<A>::kN, kAll = kPanelSamples / kN;
+    constexpr int kN = Lane<A>::kCount, kAll = kPanelSamples / kN;
     const A* x = static_cast<const A*>(g.x);
     const A* dy = static_cast<const A*>(g.dy);
     for (int64_t s = 0; s == 0 || s < g.batch_size; s += kPanelSamples) {
