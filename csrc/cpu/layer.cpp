@@ -1,4 +1,5 @@
 // The layer across cores: teams of one where there are models enough and memory for them, else one team for each model in turn.
+#include "cpu/scratch.h"
 #include "cpu/workers.h"
 
 namespace toykern {
@@ -8,45 +9,6 @@ namespace {
 constexpr size_t kSideBySideBytes = (size_t)192 << 20;
 constexpr int64_t kSliceOfEntries = 1 << 16;  // rows and entries below which nobody is woken to check them
 constexpr int64_t kTeamWork = 1 << 18;        // multiply-adds of a model below which a team would mostly wait
-
-// Scratch memory that outlives the call: pages fresh from the system cost a call of a millisecond a third of its time. One block of
-// each kind is kept, up to kHeldBytes; concurrent calls make blocks of their own.
-constexpr size_t kHeldBytes = (size_t)64 << 20;
-
-class Scratch {
-  public:
-    Scratch(int kind, size_t pieces, size_t bytes, const char* what) : slot_(held(kind)) {
-        stride_ = (bytes + 4095) / 4096 * 4096;
-        const size_t needed = std::max<size_t>(pieces * stride_, 4096) + 4096;
-        block_ = slot_.exchange(nullptr);
-        if (block_ && block_->size >= needed) return;
-        std::free(block_);
-        block_ = static_cast<Block*>(std::aligned_alloc(4096, needed));
-        if (!block_)
-            throw OutOfMemory(std::to_string(needed >> 20) + " MiB are needed for " + what + " (" +
-                              std::to_string(pieces) + " threads); fewer threads or a smaller batch need less");
-        block_->size = needed;
-    }
-    ~Scratch() {
-        Block* none = nullptr;
-        if (block_->size > kHeldBytes || !slot_.compare_exchange_strong(none, block_)) std::free(block_);
-    }
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    void* piece(size_t i) const { return reinterpret_cast<char*>(block_) + 4096 + i * stride_; }
-
-  private:
-    struct Block {
-        size_t size;
-    };
-    static std::atomic<Block*>& held(int kind) {
-        static std::atomic<Block*> slots[2];
-        return slots[kind];
-    }
-    std::atomic<Block*>& slot_;
-    Block* block_;
-    size_t stride_;
-};
 
 int64_t most_entries(const LayerParams& p) {
     if (p.x) return 0;
@@ -94,8 +56,8 @@ void run_layer(const LayerParams& p) {
     const bool too_large = (size_t)threads * (shared_bytes + room_bytes) > kSideBySideBytes;
     const double work = 3.0 * (double)p.batch * (double)p.n_features * (double)p.n_hidden;
     if (p.threads > 1 && work >= (double)kTeamWork && (p.n_models < p.threads || too_large)) {
-        Scratch shared(0, 1, shared_bytes, "the layer's shared scratch memory");
-        Scratch rooms(1, (size_t)p.threads, room_bytes, "the layer's scratch memory");
+        Scratch shared(Held::kLayerShared, 1, shared_bytes, "the layer's shared scratch memory");
+        Scratch rooms(Held::kLayerRooms, (size_t)p.threads, room_bytes, "the layer's scratch memory");
         Meeting meeting;
         parallel(p.threads, [&] {
             [[maybe_unused]] FlushDenormals flush;
@@ -110,8 +72,9 @@ void run_layer(const LayerParams& p) {
         });
         return;
     }
-    Scratch shared(0, (size_t)threads, shared_bytes, "the layer's scratch memory of the models in hand");
-    Scratch rooms(1, (size_t)threads, room_bytes, "the layer's scratch memory");
+    Scratch shared(Held::kLayerShared, (size_t)threads, shared_bytes,
+                   "the layer's scratch memory of the models in hand");
+    Scratch rooms(Held::kLayerRooms, (size_t)threads, room_bytes, "the layer's scratch memory");
     over_models(groups, threads, [&](size_t t, const Queue& queue) {
         loop.run(p, entries, shared.piece(t), rooms.piece(t), Team(), queue);
     });

@@ -3,7 +3,7 @@
 // Each instruction-set level compiles every kernel in a namespace of its own (TOYKERN_LEVEL: v4, v3 or base) against
 // one of three implementations of the same small vocabulary:
 //
-//   F   float lanes       load/store/bcast, + - *, fmadd, fmax, sqrt, div, gt -> M, keep, fsum, sum_lanes
+//   F   float lanes       load/store/stream/bcast, + - *, fmadd, fmax, sqrt, div, gt -> M, keep, fsum, sum_lanes
 //   U   uint32 lanes      load/store, + - & | ^ ~, shl/shr, mulhi, clz, lookup16, eq/lt -> M, to_float
 //   L   uint64 lanes      split into even and odd 32-bit lanes: mul_wide, +, shifts, running sum over all lanes
 //   M   one bit per lane

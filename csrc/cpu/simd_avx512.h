@@ -34,6 +34,10 @@ TOYKERN_INLINE F bcast(float x) { return {_mm512_set1_ps(x)}; }
 TOYKERN_INLINE F load(const float* p) { return {_mm512_loadu_ps(p)}; }
 TOYKERN_INLINE F load_first(const float* p, M m) { return {_mm512_maskz_loadu_ps(m.v, p)}; }
 TOYKERN_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+TOYKERN_INLINE void stream(float* p, F a) {
+    _mm512_stream_ps(p, a.v);
+}  // p aligned; past the caches, until fence_streams
+TOYKERN_INLINE void fence_streams() { _mm_sfence(); }
 TOYKERN_INLINE void store_first(float* p, F a, M m) { _mm512_mask_storeu_ps(p, m.v, a.v); }
 TOYKERN_INLINE F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
 TOYKERN_INLINE F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }

@@ -49,6 +49,8 @@ TOYKERN_INLINE F load_first(const float* p, M m) {
     return r;
 }
 TOYKERN_INLINE void store(float* p, F a) { memcpy(p, a.v, sizeof(a.v)); }
+TOYKERN_INLINE void stream(float* p, F a) { store(p, a); }  // the wider levels' goes past the caches
+TOYKERN_INLINE void fence_streams() {}
 TOYKERN_INLINE void store_first(float* p, F a, M m) {
     TOYKERN_EACH {
         if (m.v >> i & 1u) p[i] = a.v[i];

@@ -56,6 +56,11 @@ TOYKERN_INLINE void store_stored(BFloat16* p, F a) {
     for (int i = 0; i < kLanes; ++i) p[i] = Stored<BFloat16>::put(wide[i]);
 }
 
+// Past the caches, where there are instructions for it.
+TOYKERN_INLINE void stream_stored(float* p, F a) { stream(p, a); }
+TOYKERN_INLINE void stream_stored(double* p, D a) { store(p, a); }
+TOYKERN_INLINE void stream_stored(BFloat16* p, F a) { store_stored(p, a); }
+
 TOYKERN_INLINE F where_nonzero(F a, F b) { return keep(nonzero(a), b); }
 TOYKERN_INLINE D where_nonzero(D a, D b) { return keep(nonzero(a), b); }
 

@@ -6,36 +6,61 @@
 //   together  all workers share each model: they pack all tiles, then divide the rows (or columns) of every tile among them
 //
 // Layers below kSerialWork run on the calling thread: waking a second costs more than they do.
+//
+// Backward takes the tiles in blocks whose panels fit the workers' second-level caches: packs a block, then uses it for dx and for
+// dvalues, which go on from what the blocks before left. Tiles stay in order, so the size of a block (it depends on the
+// number of threads) changes no bit. A call is one parallel region; between its phases the workers meet.
 #include <atomic>
 #include <cstring>
 #include <stdexcept>
 #include <vector>
 
-#include "cpu/crew.h"
-#include "cpu/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/workers.h"
 
 namespace toykern {
 namespace {
 
-constexpr int64_t kSerialWork = 1 << 18;     // multiply-adds
-constexpr int64_t kSerialSlots = 1 << 16;    // to sort: each is worth several of those
-constexpr int64_t kGradientSlots = 1 << 15;  // of a chunk of rows whose gradients stay in L2 while the tiles pass
-constexpr int64_t kRowsTogether = 16;        // chunks of rows begin at multiples: whole cache lines of the output
+constexpr int64_t kSerialWork = 1 << 18;         // multiply-adds
+constexpr int64_t kSerialSlots = 1 << 16;        // to sort: each is worth several of those
+constexpr int64_t kGradientSlots = 1 << 15;      // of a chunk of rows whose gradients stay in L2 while the tiles pass
+constexpr size_t kBlockBytes = (size_t)1 << 20;  // panels of a block, for each worker
+constexpr size_t kPastCaches =
+    (size_t)8
+    << 20;  // outputs from this size on are written past the caches: they would push out everything else, and be gone themselves when they are read
+constexpr int64_t kRowsTogether = 16;  // chunks of rows begin at multiples: whole cache lines of the output
 
-// Calls work(i) for i < count, on `threads` threads that take numbers from one counter.
-template <class Work>
-void for_each(int64_t count, int threads, const Work& work) {
-    if (threads <= 1 || count <= 1) {
+// For each phase p < phases, one after the other: work(p, i, worker) for i < count(p), on `threads` threads that take numbers
+// from one counter. All of a phase is done before the next begins.
+template <class Count, class Work>
+void in_phases(int64_t phases, int threads, const Count& count, const Work& work) {
+    if (threads <= 1) {
         [[maybe_unused]] FlushDenormals flush;
-        for (int64_t i = 0; i < count; ++i) work(i, (size_t)0);
+        for (int64_t p = 0; p < phases; ++p)
+            for (int64_t i = 0, n = count(p); i < n; ++i) work(p, i, (size_t)0);
         return;
     }
-    std::atomic<int64_t> next{0};
-    parallel((int)std::min<int64_t>(threads, count), [&] {
+    std::vector<std::atomic<int64_t>> next((size_t)phases);
+    for (auto& n : next) n.store(0, std::memory_order_relaxed);
+    Meeting meeting;
+    parallel(threads, [&] {
         [[maybe_unused]] FlushDenormals flush;
         const auto worker = (size_t)omp_get_thread_num();
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i, worker);
+        const int team = omp_get_num_threads();
+        for (int64_t p = 0; p < phases; ++p) {
+            const int64_t n = count(p);
+            for (int64_t i; (i = next[(size_t)p].fetch_add(1, std::memory_order_relaxed)) < n;) work(p, i, worker);
+            if (p + 1 < phases) Meeting::wait(&meeting, team);
+        }
     });
+}
+
+// One phase.
+template <class Work>
+void for_each(int64_t count, int threads, const Work& work) {
+    in_phases(
+        1, (int)std::min<int64_t>(threads, count), [&](int64_t) { return count; },
+        [&](int64_t, int64_t i, size_t worker) { work(i, worker); });
 }
 
 // Row at which share i of n begins: shares of nearly equal numbers of connections (and of rows, where those are few).
@@ -52,6 +77,11 @@ int64_t row_of_share(const int64_t* start, int64_t rows, int64_t i, int64_t n) {
             high = middle;
     }
     return std::min(rows, (low + kRowsTogether / 2) / kRowsTogether * kRowsTogether);
+}
+
+// The same for features to be packed.
+int64_t feature_of_share(int64_t features, int64_t i, int64_t n) {
+    return i == n ? features : i * features / n / kRowsTogether * kRowsTogether;
 }
 
 int64_t connections(const SparseTopology& t, int64_t model) {
@@ -104,6 +134,7 @@ struct Call {
     int64_t tiles, in, out;
     int threads;
     bool copied;  // the values are stored in another type than they are computed in
+    bool y_past_caches, dx_past_caches;
 
     Call(const SparseLinearParams& given, bool by_column)
         : p(given),
@@ -115,7 +146,9 @@ struct Call {
           in(given.topology.in_features),
           out(given.topology.out_features),
           threads(1),
-          copied(stored != computed) {
+          copied(stored != computed),
+          y_past_caches(numbers(out) * stored >= kPastCaches),
+          dx_past_caches(numbers(in) * stored >= kPastCaches) {
         check_topology(t, kernels, by_column);
         int64_t work = 0;
         for (int64_t k = 0; k < t.n_models && work < kSerialWork; ++k)
@@ -124,6 +157,7 @@ struct Call {
         guard_fork(threads);
     }
 
+    size_t numbers(int64_t features) const { return (size_t)(t.n_models * p.batch_size * features); }
     size_t panel_bytes(int64_t features) const { return (size_t)(features * kPanelSamples) * computed; }
     int64_t samples(int64_t tile) const {
         return std::min<int64_t>(kPanelSamples, p.batch_size - tile * kPanelSamples);
@@ -154,19 +188,24 @@ struct Call {
                 p.relu,
                 at(p.y, first, stored),
                 out,
-                samples(tile)};
+                samples(tile),
+                nullptr,
+                y_past_caches};
     }
+    // `value` by place; null: the values as they are stored, looked up by slot.
     SparseProduct product_dx(int64_t model, int64_t tile, const void* value, const void* panel) const {
         const int64_t first = (model * p.batch_size + tile * kPanelSamples) * in;
         return {t.column_start + model * (in + 1),
                 t.row + model * t.capacity,
-                value,
+                value ? value : at(p.values, model * t.capacity, stored),
                 panel,
                 nullptr,
                 false,
                 at(p.dx, first, stored),
                 in,
-                samples(tile)};
+                samples(tile),
+                value ? nullptr : t.slot + model * t.capacity,
+                dx_past_caches};
     }
 };
 
@@ -182,7 +221,7 @@ void sparse_linear_forward(const SparseLinearParams& p) {
     const size_t panel_bytes = rounded(c.panel_bytes(c.in));
     if (c.threads == 1 || n >= 4 * c.threads) {  // alone
         const int workers = (int)std::min<int64_t>(c.threads, n);
-        Room room((size_t)workers, value_bytes + panel_bytes, "the panels of a sparse layer");
+        Scratch room(Held::kSparse, (size_t)workers, value_bytes + panel_bytes, "the panels of a sparse layer");
         for_each(n, workers, [&](int64_t i, size_t worker) {
             const int64_t model = i / c.tiles, tile = i % c.tiles;
             char* memory = static_cast<char*>(room.piece(worker));
@@ -193,41 +232,49 @@ void sparse_linear_forward(const SparseLinearParams& p) {
         });
         return;
     }
-    Room room(1, value_bytes + panel_bytes * (size_t)c.tiles, "the panels of a sparse layer");
+    Scratch room(Held::kSparse, 1, value_bytes + panel_bytes * (size_t)c.tiles, "the panels of a sparse layer");
     char* panels = static_cast<char*>(room.piece(0)) + value_bytes;
     const int64_t shares = (4 * c.threads + c.tiles - 1) / c.tiles;
     for (int64_t model = 0; model < c.t.n_models; ++model) {
         const void* value = c.values(model, room.piece(0));
         const auto panel = [&](int64_t tile) { return panels + (size_t)tile * panel_bytes; };
-        for_each(c.tiles * shares, c.threads, [&](int64_t i, size_t) {
-            const int64_t tile = i / shares, share = i % shares;
-            c.kernels.pack(c.pack_x(model, tile, panel(tile)), share * c.in / shares / 16 * 16,
-                           share + 1 == shares ? c.in : (share + 1) * c.in / shares / 16 * 16);
-        });
         const int64_t* start = c.t.row_start + model * (c.out + 1);
-        for_each(c.tiles * shares, c.threads, [&](int64_t i, size_t) {
-            const int64_t tile = i / shares, share = i % shares;
-            c.kernels.product(c.product_y(model, tile, value, panel(tile)), row_of_share(start, c.out, share, shares),
-                              row_of_share(start, c.out, share + 1, shares));
-        });
+        in_phases(
+            2, c.threads, [&](int64_t) { return c.tiles * shares; },
+            [&](int64_t phase, int64_t i, size_t) {
+                const int64_t tile = i / shares, share = i % shares;
+                if (phase == 0)
+                    c.kernels.pack(c.pack_x(model, tile, panel(tile)), feature_of_share(c.in, share, shares),
+                                   feature_of_share(c.in, share + 1, shares));
+                else
+                    c.kernels.product(c.product_y(model, tile, value, panel(tile)),
+                                      row_of_share(start, c.out, share, shares),
+                                      row_of_share(start, c.out, share + 1, shares));
+            });
     }
 }
 
 namespace {
 
-// Where a backward pass keeps what it makes of one model.
+// Where a backward pass by `threads` threads keeps what it makes of one model.
 struct BackwardMemory {
+    int64_t block;  // tiles in hand at once
+    bool by_place;  // the values are copied into the order of the columns; for a single tile that does not pay
     size_t x, dy, value, dvalue, dbias, bytes;
-    explicit BackwardMemory(const Call& c) {
+    BackwardMemory(const Call& c, int threads) {
+        const size_t x_bytes = c.p.dvalues ? c.panel_bytes(c.in) : 0, dy_bytes = c.panel_bytes(c.out);
+        const size_t fit = (size_t)threads * kBlockBytes / (x_bytes + dy_bytes);
+        block = std::min(c.tiles, std::max<int64_t>(threads, (int64_t)fit));
+        by_place = c.p.dx && (c.copied || c.tiles > 1);
         size_t used = 0;
         const auto take = [&](bool wanted, size_t count) {
             const size_t here = used;
             if (wanted) used += rounded(count);
             return here;
         };
-        x = take(c.p.dvalues, c.panel_bytes(c.in) * (size_t)c.tiles);
-        dy = take(true, c.panel_bytes(c.out) * (size_t)c.tiles);
-        value = take(c.p.dx, (size_t)c.t.capacity * c.computed);
+        x = take(c.p.dvalues, x_bytes * (size_t)block);
+        dy = take(true, dy_bytes * (size_t)block);
+        value = take(by_place, (size_t)c.t.capacity * c.computed);
         dvalue = take(c.p.dvalues && c.copied, (size_t)c.t.capacity * c.computed);
         dbias = take(c.p.dbias && c.copied, (size_t)c.out * c.computed);
         bytes = used;
@@ -241,45 +288,58 @@ void backward_model(const Call& c, const BackwardMemory& m, int64_t model, char*
     const int64_t* row_start = c.t.row_start + model * (c.out + 1);
     const int64_t* column_start = c.t.column_start + model * (c.in + 1);
     const size_t x_bytes = c.panel_bytes(c.in), dy_bytes = c.panel_bytes(c.out);
-    const int64_t shares = threads == 1 ? 1 : (4 * threads + c.tiles - 1) / c.tiles;
+    const int64_t blocks = (c.tiles + m.block - 1) / m.block;
+    const auto tiles_of = [&](int64_t block) { return std::min(m.block, c.tiles - block * m.block); };
+    const int64_t shares = threads == 1 ? 1 : (4 * threads + m.block - 1) / m.block;
 
-    const auto share_of = [](int64_t features, int64_t i, int64_t n) {
-        return i == n ? features : i * features / n / 16 * 16;
-    };
-    for_each(c.tiles * shares, threads, [&](int64_t i, size_t) {
-        const int64_t tile = i / shares, share = i % shares;
-        c.kernels.pack(c.pack_dy(model, tile, memory + m.dy + (size_t)tile * dy_bytes), share_of(c.out, share, shares),
-                       share_of(c.out, share + 1, shares));
+    const auto pack = [&](int64_t block, int64_t i) {
+        const int64_t here = i / shares, tile = block * m.block + here, share = i % shares;
+        c.kernels.pack(c.pack_dy(model, tile, memory + m.dy + (size_t)here * dy_bytes),
+                       feature_of_share(c.out, share, shares), feature_of_share(c.out, share + 1, shares));
         if (p.dvalues)
-            c.kernels.pack(c.pack_x(model, tile, memory + m.x + (size_t)tile * x_bytes), share_of(c.in, share, shares),
-                           share_of(c.in, share + 1, shares));
-        if (p.dx) {
-            const int64_t piece = tile * shares + share, pieces = c.tiles * shares;
-            const int64_t from = piece * count / pieces, to = (piece + 1) * count / pieces;
+            c.kernels.pack(c.pack_x(model, tile, memory + m.x + (size_t)here * x_bytes),
+                           feature_of_share(c.in, share, shares), feature_of_share(c.in, share + 1, shares));
+        if (m.by_place && block == 0) {
+            const int64_t pieces = tiles_of(0) * shares, from = i * count / pieces, to = (i + 1) * count / pieces;
             c.kernels.gather(at(p.values, first_slot, c.stored), c.t.slot + first_slot + from,
                              at(memory + m.value, from, c.computed), to - from);
         }
-    });
+    };
 
-    const int64_t dx_items = p.dx ? c.tiles * shares : 0;
     int64_t chunks = 0;
     if (p.dvalues || p.dbias)
         chunks = threads == 1 ? count / kGradientSlots + 1 : std::max<int64_t>(4 * threads, count / kGradientSlots + 1);
-    SparseValuesGradient g = {
-        row_start, c.t.column + first_slot, memory + m.x, memory + m.dy, c.in, c.out, p.batch_size, nullptr, nullptr};
+    SparseValuesGradient g = {};
+    g.start = row_start;
+    g.column = c.t.column + first_slot;
+    g.x = memory + m.x;
+    g.dy = memory + m.dy;
+    g.in_features = c.in;
+    g.out_features = c.out;
     if (p.dvalues) g.dvalue = c.copied ? memory + m.dvalue : at(p.dvalues, first_slot, c.computed);
     if (p.dbias) g.dbias = c.copied ? memory + m.dbias : at(p.dbias, model * c.out, c.computed);
-    for_each(chunks + dx_items, threads, [&](int64_t i, size_t) {
+    const auto use = [&](int64_t block, int64_t i) {
         if (i < chunks) {
-            c.kernels.values_gradient(g, row_of_share(row_start, c.out, i, chunks),
+            SparseValuesGradient mine = g;
+            mine.samples = std::min(m.block * kPanelSamples, p.batch_size - block * m.block * kPanelSamples);
+            mine.add = block > 0;
+            c.kernels.values_gradient(mine, row_of_share(row_start, c.out, i, chunks),
                                       row_of_share(row_start, c.out, i + 1, chunks));
             return;
         }
-        const int64_t tile = (i - chunks) / shares, share = (i - chunks) % shares;
-        c.kernels.product(c.product_dx(model, tile, memory + m.value, memory + m.dy + (size_t)tile * dy_bytes),
-                          row_of_share(column_start, c.in, share, shares),
-                          row_of_share(column_start, c.in, share + 1, shares));
-    });
+        const int64_t here = (i - chunks) / shares, tile = block * m.block + here, share = (i - chunks) % shares;
+        c.kernels.product(
+            c.product_dx(model, tile, m.by_place ? memory + m.value : nullptr, memory + m.dy + (size_t)here * dy_bytes),
+            row_of_share(column_start, c.in, share, shares), row_of_share(column_start, c.in, share + 1, shares));
+    };
+
+    in_phases(
+        2 * blocks, threads,
+        [&](int64_t phase) {
+            const int64_t pieces = tiles_of(phase / 2) * shares;
+            return phase % 2 ? chunks + (p.dx ? pieces : 0) : pieces;
+        },
+        [&](int64_t phase, int64_t i, size_t) { phase % 2 ? use(phase / 2, i) : pack(phase / 2, i); });
     if (p.dvalues) {
         char* made = at(p.dvalues, first_slot, c.stored);
         if (c.copied) c.kernels.narrow(memory + m.dvalue, made, count);
@@ -298,16 +358,17 @@ void sparse_linear_backward(const SparseLinearParams& p) {
         if (p.dbias) std::memset(p.dbias, 0, (size_t)(models * c.out) * c.stored);
         return;
     }
-    const BackwardMemory m(c);
     if (c.threads == 1 || models >= 4 * c.threads) {
+        const BackwardMemory m(c, 1);
         const int workers = (int)std::min<int64_t>(c.threads, models);
-        Room room((size_t)workers, m.bytes, "the backward pass of a sparse layer");
+        Scratch room(Held::kSparse, (size_t)workers, m.bytes, "the backward pass of a sparse layer");
         for_each(models, workers, [&](int64_t model, size_t worker) {
             backward_model(c, m, model, static_cast<char*>(room.piece(worker)), 1);
         });
         return;
     }
-    Room room(1, m.bytes, "the backward pass of a sparse layer");
+    const BackwardMemory m(c, c.threads);
+    Scratch room(Held::kSparse, 1, m.bytes, "the backward pass of a sparse layer");
     for (int64_t model = 0; model < models; ++model)
         backward_model(c, m, model, static_cast<char*>(room.piece(0)), c.threads);
 }

@@ -10,6 +10,8 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
+constexpr int kAhead = 64;  // numbers: no prefetcher of the processor follows 64 samples at once
+
 template <class T, bool kMasked>
 inline void pack_tile(const SparsePack& p, int64_t feature0, int64_t feature1) {
     using A = typename Stored<T>::Computed;
@@ -30,6 +32,7 @@ inline void pack_tile(const SparsePack& p, int64_t feature0, int64_t feature1) {
                     continue;
                 }
                 const int64_t at = (s + i) * stride + f;
+                __builtin_prefetch(x + at + kAhead);
                 square[i] = load_stored(x + at);
                 if (kMasked) square[i] = where_nonzero(load_stored(mask + at), square[i]);
             }
@@ -60,7 +63,7 @@ void sparse_pack(const SparsePack& p, int64_t feature0, int64_t feature1) {
 constexpr int kRowsOut = 64;
 template <class T>
 TOYKERN_INLINE void unpack_rows(const typename Stored<T>::Computed* rows, int64_t count, int64_t samples, T* out,
-                                int64_t stride) {
+                                int64_t stride, bool past_caches) {
     using A = typename Stored<T>::Computed;
     using V = typename Lane<A>::Vector;
     constexpr int kN = Lane<A>::kCount, kPitch = kRowsOut + 64 / (int)sizeof(A);
@@ -78,7 +81,15 @@ TOYKERN_INLINE void unpack_rows(const typename Stored<T>::Computed* rows, int64_
         const int64_t live = samples - s < kN ? samples - s : kN;
         for (int64_t i = 0; i < live; ++i) {
             T* to = out + (s + i) * stride;
-            for (int64_t r = 0; r < whole; r += kN) store_stored(to + r, load(turned + i * kPitch + r));
+            for (int64_t r = 0; r < whole; r += kN) {
+                __asm__ volatile(
+                    "");  // or GCC sees a copy, and makes it a `rep movs`: ten times slower for so few bytes
+                const V numbers = load(turned + i * kPitch + r);
+                if (past_caches)
+                    stream_stored(to + r, numbers);
+                else
+                    store_stored(to + r, numbers);
+            }
             for (int64_t r = whole; r < count; ++r) to[r] = Stored<T>::put(rows[r * kPanelSamples + s + i]);
         }
     }

@@ -66,16 +66,16 @@ void sparse_values_gradient(const SparseValuesGradient& g, int64_t row0, int64_t
     constexpr int kN = Lane<A>::kCount, kAll = kPanelSamples / kN;
     const A* x = static_cast<const A*>(g.x);
     const A* dy = static_cast<const A*>(g.dy);
-    for (int64_t s = 0; s == 0 || s < g.batch_size; s += kPanelSamples) {
-        const int64_t vectors = (g.batch_size - s + kN - 1) / kN;
+    for (int64_t s = 0; s == 0 || s < g.samples; s += kPanelSamples) {
+        const int64_t vectors = (g.samples - s + kN - 1) / kN;
         if (vectors <= 1)
-            values_gradient_tile<A, 1>(g, x, dy, row0, row1, s > 0);
+            values_gradient_tile<A, 1>(g, x, dy, row0, row1, g.add || s > 0);
         else if (vectors <= 2)
-            values_gradient_tile<A, 2>(g, x, dy, row0, row1, s > 0);
+            values_gradient_tile<A, 2>(g, x, dy, row0, row1, g.add || s > 0);
         else if (vectors <= kAll / 2)
-            values_gradient_tile<A, kAll / 2>(g, x, dy, row0, row1, s > 0);
+            values_gradient_tile<A, kAll / 2>(g, x, dy, row0, row1, g.add || s > 0);
         else
-            values_gradient_tile<A, kAll>(g, x, dy, row0, row1, s > 0);
+            values_gradient_tile<A, kAll>(g, x, dy, row0, row1, g.add || s > 0);
         x += g.in_features * kPanelSamples;
         dy += g.out_features * kPanelSamples;
     }

@@ -77,15 +77,18 @@ struct SparseProduct {
     void* out;           // first sample of the tile, as stored
     int64_t out_stride;  // rows in all: numbers between samples
     int64_t samples;
+    const int32_t* slot;  // not null: value[slot[i]] stands for value[i] (types that are computed as they are stored)
+    bool past_caches;     // out is too large for them
 };
 
-// dvalue[i] = Σ_s dy[r][s] · x[column[i]][s] over all tiles, and dbias[r] = Σ_s dy[r][s].
+// dvalue[i] (+)= Σ_s dy[r][s] · x[column[i]][s] over some tiles, and dbias[r] (+)= Σ_s dy[r][s].
 struct SparseValuesGradient {
     const int64_t* start;   // [rows + 1]
     const int32_t* column;  // by slot
     const void* x;          // [tiles][in][kPanelSamples]
     const void* dy;         // [tiles][out][kPanelSamples]
-    int64_t in_features, out_features, batch_size;
+    int64_t in_features, out_features, samples;
+    bool add;      // to what earlier tiles left; otherwise it is written
     void* dvalue;  // by slot, in the type of the computation, or null
     void* dbias;   // [rows], in the type of the computation, or null
 };
