@@ -25,9 +25,9 @@ constexpr int64_t kSerialWork = 1 << 18;         // multiply-adds
 constexpr int64_t kSerialSlots = 1 << 16;        // to sort: each is worth several of those
 constexpr int64_t kGradientSlots = 1 << 15;      // of a chunk of rows whose gradients stay in L2 while the tiles pass
 constexpr size_t kBlockBytes = (size_t)1 << 20;  // panels of a block, for each worker
-constexpr size_t kPastCaches =
-    (size_t)8
-    << 20;  // outputs from this size on are written past the caches: they would push out everything else, and be gone themselves when they are read
+// Outputs from this size on are written past the caches. They leave no room in the second level, and lines that come from the
+// third to be overwritten cost three times the write; it pays even where the next layer reads them at once.
+constexpr size_t kPastCaches = (size_t)1 << 20;
 constexpr int64_t kRowsTogether = 16;  // chunks of rows begin at multiples: whole cache lines of the output
 
 // For each phase p < phases, one after the other: work(p, i, worker) for i < count(p), on `threads` threads that take numbers
