@@ -6,6 +6,7 @@
 //            1 h: chunks of features × blocks of rows
 //            2 z, y, loss, dz, dh by blocks of rows; dD, db by tiles of 64 features; one chunk after the other, so the output never exists
 //            3 da, then dE (and the gradient of x) by tiles of 64 features
+// Entries    a SparseBatch of a model that has many goes through dense tiles as well; the choice follows their number alone
 // Zeros      where few inputs of a block are not zero, or few dz, the products over them go through lists (layer_lists.inl); the choice
 //            follows counts in fixed blocks
 // Owner      a block of rows or a tile of features belongs to one worker; the team meets between passes
@@ -15,7 +16,7 @@
 //            three products alone are 25.8 GFLOP, the whole call ran at 266 GFLOP/s of 501 (v4, two cores; MKL's products: 165 to 195)
 #pragma once
 #include "cpu/layer_output.inl"
-#include "cpu/layer_plan.inl"
+#include "cpu/layer_pack.inl"
 #include "toykern/api.h"
 
 namespace toykern {
@@ -83,6 +84,7 @@ class Layer {
         x_grad_ = at(p_.x_grad, i * values);
         value_grad_ = at(p_.value_grad, i * p_.value_grad_stride);
         target_grad_ = at(p_.target_grad, i * values);
+        full_ = row_start_ && (row_start_[p_.batch] - row_start_[0]) * list_cost(s_.m) > values;
     }
 
     void segment(int64_t first, int64_t samples, bool add) {
@@ -121,7 +123,7 @@ class Layer {
                 sh_.weight[rows++] = (T)empty;
             }
             *sh_.n_rows = rows;
-            if (!x_ && (encoder_grad_ || value_grad_)) sort_entries(rows);
+            if (!x_ && !full_ && (encoder_grad_ || value_grad_)) sort_entries(rows);
         }
         team_.meet();
         rows_ = *sh_.n_rows;
@@ -153,78 +155,10 @@ class Layer {
     T* encoder_rows(int64_t j) const { return sh_.encoder_rows + (s_.keep ? j : j % s_.chunk) * s_.mp; }
     T* decoder_rows(int64_t j) const { return s_.separate ? sh_.decoder_rows + j % s_.chunk * s_.mp : encoder_rows(j); }
 
-    // to [64][mp] = the features j0 … j0 + 63 of weights [m][n]; what lies beyond the last feature or hidden unit is zero.
-    void rows_of(const T* weights, int64_t j0, T* to) const {
-        for (int64_t j = 0; j < kWordBits; j += kStep) {
-            const int64_t many = most(0, least(kStep, s_.n - j0 - j));
-            const auto in = Lane<T>::first(many);
-            for (int64_t k = 0; k < s_.mp; k += kStep) {
-                V block[kStep];
-                for (int r = 0; r < kStep; ++r) {
-                    const T* from = weights + (k + r) * s_.n + j0 + j;
-                    block[r] = k + r >= s_.m || many == 0 ? Lane<T>::zero()
-                               : many == kStep            ? load(from)
-                                                          : load_first(from, in);
-                }
-                transpose(block);
-                for (int r = 0; r < kStep; ++r) store(to + (j + r) * s_.mp + k, block[r]);
-            }
-        }
-    }
-    // The same of weights [n][m].
-    void copy_rows(const T* weights, int64_t j0, T* to) const {
-        for (int64_t j = 0; j < kWordBits; ++j)
-            for (int64_t k = 0; k < s_.mp; k += kStep) {
-                const auto in = Lane<T>::first(j0 + j < s_.n ? s_.m - k : 0);
-                store(to + j * s_.mp + k, load_first(weights + (j0 + j) * s_.m + k, in));
-            }
-    }
     void prepare_encoder(int64_t j0, int64_t j1) {
         for (int64_t t = j0 / kWordBits + team_.rank; t * kWordBits < j1; t += team_.size)
-            rows_of(encoder_, t * kWordBits, encoder_rows(t * kWordBits));
+            feature_rows(encoder_, s_, t * kWordBits, encoder_rows(t * kWordBits));
     }
-    // Weights [m][features of a chunk] packed for products with features across lanes.
-    void pack_lanes(const T* weights, bool by_feature, int64_t j0, int64_t j1) {
-        const int64_t vectors = blocks_of(j1 - j0, kStep), panels = panel_count(vectors);
-        for (int64_t q = team_.rank; q < panels; q += team_.size) {
-            const int64_t v0 = panel_start(vectors, q), v1 = panel_start(vectors, q + 1);
-            T* to = sh_.decoder_lanes + v0 * kStep * s_.m;
-            for (int64_t v = v0; v < v1; ++v) {
-                const int64_t j = j0 + v * kStep, many = least(kStep, j1 - j);
-                const auto in = Lane<T>::first(many);
-                T* column = to + (v - v0) * kStep;
-                const int64_t step = (v1 - v0) * kStep;
-                if (!by_feature) {
-                    for (int64_t k = 0; k < s_.m; ++k)
-                        store(column + k * step,
-                              many == kStep ? load(weights + k * s_.n + j) : load_first(weights + k * s_.n + j, in));
-                    continue;
-                }
-                for (int64_t k = 0; k < s_.m; k += kStep) {
-                    const int64_t hidden = least(kStep, s_.m - k);
-                    V block[kStep];
-                    for (int r = 0; r < kStep; ++r)
-                        block[r] = r < many ? load_first(weights + (j + r) * s_.m + k, Lane<T>::first(hidden))
-                                            : Lane<T>::zero();
-                    transpose(block);
-                    for (int64_t r = 0; r < hidden; ++r) store(column + (k + r) * step, block[r]);
-                }
-            }
-        }
-    }
-    // rows [rows][mp] packed for products with hidden units across lanes and rows as their depth.
-    void pack_codes(const T* rows, T* to) {
-        const int64_t vectors = s_.mp / kStep, panels = panel_count(vectors);
-        for (int64_t b = team_.rank; b < blocks_; b += team_.size)
-            for (int64_t q = 0; q < panels; ++q) {
-                const int64_t v0 = panel_start(vectors, q), v1 = panel_start(vectors, q + 1);
-                for (int64_t r = b * kRowBlock; r < block_end(b); ++r)
-                    for (int64_t v = v0; v < v1; ++v)
-                        store(to + v0 * kStep * rows_ + r * (v1 - v0) * kStep + (v - v0) * kStep,
-                              load(rows + r * s_.mp + v * kStep));
-            }
-    }
-
     // ---- pass 1: codes ----
     void hidden() {
         if (s_.keep && !add_) {
@@ -242,7 +176,7 @@ class Layer {
         for (int64_t b = team_.rank; b < blocks_; b += team_.size)
             for (int64_t r = b * kRowBlock; r < block_end(b); ++r) activate_hidden(r);
         team_.meet();
-        if (weight_grads_ && task_ != LayerTask::kForward) pack_codes(sh_.h, sh_.h_packed);
+        if (weight_grads_ && task_ != LayerTask::kForward) pack_codes(sh_.h, s_, rows_, sh_.h_packed, team_);
     }
     void hidden_block(int64_t b, int64_t j0, int64_t j1) {
         const int64_t r0 = b * kRowBlock, r1 = block_end(b);
@@ -262,6 +196,17 @@ class Layer {
                             r1 - r0, s_.mp, room_.panel);
             return;
         }
+        if (full_) {
+            multiply_all<T>({lay_out(r0, r1, j0, j1),
+                             s_.chunk,
+                             1,
+                             {encoder_rows(j0), s_.mp, j1 - j0, nullptr},
+                             sh_.h + r0 * s_.mp,
+                             s_.mp,
+                             j0 > 0},
+                            r1 - r0, s_.mp, room_.panel);
+            return;
+        }
         for (int64_t r = r0; r < r1; ++r) {
             row_entries(r, j0, j1, true);
             combine(sh_.h + r * s_.mp, s_.mp, room_.list, encoder_rows(j0), s_.mp, j0 > 0);
@@ -270,6 +215,16 @@ class Layer {
     const T* gather_rows(int64_t r0, int64_t r1, int64_t j0, int64_t j1) {
         for (int64_t r = r0; r < r1; ++r)
             __builtin_memcpy(room_.x + (r - r0) * s_.chunk, input(r) + j0, (size_t)(j1 - j0) * sizeof(T));
+        return room_.x;
+    }
+    // The entries of a block of rows and a chunk as dense rows.
+    const T* lay_out(int64_t r0, int64_t r1, int64_t j0, int64_t j1) {
+        for (int64_t r = r0; r < r1; ++r) {
+            T* to = room_.x + (r - r0) * s_.chunk;
+            for (int64_t j = 0; j < j1 - j0; ++j) to[j] = (T)0;
+            row_entries(r, j0, j1, true);
+            for (int64_t i = 0; i < room_.list.count; ++i) to[room_.list.index[i]] = room_.list.value[i];
+        }
         return room_.x;
     }
     // room_.list = the entries of a row in a chunk; chunks are asked for in order, the row's cursor knows where it is.
@@ -302,7 +257,8 @@ class Layer {
             if (relu) a = fmax(zero, a);
             store(h + k, a);
         }
-        if (p_.hidden_activation == (int32_t)HiddenActivation::kTopK) keep_largest(h, sh_.gate + r * s_.mp);
+        if (p_.hidden_activation == (int32_t)HiddenActivation::kTopK)
+            keep_largest(h, s_.m, s_.mp, p_.top_k, room_.list.index, sh_.gate + r * s_.mp);
         sh_.row_loss[r] = 0.0;
         if (l1_ != (T)0)
             for (int64_t k = 0; k < s_.mp; k += kStep) sum = sum + magnitude(load(h + k));
@@ -310,38 +266,6 @@ class Layer {
         if (task_ != LayerTask::kForward)
             for (int64_t k = 0; k < s_.mp; k += kStep) store(sh_.dh + r * s_.mp + k, zero);
     }
-    // The k largest stay (NaN is largest; of equal ones the first), the others become 0; gate = 1 where one stays. By a heap of those kept,
-    // the least on top.
-    void keep_largest(T* h, T* gate) {
-        int32_t* heap = room_.list.index;
-        const int64_t k = p_.top_k;
-        const auto before = [&](int32_t a, int32_t b) {  // a is to go before b
-            const bool a_nan = h[a] != h[a], b_nan = h[b] != h[b];
-            if (a_nan || b_nan) return a_nan == b_nan ? a > b : b_nan;
-            return h[a] != h[b] ? h[a] < h[b] : a > b;
-        };
-        const auto sink = [&](int64_t i) {
-            for (int64_t child; (child = 2 * i + 1) < k; i = child) {
-                if (child + 1 < k && before(heap[child + 1], heap[child])) ++child;
-                if (!before(heap[child], heap[i])) return;
-                const int32_t swapped = heap[i];
-                heap[i] = heap[child];
-                heap[child] = swapped;
-            }
-        };
-        for (int64_t i = 0; i < k; ++i) heap[i] = (int32_t)i;
-        for (int64_t i = k / 2; i-- > 0;) sink(i);
-        for (int64_t i = k; i < s_.m; ++i)
-            if (before(heap[0], (int32_t)i)) {
-                heap[0] = (int32_t)i;
-                sink(0);
-            }
-        for (int64_t i = 0; i < s_.mp; ++i) gate[i] = (T)0;
-        for (int64_t i = 0; i < k; ++i) gate[heap[i]] = (T)1;
-        for (int64_t i = 0; i < s_.mp; ++i)
-            if (gate[i] == (T)0) h[i] = (T)0;
-    }
-
     // ---- pass 2: outputs, loss, gradients at the output and what follows from them ----
     void outputs() {
         for (int64_t j0 = 0; j0 < s_.n; j0 += s_.chunk) {
@@ -357,11 +281,11 @@ class Layer {
         }
     }
     void prepare_chunk(int64_t j0, int64_t j1) {
-        if (z_needed_) pack_lanes(p_.tied ? encoder_ : decoder_, !p_.tied, j0, j1);
+        if (z_needed_) pack_lanes(p_.tied ? encoder_ : decoder_, !p_.tied, s_, j0, j1, sh_.decoder_lanes, team_);
         if (task_ != LayerTask::kForward) {
             if (s_.separate)
                 for (int64_t t = j0 / kWordBits + team_.rank; t * kWordBits < j1; t += team_.size)
-                    copy_rows(decoder_, t * kWordBits, decoder_rows(t * kWordBits));
+                    copy_rows(decoder_, s_, t * kWordBits, decoder_rows(t * kWordBits));
             else if (!s_.keep)
                 prepare_encoder(j0, j1);
         }
@@ -482,37 +406,8 @@ class Layer {
             for (int64_t c = 0; c < many; ++c)
                 combine(room_.tile + c * s_.mp, s_.mp, lists.list((int)c), sh_.h, s_.mp, false);
         }
-        put_tile(to, p_.tied, j0 + c0, many, add_);
+        put_tile(room_.tile, s_, to, p_.tied, j0 + c0, many, add_);
     }
-    // Writes (or adds) the tile's rows to weights [m][n] (across = true) or [n][m].
-    void put_tile(T* to, bool across, int64_t j0, int64_t many, bool add) {
-        const T* tile = room_.tile;
-        if (!across) {
-            for (int64_t j = 0; j < many; ++j)
-                for (int64_t k = 0; k < s_.m; k += kStep) {
-                    const auto in = Lane<T>::first(s_.m - k);
-                    T* at = to + (j0 + j) * s_.m + k;
-                    const V v = load(tile + j * s_.mp + k);
-                    store_first(at, add ? load_first(at, in) + v : v, in);
-                }
-            return;
-        }
-        for (int64_t k = 0; k < s_.m; k += kStep)
-            for (int64_t j = 0; j < many; j += kStep) {
-                V block[kStep];
-                for (int r = 0; r < kStep; ++r) block[r] = load(tile + (j + r) * s_.mp + k);
-                transpose(block);
-                const auto in = Lane<T>::first(many - j);
-                for (int64_t r = 0; r < least(kStep, s_.m - k); ++r) {
-                    T* at = to + (k + r) * s_.n + j0 + j;
-                    if (many - j >= kStep)
-                        store(at, add ? load(at) + block[r] : block[r]);
-                    else
-                        store_first(at, add ? load_first(at, in) + block[r] : block[r], in);
-                }
-            }
-    }
-
     // ---- pass 3: gradients behind the codes ----
     void encoder_gradients() {
         for (int64_t b = team_.rank; b < blocks_; b += team_.size) gate_block(b);
@@ -523,8 +418,8 @@ class Layer {
                 for (int64_t b = 0; b < blocks_; ++b) sum += sh_.hidden_sum[b * s_.mp + k];
                 hidden_bias_grad_[k] = sum;
             }
-        if (encoder_grad_ && x_) {
-            pack_codes(sh_.dh, sh_.dh_packed);
+        if (encoder_grad_ && (x_ || full_)) {
+            pack_codes(sh_.dh, s_, rows_, sh_.dh_packed, team_);
             team_.meet();
         }
         if (encoder_grad_ || value_grad_)
@@ -555,7 +450,7 @@ class Layer {
         const int64_t many = least(kWordBits, s_.n - j0), w = j0 / kWordBits;
         const bool add = add_ || p_.tied;
         if (!x_) {
-            entries_tile(j0, many, add);
+            full_ ? full_tile(j0, many, add) : entries_tile(j0, many, add);
             return;
         }
         ColumnLists<T>& lists = room_.columns;
@@ -575,11 +470,11 @@ class Layer {
             for (int64_t c = 0; c < many; ++c)
                 combine(room_.tile + c * s_.mp, s_.mp, lists.list((int)c), sh_.dh, s_.mp, false);
         }
-        put_tile(encoder_grad_, true, j0, many, add);
+        put_tile(room_.tile, s_, encoder_grad_, true, j0, many, add);
     }
     void entries_tile(int64_t j0, int64_t many, bool add) {
         const int64_t *start = sh_.column_start, *at = sh_.column_at;
-        if (value_grad_) rows_of(encoder_, j0, room_.weights);
+        if (value_grad_) feature_rows(encoder_, s_, j0, room_.weights);
         bool any = false;
         for (int64_t c = 0; c < many; ++c) {
             T* to = room_.tile + c * s_.mp;
@@ -601,14 +496,35 @@ class Layer {
             if (!begun)
                 for (int64_t k = 0; k < s_.mp; k += kStep) store(to + k, Lane<T>::zero());
         }
-        if (encoder_grad_ && (any || !add)) put_tile(encoder_grad_, true, j0, many, add);
+        if (encoder_grad_ && (any || !add)) put_tile(room_.tile, s_, encoder_grad_, true, j0, many, add);
+    }
+    // The same where entries are so many that a dense product is cheaper.
+    void full_tile(int64_t j0, int64_t many, bool add) {
+        if (value_grad_) feature_rows(encoder_, s_, j0, room_.weights);
+        for (int64_t r = 0; r < rows_; ++r) {
+            T* to = room_.x + r * kWordBits;
+            for (int64_t c = 0; c < kWordBits; ++c) to[c] = (T)0;
+            int64_t e = row_first(r);
+            for (int64_t last = row_last(r); e < last;) {  // the first entry that is not before the tile
+                const int64_t middle = e + (last - e) / 2;
+                p_.feature[middle] < j0 ? e = middle + 1 : last = middle;
+            }
+            for (; e < row_last(r) && p_.feature[e] < j0 + many; ++e) {
+                const int64_t c = p_.feature[e] - j0;
+                to[c] = value_[e];
+                if (value_grad_) value_grad_[e] += dot(sh_.dh + r * s_.mp, room_.weights + c * s_.mp, s_.mp);
+            }
+        }
+        if (!encoder_grad_) return;
+        multiply_packed(room_.x, (int64_t)1, kWordBits, sh_.dh_packed, rows_, room_.tile, s_.mp, false, many, s_.mp);
+        put_tile(room_.tile, s_, encoder_grad_, true, j0, many, add);
     }
     // dx += da · E, through z's memory.
     void input_gradients() {
         for (int64_t j0 = 0; j0 < s_.n; j0 += s_.chunk) {
             const int64_t j1 = chunk_end(j0), lanes = blocks_of(j1 - j0, kStep) * kStep;
             team_.meet();
-            pack_lanes(encoder_, false, j0, j1);
+            pack_lanes(encoder_, false, s_, j0, j1, sh_.decoder_lanes, team_);
             team_.meet();
             for (int64_t b = team_.rank; b < blocks_; b += team_.size) {
                 const int64_t r0 = b * kRowBlock, r1 = block_end(b);
@@ -642,7 +558,7 @@ class Layer {
     bool z_needed_, weight_grads_;
 
     int64_t model_, first_, samples_, rows_, blocks_, n_active_;
-    bool add_, in_place_;
+    bool add_, in_place_, full_;  // full: entries so many that they are laid out as dense rows
     const T *encoder_, *decoder_, *bias_, *hidden_bias_, *x_, *value_, *target_, *importance_, *output_grad_;
     const int64_t* row_start_;
     T l1_;
