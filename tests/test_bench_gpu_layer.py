@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -73,6 +74,18 @@ def test_the_workloads_that_were_asked_for_are_there():
     assert asked["stacked"] == (10_000, 5, 2, 128)
     assert asked["wide"] == asked["wide-trained"] == (1, 65_536, 1024, 8192)
     assert asked["million"] == (1, 1_048_576, 512, 4096)
+
+
+def test_from_end_to_end(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(layer, "GPU_LAYER_WORKLOADS", (TINY, replace(TINY, key="other")))
+    monkeypatch.setattr(layer, "PEERS", ("eager",))
+    path = tmp_path / "figures.json"
+    assert layer.main(["--device", "cpu", "--repeats", "1", "--out", str(path)]) == 0
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    assert [entry["key"] for entry in figures["workloads"]] == ["tiny", "other"]
+    assert all(entry["ratio"] > 0 and entry["matrix_share"] > 0 for entry in figures["workloads"])
+    assert capsys.readouterr().out.splitlines()[-1] == layer.row(figures["workloads"][-1])
+    assert layer.main(["--device", "cpu", "--budget", "-1", "--out", str(path)]) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -263,11 +263,22 @@ def test_the_summary_has_the_figures_and_what_failed(monkeypatch, tmp_path, caps
     ],
 )
 def test_a_sanitizer_passes_only_if_it_says_so(monkeypatch, tool, said, passed):
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: "/bin/true")
+    monkeypatch.setattr(gpu_check, "cuda_tool", lambda name: "/bin/true")
     monkeypatch.setattr(gpu_check, "run", lambda *_, **__: (0, f"5 → 2: finite\n{said}\n"))
     assert gpu_check.sanitizer(tool)(60, RECORD)["passed"] == passed
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: None)
-    assert "not on the PATH" in gpu_check.sanitizer(tool)(60, RECORD)["skipped"]
+    monkeypatch.setattr(gpu_check, "cuda_tool", lambda name: None)
+    assert "neither on the PATH" in gpu_check.sanitizer(tool)(60, RECORD)["skipped"]
+
+
+def test_cuda_tools_are_found_beside_the_path(monkeypatch, tmp_path):
+    program = tmp_path / "bin" / "compute-sanitizer"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", "/no/such/folder")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert gpu_check.cuda_tool("compute-sanitizer") == str(program)
+    assert gpu_check.cuda_tool("no-such-tool") is None
 
 
 def test_facts_of_a_machine_without_a_gpu():

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import glob
 import json
 import os
 import re
@@ -227,12 +228,23 @@ def facts() -> dict[str, Any]:
         if code == 0 and output.strip():
             values = [part.strip() for part in output.strip().splitlines()[0].split(",")]
             found |= dict(zip(("driver", "clock_sm", "clock_memory", "power", "ecc"), values, strict=False))
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    nvcc = cuda_tool("nvcc")
     if nvcc:
         _, output = run([nvcc, "--version"], 30)
         release = re.search(r"release ([\d.]+)", output)
         found["nvcc"] = release.group(1) if release else None
     return found
+
+
+def cuda_tool(name: str) -> str | None:
+    """The path of a program of the CUDA toolkit: on the PATH, in CUDA_HOME, or in /usr/local."""
+    homes = [
+        os.environ.get("CUDA_HOME", ""),
+        "/usr/local/cuda",
+        *sorted(glob.glob("/usr/local/cuda-*"))[::-1],
+    ]
+    looked_in = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
+    return shutil.which(name, path=os.pathsep.join(looked_in))
 
 
 def _commit() -> str:
@@ -303,9 +315,9 @@ def sanitizer(tool: str) -> Callable[[float, Record], Outcome]:
     """A stage that runs the small steps under a tool of compute-sanitizer."""
 
     def stage(limit: float, record: Record) -> Outcome:
-        program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+        program = cuda_tool("compute-sanitizer")
         if program is None:
-            return {"passed": False, "skipped": "compute-sanitizer is not on the PATH"}
+            return {"passed": False, "skipped": "compute-sanitizer is neither on the PATH nor in CUDA_HOME"}
         command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "tools/gpu_steps.py"]
         command += ["--until", str(time.time() + limit - 10)]  # what was found is said at the end only
         # torch's caching allocator would hide accesses beyond a tensor inside a larger block.

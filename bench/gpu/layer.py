@@ -32,26 +32,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keys = [w.key for w in GPU_LAYER_WORKLOADS]
     parser.add_argument("--only", nargs="+", choices=keys, help="only these workloads")
     parser.add_argument("--out", type=Path, help="a JSON file for every figure, written as they come")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the bench")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, not {options.repeats}")
     from toykern.devices import check_kernels
 
-    check_kernels("cuda")
+    device = options.device
+    check_kernels(device)
     chosen = [w for w in GPU_LAYER_WORKLOADS if options.only is None or w.key in options.only]
     end = time.monotonic() + options.budget
     figures: dict[str, Any] = {
-        "bench": "layer on a GPU", "device": torch.cuda.get_device_name(0), "torch": torch.__version__,
+        "bench": "layer on a GPU", "torch": torch.__version__,
+        "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(0),
         "repeats": options.repeats, "matrix_peak": {}, "workloads": [],
     }  # fmt: skip
     for dtype in ("float32", "bfloat16"):
-        figures["matrix_peak"][dtype] = matrix_peak(getattr(torch, dtype), "cuda")
+        size = 256 if device == "cpu" else 8192
+        figures["matrix_peak"][dtype] = matrix_peak(getattr(torch, dtype), device, size)
     print(HEADER)
     for workload in chosen:
         if time.monotonic() > end:
             figures["workloads"].append({"key": workload.key, "failed": "no time was left"})
             continue
-        found = entry(workload, options.repeats, "cuda", figures["matrix_peak"], end)
+        found = entry(workload, options.repeats, device, figures["matrix_peak"], end)
         figures["workloads"].append(found)
         print(row(found), flush=True)
         if options.out is not None:
@@ -152,7 +156,7 @@ def extra_mib(step: Step, model: torch.nn.Module, device: str) -> float | None:
     return (torch.cuda.max_memory_allocated() - before - gradients) / 2**20
 
 
-def matrix_peak(dtype: torch.dtype, device: str, size: int = 8192) -> float:
+def matrix_peak(dtype: torch.dtype, device: str, size: int) -> float:
     """Operations per second of a square product, the best of ten."""
     a = torch.randn(size, size, device=device).to(dtype)
     best = min(timed(lambda: a @ a, 1, device) for _ in range(10))
