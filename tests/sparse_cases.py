@@ -45,6 +45,12 @@ SPARSE_CASES = [
     SparseCase("stack on one batch", 33, 17, 129, 0.2, n_models=3, shared=True),
     SparseCase("pair", 100, 64, 7, 0.05, n_models=2, bias=False, relu=True),
     SparseCase("large", 300, 250, 130, 0.1, relu=True),
+    # 1 MiB of outputs in float32: these are written past the caches, where samples are whole cache lines
+    SparseCase("past the caches", 30, 2064, 140, 0.05, relu=True),
+    SparseCase("too large for caches, lines shared", 30, 2051, 140, 0.05, bias=False),
+    SparseCase("gradient past the caches", 2064, 30, 140, 0.05),
+    # panels of more than a block of tiles, with a block that is not full
+    SparseCase("blocks of tiles", 1500, 1700, 300, 0.003, relu=True, slack=4),
 ]
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 FLOORS = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float64: 1e-14}

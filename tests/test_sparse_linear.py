@@ -14,8 +14,8 @@ from toykern.ops.sparse_linear import SparseIndex, by_column, sparse_linear
 from toykern.sparse.topology import Topology
 
 BY_NAME = {case.name: case for case in SPARSE_CASES}
-SMALL = [pytest.param(c, id=c.name, marks=pytest.mark.sanitize) for c in SPARSE_CASES if c.name != "large"]
-CASES = [*SMALL, pytest.param(BY_NAME["large"], id="large")]
+LARGE = SPARSE_CASES[SPARSE_CASES.index(BY_NAME["large"]) :]
+CASES = [pytest.param(c, id=c.name, marks=() if c in LARGE else pytest.mark.sanitize) for c in SPARSE_CASES]
 
 
 def _results(case, p):
@@ -60,7 +60,7 @@ def test_equals_the_dense_oracle(case, dtype, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("case", [BY_NAME["large"], BY_NAME["stack"], BY_NAME["many panels"]], ids=str)
+@pytest.mark.parametrize("case", [*LARGE, BY_NAME["stack"], BY_NAME["many panels"]], ids=lambda c: c.name)
 def test_threads_do_not_change_a_bit(case, level):
     p = problem_of(case, torch.float32)
     with isa_level(level):
@@ -90,6 +90,34 @@ def test_a_model_has_the_same_bits_alone_and_among_others(batch):
             "bias": together["bias"][model : model + 1],
             "values": together["values"][first : first + count],
         })  # fmt: skip
+
+
+def test_one_model_takes_any_shape():
+    case = SparseCase("one", 30, 20, 24, 0.3, relu=True)
+    p = problem_of(case, torch.float32)
+    expected = _results(case, p)
+    for shape in ((24,), (2, 3, 4), (24, 1), (4, 6)):
+        other = copy.copy(p)
+        other.x, other.dy = p.x.reshape(*shape, 30), p.dy.reshape(*shape, 20)
+        ours = _results(case, other)
+        assert ours["y"].shape == (*shape, 20)
+        assert ours["x"].shape == (*shape, 30)
+        _assert_same_bits(
+            ours | {"y": ours["y"].reshape(1, 24, 20), "x": ours["x"].reshape(1, 24, 30)}, expected
+        )
+    alone = sparse_linear(p.x[0, 5], p.values, p.bias, p.index)
+    assert alone.shape == (20,)
+    assert sparse_linear(p.x[:, :0], p.values, p.bias, p.index).shape == (1, 0, 20)
+    with pytest.raises(ValueError, match=r"x must have the shape \[\.\.\., in_features\]"):
+        sparse_linear(torch.tensor(1.0), p.values, p.bias, p.index)
+
+
+def test_the_output_may_be_changed_in_place():
+    case = SparseCase("one", 30, 20, 24, 0.3, relu=True)
+    p = problem_of(case, torch.float32)
+    values = p.values.clone().requires_grad_()
+    sparse_linear(p.x, values, p.bias, p.index).relu_().backward(p.dy)
+    assert torch.equal(values.grad, _results(case, p)["values"])
 
 
 @settings(max_examples=50)

@@ -122,9 +122,7 @@ class SparseLinear(SparseWeights):
                 f"not {list(x.shape)}"
             )
         if self.n_models == 1:
-            flat = x.reshape(1, -1, self.in_features)
-            y = self._product(flat, relu, capture)
-            return y.reshape(*x.shape[:-1], self.out_features)
+            return self._product(x, relu, capture)
         if x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[0] not in (1, self.n_models)):
             raise ValueError(
                 f"x must have the shape [n_models, batch, in_features] = [{self.n_models}, batch, "

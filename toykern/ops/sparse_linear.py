@@ -175,7 +175,8 @@ def sparse_linear(
     """y = act(x Wᵀ + b) for a stack of sparse matrices W, differentiable in x, values and bias.
 
     Args:
-        x: `[n_models, batch, in_features]`, or `[1, batch, in_features]` for all models alike.
+        x: `[n_models, batch, in_features]`, or `[1, batch, in_features]` for all models alike; where there is
+            one model `[…, in_features]`, as for `nn.Linear`.
         values: `[n_models · capacity]`, of the dtype of x: float32, bfloat16 (sums in float32) or float64.
         bias: `[n_models, out_features]`, or None.
         index: which connections exist.
@@ -184,8 +185,9 @@ def sparse_linear(
         backend: on a GPU "dense", "slots", "groups" or "auto" (`toykern.ops.sparse_choice`); the CPU has one.
         group, width: that many neighbouring rows have the same columns, at most `width` of them (1, 0: not).
 
-    Returns y `[n_models, batch, out_features]`. Under autocast all three are cast as `nn.Linear` casts its
-    own. The bits depend on shapes, values and the instruction-set level, never on threads or other models.
+    Returns y `[n_models, batch, out_features]`; for one model of the shape of x but for the last. Under
+    autocast all three are cast as `nn.Linear` casts its own. The bits depend on shapes, values and the
+    instruction-set level, never on threads or other models.
     ValueError or TypeError for other shapes, dtypes or indices; RuntimeError for other devices.
 
     >>> index = SparseIndex.of(2, torch.tensor([[0, 1]]), torch.tensor([1], dtype=torch.int32))
@@ -198,7 +200,11 @@ def sparse_linear(
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if kind == "cuda":
-        return _device.sparse_linear_on_device(x, values, bias, index, relu, capture, backend, group, width)
+        stacked = x.reshape(1, -1, x.shape[-1]) if x.ndim and index.row_start.shape[0] == 1 else x
+        y = _device.sparse_linear_on_device(
+            stacked, values, bias, index, relu, capture, backend, group, width
+        )
+        return y if stacked is x else y.reshape(*x.shape[:-1], y.shape[-1])
     if torch.is_grad_enabled() and (
         x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
     ):
@@ -333,7 +339,10 @@ def _check_forward(
     if x.dtype not in SCALARS:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in SCALARS)
         raise TypeError(f"x must be of one of the dtypes {allowed}, not {describe(x)}")
-    if x.ndim != 3 or x.shape[0] not in (1, n_models) or x.shape[2] < 1:
+    if n_models == 1:
+        if x.ndim < 1 or x.shape[-1] < 1:
+            raise ValueError(f"x must have the shape [..., in_features], not {list(x.shape)}")
+    elif x.ndim != 3 or x.shape[0] not in (1, n_models) or x.shape[2] < 1:
         raise ValueError(
             f"x must have the shape [n_models, batch, in_features] with n_models = {n_models} (or 1), "
             f"not {list(x.shape)}"
@@ -356,6 +365,11 @@ def _check_forward(
     return n_models, out_features
 
 
+def _shape_of_y(x: torch.Tensor, n_models: int, out_features: int) -> list[int]:
+    """What a stack makes of x; one model takes any shape, as `nn.Linear` does."""
+    return [*x.shape[:-1], out_features] if n_models == 1 else [n_models, x.shape[1], out_features]
+
+
 def _check_backward(
     dy: torch.Tensor,
     x: torch.Tensor,
@@ -369,15 +383,15 @@ def _check_backward(
 ) -> None:
     """What backward is given beside forward's inputs."""
     n_models, out_features = row_start.shape[0], row_start.shape[1] - 1
-    shape = [n_models, x.shape[1], out_features]
+    shape = _shape_of_y(x, n_models, out_features)
     for name, tensor in (("dy", dy), ("y", y)):
         if tensor is not None and (list(tensor.shape) != shape or tensor.dtype != x.dtype):
             raise ValueError(f"{name} must be a {x.dtype} tensor of shape {shape}, not {describe(tensor)}")
     if relu and y is None:
         raise ValueError("y must be given where relu is True: the derivative of ReLU is read from it")
-    if column_start.dtype != torch.int64 or list(column_start.shape) != [n_models, x.shape[2] + 1]:
+    if column_start.dtype != torch.int64 or list(column_start.shape) != [n_models, x.shape[-1] + 1]:
         raise ValueError(
-            f"column_start must be an int64 tensor of shape {[n_models, x.shape[2] + 1]}, "
+            f"column_start must be an int64 tensor of shape {[n_models, x.shape[-1] + 1]}, "
             f"not {describe(column_start)}"
         )
     for name, tensor in (("row", row), ("slot", slot)):
@@ -397,7 +411,8 @@ def _params(
     x: torch.Tensor, values: torch.Tensor, row_start: torch.Tensor, column: torch.Tensor, relu: bool
 ) -> Any:
     """The kernels' parameters; what they point to must outlive the call. All tensors contiguous."""
-    n_models, batch, in_features = row_start.shape[0], x.shape[1], x.shape[2]
+    n_models, in_features = row_start.shape[0], x.shape[-1]
+    batch = x.shape[1] if n_models > 1 else x.shape[:-1].numel()
     p = _native.SparseLinearParams(
         n_models,
         row_start.shape[1] - 1,
@@ -407,7 +422,7 @@ def _params(
         SCALARS[x.dtype],
         kernel_threads(),
     )
-    p.x_model_stride = batch * in_features if x.shape[0] == n_models else 0
+    p.x_model_stride = batch * in_features if n_models > 1 and x.shape[0] == n_models else 0
     p.x, p.values, p.relu = x.data_ptr(), values.data_ptr(), relu
     p.row_start, p.column = row_start.data_ptr(), column.data_ptr()
     return p
@@ -424,7 +439,7 @@ def _forward_cpu(
     n_models, out_features = _check_forward(x, values, bias, row_start, column)
     x, values, row_start, column = (t.contiguous() for t in (x, values, row_start, column))
     bias = None if bias is None else bias.contiguous()
-    y = x.new_empty(n_models, x.shape[1], out_features)
+    y = x.new_empty(_shape_of_y(x, n_models, out_features))
     p = _params(x, values, row_start, column, relu)
     p.bias = 0 if bias is None else bias.data_ptr()
     p.y = y.data_ptr()
@@ -452,7 +467,8 @@ def _backward_cpu(
     column_start, row, slot = (t.contiguous() for t in (column_start, row, slot))
     y = y.contiguous() if y is not None and relu else None
     want_x, want_values, want_bias = wanted
-    dx = x.new_empty(n_models, *x.shape[1:]) if want_x else x.new_empty(0)
+    shared = n_models > 1 and x.shape[0] != n_models  # one batch serves all models
+    dx = x.new_empty([n_models, *x.shape[1:]] if shared else x.shape) if want_x else x.new_empty(0)
     dvalues = torch.empty_like(values) if want_values else values.new_empty(0)
     dbias = x.new_empty(n_models, out_features) if want_bias else x.new_empty(0)
     p = _params(x, values, row_start, column, relu)
@@ -464,8 +480,10 @@ def _backward_cpu(
     _native.sparse_linear_backward(p)
     collector = _CAPTURES.get(capture)
     if collector is not None:
-        collector.passes.append((x.detach(), dy.detach() if y is None else torch.where(y == 0, 0, dy)))
-    if want_x and x.shape[0] != n_models:  # one batch served all models
+        behind = dy.detach() if y is None else torch.where(y == 0, 0, dy)
+        stacked = x.detach() if n_models > 1 else x.detach().reshape(1, -1, x.shape[-1])
+        collector.passes.append((stacked, behind.reshape(n_models, -1, out_features)))
+    if want_x and shared:
         dx = dx.sum(dim=0, keepdim=True)
     return dx, dvalues, dbias
 
@@ -486,7 +504,7 @@ def _forward_fake(
     relu: bool,
 ) -> torch.Tensor:
     n_models, out_features = _check_forward(x, values, bias, row_start, column)
-    return x.new_empty(n_models, x.shape[1], out_features)
+    return x.new_empty(_shape_of_y(x, n_models, out_features))
 
 
 def _backward_fake(
