@@ -1,7 +1,7 @@
 """A few steps of each training loop on a GPU, for compute-sanitizer to watch: `python tools/gpu_steps.py`.
 
 Small on purpose, since a sanitizer slows kernels a hundredfold: every regime (csrc/cuda/regimes.h) with rare
-and frequent features, groups and noise, then an evaluation and a batch; sparse layers by every back end, with
+and frequent features, groups and noise, then an evaluation and a batch; sparse models; sparse layers by every back end, with
 updates of their topology; the fused autoencoder layer. What covers most comes first; with `--until` it ends
 in time for the sanitizer to say what it found. It exits with 1 if a result is not finite.
 """
@@ -53,6 +53,8 @@ def steps() -> list[Step]:
         found += [
             (f"{s[0]} → {s[1]}, {kind}", partial(trained, s, *distributions(s[0])[kind])) for s in SHAPES
         ]
+    for shape in ((5, 2), (60, 17)):
+        found.append((f"sparse models {shape[0]} → {shape[1]}", partial(sparse_models, shape)))
     for backend in ("dense", "slots", "groups"):
         found.append((f"sparse layer, {backend}", partial(sparse_layer, backend, torch.float32)))
     for shape in LAYER_SHAPES:
@@ -107,6 +109,14 @@ def trained(shape: tuple[int, int, int, int, bool], p: Any, options: dict[str, A
     return all_finite(
         device, run.loss, loss, data.sample(1, batch, n_models=models, device=device), *model.parameters()
     )
+
+
+def sparse_models(shape: tuple[int, int], device: str) -> bool:
+    """A short run with updates of the topology."""
+    model = tk.SparseTiedAutoencoder(*shape, density=[0.3, 0.8], n_models=2, device=device)
+    recipe = tk.RigL(interval=2, end=100)
+    run = tk.fit(model, tk.SparseFeatures(shape[0], 0.1), 5, 40, progress=False, topology=recipe)
+    return all_finite(device, run.loss, *model.parameters())
 
 
 def sparse_layer(backend: str, dtype: torch.dtype, device: str) -> bool:

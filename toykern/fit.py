@@ -75,7 +75,7 @@ def fit(
     Args:
         model: a `TiedAutoencoder` or `Autoencoder` with float32 parameters, all on the CPU or all on one CUDA
             device, which is where it is trained. Everything else that the run keeps lies on the CPU. Or a
-            `SparseTiedAutoencoder`, float32 and on the CPU: its missing connections stay exactly 0.
+            `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0.
         data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of
             them.
         steps: updates of each model, at most 2³² − 1. Training starts at step 0 with a fresh optimiser state.
@@ -199,7 +199,7 @@ def _new_run(
     }
     arrays |= {f"init/{name}": _copy_on_cpu(p) for name, p in parameters.items()}
     if isinstance(model, SparseTiedAutoencoder):
-        arrays["init/connections"] = model.topology.to_mask()
+        arrays["init/connections"] = model.topology.to_mask().cpu()
     config = {
         "model": model.config(), "data": data.config(), "steps": steps, "batch_size": batch_size,
         "optimizer": optimizer.config(), "schedule": schedule_config(schedule), "target": target,
@@ -250,10 +250,7 @@ def _train(run: Run, stop: int, progress: bool | None | BarMaker) -> Run:
     run.interrupted = False
     if topology is not None:
         assert resident.layer is not None
-        arrays = {f"parameters/{name}": tensor for name, tensor in resident.tensors.items()}
-        arrays |= {f"state/{name}": tensor for name, tensor in run.optimizer_state.items()}
-        arrays |= {f"carry/{name}": tensor for name, tensor in run.carry.items()}
-        topology.begin(resident.layer, arrays, run.step)
+        topology.begin(resident.layer, resident.changing, run.step)
     if run.step == 0 and 0 in wanted and 0 not in run.snapshots:
         run.snapshots[0] = resident.snapshot()
     try:
@@ -364,7 +361,7 @@ def _topology_metric(name: str, run: Run, resident: Resident) -> torch.Tensor:
     """One of `TOPOLOGY_METRICS`, float32 `[models]`."""
     if name == "density":
         assert resident.layer is not None
-        return resident.layer.topology.density.float()
+        return resident.layer.topology.density.float().cpu()
     assert run.topology is not None
     return run.topology.explored.float()
 

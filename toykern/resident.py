@@ -49,12 +49,6 @@ def check_model(model: Any, action: str) -> AnyModel:
         places = ", ".join(f"{name} on {str(p.device)!r}" for name, p in model.named_parameters())
         raise ValueError(f"model must have all its parameters on one device, not {places}")
     device = next(iter(devices))
-    if isinstance(model, SparseTiedAutoencoder) and action == "fit" and device.type != "cpu":
-        raise RuntimeError(
-            f"model is a SparseTiedAutoencoder on the device {str(device)!r}; fit trains sparse models "
-            "on the CPU only, so far: use model.cpu(), or a loop of your own with "
-            "recipe.attach(model, optimizer)"
-        )
     try:
         check_kernels(device)
     except RuntimeError as error:
@@ -142,6 +136,20 @@ def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
     return data.active_features().argsort(descending=True, stable=True)
 
 
+def _check_regime(model: AnyModel, batch_size: int) -> None:
+    """ValueError where a device has no loop that trains a sparse model."""
+    if not isinstance(model, SparseTiedAutoencoder):
+        return
+    network = network_params(model, "identity", "mean")
+    network.sparse = True
+    if _native.cuda.regime(network, batch_size) == "large":
+        raise ValueError(
+            f"model: sparse models of {model.n_features} features and {model.n_hidden} hidden units are too "
+            "large for the loop that trains sparse ones on a GPU, which keeps a model in shared memory; use "
+            "model.cpu(), or a loop of your own with recipe.attach(model, optimizer)"
+        )
+
+
 class Resident:
     """One ensemble in training: the arrays of a run, advanced by native calls.
 
@@ -179,20 +187,27 @@ class Resident:
                 raise ValueError(
                     f"model.{name} is an expanded tensor; training needs memory of its own (clone it)"
                 )
-        self.layer: DenseLayer | None = None
-        self.tensors: dict[str, torch.Tensor] = {}
-        if isinstance(model, SparseTiedAutoencoder):
-            self._parameters.pop("values")
-            self.layer = DenseLayer(model, [t for name, t in state.items() if name.startswith("weight/")])
-            self.tensors["weight"] = self.layer.weight
-        self.tensors |= {name: p.detach().contiguous() for name, p in self._parameters.items()}
         launch = device_launch(model, data, "training")
+        if launch is not None:
+            _check_regime(model, batch_size)
         self._launch = launch
         tied = is_tied(model)
         self._run_tensors = [*state.values(), loss, loss_carry, diverged_at]
         there = self._run_tensors if launch is None else launch.moved(self._run_tensors)
         self._there = there
         state_there = dict(zip(state, there, strict=False))
+        self.layer: DenseLayer | None = None
+        self.tensors: dict[str, torch.Tensor] = {}
+        if isinstance(model, SparseTiedAutoencoder):
+            self._parameters.pop("values")
+            moments = [t for name, t in state_there.items() if name.startswith("weight/")]
+            self.layer = DenseLayer(model, moments)
+            self.tensors["weight"] = self.layer.weight
+        self.tensors |= {name: p.detach().contiguous() for name, p in self._parameters.items()}
+        # All that training changes, where it changes it, by a path.
+        self.changing = {f"parameters/{name}": tensor for name, tensor in self.tensors.items()}
+        self.changing |= {f"state/{name}": tensor for name, tensor in state_there.items()}
+        self.changing["carry/loss"] = there[-2]
         inputs = [arrays[name] for name in ("seed", "importance", "lr", "weight_decay")]
         seed, importance, lr, weight_decay = inputs if launch is None else launch.moved(inputs)
         order = costliest_first(data)
@@ -276,7 +291,7 @@ class Resident:
     def snapshot(self) -> dict[str, torch.Tensor]:
         """A copy of the parameters by name, on the CPU; "connections" too where W is sparse, bool."""
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
-        return copies if self.layer is None else copies | {"connections": self.layer.connected.bool()}
+        return copies if self.layer is None else copies | {"connections": self.layer.connected.bool().cpu()}
 
 
 def device_launch(model: AnyModel, data: SparseFeatures, action: str) -> DeviceLaunch | None:

@@ -222,6 +222,7 @@ class ResidentTopology(AttachedTopology):
             )
         self._check_loaded()
         self._layers[0].module = layer
+        self._layers[0].move_to(layer.weight.device)  # the model may have moved since
         self._arrays = arrays
         if self.steps == 0:
             self.recipe.attached_to(self)  # there was nothing to keep when the recipe was attached
@@ -249,7 +250,7 @@ class ResidentTopology(AttachedTopology):
         `rewound_to` is not None, the arrays are again those of that step.
         """
         self.steps = step + self.steps_gone_back - 1
-        self._diverged = diverged if bool(diverged.any()) else None
+        self._diverged = diverged.to(self._layers[0].topology.device) if bool(diverged.any()) else None
         return self.step()
 
     def keep_weights(self) -> None:
@@ -261,7 +262,7 @@ class ResidentTopology(AttachedTopology):
         diverged stay as they are."""
         connected = self._layers[0].module.connected.bool()
         for name, tensor in self._arrays.items():
-            kept = self.memory[name]
+            kept = self.memory[name].to(tensor.device)
             if "weight" in name.split("/"):
                 kept = kept.where(connected, 0.0)
             if self._diverged is not None:

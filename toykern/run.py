@@ -308,6 +308,7 @@ class Run:
                 for name, parameter in model.named_parameters():
                     if f"init/{name}" in rows:
                         parameter.copy_(rows[f"init/{name}"])
+        model = model.to(next(self.model.parameters()).device)  # where its bits are made
         config = self.config
         recipe = None
         if "topology" in config:

@@ -3,6 +3,7 @@
 // Layout     parameter set 0: decoder rows with their biases (tied networks: the only one); set 1: encoder rows; [n][row] each, as the sums
 //            of their gradients and their moments
 // Owner      a block; parameter i belongs to thread i modulo the threads
+// Sparse     (tied) where there is no connection the optimiser sees a gradient of 0, so that weight and moments stay 0
 // Order      copies of a sum are added upwards, empty samples last
 #pragma once
 #include "common/optimizer_step.h"
@@ -138,6 +139,12 @@ TOYKERN_DEVICE void update_parameter(const SmallRoom& room, const UpdateConstant
     s2 = second;
 }
 
+// What the optimiser sees of the gradient of a sparse model's weight, which stands at `at` in the caller's arrays.
+TOYKERN_DEVICE float connected_gradient(const TrainParams& p, int64_t step, int64_t at, float g) {
+    if (p.gradient && step + 1 == p.first_step + p.steps) p.gradient[at] = g;
+    return p.connected[at] ? g : 0.0f;
+}
+
 // Records the loss of a step and updates the parameters by the sums of its gradients, with `empty` empty samples; makes the sums zero. False if
 // the loss is not finite: the model is left as it was before the step.
 TOYKERN_DEVICE_CALL bool finish_step(Block b, SmallRoom room, const TrainParams& p, const SmallTask& task,
@@ -161,7 +168,9 @@ TOYKERN_DEVICE_CALL bool finish_step(Block b, SmallRoom room, const TrainParams&
             }
             if (k == s.m && !p.bias) continue;
             if (k == s.m && empty > 0.0f) g = fused(empty_gradient(room, o, j), empty, g);
-            update_parameter(room, c, room.decoder()[i], g * scale, 0, i);
+            g *= scale;
+            if (p.connected && k < s.m) g = connected_gradient(p, step, (model * s.m + k) * (int64_t)s.n + j, g);
+            update_parameter(room, c, room.decoder()[i], g, 0, i);
             if (s.tied || k == s.m) continue;
             const float encoder_g = room.encoder_sum()[i];
             room.encoder_sum()[i] = 0.0f;

@@ -190,12 +190,9 @@ class AttachedTopology:
             _check_layer_state(layer, state["layers"][layer.name])
         for layer in self._layers:
             saved = _copied(state["layers"][layer.name])
-            device = layer.topology.device
-            layer.budget = saved["budget"].to(device)
-            layer.memory = {name: tensor.to(device) for name, tensor in saved["memory"].items()}
-            layer.slot_memory = {name: tensor.to(device) for name, tensor in saved["slot_memory"].items()}
-            if layer.explored is not None:
-                layer.explored = saved["explored"].to(device)
+            layer.budget, layer.explored = saved["budget"], saved["explored"]
+            layer.memory, layer.slot_memory = saved["memory"], saved["slot_memory"]
+            layer.move_to(layer.topology.device)
         self.steps, self.updates = int(state["steps"]), int(state["updates"])
         self.history = [Update.from_state(update) for update in state["history"]]
         self.memory = _copied(state["memory"])

@@ -117,6 +117,14 @@ class AttachedLayer:
         """What the change makes of the module's topology (`changed`)."""
         return changed(self.topology, change)
 
+    def move_to(self, device: torch.device) -> None:
+        """All that is kept beside the layer goes to a device."""
+        self.budget = self.budget.to(device)
+        self.memory = {name: tensor.to(device) for name, tensor in self.memory.items()}
+        self.slot_memory = {name: tensor.to(device) for name, tensor in self.slot_memory.items()}
+        if self.explored is not None:
+            self.explored = self.explored.to(device)
+
     def per_model(self, slots: torch.Tensor) -> torch.Tensor:
         """`[n_models · capacity]` as `[n_models, capacity]`."""
         topology = self.topology
