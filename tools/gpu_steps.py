@@ -2,8 +2,9 @@
 
 Small on purpose, since a sanitizer slows kernels a hundredfold: every regime (csrc/cuda/regimes.h) with rare
 and frequent features, groups and noise, then an evaluation and a batch; sparse models and sparse layers by
-every back end, with updates of their topology; the fused autoencoder layer. What covers most comes first; with
-`--until` it ends in time for the sanitizer to say what it found. It exits with 1 if a result is not finite.
+every back end, with updates of their topology; the fused autoencoder layer. What covers most comes first;
+with `--until` it ends in time for the sanitizer to say what it found. It exits with 1 if a result is not
+finite.
 """
 
 from __future__ import annotations
