@@ -8,7 +8,7 @@
 //            transposed whole
 // Order      a model's samples in order, one after the other, and nothing else: neither neighbours nor the way in (entries, packed,
 //            transposed) change a bit, since a lane without a sample adds exact zeros
-// Limits     what layer_columns.inl takes, and n·m <= 32, batch <= 512, batch · n <= 8192; sums in float32, never longer than the batch
+// Limits     what layer_columns.inl takes, and n·m <= 32, batch <= 512, batch · n <= 8192; sums in float32, the loss with what rounding takes, never longer than the batch
 // Roof       one read of x from memory. Of 10,000 5 -> 2 with batch 128 and S = .99 that is 25.6 MB. Beside it, a model costs some 100 cycles
 //            to scan, 60 to pick entries and a sixteenth of 9 n m + 9 n vector operations for each of about 11 columns: so the scan, not the
 //            arithmetic, is what is left. Across samples (layer_columns.inl) the setting up and the adding up of lanes took twice as long
@@ -60,7 +60,7 @@ void models_pass(ModelsPass& a) {
     if (!kN)
         for (int j = 0; j < kMostN; ++j) dz[j] = fzero();  // all that are read are written; compilers cannot know
     const F hidden_floor = bcast(a.hidden_floor), output_floor = bcast(a.output_floor), one = bcast(1.0f);
-    F loss = fzero(), visited = fzero();
+    F loss = fzero(), lost = fzero(), visited = fzero();
     for (const float *x = a.x, *end = x + (int64_t)a.count * n * kLanes; x < end; x += n * kLanes) {
         M some = mask_first(0);
         F h[kM], dh[kM];
@@ -76,6 +76,7 @@ void models_pass(ModelsPass& a) {
 #pragma GCC unroll 8
         for (int k = 0; k < kM; ++k) h[k] = keep(some, fmax(hidden_floor, h[k]));
         visited = visited + keep(some, one);
+        F column = fzero();
 #pragma GCC unroll 8
         for (int j = 0; j < n; ++j) {
             const F* w = kTied ? a.encoder + j : a.decoder + j * kM;
@@ -85,13 +86,16 @@ void models_pass(ModelsPass& a) {
             for (int k = 0; k < kM; ++k) y = fmadd(w[k * step], h[k], y);
             const F r = keep(some, fmax(output_floor, y) - and_bits(load(x + j * kLanes), a.target_bits));
             const F weighted = r * a.importance[j];
-            loss = fmadd(weighted, r, loss);
+            column = fmadd(weighted, r, column);
             const F d = keep(gt_or_nan(y, output_floor), weighted);
             dz[j] = d;
             gb[j] = gb[j] + d;
 #pragma GCC unroll 8
             for (int k = 0; k < kM; ++k) dh[k] = fmadd(w[k * step], d, dh[k]);
         }
+        const F sum = loss + column;  // squares all add up: what rounding takes is kept beside (Fast2Sum; Dekker 1971)
+        lost = lost + (column - (sum - loss));
+        loss = sum;
 #pragma GCC unroll 8
         for (int k = 0; k < kM; ++k) dh[k] = keep(gt_or_nan(h[k], hidden_floor) & some, dh[k]);
 #pragma GCC unroll 8
@@ -106,7 +110,7 @@ void models_pass(ModelsPass& a) {
             }
         }
     }
-    a.loss = loss;
+    a.loss = loss + lost;
     a.visited = visited;
     if (kN) {
 #pragma GCC unroll 32
