@@ -271,7 +271,7 @@ def test_the_plan_is_what_is_allocated(sparse):
     """Every tensor of a call that is neither an argument nor a result."""
     case = LayerCase("memory", 3000, 40, 2, 90, 0.05)
     made = []
-    true_new = cuda.Call.new
+    true_new = cuda.CudaCall.new
 
     def new(call, *shape, **options):
         tensor = true_new(call, *shape, **options)
@@ -279,7 +279,7 @@ def test_the_plan_is_what_is_allocated(sparse):
         return tensor
 
     with device_layer(large=True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda.Call, "new", new)
+        patch.setattr(cuda.CudaCall, "new", new)
         case_errors(case, torch.float32, sparse=sparse, inputs=False)
     results = 4 * (2 * 3000 * 40 + 2 * 3000 + 2)
     entries = int((layer_batch(case)["x"] != 0).sum()) if sparse else 0

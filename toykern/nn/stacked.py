@@ -15,8 +15,8 @@ from toykern.data.sparse_batch import SparseBatch
 from toykern.devices import check_device
 from toykern.errors import check_choice, check_flag, check_number, check_positive_int, describe, is_int
 from toykern.nn.initialization import initial_std, initial_weights
-from toykern.ops.tied_autoencoder import Options, check_top_k
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
+from toykern.ops.tied_autoencoder_call import Options, check_top_k
 
 HIDDEN_ACTIVATIONS = ("none", "relu", "topk")
 OUTPUT_ACTIVATIONS = ("relu", "none", "gelu")

@@ -73,6 +73,21 @@ def check_entries(
     """ValueError or TypeError unless these are entries by row, features rising within each and in range."""
     from toykern import _native
 
+    check_entry_tensors(row_start, feature, value, rows)
+    if value.device.type != "cpu":
+        _check_entries_in_torch(row_start, feature, rows, n_features)
+        return
+    what, row = _native.check_entries(
+        row_start.data_ptr(), rows, feature.data_ptr(), feature.numel(), n_features, kernel_threads()
+    )
+    if what:
+        raise ValueError(_fault_text(what, row, feature.numel(), n_features))
+
+
+def check_entry_tensors(
+    row_start: torch.Tensor, feature: torch.Tensor, value: torch.Tensor, rows: int
+) -> None:
+    """The same without a look at the numbers: dtypes, devices, shapes."""
     for name, tensor, dtype in (("row_start", row_start, torch.int64), ("feature", feature, torch.int32)):
         if tensor.dtype != dtype:
             raise TypeError(f"{name} must be {str(dtype).removeprefix('torch.')}, not {describe(tensor)}")
@@ -85,14 +100,6 @@ def check_entries(
     check_shape("row_start", row_start, [rows + 1])
     check_shape("feature", feature, [value.numel()])
     check_shape("value", value, [feature.numel()])
-    if value.device.type != "cpu":
-        _check_entries_in_torch(row_start, feature, rows, n_features)
-        return
-    what, row = _native.check_entries(
-        row_start.data_ptr(), rows, feature.data_ptr(), feature.numel(), n_features, kernel_threads()
-    )
-    if what:
-        raise ValueError(_fault_text(what, row, feature.numel(), n_features))
 
 
 def _check_entries_in_torch(

@@ -18,72 +18,14 @@ bfloat16 is computed in float32. The operators take no gradient themselves: `aut
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from toykern import _native
-from toykern.errors import check_choice, check_flag, check_int
-from toykern.ops.gate import (
-    check_device_of_kernels,
-    check_entries,
-    check_float_dtype,
-    check_like,
-    check_shape,
-    shared_over_models,
-)
+from toykern.ops.gate import check_device_of_kernels, check_entries, check_float_dtype
+from toykern.ops.tied_autoencoder_call import Call, Gradients, Optional, Options
 from toykern.threads import kernel_threads
-
-HIDDEN = ("none", "relu", "topk")
-OUTPUT = ("none", "relu", "gelu")
-TARGETS = ("identity", "abs", "tensor")
-REDUCTIONS = ("mean", "sum")
-_TASKS = {"forward": 0, "loss": 1, "backward": 2}
-
-Optional = torch.Tensor | None
-Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a network is: activations, top-k, and whether the decoder's bias is taken off the input.
-
-    Attributes:
-        hidden_activation: "none", "relu", or "topk": the `top_k` largest codes of a sample stay as they are,
-            the others become 0 (Gao et al. 2024).
-        output_activation: "none", "relu" or "gelu" (the exact one, by erf).
-        top_k: for "topk"; else 0.
-        centered: the encoder sees x − b, as sparse autoencoders do (Bricken et al. 2023).
-    """
-
-    hidden_activation: str = "none"
-    output_activation: str = "relu"
-    top_k: int = 0
-    centered: bool = False
-
-    def check(self, n_hidden: int) -> None:
-        """ValueError or TypeError for a name that is none, or a top_k that does not fit."""
-        check_choice("hidden_activation", self.hidden_activation, HIDDEN)
-        check_choice("output_activation", self.output_activation, OUTPUT)
-        check_flag("centered", self.centered)
-        check_top_k(self.hidden_activation, self.top_k, n_hidden)
-
-
-PLAIN = Options()
-"""h = E x, y = ReLU(D h + b): the network of Toy Models of Superposition."""
-
-
-def check_top_k(hidden_activation: str, top_k: Any, n_hidden: int) -> int:
-    """`top_k`, 1 … n_hidden with "topk" and 0 otherwise; ValueError or TypeError names it."""
-    if hidden_activation != "topk":
-        if top_k not in (0, None):
-            raise ValueError(f"top_k is for hidden_activation='topk' only, not {hidden_activation!r}")
-        return 0
-    if top_k is None:
-        raise ValueError(f"top_k must be given with hidden_activation='topk': 1 … {n_hidden}")
-    return check_int("top_k", top_k, minimum=1, maximum=n_hidden)
-
 
 # ---- schemas -----------------------------------------------------------------------------------------------
 
@@ -108,153 +50,57 @@ _LIBRARY.define(
 # ---- the call into the kernels -----------------------------------------------------------------------------
 
 
-class _Call:
-    """One native call: arguments through the gate and kept alive, outputs allocated."""
+class _Call(Call):
+    """What the CPU's kernels want beside: float64 or float32, c − E b in the place of c where x is centred.
+
+    They add to the gradient of x.
+    """
+
+    zeroed_input_grad = True
 
     def __init__(
-        self,
-        op: str,
-        task: str,
-        x: torch.Tensor,
-        row_start: Optional,
-        feature: Optional,
-        batch: int,
-        weight: torch.Tensor,
-        decoder: Optional,
-        bias: Optional,
-        hidden_bias: Optional,
-        options: Options,
-    ) -> None:
+        self, op: str, task: str, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
+        weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, options: Options,
+    ) -> None:  # fmt: skip
         check_device_of_kernels(op, weight.device)
-        self.dtype = check_float_dtype("weight", weight)
-        self.work = torch.float32 if self.dtype == torch.bfloat16 else self.dtype
-        check_shape("weight", weight, [None, None, None])
-        models, m, n = (int(size) for size in weight.shape)
-        self.models, self.hidden, self.features = models, m, n
-        self.batch = int(batch)
-        options.check(m)
-        self.params = p = _native.LayerParams()
-        self.kept: list[torch.Tensor] = []
-        p.task, p.is_double = _TASKS[task], self.work == torch.float64
-        p.tied = decoder is None
-        p.n_models, p.batch, p.n_features, p.n_hidden = models, self.batch, n, m
-        p.threads = kernel_threads()
-        p.hidden_activation = HIDDEN.index(options.hidden_activation)
-        p.output_activation = OUTPUT.index(options.output_activation)
-        p.top_k = options.top_k
-        self.weight = self._take("weight", weight, weight)
-        p.encoder = self.weight.data_ptr()
-        if decoder is not None:
-            check_shape("decoder", decoder, [models, n, m])
-            p.decoder = self._take("decoder", decoder, weight).data_ptr()
-        self.bias: Optional = None
-        if bias is not None:
-            check_shape("bias", bias, [models, n])
-            self.bias = self._take("bias", bias, weight)
-            p.bias = self.bias.data_ptr()
-        self.centered = options.centered and self.bias is not None
-        code_bias: Optional = None
-        if hidden_bias is not None:
-            check_shape("hidden_bias", hidden_bias, [models, m])
-            code_bias = self._take("hidden_bias", hidden_bias, weight)
+        dtype = check_float_dtype("weight", weight)
+        work = torch.float32 if dtype == torch.bfloat16 else dtype
+        super().__init__(
+            task, x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options, work, work
+        )
+        self.params.is_double, self.params.threads = work == torch.float64, kernel_threads()
         if self.centered:  # E (x − b) + c = E x + (c − E b)
             assert self.bias is not None
             with torch.autocast(weight.device.type, enabled=False):
                 shift = -torch.bmm(self.weight, self.bias.unsqueeze(2)).squeeze(2)
-            code_bias = self._keep(shift if code_bias is None else shift + code_bias)
-        if code_bias is not None:
-            p.hidden_bias = code_bias.data_ptr()
-        self._take_input(x, row_start, feature, weight)
+            code_bias = self.keep(shift if self.hidden_bias is None else shift + self.hidden_bias)
+            self.params.hidden_bias = code_bias.data_ptr()
 
-    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.kept.append(tensor)
-        return tensor
-
-    def _take(self, name: str, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Contiguous, in the dtype of the arithmetic, and alive until the call is over."""
-        check_like(name, tensor, like, "the weights")
-        if tensor.dtype != self.work or not tensor.is_contiguous():
-            tensor = tensor.detach().to(self.work).contiguous()
-        return self._keep(tensor)
-
-    def _take_input(
-        self, x: torch.Tensor, row_start: Optional, feature: Optional, weight: torch.Tensor
+    def _check_entries(
+        self, row_start: torch.Tensor, feature: torch.Tensor, value: torch.Tensor, rows: int
     ) -> None:
-        p, models, batch, n = self.params, self.models, self.batch, self.features
-        if row_start is None or feature is None:
-            check_shape("x", x, [models, batch, n], [1, batch, n])
-            values = self._take("x", shared_over_models(x), weight)
-            self.x_models = x.shape[0]
-            p.x, p.x_stride = values.data_ptr(), batch * n if values.shape[0] > 1 else 0
-            return
-        self.x_models = (row_start.numel() - 1) // batch if batch else models
-        if self.x_models not in (1, models):
-            raise ValueError(
-                f"row_start must be for {models} models or 1, of {batch} samples, not {self.x_models}"
-            )
-        check_like("value", x, weight, "the weights")
-        check_entries(row_start, feature, x, self.x_models * batch, n)
-        values = self._take("value", x, weight)
-        shared = self.x_models == 1
-        self._keep(row_start), self._keep(feature)
-        p.value = values.data_ptr()
-        p.row_start, p.feature = row_start.data_ptr(), feature.data_ptr()
-        p.row_stride = 0 if shared else batch
-        p.value_grad_stride = values.numel() if shared and models > 1 else 0
-
-    def new(self, *shape: int, zero: bool = False) -> torch.Tensor:
-        """A tensor of the arithmetic's dtype, kept alive; an out-of-memory error says what was asked."""
-        make = torch.zeros if zero else torch.empty
-        try:
-            return self._keep(make(shape, dtype=self.work, device=self.weight.device))
-        except RuntimeError as error:
-            size = torch.Size(shape).numel() * self.work.itemsize / 2**20
-            raise MemoryError(f"{size:.0f} MiB are needed for a result of shape {list(shape)}") from error
-
-    def nothing(self) -> torch.Tensor:
-        """What stands for a gradient that is not wanted."""
-        return torch.empty(0, dtype=self.dtype, device=self.weight.device)
-
-    def want_gradients(self, x: torch.Tensor, weights_wanted: bool, x_wanted: bool) -> list[Optional]:
-        """Allocates the gradients of encoder, decoder, bias, hidden bias and x; None where not wanted."""
-        p, models, n, m = self.params, self.models, self.features, self.hidden
-        found: list[Optional] = [None] * 5
-
-        def add(place: int, name: str, tensor: torch.Tensor) -> None:
-            found[place] = tensor
-            setattr(p, name, tensor.data_ptr())
-
-        if weights_wanted:
-            add(0, "encoder_grad", self.new(models, m, n))
-            if not p.tied:
-                add(1, "decoder_grad", self.new(models, n, m))
-            if self.bias is not None:
-                add(2, "bias_grad", self.new(models, n))
-            if p.hidden_bias:
-                add(3, "hidden_bias_grad", self.new(models, m))
-        if x_wanted and p.x:
-            add(4, "x_grad", self.new(models, self.batch, n, zero=True))
-        elif x_wanted:
-            shared = (models,) if p.value_grad_stride else ()
-            add(4, "value_grad", self.new(*shared, x.numel(), zero=True))
-        return found
+        check_entries(row_start, feature, value, rows, self.features)
 
     def run(self) -> None:
-        """The kernel itself; nothing is launched for no samples."""
+        """The kernel itself; without samples nothing is launched, and gradients are 0."""
         if self.batch > 0:
             _native.run_layer(self.params)
+            return
+        for tensor in (self.encoder_grad, self.decoder_grad, self.bias_grad, self.hidden_grad):
+            if tensor is not None:
+                tensor.zero_()
 
-    def finish(self, found: list[Optional], has_hidden_bias: bool) -> list[torch.Tensor]:
-        """Gradients as the caller sees them: through the centering, in the caller's dtype."""
-        weight_grad, _, bias_grad, hidden_grad, _ = found
-        if self.centered and weight_grad is not None and bias_grad is not None and hidden_grad is not None:
-            assert self.bias is not None  # dE = da (x − b)ᵀ: what the kernel made is da xᵀ; db gains −Eᵀ da
-            with torch.autocast(self.weight.device.type, enabled=False):
-                weight_grad.baddbmm_(hidden_grad.unsqueeze(2), self.bias.unsqueeze(1), alpha=-1)
-                bias_grad.sub_(torch.bmm(hidden_grad.unsqueeze(1), self.weight).squeeze(1))
-        if not has_hidden_bias:
-            found[3] = None
-        return [self.nothing() if tensor is None else tensor.to(self.dtype) for tensor in found]
+    def gradients(self) -> Gradients:
+        """Those of the call, through the centring."""
+        if self.centered and self.encoder_grad is not None:
+            assert self.bias is not None and self.bias_grad is not None and self.hidden_grad is not None
+            # dE = da (x − b)ᵀ: what the kernel made is da xᵀ; db gains −Eᵀ da
+            with torch.autocast(self.device.type, enabled=False):
+                self.encoder_grad.baddbmm_(self.hidden_grad.unsqueeze(2), self.bias.unsqueeze(1), alpha=-1)
+                self.bias_grad.sub_(torch.bmm(self.hidden_grad.unsqueeze(1), self.weight).squeeze(1))
+        if self.hidden_bias is None:  # made for the centring alone
+            self.hidden_grad = None
+        return super().gradients()
 
 
 def _output_impl(
@@ -263,19 +109,8 @@ def _output_impl(
     top_k: int, centered: bool,
 ) -> torch.Tensor:  # fmt: skip
     options = Options(hidden_activation, output_activation, top_k, centered)
-    call = _Call(
-        "tied_autoencoder",
-        "forward",
-        x,
-        row_start,
-        feature,
-        batch,
-        weight,
-        decoder,
-        bias,
-        hidden_bias,
-        options,
-    )
+    op = "tied_autoencoder"
+    call = _Call(op, "forward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
     output = call.new(call.models, call.batch, call.features)
     call.params.output = output.data_ptr()
     call.run()
@@ -290,19 +125,10 @@ def _backward_impl(
     options = Options(hidden_activation, output_activation, top_k, centered)
     op = "tied_autoencoder_backward"
     call = _Call(op, "backward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
-    check_shape("grad", grad, [call.models, call.batch, call.features])
-    call.params.output_grad = call._take("grad", grad, weight).data_ptr()
-    if output is not None:
-        check_shape("output", output, [call.models, call.batch, call.features])
-        call.params.output = call._take("output", output, weight).data_ptr()
-    found = call.want_gradients(x, weights_wanted, x_wanted)
-    if call.batch == 0:
-        for tensor in found:
-            if tensor is not None:
-                tensor.zero_()
+    call.want_output_gradient(grad, output)
+    call.want_gradients(weights_wanted, x_wanted)
     call.run()
-    encoder, other, b, c, dx = call.finish(found, hidden_bias is not None)
-    return encoder, other, b, c, dx
+    return call.gradients()
 
 
 def _loss_impl(
@@ -314,36 +140,12 @@ def _loss_impl(
     options = Options(hidden_activation, output_activation, top_k, centered)
     op = "tied_autoencoder_loss"
     call = _Call(op, "loss", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
-    if call.batch == 0:
-        raise ValueError("x must hold at least one sample for a loss, not 0")
-    p, n = call.params, call.features
-    check_shape("importance", importance, [call.models, n], [1, n])
-    rows = call._keep(shared_over_models(importance.detach()).to(call.work).contiguous())
-    p.importance, p.importance_stride = rows.data_ptr(), n if rows.shape[0] > 1 else 0
-    if l1 is not None:
-        check_shape("l1", l1, [call.models], [1])
-        weights = call._keep(l1.detach().to(call.work).contiguous())
-        p.l1, p.l1_stride = weights.data_ptr(), 1 if weights.shape[0] > 1 else 0
-    p.target = TARGETS.index(check_choice("target_kind", target_kind, TARGETS))
-    target_grad: Optional = None
-    if target_kind == "tensor":
-        if target is None:
-            raise ValueError("target must be a tensor with target_kind='tensor', not None")
-        check_shape("target", target, [call.models, call.batch, n], [1, call.batch, n])
-        wanted = call._take("target", shared_over_models(target), weight)
-        p.target_values, p.target_stride = wanted.data_ptr(), call.batch * n if wanted.shape[0] > 1 else 0
-        if target_wanted:
-            target_grad = call.new(call.models, call.batch, n)
-            p.target_grad = target_grad.data_ptr()
-    per_sample = n if check_choice("reduction", reduction, REDUCTIONS) == "mean" else 1
-    p.loss_scale, p.l1_scale = 1.0 / (call.batch * per_sample), 1.0 / call.batch
-    loss = torch.empty(call.models, dtype=call.work)
-    p.loss = loss.data_ptr()
-    found = call.want_gradients(x, weights_wanted, x_wanted)
+    call.want_loss(importance, l1, target, target_kind, reduction, target_wanted)
+    call.want_gradients(weights_wanted, x_wanted)
+    loss = call.new(call.models)
+    call.params.loss = loss.data_ptr()
     call.run()
-    gradients = call.finish(found, hidden_bias is not None)
-    last = call.nothing() if target_grad is None else target_grad.to(call.dtype)
-    return loss, *gradients, last
+    return loss, *call.gradients(), call.given_back(call.target_grad)
 
 
 _LIBRARY.impl("tied_autoencoder", _output_impl, "CPU")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from toykern.ops.tied_autoencoder import PLAIN, Optional, Options
+from toykern.ops.tied_autoencoder_call import PLAIN, Optional, Options
 
 
 class _FirstDerivative(torch.autograd.Function):

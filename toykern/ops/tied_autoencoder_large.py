@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from toykern import _native
-from toykern.ops.tied_autoencoder import OUTPUT, Optional
+from toykern.ops.tied_autoencoder_call import OUTPUT, Optional
 from toykern.ops.tied_autoencoder_plan import TILE_COLUMNS, TILE_ROWS, plan
 
 if TYPE_CHECKING:
-    from toykern.ops.tied_autoencoder_cuda import Call
+    from toykern.ops.tied_autoencoder_cuda import CudaCall
 
 (_OUTPUT, _CODES, _CODE_GRADIENT, _ENCODE_ENTRIES, _ENCODER_ENTRIES, _VALUE_GRADIENT, _ACTIVE_CODES,
  _ACTIVE_DECODER) = range(8)  # fmt: skip
@@ -36,7 +36,7 @@ ACTIVE_WORK = 1 << 28
 class Large:
     """The tiles of one call: see the plan. The call holds the tensors."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: CudaCall) -> None:
         self.call, self.kernels, self.device = call, call.kernels, call.device
         p = call.params
         self.n, self.m, self.bf16 = call.features, call.hidden, call.bf16

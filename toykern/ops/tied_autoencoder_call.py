@@ -1,0 +1,257 @@
+"""Options and arguments of the autoencoder ops, the same for the kernels of every device.
+
+`Call` takes the arguments through the gate and keeps them alive, allocates results, and fills the kernels'
+parameters. tied_autoencoder.py and tied_autoencoder_cuda.py add what their kernels want beside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toykern import _native
+from toykern.errors import check_choice, check_flag, check_int
+from toykern.ops.gate import check_like, check_shape, shared_over_models
+
+HIDDEN = ("none", "relu", "topk")
+OUTPUT = ("none", "relu", "gelu")
+TARGETS = ("identity", "abs", "tensor")
+REDUCTIONS = ("mean", "sum")
+_TASKS = {"forward": 0, "loss": 1, "backward": 2}
+
+Optional = torch.Tensor | None
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a network is: activations, top-k, and whether the decoder's bias is taken off the input.
+
+    Attributes:
+        hidden_activation: "none", "relu", or "topk": the `top_k` largest codes of a sample stay as they are,
+            the others become 0 (Gao et al. 2024).
+        output_activation: "none", "relu" or "gelu" (the exact one, by erf).
+        top_k: for "topk"; else 0.
+        centered: the encoder sees x − b, as sparse autoencoders do (Bricken et al. 2023).
+    """
+
+    hidden_activation: str = "none"
+    output_activation: str = "relu"
+    top_k: int = 0
+    centered: bool = False
+
+    def check(self, n_hidden: int) -> None:
+        """ValueError or TypeError for a name that is none, or a top_k that does not fit."""
+        check_choice("hidden_activation", self.hidden_activation, HIDDEN)
+        check_choice("output_activation", self.output_activation, OUTPUT)
+        check_flag("centered", self.centered)
+        check_top_k(self.hidden_activation, self.top_k, n_hidden)
+
+
+PLAIN = Options()
+"""h = E x, y = ReLU(D h + b): the network of Toy Models of Superposition."""
+
+
+def check_top_k(hidden_activation: str, top_k: Any, n_hidden: int) -> int:
+    """`top_k`, 1 … n_hidden with "topk" and 0 otherwise; ValueError or TypeError names it."""
+    if hidden_activation != "topk":
+        if top_k not in (0, None):
+            raise ValueError(f"top_k is for hidden_activation='topk' only, not {hidden_activation!r}")
+        return 0
+    if top_k is None:
+        raise ValueError(f"top_k must be given with hidden_activation='topk': 1 … {n_hidden}")
+    return check_int("top_k", top_k, minimum=1, maximum=n_hidden)
+
+
+class Call:
+    """One call of an op: arguments through the gate and kept alive, outputs allocated.
+
+    Args:
+        task: "forward", "loss" or "backward".
+        work: dtype that weights, inputs and gradients are handed over in.
+        floats: dtype of importance and l1.
+        The others are the op's.
+    """
+
+    zeroed_input_grad = False  # whether kernels expect zeros in the gradient of a dense x
+
+    def __init__(
+        self, task: str, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
+        weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, options: Options,
+        work: torch.dtype, floats: torch.dtype,
+    ) -> None:  # fmt: skip
+        self.dtype, self.device, self.work, self._floats = weight.dtype, weight.device, work, floats
+        check_shape("weight", weight, [None, None, None])
+        models, m, n = (int(size) for size in weight.shape)
+        self.models, self.hidden, self.features, self.batch = models, m, n, int(batch)
+        self.task, self.tied = task, decoder is None
+        options.check(m)
+        self.kept: list[torch.Tensor] = []
+        self._likeness = weight
+        self.params = p = _native.LayerParams()
+        p.task, p.tied, p.top_k = _TASKS[task], self.tied, options.top_k
+        p.n_models, p.batch, p.n_features, p.n_hidden = models, self.batch, n, m
+        p.hidden_activation = HIDDEN.index(options.hidden_activation)
+        p.output_activation = OUTPUT.index(options.output_activation)
+        self.weight = self.take("weight", weight)
+        p.encoder = self.weight.data_ptr()
+        self.decoder = self._take_if("decoder", decoder, [models, n, m])
+        self.bias = self._take_if("bias", bias, [models, n])
+        self.hidden_bias = self._take_if("hidden_bias", hidden_bias, [models, m])
+        self.centered = options.centered and self.bias is not None
+        self.x: Optional = None
+        self.row_start, self.feature, self.entries = row_start, feature, 0
+        self._take_input(x, row_start, feature)
+        self.encoder_grad: Optional = None
+        self.decoder_grad: Optional = None
+        self.bias_grad: Optional = None
+        self.hidden_grad: Optional = None
+        self.input_grad: Optional = None
+        self.target_grad: Optional = None
+        self.l1: Optional = None
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor, alive as long as the call."""
+        self.kept.append(tensor)
+        return tensor
+
+    def take(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Contiguous, in the dtype of the work, kept; refused unless it is like the weights.
+
+        On a GPU the call may be over before the kernels are: torch's allocator gives memory that is freed to
+        later work of the same stream only.
+        """
+        check_like(name, tensor, self._likeness, "the weights")
+        if tensor.dtype != self.work or not tensor.is_contiguous():
+            tensor = tensor.detach().to(self.work).contiguous()
+        return self.keep(tensor)
+
+    def _take_if(self, name: str, tensor: Optional, shape: list[int]) -> Optional:
+        """Into the parameter of that name, where there is one."""
+        if tensor is None:
+            return None
+        check_shape(name, tensor, shape)
+        taken = self.take(name, tensor)
+        setattr(self.params, name, taken.data_ptr())
+        return taken
+
+    def _take_floats(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device != self.device:
+            raise ValueError(
+                f"{name} must be on the device of the weights, {self.device}, not {tensor.device}"
+            )
+        return self.keep(tensor.detach().to(self._floats).contiguous())
+
+    def _take_input(self, x: torch.Tensor, row_start: Optional, feature: Optional) -> None:
+        p, models, batch, n = self.params, self.models, self.batch, self.features
+        if row_start is None or feature is None:
+            check_shape("x", x, [models, batch, n], [1, batch, n])
+            self.x = self.take("x", shared_over_models(x))
+            p.x, p.x_stride = self.x.data_ptr(), batch * n if self.x.shape[0] > 1 else 0
+            return
+        stacks = (row_start.numel() - 1) // batch if batch else models
+        if stacks not in (1, models):
+            raise ValueError(f"row_start must be for {models} models or 1, of {batch} samples, not {stacks}")
+        check_like("value", x, self._likeness, "the weights")
+        self._check_entries(row_start, feature, x, stacks * batch)
+        values = self.take("value", x)
+        self.keep(row_start), self.keep(feature)
+        self.entries, shared = x.numel(), stacks == 1
+        p.value, p.row_start, p.feature = values.data_ptr(), row_start.data_ptr(), feature.data_ptr()
+        p.row_stride = 0 if shared else batch
+        p.value_grad_stride = values.numel() if shared and models > 1 else 0
+
+    def _check_entries(
+        self, row_start: torch.Tensor, feature: torch.Tensor, value: torch.Tensor, rows: int
+    ) -> None:
+        """Refuses entries that the kernels could not take."""
+        raise NotImplementedError
+
+    def new(self, *shape: int, dtype: torch.dtype | None = None, zero: bool = False) -> torch.Tensor:
+        """A tensor of the work's dtype or another, kept; a MemoryError says what was asked."""
+        make = torch.zeros if zero else torch.empty
+        try:
+            return self.keep(make(shape, dtype=dtype or self.work, device=self.device))
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
+                raise
+            size = torch.Size(shape).numel() * (dtype or self.work).itemsize / 2**20
+            raise MemoryError(
+                f"{size:.0f} MiB are needed on {str(self.device)!r} for a tensor of shape {list(shape)}, in "
+                f"a call with {self.models} models, {self.batch} samples, {self.features} features and "
+                f"{self.hidden} hidden units"
+            ) from error
+
+    def want_gradients(self, weights_wanted: bool, x_wanted: bool) -> None:
+        """Allocates what the kernels write them to."""
+        p, models, n, m = self.params, self.models, self.features, self.hidden
+        if weights_wanted:
+            self.encoder_grad = self.new(models, m, n)
+            p.encoder_grad = self.encoder_grad.data_ptr()
+            if not self.tied:
+                self.decoder_grad = self.new(models, n, m)
+                p.decoder_grad = self.decoder_grad.data_ptr()
+            if self.bias is not None:
+                self.bias_grad = self.new(models, n)
+                p.bias_grad = self.bias_grad.data_ptr()
+            if p.hidden_bias:
+                self.hidden_grad = self.new(models, m)
+                p.hidden_bias_grad = self.hidden_grad.data_ptr()
+        if x_wanted and self.x is not None:
+            self.input_grad = self.new(models, self.batch, n, zero=self.zeroed_input_grad)
+            p.x_grad = self.input_grad.data_ptr()
+        elif x_wanted:
+            stacked = (models,) if p.value_grad_stride else ()
+            # What no row holds keeps a gradient of 0.
+            self.input_grad = self.new(*stacked, self.entries, zero=True)
+            p.value_grad = self.input_grad.data_ptr()
+
+    def want_loss(
+        self, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str, reduction: str,
+        target_wanted: bool,
+    ) -> None:  # fmt: skip
+        """Takes what the loss is made of. There must be a sample."""
+        p, models, n = self.params, self.models, self.features
+        if self.batch == 0:
+            raise ValueError("x must hold at least one sample for a loss, not 0")
+        check_shape("importance", importance, [models, n], [1, n])
+        rows = self._take_floats("importance", shared_over_models(importance))
+        p.importance, p.importance_stride = rows.data_ptr(), n if rows.shape[0] > 1 else 0
+        if l1 is not None:
+            check_shape("l1", l1, [models], [1])
+            self.l1 = self._take_floats("l1", l1)
+            p.l1, p.l1_stride = self.l1.data_ptr(), 1 if self.l1.shape[0] > 1 else 0
+        p.target = TARGETS.index(check_choice("target_kind", target_kind, TARGETS))
+        if target_kind == "tensor":
+            if target is None:
+                raise ValueError("target must be a tensor with target_kind='tensor', not None")
+            check_shape("target", target, [models, self.batch, n], [1, self.batch, n])
+            wanted = self.take("target", shared_over_models(target))
+            p.target_values = wanted.data_ptr()
+            p.target_stride = self.batch * n if wanted.shape[0] > 1 else 0
+            if target_wanted:
+                self.target_grad = self.new(models, self.batch, n)
+                p.target_grad = self.target_grad.data_ptr()
+        per_sample = n if check_choice("reduction", reduction, REDUCTIONS) == "mean" else 1
+        p.loss_scale, p.l1_scale = 1.0 / (self.batch * per_sample), 1.0 / self.batch
+
+    def want_output_gradient(self, grad: torch.Tensor, output: Optional) -> None:
+        """Takes the gradient at the output, and the output where it was kept."""
+        shape = [self.models, self.batch, self.features]
+        check_shape("grad", grad, shape)
+        self.params.output_grad = self.take("grad", grad).data_ptr()
+        self._take_if("output", output, shape)
+
+    def gradients(self) -> Gradients:
+        """Of encoder, decoder, bias, hidden bias and input, in the caller's dtype; empty where not wanted."""
+        found = [self.encoder_grad, self.decoder_grad, self.bias_grad, self.hidden_grad, self.input_grad]
+        encoder, decoder, bias, hidden, x = (self.given_back(tensor) for tensor in found)
+        return encoder, decoder, bias, hidden, x
+
+    def given_back(self, tensor: Optional) -> torch.Tensor:
+        """In the caller's dtype; an empty tensor stands for one that is not wanted."""
+        if tensor is None:
+            return torch.empty(0, dtype=self.dtype, device=self.device)
+        return tensor.to(self.dtype)
