@@ -248,7 +248,7 @@ def test_move(count, dtype):
     for wrong in (old_slot + count, old_slot - 2):
         if count:
             kept = one.clone()
-            with pytest.raises(ValueError, match="old_slot must be from -1 to below"):
+            with pytest.raises(ValueError, match="old_slot must be from −1 to"):
                 native.move([one, spread], wrong)
             assert torch.equal(one, kept) and torch.equal(spread, kept)
 

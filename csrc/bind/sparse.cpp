@@ -245,6 +245,21 @@ void bind_sparse(py::module_& m) {
         py::gil_scoped_release release;
         sparse_linear_backward(p);
     });
+    m.def("sparse_check_index", [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity,
+                                   uintptr_t row_start, uintptr_t column) {
+        const SparseTransposeParams p = {n_models,
+                                         out_features,
+                                         in_features,
+                                         capacity,
+                                         pointer<const int64_t>(row_start),
+                                         pointer<const int32_t>(column),
+                                         nullptr,
+                                         nullptr,
+                                         nullptr,
+                                         1};
+        py::gil_scoped_release release;
+        sparse_check_index(p);
+    });
     m.def("sparse_transpose",
           [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity, uintptr_t row_start,
              uintptr_t column, uintptr_t column_start, uintptr_t row, uintptr_t slot, int threads) {

@@ -416,15 +416,19 @@ void transpose_model(const SparseTransposeParams& p, int64_t k, int threads) {
 
 }  // namespace
 
-void sparse_transpose(const SparseTransposeParams& p) {
-    const int64_t work = p.n_models * (p.capacity + p.in_features);
-    const int threads = work < kSerialSlots ? 1 : std::max(1, p.threads);
+void sparse_check_index(const SparseTransposeParams& p) {
     const SparseKernels& kernels = *level().sparse_kernels();
     for (int64_t k = 0; k < p.n_models; ++k) {
         const int64_t* row_start = p.row_start + k * (p.out_features + 1);
         check_start("row_start", row_start, p.out_features, p.capacity);
         check_index(kernels, "column", p.column + k * p.capacity, row_start[p.out_features], p.in_features);
     }
+}
+
+void sparse_transpose(const SparseTransposeParams& p) {
+    const int64_t work = p.n_models * (p.capacity + p.in_features);
+    const int threads = work < kSerialSlots ? 1 : std::max(1, p.threads);
+    sparse_check_index(p);
     guard_fork(threads);
     if (p.n_models < 2 * threads)
         for (int64_t k = 0; k < p.n_models; ++k) transpose_model(p, k, threads);

@@ -14,7 +14,7 @@ namespace toykern {
 namespace {
 
 constexpr int kShift = 32 - kBinBits;
-constexpr int64_t kSampled = 256;  // scores side by side in a sample, of 16 times as many
+constexpr int64_t kSampled = 256, kSampledOf = 64;  // scores side by side in a sample, one such run in so many
 
 float score_of(uint32_t key) {
     const uint32_t u = key & 0x80000000u ? key & 0x7FFFFFFFu : ~key;
@@ -53,11 +53,11 @@ void LargestStream::add(const float* score, int64_t first, int64_t n, const int6
     bins_.resize(kBins);
     slices_.resize((size_t)std::max<int64_t>(threads == 1 ? 1 : 2 * threads, n / (int64_t(1) << 31) + 1));
     uint32_t least = least_;
-    if (n >= 64 * kSampled) {
+    if (n >= 4 * kSampledOf * kSampled) {
         const ChoiceKernels& kernels = *level().choice_kernels();
         uint32_t key[kSampled + 64], at[kSampled + 64];
         sample_.assign(kBins, 0);
-        for (int64_t i = 0; i + kSampled <= n; i += 16 * kSampled) {
+        for (int64_t i = 0; i + kSampled <= n; i += kSampledOf * kSampled) {
             const int64_t* from = std::lower_bound(taken, taken + n_taken, first + i);
             const int64_t found =
                 kernels.scan(score + i, kSampled, absolute_, from, taken + n_taken - from, first + i, least_, key, at);
@@ -65,7 +65,7 @@ void LargestStream::add(const float* score, int64_t first, int64_t n, const int6
         }
         int64_t above = 0, bin = kBins - 1;
         for (; bin > (int64_t)(least_ >> kShift); --bin) {
-            above += bins_[(size_t)bin] + 16 * sample_[(size_t)bin];
+            above += bins_[(size_t)bin] + kSampledOf * sample_[(size_t)bin];
             if (above >= count_ + count_ / 8 + 4096) break;
         }
         if (bin > (int64_t)(least_ >> kShift)) least = (uint32_t)bin << kShift;
@@ -93,7 +93,11 @@ void LargestStream::add(const float* score, int64_t first, int64_t n, const int6
     for (size_t i = before; i < key_.size(); ++i) ++bins_[key_[i] >> kShift];
     raise();
     if ((int64_t)key_.size() > count_ + count_ / 2 + 8192) forget();
-    if ((int64_t)key_.size() > 2 * count_ + 65536) select();
+    if ((int64_t)key_.size() > 2 * count_ + 65536) {
+        select();
+        bins_.assign(kBins, 0);
+        for (const uint32_t key : key_) ++bins_[key >> kShift];
+    }
 }
 
 void LargestStream::raise() {
@@ -147,14 +151,12 @@ void LargestStream::select() {
         shift = low;
     }
     size_t kept = 0;
-    bins_.assign(kBins, 0);
     for (size_t i = 0; i < key_.size(); ++i) {
         const uint32_t key = key_[i];
         const bool stays = key > last || (key == last && equals-- > 0);
         key_[kept] = key;
         place_[kept] = place_[i];
         kept += stays;
-        bins_[key >> kShift] += stays;
     }
     key_.resize(kept);
     place_.resize(kept);

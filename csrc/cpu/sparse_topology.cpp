@@ -274,8 +274,10 @@ void sparse_move(const MoveParams& p) {
     const int64_t high = *std::max_element(most.begin(), most.end());
     const int64_t low = *std::min_element(least.begin(), least.end());
     if (high >= p.count || low < -1)
-        throw std::invalid_argument("old_slot must be from -1 to below " + std::to_string(p.count) + ", not " +
-                                    std::to_string(low < -1 ? low : high));
+        throw std::invalid_argument(
+            "old_slot must be from \u2212"
+            "1 to " +
+            std::to_string(p.count - 1) + ", not " + std::to_string(low < -1 ? low : high));
     if (p.count == 0) return;
     int32_t widest = 0;
     for (int64_t t = 0; t < p.tensors; ++t) widest = std::max(widest, p.bytes[t]);

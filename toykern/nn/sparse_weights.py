@@ -14,7 +14,7 @@ from toykern.broadcast import broadcast_per_model
 from toykern.data.philox import KIND_INIT, normal, sequence
 from toykern.errors import check_choice, check_flag, check_non_negative_int, describe
 from toykern.ops.sparse_backends import BACKENDS
-from toykern.ops.sparse_linear import SCALARS, GradientCapture, SparseIndex
+from toykern.ops.sparse_linear import SCALARS, GradientCapture, SparseIndex, check_index
 from toykern.ops.sparse_topology import move, on_cpu
 from toykern.sparse.groups import check_group, expanded, reduced
 from toykern.sparse.layer import NoBackwardPass
@@ -23,7 +23,7 @@ from toykern.sparse.topology import Topology
 SPARSE_INITIALIZATIONS = ("linear", "kaiming", "xavier")
 """The initialisations of sparse weights with a name; a standard deviation can be given instead."""
 
-GRADIENT_TILE_BYTES = 4 << 20
+GRADIENT_TILE_BYTES = 8 << 20
 """How much of a dense gradient is formed at a time on the CPU: still in the cache when it is looked at."""
 
 _INDEX_BUFFERS = ("row_start", "column", "column_start", "row", "slot")
@@ -147,19 +147,26 @@ class SparseWeights(nn.Module):
                 f"not {describe(old_slot)}"
             )
         old_slot = old_slot.to(self.values.device)
-        low, high = (int(end) for end in old_slot.aminmax()) if len(old_slot) else (-1, -1)
-        if low < -1 or high >= len(old_slot):
-            raise ValueError(f"old_slot must be from −1 to {len(old_slot) - 1}")
         start = torch.as_tensor(grown, dtype=self.values.dtype, device=self.values.device)
         if start.ndim and start.shape != self.values.shape:
             raise ValueError(
                 f"grown must be a number or a tensor of shape {list(self.values.shape)}, "
                 f"not {describe(grown)}"
             )
-        if not self._take_topology_in_place(topology):
-            self._take_index(self._index_of(topology, self.values.device))
+        if not on_cpu(old_slot) and bool(((old_slot < -1) | (old_slot >= len(old_slot))).any()):
+            raise ValueError(f"old_slot must be from −1 to {len(old_slot) - 1}")
+        # Whatever is wrong shows before anything is written: first the topology's arrays, then the slots.
+        index = None
+        if self._can_write_index(topology):
+            check_index(self.in_features, topology.row_start, topology.column)
+        else:
+            index = self._index_of(topology, self.values.device)
         gradient = [] if self.values.grad is None else [self.values.grad]
         move([self.values, *gradient], old_slot)
+        if index is None:
+            self._write_index(topology)
+        else:
+            self._take_index(index)
         if bool((start != 0).any()):
             new = (old_slot < 0) & topology.occupied().to(self.values.device)
             self.values.copy_(torch.where(new, start, self.values))
@@ -392,18 +399,21 @@ class SparseWeights(nn.Module):
         index = SparseIndex.of(self.in_features, row_start, column)
         return SparseIndex(self.in_features, *(tensor.to(device) for tensor in index[1:]))
 
-    def _take_topology_in_place(self, topology: Topology) -> bool:
-        """Make the index in the buffers themselves, if they are plain memory on the CPU; else False."""
+    def _can_write_index(self, topology: Topology) -> bool:
+        """Whether the index can be made in the buffers themselves: they are plain memory on the CPU."""
         buffers = [getattr(self, name) for name in _INDEX_BUFFERS]
         given = (topology.row_start, topology.column)
         if not on_cpu(*buffers, *given) or not all(
             t.is_contiguous() and not torch.is_inference(t) for t in buffers
         ):
             return False
-        if {t.untyped_storage().data_ptr() for t in buffers} & {
-            t.untyped_storage().data_ptr() for t in given
-        }:
-            return False  # reading what is being written
+        # Not while reading what is being written.
+        written = {t.untyped_storage().data_ptr() for t in buffers}
+        return written.isdisjoint({t.untyped_storage().data_ptr() for t in given})
+
+    def _write_index(self, topology: Topology) -> None:
+        """Make the index of the topology in the buffers."""
+        given = (topology.row_start, topology.column)
         by_column = (self.column_start, self.row, self.slot)
         SparseIndex.of(self.in_features, *given, into=by_column)
         for tensor in by_column:
@@ -411,7 +421,6 @@ class SparseWeights(nn.Module):
         self.row_start.copy_(topology.row_start)
         self.column.copy_(topology.column)
         self._index_taken()
-        return True
 
     def _take_index(self, index: SparseIndex) -> None:
         for name in _INDEX_BUFFERS:

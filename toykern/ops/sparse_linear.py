@@ -131,6 +131,23 @@ class SparseIndex(NamedTuple):
         return SparseIndex(out_features, self.column_start, self.row, self.row_start, self.column, place)
 
 
+def check_index(in_features: int, row_start: torch.Tensor, column: torch.Tensor) -> None:
+    """ValueError unless the arrays, on the CPU, are a topology that `SparseIndex.of` can make an index of.
+
+    >>> check_index(3, torch.tensor([[0, 1]]), torch.tensor([2], dtype=torch.int32))
+    """
+    n_models, out_features = _check_rows(row_start, column)
+    row_start, column = row_start.contiguous(), column.contiguous()
+    _native.sparse_check_index(
+        n_models,
+        out_features,
+        in_features,
+        column.shape[0] // n_models,
+        row_start.data_ptr(),
+        column.data_ptr(),
+    )
+
+
 @dataclass(eq=False)
 class GradientCapture:
     """Keeps the inputs and output gradients that pass through a layer's backward.

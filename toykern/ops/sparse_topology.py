@@ -7,6 +7,7 @@ last bit; `can_choose`, `can_draw` and `on_cpu` say whether it can.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,12 +21,13 @@ from toykern.threads import kernel_threads
 LARGEST_BITMAP = 1 << 28
 """Groups of more places than this are drawn from in NumPy: the kernel keeps a bit for each."""
 
+_IS_CPU = operator.attrgetter("is_cpu")
 _EMPTY = torch.empty(0, dtype=torch.int64)
 
 
 def on_cpu(*tensors: torch.Tensor) -> bool:
     """Whether all tensors are ordinary CPU tensors."""
-    return all(tensor.device.type == "cpu" for tensor in tensors)
+    return all(map(_IS_CPU, tensors))
 
 
 def can_choose(score: torch.Tensor) -> bool:
@@ -297,7 +299,7 @@ def keys(
     row_start, column = row_start.contiguous(), column.contiguous()
     drop = None if drop is None else drop.contiguous()
     n_models = row_start.shape[0]
-    made = torch.empty(int(row_start[:, -1].sum()), dtype=torch.int64)
+    made = torch.empty(len(column), dtype=torch.int64)  # what is not written to costs nothing
     count = _native.sparse_keys(
         n_models=n_models,
         out_features=row_start.shape[1] - 1,

@@ -55,7 +55,7 @@ def changed(old: Topology, change: Change) -> Changed:
     ([0, 2], [0, -1], 1, 1)
     """
     if native.on_cpu(old.column, old.row_start, change.drop, change.grow):
-        merged = old.merged(change.drop, _ascending(change.grow), keep_returning=True)
+        merged = old.merged(change.drop, change.grow, keep_returning=True)
         return Changed(old.of_merged(merged), *merged[2:])
     return changed_anywhere(old, change)
 
@@ -76,14 +76,6 @@ def changed_anywhere(old: Topology, change: Change) -> Changed:
         (new.fan_in > 0).sum(dim=1),
         (new.fan_out > 0).sum(dim=1),
     )
-
-
-def _ascending(grow: torch.Tensor) -> torch.Tensor:
-    """The keys in order: a criterion of one's own may give them in any."""
-    grow = grow.to(torch.int64)
-    if len(grow) > 1 and bool((grow[1:] < grow[:-1]).any()):
-        return torch.sort(grow).values
-    return grow
 
 
 def _without_returning(topology: Topology, change: Change) -> tuple[torch.Tensor, torch.Tensor]:

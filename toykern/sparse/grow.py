@@ -239,8 +239,9 @@ def best_of_tiles(
         flat = layer.reduce(tile).reshape(-1)
         if not native.can_choose(flat):  # on a device: the one tile is all there is
             return best_of_dense(layer, flat.abs_(), taken, counts, by_row)
+        taken_keys = taken.numpy()
         last = first + len(flat)
-        begin, end = torch.searchsorted(taken, torch.tensor([first, last])).tolist()
+        begin, end = np.searchsorted(taken_keys, (first, last))
         mine = taken[begin:end]
         if first % size == 0 and len(flat) % size == 0:  # whole groups
             group = slice(first // size, last // size)
@@ -255,6 +256,8 @@ def best_of_tiles(
             for parts, part in zip((keys, scores), open_group.finish(), strict=True):
                 parts.append(part)
             open_group = None
+    if len(keys) == 1:
+        return keys[0], scores[0]
     return torch.cat(keys), torch.cat(scores)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -182,7 +183,7 @@ class PruneAndGrow(Recipe):
                     'redistribution is for scope="layer"; scope="global" redistributes by itself'
                 )
 
-    @property
+    @cached_property
     def timing(self) -> Timing:
         """When updates happen."""
         return Timing(self.interval, self.begin, self.end)

@@ -355,8 +355,8 @@ class Topology:
     def merged(
         self, drop: torch.Tensor, grown: torch.Tensor, *, keep_returning: bool = False
     ) -> native.Merged:
-        """The arrays after a change by keys, ascending, on the CPU (`toykern.ops.sparse_topology.merge`); a
-        ValueError says what is wrong as `with_changes` does."""
+        """The arrays after a change by keys, on the CPU (`toykern.ops.sparse_topology.merge`); ValueErrors
+        are as those of `with_changes`."""
         try:
             return native.merge(
                 self.row_start, self.column, drop, grown, self.in_features, keep_returning=keep_returning
@@ -364,6 +364,9 @@ class Topology:
         except ValueError as error:
             kind, number = str(error).split()
             if kind == "unordered":
+                ordered = torch.sort(grown).values
+                if not torch.equal(ordered, grown):  # a criterion of one's own may give them in any order
+                    return self.merged(drop, ordered, keep_returning=keep_returning)
                 raise ValueError(
                     f"grow must name places of {self.n_models} x {self.out_features} x {self.in_features} "
                     "by keys that ascend without repeats"

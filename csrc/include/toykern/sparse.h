@@ -109,6 +109,7 @@ struct SparseKernels {
 // ---- what the binding calls: std::invalid_argument where an index would lead out of its array ----
 void sparse_linear_forward(const SparseLinearParams& params);
 void sparse_linear_backward(const SparseLinearParams& params);
+void sparse_check_index(const SparseTransposeParams& params);  // row_start and column alone
 void sparse_transpose(const SparseTransposeParams& params);
 
 }  // namespace toykern

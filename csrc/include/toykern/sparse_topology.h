@@ -33,7 +33,7 @@ class LargestStream {
                  int threads);
     void raise();   // the floor, to the bin of the count-th best so far
     void forget();  // what is below the floor
-    void select();  // exactly the count best, of more
+    void select();  // exactly the count best, of more; leaves the bins
 
     int64_t count_;
     bool absolute_, full_ = false;  // full: nothing can come in any more
