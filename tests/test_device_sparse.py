@@ -10,7 +10,7 @@ from sparse_cases import DTYPES, FLOORS, SPARSE_CASES, SparseCase, SparseProblem
 
 import toykern as tk
 from toykern.nn import sparse_linear as layers
-from toykern.ops import sparse_backends, sparse_choice
+from toykern.ops import sparse_backends, sparse_choice, sparse_linear_device
 from toykern.ops.sparse_backends import Connections, gathered_at, scattered
 from toykern.ops.sparse_linear import SparseIndex, sparse_linear
 from toykern.ops.sparse_linear_device import sparse_linear_on_device, transposed_index
@@ -301,6 +301,29 @@ def test_the_fastest_is_chosen_once_and_remembered(monkeypatch):
     sparse_choice.forget_measurements()
     assert sparse_choice.choose(OnGpu(), p.values, c) == "groups"  # by the rule, while capturing
     assert not sparse_choice.measurements()
+
+
+@pytest.mark.parametrize("shape", [(24,), (5, 24), (2, 3, 24), (1, 4, 24), (2, 1, 3, 24), (0, 24)], ids=str)
+def test_one_model_takes_x_of_any_shape(shape):
+    """By the ops with a back end, and by the CPU's own where they are given tensors on a GPU."""
+    p = problem_of(SparseCase("one", 24, 7, 1, 0.3, relu=True), torch.float32)
+    x, values, bias = (t.clone().requires_grad_() for t in (torch.randn(shape), p.values, p.bias))
+    y = sparse_linear(x, values, bias, p.index, relu=True)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    expected = [y.detach(), *(t.grad.clone() for t in (x, values, bias))]
+    for backend in ("dense", "slots"):
+        for t in (x, values, bias):
+            t.grad = None
+        y = sparse_linear_on_device(x, values, bias, p.index, True, 0, backend, 1, 0)
+        y.backward(dy)
+        for found, wanted in zip([y.detach(), x.grad, values.grad, bias.grad], expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    plain = (x.detach(), values.detach(), bias.detach(), p.index.row_start, p.index.column, True)
+    y = sparse_linear_device._plain_forward(*plain)
+    back = (dy, x.detach(), values.detach(), y, *p.index[1:], True, [True, True, True], 0)
+    for found, wanted in zip([y, *sparse_linear_device._plain_backward(*back)], expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 # --- layers -----------------------------------------------------------------------------------------------

@@ -217,11 +217,7 @@ def sparse_linear(
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if kind == "cuda":
-        stacked = x.reshape(1, -1, x.shape[-1]) if x.ndim and index.row_start.shape[0] == 1 else x
-        y = _device.sparse_linear_on_device(
-            stacked, values, bias, index, relu, capture, backend, group, width
-        )
-        return y if stacked is x else y.reshape(*x.shape[:-1], y.shape[-1])
+        return _device.sparse_linear_on_device(x, values, bias, index, relu, capture, backend, group, width)
     if torch.is_grad_enabled() and (
         x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
     ):

@@ -62,11 +62,19 @@ def sparse_linear_on_device(
     if backend == "groups" and (group < 2 or width < 1):
         raise ValueError("backend='groups' needs rows that share their inputs: make the layer with group=…")
     needed = x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    stacked, rest = _stacked(x, index.row_start), (values, bias, *index[1:], relu, backend, group, width)
     if torch.is_grad_enabled() and needed:
-        return _SparseLinearOnDevice.apply(x, values, bias, *index[1:], relu, backend, group, width, capture)
-    return torch.ops.toykern.sparse_linear_device_forward(
-        x, values, bias, *index[1:], relu, backend, group, width
-    )
+        y = _SparseLinearOnDevice.apply(stacked, *rest, capture)
+    else:
+        y = torch.ops.toykern.sparse_linear_device_forward(stacked, *rest)
+    return y if stacked is x else y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _stacked(x: torch.Tensor, row_start: torch.Tensor) -> torch.Tensor:
+    """`[1, batch, in_features]` where one model takes x of any shape, else x itself."""
+    if row_start.shape[0] > 1 or x.ndim < 1 or (x.ndim == 3 and x.shape[0] == 1):
+        return x
+    return x.reshape(1, -1, x.shape[-1])
 
 
 class _SparseLinearOnDevice(torch.autograd.Function):
@@ -98,6 +106,7 @@ def _forward(
     column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
     backend: str, group: int, width: int,
 ) -> torch.Tensor:  # fmt: skip
+    _check_stack(x)
     _check_forward(x, values, bias, row_start, column)
     c = _connections(x, row_start, column, column_start, row, slot, group, width)
     x, values = x.contiguous(), values.contiguous()
@@ -110,6 +119,7 @@ def _backward(
     column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
     backend: str, group: int, width: int, wanted: list[bool], capture: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    _check_stack(x)
     _check_forward(x, values, None, row_start, column)
     _check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
     c = _connections(x, row_start, column, column_start, row, slot, group, width)
@@ -133,6 +143,11 @@ def _backward(
     )
 
 
+def _check_stack(x: torch.Tensor) -> None:
+    if x.ndim != 3:
+        raise ValueError(f"x must have the shape [n_models, batch, in_features], not {list(x.shape)}")
+
+
 # --- the ops of the CPU, for tensors on a GPU -------------------------------------------------------------
 
 
@@ -141,13 +156,16 @@ def _plain_forward(
     column: torch.Tensor, relu: bool,
 ) -> torch.Tensor:  # fmt: skip
     """The op that carries no index by column: by slots."""
-    _check_forward(x, values, bias, row_start, column)
+    _, out_features = _check_forward(x, values, bias, row_start, column)
     check_kernels(x.device)
-    check_contents(row_start, column, x.shape[2], "column")
-    c = Connections(x.shape[2], row_start.contiguous(), column.contiguous())
-    return sparse_backends.forward(
-        "slots", x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous(), c, relu
-    )
+    stacked = _stacked(x, row_start)
+    check_contents(row_start, column, x.shape[-1], "column")
+    c = Connections(x.shape[-1], row_start.contiguous(), column.contiguous())
+    y = sparse_backends.forward(
+        "slots", stacked.contiguous(), values.contiguous(), None if bias is None else bias.contiguous(), c,
+        relu,
+    )  # fmt: skip
+    return y if stacked is x else y.reshape(*x.shape[:-1], out_features)
 
 
 def _plain_backward(
@@ -155,9 +173,13 @@ def _plain_backward(
     column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
     wanted: list[bool], capture: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    return _backward(
-        dy, x, values, y, row_start, column, column_start, row, slot, relu, "slots", 1, 0, wanted, capture
-    )
+    _check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
+    stacked = _stacked(x, row_start)
+    dx, dvalues, dbias = _backward(
+        _stacked(dy, row_start), stacked, values, None if y is None else _stacked(y, row_start), row_start,
+        column, column_start, row, slot, relu, "slots", 1, 0, wanted, capture,
+    )  # fmt: skip
+    return dx if stacked is x or not wanted[0] else dx.reshape(x.shape), dvalues, dbias
 
 
 # --- what they are given ----------------------------------------------------------------------------------
