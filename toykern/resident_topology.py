@@ -34,6 +34,11 @@ def check_recipe(recipe: Any) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise TypeError(f"topology must be a recipe, such as tk.RigL(end=…), not {describe(recipe)}")
     known = LotteryTicket if isinstance(recipe, LotteryTicket) else Recipe
+    if getattr(getattr(recipe, "grow", None), "distribution", "uniform") != "uniform":
+        raise ValueError(
+            "topology draws candidates by the passes of a layer (distribution), which fit does not keep: use "
+            'distribution="uniform", or attach it to the model in a loop of your own'
+        )
     for name in ("attached_to", "finished"):
         if getattr(type(recipe), name) is not getattr(known, name):
             raise ValueError(

@@ -263,6 +263,16 @@ class SparseWeights(nn.Module):
         assert total is not None
         return total
 
+    def captured_passes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(x `[n_models | 1, batch, in]`, dy `[n_models, batch, out]`) of every captured pass, whose dW
+        is dyᵀ x. RuntimeError if none was, or if a GPU's back end kept the gradient in place of a pass."""
+        passes, dense = self._captured()
+        if dense:
+            raise RuntimeError(
+                'backend="dense" keeps the gradient of W and not its factors; set backend="slots" to see them'
+            )
+        return passes
+
     def gradient_at(self, model: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """The same at some places alone, each int64 `[n]`: `[n]`, without the rest being computed.
 

@@ -4,7 +4,7 @@
 |---|---|
 | `topology` | the connections of a stack of layers, made, compared and changed |
 | `recipe`, `fan_in`, `gradual`, `lottery`, `named` | how they change: recipes, and the algorithms by name |
-| `prune`, `grow`, `schedules` | the parts that recipes are composed of |
+| `prune`, `grow`, `guided`, `schedules` | the parts that recipes are composed of |
 | `change` | what becomes of a layer's connections, carried out |
 | `attached`, `layer`, `groups`, `optimizer_state`, `distributed`, `report` | a recipe at work on a model |
 | `rewind` | going back to the weights of an earlier step |

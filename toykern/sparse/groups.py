@@ -121,6 +121,10 @@ class GroupedLayer(AttachedLayer):
         """The mean over the rows of every group, flat `[n_models · groups · in]`."""
         return score.reshape(-1, self.group, self.topology.in_features).mean(dim=1).reshape(-1)
 
+    def of_outputs(self, weight: torch.Tensor) -> torch.Tensor:
+        """The sum over the outputs of every group."""
+        return weight.reshape(len(weight), -1, self.group).sum(dim=2)
+
     def of_candidates(self, score: torch.Tensor) -> torch.Tensor:
         """The mean over what `gradient_at` gave for every key."""
         return score.reshape(-1, self.group).mean(dim=1)

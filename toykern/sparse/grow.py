@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from toykern.errors import check_number
+from toykern.errors import check_choice, check_number
 from toykern.ops import sparse_topology as native
 from toykern.sparse.draws import KIND_TOPOLOGY, PURPOSES, distinct, free_numbers
+from toykern.sparse.guided import DISTRIBUTIONS, guided_places
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.selection import largest, largest_of_groups
 
@@ -131,11 +132,20 @@ class MomentumGrowth(DenseGradient):
 class SampledGradient:
     """The largest |∂L/∂W| among places drawn at random (GSE; Heddes et al. 2024, Algorithm 1).
 
-    `ratio` · connections places without a connection are drawn for each model, all equally likely (the
-    paper's γ and its uniform distribution), and the gradient is found there alone: no dense one exists.
+    `ratio` · connections places (the paper's γ) are drawn for each model, and the gradient is found there
+    alone: no dense one exists. `distribution` is what they are drawn from (`toykern.sparse.guided`):
+
+        "uniform"  free places, all equally likely and different
+        "grabo"    outputs by Σ|δ| and inputs by Σ|h| over the batch, whose product bounds |∂L/∂W|
+        "graest"   outputs by |Σ s·δ| and inputs by |Σ s·h| with random signs s, whose product estimates it
+
+    With the last two, draws that hit a connection, or one place twice, are lost, as in the authors' code
+    (which takes all places where more than half of them are connected; here draws are drawn). They need
+    layers that show their passes: `fit` refuses them.
     """
 
     ratio: float = 1.0
+    distribution: str = "uniform"
     window = "update"
     grows_dropped = False  # candidates are drawn among what had no connection before the update
 
@@ -144,14 +154,18 @@ class SampledGradient:
         if ratio == 0:
             raise ValueError("ratio must be above 0, not 0.0")
         object.__setattr__(self, "ratio", ratio)
+        check_choice("distribution", self.distribution, DISTRIBUTIONS)
 
     def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
         """Draw the candidates (`first`), and add the gradient there to the window's sum."""
         topology = layer.topology
         if first:
             wanted = (self.ratio * topology.n_connections.double()).ceil().long()
-            counts = wanted.minimum(layer.free_positions())
-            key = random_places(layer, topology.keys(), counts, False, "candidates", number)
+            if self.distribution == "uniform":
+                counts = wanted.minimum(layer.free_positions())
+                key = random_places(layer, topology.keys(), counts, False, "candidates", number)
+            else:
+                key = guided_places(layer, self.distribution, wanted, number)
             layer.memory["candidates"] = key
             layer.memory["gradient"] = layer.gradient_at(key)
         else:

@@ -113,6 +113,27 @@ class AttachedLayer:
         """A score of what `gradient_at` gave, likewise."""
         return score
 
+    def of_outputs(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight of every output, `[n_models, out]`, likewise."""
+        return weight
+
+    def captured_passes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(inputs `[n_models | 1, batch, in]`, output gradients `[n_models, batch, out]`) of the last pass.
+
+        ValueError where the module does not show them (`SparseWeights.captured_passes`).
+        """
+        passes = getattr(self.module, "captured_passes", None)
+        if passes is None:
+            raise ValueError(
+                f"the sparse layer {self.name!r} ({type(self.module).__name__}) does not show its passes, "
+                'which distribution="grabo" and "graest" look at; use "uniform"'
+            )
+        try:
+            found: list[tuple[torch.Tensor, torch.Tensor]] = passes()
+        except NoBackwardPass:
+            raise self._no_backward_pass() from None
+        return found
+
     def with_changes(self, change: Change) -> Changed:
         """What the change makes of the module's topology (`changed`)."""
         return changed(self.topology, change)

@@ -92,14 +92,14 @@ class SNFS(PruneAndGrow):
 class GSE(PruneAndGrow):
     """Guided Stochastic Exploration (Heddes et al. 2024, Algorithm 1): the gradient at sampled places.
 
-    Of as many places as there are connections (times γ, `SampledGradient(ratio)`), drawn uniformly among
-    those without one, the ones of largest |gradient| grow, and the smallest |value| among the older
-    connections go. Never forms a dense gradient. The paper's two other distributions (activity bounds and
-    sketches) are not here. It uses a drop fraction of 0.2 with a cosine, every 1000 steps, and a global scope
-    (`scope="global"`).
+    Of as many places as there are connections (times γ, `SampledGradient(ratio)`), drawn among those without
+    one, the ones of largest |gradient| grow, and the smallest |value| among the older connections go. Never
+    forms a dense gradient. Places are drawn uniformly, or by the paper's bounds or estimates of the gradient:
+    `grow=SampledGradient(distribution="grabo")`, `"graest"`. The paper uses a drop fraction of 0.2 with a
+    cosine, every 1000 steps, and a global scope (`scope="global"`).
 
     >>> GSE(end=1000).grow
-    SampledGradient(ratio=1.0)
+    SampledGradient(ratio=1.0, distribution='uniform')
     """
 
     grow: GrowCriterion = field(default_factory=SampledGradient)
