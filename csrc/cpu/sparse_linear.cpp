@@ -209,6 +209,10 @@ struct Call {
     }
 };
 
+// Whether whole items divide among the workers without one of them waiting for long. What a worker made is then used by itself:
+// between cores that share no cache, fetching the other's panels takes longer than the work over them.
+bool even(int64_t items, int threads) { return items % threads == 0 || items >= 4 * threads; }
+
 size_t rounded(size_t bytes) { return (bytes + 127) / 64 * 64; }
 
 }  // namespace
@@ -219,7 +223,7 @@ void sparse_linear_forward(const SparseLinearParams& p) {
     if (n == 0) return;
     const size_t value_bytes = c.copied ? rounded((size_t)capacity * c.computed) : 0;
     const size_t panel_bytes = rounded(c.panel_bytes(c.in));
-    if (c.threads == 1 || n >= 4 * c.threads) {  // alone
+    if (even(n, c.threads)) {  // alone
         const int workers = (int)std::min<int64_t>(c.threads, n);
         Scratch room(Held::kSparse, (size_t)workers, value_bytes + panel_bytes, "the panels of a sparse layer");
         for_each(n, workers, [&](int64_t i, size_t worker) {
@@ -259,12 +263,14 @@ namespace {
 // Where a backward pass by `threads` threads keeps what it makes of one model.
 struct BackwardMemory {
     int64_t block;  // tiles in hand at once
+    bool whole;     // a worker takes whole tiles
     bool by_place;  // the values are copied into the order of the columns; for a single tile that does not pay
     size_t x, dy, value, dvalue, dbias, bytes;
     BackwardMemory(const Call& c, int threads) {
         const size_t x_bytes = c.p.dvalues ? c.panel_bytes(c.in) : 0, dy_bytes = c.panel_bytes(c.out);
         const size_t fit = (size_t)threads * kBlockBytes / (x_bytes + dy_bytes);
-        block = std::min(c.tiles, std::max<int64_t>(threads, (int64_t)fit));
+        whole = even(c.tiles, threads);
+        block = std::min(c.tiles, std::max<int64_t>(1, (int64_t)fit / threads) * threads);
         by_place = c.p.dx && (c.copied || c.tiles > 1);
         size_t used = 0;
         const auto take = [&](bool wanted, size_t count) {
@@ -290,8 +296,21 @@ void backward_model(const Call& c, const BackwardMemory& m, int64_t model, char*
     const size_t x_bytes = c.panel_bytes(c.in), dy_bytes = c.panel_bytes(c.out);
     const int64_t blocks = (c.tiles + m.block - 1) / m.block;
     const auto tiles_of = [&](int64_t block) { return std::min(m.block, c.tiles - block * m.block); };
-    const int64_t shares = threads == 1 ? 1 : (4 * threads + m.block - 1) / m.block;
+    const int64_t shares = m.whole ? 1 : (4 * threads + m.block - 1) / m.block;
+    const int64_t pieces = m.by_place ? 4 * threads : 0;
 
+    const auto order = [&](int64_t i) {  // values into the order of the columns
+        const int64_t from = i * count / pieces, to = (i + 1) * count / pieces;
+        c.kernels.gather(at(p.values, first_slot, c.stored), c.t.slot + first_slot + from,
+                         at(memory + m.value, from, c.computed), to - from);
+    };
+    const auto dx = [&](int64_t block, int64_t i) {
+        const int64_t here = i / shares, share = i % shares;
+        c.kernels.product(c.product_dx(model, block * m.block + here, m.by_place ? memory + m.value : nullptr,
+                                       memory + m.dy + (size_t)here * dy_bytes),
+                          row_of_share(column_start, c.in, share, shares),
+                          row_of_share(column_start, c.in, share + 1, shares));
+    };
     const auto pack = [&](int64_t block, int64_t i) {
         const int64_t here = i / shares, tile = block * m.block + here, share = i % shares;
         c.kernels.pack(c.pack_dy(model, tile, memory + m.dy + (size_t)here * dy_bytes),
@@ -299,11 +318,7 @@ void backward_model(const Call& c, const BackwardMemory& m, int64_t model, char*
         if (p.dvalues)
             c.kernels.pack(c.pack_x(model, tile, memory + m.x + (size_t)here * x_bytes),
                            feature_of_share(c.in, share, shares), feature_of_share(c.in, share + 1, shares));
-        if (m.by_place && block == 0) {
-            const int64_t pieces = tiles_of(0) * shares, from = i * count / pieces, to = (i + 1) * count / pieces;
-            c.kernels.gather(at(p.values, first_slot, c.stored), c.t.slot + first_slot + from,
-                             at(memory + m.value, from, c.computed), to - from);
-        }
+        if (m.whole && p.dx) dx(block, i);  // while the panel is at hand
     };
 
     int64_t chunks = 0;
@@ -327,19 +342,27 @@ void backward_model(const Call& c, const BackwardMemory& m, int64_t model, char*
                                       row_of_share(row_start, c.out, i + 1, chunks));
             return;
         }
-        const int64_t here = (i - chunks) / shares, tile = block * m.block + here, share = (i - chunks) % shares;
-        c.kernels.product(
-            c.product_dx(model, tile, m.by_place ? memory + m.value : nullptr, memory + m.dy + (size_t)here * dy_bytes),
-            row_of_share(column_start, c.in, share, shares), row_of_share(column_start, c.in, share + 1, shares));
+        dx(block, i - chunks);
     };
 
+    // Phases: values in order; then for each block its packing, and its use.
+    const int64_t before = pieces ? 1 : 0;
     in_phases(
-        2 * blocks, threads,
+        before + 2 * blocks, threads,
         [&](int64_t phase) {
-            const int64_t pieces = tiles_of(phase / 2) * shares;
-            return phase % 2 ? chunks + (p.dx ? pieces : 0) : pieces;
+            if (phase < before) return pieces;
+            const int64_t items = tiles_of((phase - before) / 2) * shares;
+            if ((phase - before) % 2 == 0) return items;
+            return chunks + (p.dx && !m.whole ? items : 0);
         },
-        [&](int64_t phase, int64_t i, size_t) { phase % 2 ? use(phase / 2, i) : pack(phase / 2, i); });
+        [&](int64_t phase, int64_t i, size_t) {
+            if (phase < before)
+                order(i);
+            else if ((phase - before) % 2 == 0)
+                pack((phase - before) / 2, i);
+            else
+                use((phase - before) / 2, i);
+        });
     if (p.dvalues) {
         char* made = at(p.dvalues, first_slot, c.stored);
         if (c.copied) c.kernels.narrow(memory + m.dvalue, made, count);
