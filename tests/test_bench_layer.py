@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 
-from bench.layer.contenders import OURS, PEERS, contenders
+from bench.layer.contenders import OURS, PEERS, READ, contenders
 from bench.layer.measure import gflops, interleaved, peak_bytes
 from bench.layer.workloads import LAYER_WORKLOADS, LayerWorkload, active_share
 
@@ -21,7 +21,7 @@ def test_contenders_find_the_same_gradients():
     model, share = SMALL.model()
     assert 0 < share < 1
     steps = contenders(model, SMALL.batch(seed=0))
-    assert set(steps) == {*OURS, *PEERS}
+    assert set(steps) == {*OURS, *PEERS, READ}
     found = {}
     for name in (*OURS, "eager"):
         steps[name]()

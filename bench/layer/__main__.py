@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.layer.contenders import OURS, PEERS, contenders
+from bench.layer.contenders import OURS, PEERS, READ, contenders
 from bench.layer.measure import gflops, interleaved, large_model_memory, median
 from bench.layer.workloads import LAYER_WORKLOADS, LayerWorkload
 from bench.record import RESULTS, new_record, save
@@ -24,7 +24,7 @@ def entry(workload: LayerWorkload, repeats: int, peaks: Peaks) -> dict[str, Any]
     samples = interleaved(contenders(model, x), repeats)
     medians = {name: median(values) for name, values in samples.items()}
     best = min(PEERS, key=lambda name: medians[name])
-    roof = 1e3 * gflops(workload, x, share) * 1e9 / peaks.flops
+    roof = max(1e3 * gflops(workload, x, share) * 1e9 / peaks.flops, medians[READ])
     return {
         "name": workload.name,
         **asdict(workload),
