@@ -190,7 +190,7 @@ void lowest_of(const LowestParams& p, int64_t model, int threads) {
         for (int c = 0; c < classes; ++c) mine.close[c].swap(close[c]);
         mine.dropped = dropped;
     });
-    std::memset(drop + n, 0, (size_t)(p.capacity - n));
+    if (n < p.capacity) std::memset(drop + n, 0, (size_t)(p.capacity - n));
     p.dropped[model] = 0;
     for (const Slice& part : parts) p.dropped[model] += part.dropped;
     for (int c = 0; c < classes; ++c) {  // exactly, in the bin of the threshold

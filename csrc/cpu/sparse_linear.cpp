@@ -366,7 +366,8 @@ void backward_model(const Call& c, const BackwardMemory& m, int64_t model, char*
     if (p.dvalues) {
         char* made = at(p.dvalues, first_slot, c.stored);
         if (c.copied) c.kernels.narrow(memory + m.dvalue, made, count);
-        std::memset(made + (size_t)count * c.stored, 0, (size_t)(c.t.capacity - count) * c.stored);
+        if (count < c.t.capacity)
+            std::memset(made + (size_t)count * c.stored, 0, (size_t)(c.t.capacity - count) * c.stored);
     }
     if (p.dbias && c.copied) c.kernels.narrow(memory + m.dbias, at(p.dbias, model * c.out, c.stored), c.out);
 }
@@ -433,6 +434,7 @@ void transpose_model(const SparseTransposeParams& p, int64_t k, int threads) {
                 slot[here] = (int32_t)i;
             }
     });
+    if (count == p.capacity) return;
     std::memset(row + count, 0, (size_t)(p.capacity - count) * sizeof(int32_t));
     std::memset(slot + count, 0, (size_t)(p.capacity - count) * sizeof(int32_t));
 }

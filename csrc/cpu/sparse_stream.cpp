@@ -87,7 +87,7 @@ void LargestStream::add(const float* score, int64_t first, int64_t n, const int6
         const int64_t base = first + n * s / slices;
         uint32_t* key = key_.data() + at[(size_t)s];
         int64_t* place = place_.data() + at[(size_t)s];
-        std::memcpy(key, mine.key.get(), (size_t)mine.found * sizeof(uint32_t));
+        if (mine.found) std::memcpy(key, mine.key.get(), (size_t)mine.found * sizeof(uint32_t));
         for (int64_t i = 0; i < mine.found; ++i) place[i] = base + mine.at[(size_t)i];
     });
     for (size_t i = before; i < key_.size(); ++i) ++bins_[key_[i] >> kShift];

@@ -186,7 +186,7 @@ int64_t sparse_merge(const MergeParams& p) {
         const MergeShare& share = shares[(size_t)i];
         const int64_t k = share.rows.model, old = p.row_start[k * (p.out_features + 1) + share.rows.row1] -
                                                   p.row_start[k * (p.out_features + 1) + share.rows.row0];
-        std::memmove(p.fresh + fresh, p.fresh + share.grown0, (size_t)share.fresh * sizeof(int64_t));
+        if (share.fresh) std::memmove(p.fresh + fresh, p.fresh + share.grown0, (size_t)share.fresh * sizeof(int64_t));
         fresh += share.fresh;
         if (share.rows.row0 == 0) {
             p.dropped[k] = p.came[k] = p.active_rows[k] = 0;
@@ -255,7 +255,9 @@ void move_one(T* tensor, const int64_t* old_slot, int64_t count, T* copy, int th
         }
     });
     for_each(pieces, threads, [&](int64_t piece) {
-        std::memcpy(tensor + bound(piece), copy + bound(piece), (size_t)(bound(piece + 1) - bound(piece)) * sizeof(T));
+        if (bound(piece) < bound(piece + 1))
+            std::memcpy(tensor + bound(piece), copy + bound(piece),
+                        (size_t)(bound(piece + 1) - bound(piece)) * sizeof(T));
     });
 }
 
