@@ -470,3 +470,20 @@ def test_a_forked_child_of_a_parent_in_which_torch_used_threads_works():
     """
     )
     assert result.stdout.splitlines() == ["True", "exit 0"] * 3, result.stderr
+
+
+def test_a_forked_child_makes_sparse_batches_whatever_its_parent_did():
+    """As the workers of a DataLoader do, which set one thread."""
+    result = _python(
+        FORK
+        + """
+    def batch():
+        torch.set_num_threads(1)
+        return tk.SparseBatch.from_dense(torch.ones(3000, 40)).value
+
+    work()
+    in_child(batch)
+    print(len(batch()))
+    """
+    )
+    assert result.stdout.splitlines() == ["True", "exit 0", "120000"], result.stderr

@@ -25,14 +25,18 @@ EntryFault check_entries(const int64_t* row_start, int64_t rows, const int32_t* 
                          int64_t n_features, int threads) {
     if (row_start[0] != 0) return {"start", 0};
     if (row_start[rows] != entries) return {"end", rows};
-    if (rows + entries < kSliceOfEntries) threads = 1;
-    guard_fork(threads);
-    std::atomic<bool> good{true};
     const auto hold = level().entries_hold;
-    parallel(threads, [&] {
-        const int64_t size = omp_get_num_threads(), rank = omp_get_thread_num();
-        if (!hold(row_start, rows * rank / size, rows * (rank + 1) / size, feature, entries, n_features)) good = false;
-    });
+    std::atomic<bool> good{true};
+    if (threads == 1 || rows + entries < kSliceOfEntries) {  // in a forked child too, where data loaders make batches
+        good = hold(row_start, 0, rows, feature, entries, n_features);
+    } else {
+        guard_fork(threads);
+        parallel(threads, [&] {
+            const int64_t size = omp_get_num_threads(), rank = omp_get_thread_num();
+            const int64_t first = rows * rank / size, last = rows * (rank + 1) / size;
+            if (!hold(row_start, first, last, feature, entries, n_features)) good = false;
+        });
+    }
     if (good) return {"", -1};
     for (int64_t r = 0; r < rows; ++r)
         if (row_start[r + 1] < row_start[r] || row_start[r + 1] > entries) return {"order of rows", r};
