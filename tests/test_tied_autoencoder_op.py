@@ -281,3 +281,28 @@ def test_functions_take_plain_tensors():
     x, weight = torch.eye(3).unsqueeze(0), torch.ones(2, 1, 3)
     assert autoencoder_output(x, weight).tolist() == [torch.ones(3, 3).tolist()] * 2
     assert autoencoder_loss(x, weight, importance=torch.ones(1, 3), reduction="sum").tolist() == [2.0, 2.0]
+
+
+@each_level
+@pytest.mark.parametrize("batch", [4, 128, 600])
+def test_a_loss_beyond_float32_is_infinite_as_in_pytorch(batch, level):
+    x = torch.zeros(1, batch, 5)
+    x[0, 1, 2], x[0, 2, 1] = 1e25, 1.0
+    all_over = torch.full((1, batch, 5), 1.8e18)
+    with isa_level(level):
+        one = autoencoder_loss(x, torch.ones(3, 2, 5), bias=torch.zeros(3, 5), importance=torch.ones(1, 5))
+        many = autoencoder_loss(
+            all_over, torch.zeros(2, 1, 5), importance=torch.full((1, 5), 20.0), reduction="sum"
+        )
+    assert one.isinf().all()
+    assert many.isinf().all() if batch > 5 else not many.isnan().any()
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 5), (2, 3, 0)])
+@pytest.mark.parametrize("batch", [4, 600])
+def test_weights_of_nothing_are_refused(shape, batch):
+    x, weight = torch.rand(1, batch, shape[2]), torch.rand(shape)
+    with pytest.raises(ValueError, match="weight must have the shape .* at least one hidden unit"):
+        autoencoder_output(x, weight)
+    with pytest.raises(ValueError, match="weight must have the shape .* at least one hidden unit"):
+        autoencoder_loss(x, weight, importance=torch.ones(1, shape[2]))

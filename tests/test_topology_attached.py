@@ -393,3 +393,52 @@ def test_move_is_in_place():
     pointer = state.data_ptr()
     move(state, torch.tensor([1, 2, -1]))
     assert state.tolist() == [2, 3, 0] and state.data_ptr() == pointer
+
+
+class _Score:
+    """A prune criterion of a user's own, with whatever score."""
+
+    def __init__(self, score):
+        self._score = score
+
+    def score(self, layer, number):
+        return self._score(layer)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda layer: layer.per_model(layer.values.abs()),
+        lambda layer: layer.values.abs()[:7],
+        lambda layer: layer.values.abs().long(),
+        lambda layer: None,
+    ],
+)
+def test_a_score_of_another_shape_is_refused(score):
+    layer = tk.SparseLinear(20, 30, density=0.1, n_models=3)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    recipe = sparse.PruneAndGrow(prune=_Score(score), grow=sparse.RandomGrowth(), interval=1, end=9)
+    topology = recipe.attach(layer, optimizer)
+    layer(torch.randn(3, 4, 20)).sum().backward()
+    optimizer.step()
+    values, column = layer.values.detach().clone(), layer.column.clone()
+    with pytest.raises(ValueError, match="_Score.score must give the sparse layer"):
+        topology.step()
+    assert torch.equal(layer.values, values) and torch.equal(layer.column, column)
+
+
+@pytest.mark.parametrize(
+    ("drop", "grow", "name"),
+    [
+        (torch.ones(1, dtype=torch.bool), torch.empty(0, dtype=torch.int64), "drop"),
+        (torch.ones(2), torch.empty(0, dtype=torch.int64), "drop"),
+        (torch.ones(2, dtype=torch.bool), torch.tensor([2], dtype=torch.int32), "grow"),
+        (torch.ones(2, dtype=torch.bool), torch.tensor([2.0]), "grow"),
+    ],
+)
+def test_a_change_of_other_types_is_refused(drop, grow, name):
+    from toykern.sparse.change import Change, changed
+
+    old = sparse.Topology.from_mask(torch.tensor([[True, True, False]]))
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        changed(old, Change(drop, grow))

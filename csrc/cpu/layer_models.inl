@@ -110,7 +110,8 @@ void models_pass(ModelsPass& a) {
             }
         }
     }
-    a.loss = loss + lost;
+    const M finite = gt(bcast(__builtin_inff()), and_bits(lost, 0x7FFFFFFFu));  // a loss beyond float32 stays infinite
+    a.loss = loss + keep(finite, lost);
     a.visited = visited;
     if (kN) {
 #pragma GCC unroll 32

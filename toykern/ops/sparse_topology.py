@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from toykern import _native
+from toykern.errors import describe
 from toykern.threads import kernel_threads
 
 LARGEST_BITMAP = 1 << 28
@@ -149,6 +150,15 @@ def lowest_slots(
     sign = None if sign is None else sign.to(score.dtype).contiguous()
     allowed = None if allowed is None else allowed.contiguous()
     n_models = row_start.shape[0]
+    if score.ndim != 1 or len(score) < n_models * int(row_start[:, -1].max()) or len(score) % n_models:
+        raise ValueError(
+            f"score must have one number for each slot of {n_models} models, not {describe(score)}"
+        )
+    for name, tensor in (("sign", sign), ("allowed", allowed)):
+        if tensor is not None and tensor.shape != score.shape:
+            raise ValueError(
+                f"{name} must have the shape of score, {list(score.shape)}, not {describe(tensor)}"
+            )
     drop = torch.empty(len(score), dtype=torch.bool)
     dropped = torch.empty(n_models, dtype=torch.int64)
     _native.sparse_lowest(

@@ -85,6 +85,11 @@ class Call:
         self.dtype, self.device, self.work, self._floats = weight.dtype, weight.device, work, floats
         check_shape("weight", weight, [None, None, None])
         models, m, n = (int(size) for size in weight.shape)
+        if m < 1 or n < 1:
+            raise ValueError(
+                "weight must have the shape [models, n_hidden, n_features] with at least one hidden unit and "
+                f"one feature, not {[models, m, n]}"
+            )
         self.models, self.hidden, self.features, self.batch = models, m, n, int(batch)
         self.task, self.tied = task, decoder is None
         options.check(m)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from toykern.errors import describe
 from toykern.ops import sparse_topology as native
 from toykern.sparse.topology import Topology
 
@@ -46,14 +47,20 @@ class Changed:
 def changed(old: Topology, change: Change) -> Changed:
     """The change carried out on a topology, which stays as it is.
 
-    ValueError where a place to fill is out of range, named twice, connected already, or a model would have
-    more connections than its capacity.
+    ValueError where `drop` or `grow` has another dtype or shape, a place to fill is out of range, named twice,
+    connected already, or a model would have more connections than its capacity.
 
     >>> old = Topology.from_mask(torch.tensor([[True, True, False]]))
     >>> new = changed(old, Change(torch.tensor([True, True]), torch.tensor([0, 2])))
     >>> new.topology.column.tolist(), new.old_slot.tolist(), int(new.dropped), int(new.grown)
     ([0, 2], [0, -1], 1, 1)
     """
+    if change.drop.dtype != torch.bool or change.drop.numel() != old.column.numel():
+        raise ValueError(
+            f"drop must be a bool for each of {old.column.numel()} slots, not {describe(change.drop)}"
+        )
+    if change.grow.dtype != torch.int64 or change.grow.ndim != 1:
+        raise ValueError(f"grow must be int64 keys [connections], not {describe(change.grow)}")
     if native.on_cpu(old.column, old.row_start, change.drop, change.grow):
         merged = old.merged(change.drop, change.grow, keep_returning=True)
         return Changed(old.of_merged(merged), *merged[2:])

@@ -7,11 +7,12 @@ are compared with each other where a recipe's scope is "global".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from toykern.errors import describe
 from toykern.ops import sparse_topology as native
 from toykern.sparse.draws import words64
 from toykern.sparse.layer import AttachedLayer
@@ -96,6 +97,22 @@ def lowest(
     return list(chosen.split([score.shape[1] for score in scores], dim=1))
 
 
+def _checked(score: Any, layer: AttachedLayer, criterion: PruneCriterion) -> torch.Tensor:
+    """The score, if kernels may trust it: a criterion may be a user's own."""
+    slots = layer.topology.column
+    if not isinstance(score, torch.Tensor) or not score.is_floating_point() or score.shape != slots.shape:
+        raise ValueError(
+            f"{type(criterion).__name__}.score must give the sparse layer {layer.name!r} a floating point "
+            f"tensor of one number for each slot, {list(slots.shape)}, not {describe(score)}"
+        )
+    if score.device != slots.device:
+        raise ValueError(
+            f"{type(criterion).__name__}.score must be on the device of the layer, {slots.device}, "
+            f"not {score.device}"
+        )
+    return score
+
+
 def drops_of(
     layers: list[AttachedLayer],
     criterion: PruneCriterion,
@@ -112,7 +129,7 @@ def drops_of(
     `counts` (int64 `[n_models]` for each layer), or `fraction` of the connections, rounded down: of every
     layer by itself, or with scope "global" as many as that makes over all layers, compared with each other.
     """
-    scores = [criterion.score(layer, number) for layer in layers]
+    scores = [_checked(criterion.score(layer, number), layer, criterion) for layer in layers]
     free = [available(layer, score, minimum_fan_in) for layer, score in zip(layers, scores, strict=True)]
     if scope == "global":
         if counts is None:
