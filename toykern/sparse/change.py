@@ -47,8 +47,8 @@ class Changed:
 def changed(old: Topology, change: Change) -> Changed:
     """The change carried out on a topology, which stays as it is.
 
-    ValueError where `drop` or `grow` has another dtype or shape, a place to fill is out of range, named twice,
-    connected already, or a model would have more connections than its capacity.
+    ValueError where `drop` or `grow` has another dtype or shape, a place to fill is out of range, named
+    twice, connected already, or a model would have more connections than its capacity.
 
     >>> old = Topology.from_mask(torch.tensor([[True, True, False]]))
     >>> new = changed(old, Change(torch.tensor([True, True]), torch.tensor([0, 2])))
