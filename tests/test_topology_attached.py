@@ -442,3 +442,18 @@ def test_a_change_of_other_types_is_refused(drop, grow, name):
     old = sparse.Topology.from_mask(torch.tensor([[True, True, False]]))
     with pytest.raises(ValueError, match=f"{name} must be"):
         changed(old, Change(drop, grow))
+
+
+@pytest.mark.parametrize("key", ["layers", "steps", "history", "memory", "fingerprint"])
+def test_a_state_that_is_not_whole_is_refused_and_nothing_is_changed(key):
+    layer = tk.SparseLinear(20, 30, density=0.1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    topology = sparse.SET(**TIMING).attach(layer, optimizer)
+    other = sparse.SET(**TIMING).attach(layer, optimizer)
+    other.step()
+    state = other.state_dict()
+    before = str(topology.state_dict())
+    del state[key]
+    with pytest.raises(ValueError, match=f"state lacks {key}"):
+        topology.load_state_dict(state)
+    assert str(topology.state_dict()) == before

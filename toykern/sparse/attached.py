@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STATE_VERSION = 1
+_STATE_KEYS = ("recipe", "layers", "steps", "updates", "history", "memory", "fingerprint")
 
 
 class AttachedTopology:
@@ -179,6 +180,9 @@ class AttachedTopology:
             raise ValueError(
                 f"state must come from state_dict() of an attached recipe, not {describe(state)}"
             )
+        missing = [key for key in _STATE_KEYS if key not in state]
+        if missing:
+            raise ValueError(f"state lacks {', '.join(missing)}: it is no whole state_dict() of a recipe")
         if state["recipe"] != type(self.recipe).__name__:
             raise ValueError(
                 f"state is of {state['recipe']}, and this recipe is {type(self.recipe).__name__}"
@@ -188,15 +192,16 @@ class AttachedTopology:
             raise ValueError(f"state is of the layers {list(state['layers'])}, and the model has {names}")
         for layer in self._layers:
             _check_layer_state(layer, state["layers"][layer.name])
+        steps, updates, expected = int(state["steps"]), int(state["updates"]), int(state["fingerprint"])
+        history = [Update.from_state(update) for update in state["history"]]
         for layer in self._layers:
             saved = _copied(state["layers"][layer.name])
             layer.budget, layer.explored = saved["budget"], saved["explored"]
             layer.memory, layer.slot_memory = saved["memory"], saved["slot_memory"]
             layer.move_to(layer.topology.device)
-        self.steps, self.updates = int(state["steps"]), int(state["updates"])
-        self.history = [Update.from_state(update) for update in state["history"]]
+        self.steps, self.updates, self._expected = steps, updates, expected
+        self.history = history
         self.memory = _copied(state["memory"])
-        self._expected = int(state["fingerprint"])
         self._set_capture()
 
     def __repr__(self) -> str:

@@ -62,6 +62,12 @@ def put_weights_back(attached: AttachedTopology, with_optimizer: bool) -> None:
                 for key, tensor in owner.slot_memory.items():
                     if key.startswith(prefix):
                         kept[key.removeprefix(prefix)] = tensor.clone()
+            for (
+                key,
+                entry,
+            ) in kept.items():  # kept on the CPU where a checkpoint was loaded there; a step's count may stay
+                if isinstance(entry, torch.Tensor) and entry.shape == parameter.shape:
+                    kept[key] = entry.to(parameter.device)
             if kept:
                 optimizer.state[parameter] = kept
             else:
