@@ -61,6 +61,13 @@ CASES = [
 ]
 LARGE = Case("many parts", 200, 40, tk.RigL(interval=2, end=6), batch_size=256, steps=6, density=(0.05, 0.2))
 BY_NAME = {case.name: case for case in CASES}
+TICKET = dataclasses.replace(
+    BY_NAME["tiles, RigL"],
+    name="a ticket",
+    steps=30,
+    topology=tk.LotteryTicket(rounds=2, round_steps=30, rewind_to=9, drop_fraction=0.3),
+    density=(0.9, 0.7, 1.0),
+)
 # Whatever is kept between steps: nothing, draws, a gradient, a running mean, candidates, connections alone.
 KEPT = [
     BY_NAME[f"tiles, {name}"] for name in ("SET", "RigL", "accumulated", "SNFS", "GSE", "gradual", "SRigL")

@@ -14,6 +14,7 @@ from fit_topology_kit import (
     BY_NAME,
     CASES,
     KEPT,
+    TICKET,
     assert_follows_masked_dense,
     assert_nothing_where_nothing_is,
     data_of,
@@ -29,14 +30,6 @@ from toykern.resident import network_params
 from toykern.sparse import DenseGradient
 
 fit_module = importlib.import_module("toykern.fit")  # toykern.fit is the function
-
-TICKET = dataclasses.replace(
-    BY_NAME["tiles, RigL"],
-    name="a ticket",
-    steps=30,
-    topology=tk.LotteryTicket(rounds=2, round_steps=30, rewind_to=9, drop_fraction=0.3),
-    density=(0.9, 0.7, 1.0),
-)
 
 
 @pytest.fixture(autouse=True)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
-from fit_topology_kit import BY_NAME, CASES, KEPT, assert_follows_masked_dense, data_of, model_of, updates_of
+from fit_topology_kit import (
+    BY_NAME,
+    CASES,
+    KEPT,
+    TICKET,
+    assert_follows_masked_dense,
+    data_of,
+    model_of,
+    updates_of,
+)
 from gpu_kit import DEVICE, same_bits
 
 import toykern as tk
 
 pytestmark = pytest.mark.gpu
-
-TICKET = dataclasses.replace(
-    BY_NAME["tiles, RigL"],
-    name="a ticket",
-    steps=30,
-    topology=tk.LotteryTicket(rounds=2, round_steps=30, rewind_to=9, drop_fraction=0.3),
-    density=(0.9, 0.7, 1.0),
-)
 
 
 @pytest.fixture(autouse=True)
