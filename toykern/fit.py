@@ -15,32 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from toykern import _native, metrics
+from toykern import _native
 from toykern.broadcast import broadcast_importance, broadcast_seed
-from toykern.data.features import MAX_STEP, SparseFeatures
+from toykern.data.features import SparseFeatures
 from toykern.devices import arch_of
-from toykern.errors import check_choice, check_int, check_positive_int, describe
+from toykern.errors import check_int, check_positive_int, describe
 from toykern.grid import Grid
 from toykern.nn import SparseTiedAutoencoder
-from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS
 from toykern.optim import AdamW, Optimizer, optimizer_from_config
 from toykern.progress import BarMaker, bar_for
 from toykern.resident import AnyModel, Resident, check_data, check_model
 from toykern.resident_topology import ResidentTopology, check_recipe
 from toykern.run import Run
-from toykern.schedule import Schedule, multipliers, schedule_config, schedule_from_config
+from toykern.run_checks import check_run
+from toykern.schedule import Schedule, check_schedule, multipliers, schedule_config, schedule_from_config
+from toykern.settings import METRICS, check_record, check_settings, check_snapshots
 from toykern.sparse.config import recipe_config
 from toykern.sparse.recipe import Recipe
-
-METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "features_per_dimension": metrics.features_per_dimension,
-    "feature_dimensionality": metrics.feature_dimensionality,
-    "superposition": metrics.superposition,
-}
-"""What `record` may name beside the loss: functions of the weights `[models, n_hidden, n_features]`."""
-
-TOPOLOGY_METRICS = ("density", "explored")
-"""What `record` may name where models are sparse: the fraction of connections that exist, or ever did."""
 
 _STRETCH_SECONDS = 0.4  # of work in one native call: how often progress shows and Ctrl-C is heard
 _STRETCH_STEPS = 8  # fewer would spend their time on moving models in and out of the cache
@@ -171,22 +162,21 @@ def _new_run(
         raise TypeError("fit needs model, data and steps (or resume)")
     model = check_model(model, "fit")
     data = check_data(data, model)
-    steps = check_int("steps", steps, minimum=1, maximum=MAX_STEP)
-    batch_size = check_int("batch_size", batch_size, minimum=1, maximum=2**31 - 1)
-    if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
-        raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(optimizer)}")
-    check_choice("target", target, TARGETS)
-    check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
-    multipliers(schedule, steps, 0, 1)
-    every = max(1, steps // 100) if record_every is None else check_int("record_every", record_every, 1)
-    names = _check_record(record)
-    attached = None if topology is None else _attach(topology, model, seed, steps)
-    _check_topology_metrics(names, model, attached)
-    kept = _check_snapshots(snapshots, steps)
-    if grid is not None and (not isinstance(grid, Grid) or grid.n_models != model.n_models):
-        raise ValueError(f"grid must be a Grid of {model.n_models} models, not {describe(grid)}")
+    recipe = None if topology is None else _check_recipe(topology, model)
+    check_schedule(schedule)
+    settings = check_settings(
+        model=model, steps=steps, batch_size=batch_size, optimizer=optimizer, target=target,
+        schedule=schedule, loss_reduction=loss_reduction, record_every=record_every, record=record,
+        snapshots=snapshots, grid=grid,
+        tracks_explored=recipe is not None and recipe.track_explored,
+    )  # fmt: skip
+    steps = settings.steps
+    attached = None
+    if recipe is not None:
+        assert isinstance(model, SparseTiedAutoencoder)
+        attached = ResidentTopology.fresh(recipe, model, seed if recipe.seed is None else recipe.seed, steps)
 
-    n_models, n_records = model.n_models, -(-steps // every)
+    n_models = model.n_models
     lr, weight_decay = optimizer.per_model(n_models)
     parameters = model.stacked_parameters()
     arrays = {
@@ -201,9 +191,11 @@ def _new_run(
     if isinstance(model, SparseTiedAutoencoder):
         arrays["init/connections"] = model.topology.to_mask().cpu()
     config = {
-        "model": model.config(), "data": data.config(), "steps": steps, "batch_size": batch_size,
-        "optimizer": optimizer.config(), "schedule": schedule_config(schedule), "target": target,
-        "loss_reduction": loss_reduction, "record_every": every, "record": list(names), "snapshots": kept,
+        "model": model.config(), "data": data.config(), "steps": steps,
+        "batch_size": settings.batch_size, "optimizer": optimizer.config(),
+        "schedule": schedule_config(schedule), "target": target, "loss_reduction": loss_reduction,
+        "record_every": settings.record_every, "record": list(settings.record),
+        "snapshots": settings.snapshots,
     }  # fmt: skip
     if attached is not None:
         arrays["topology_seed"] = attached.seeds
@@ -214,16 +206,17 @@ def _new_run(
         config=config,
         arrays=arrays,
         step=0,
-        loss=torch.full((n_models, n_records), torch.nan),
-        diverged_at=torch.full((n_models,), -1, dtype=torch.int64),
+        loss=torch.full((n_models, settings.n_records), torch.nan, dtype=torch.float32, device="cpu"),
+        diverged_at=torch.full((n_models,), -1, dtype=torch.int64, device="cpu"),
         optimizer_state={
-            f"{name}/{suffix}": torch.zeros(p.shape, dtype=p.dtype)
+            f"{name}/{suffix}": torch.zeros(p.shape, dtype=torch.float32, device="cpu")
             for name, p in parameters.items()
             for suffix in optimizer.state_names
         },
-        carry={"loss": torch.zeros(n_models, dtype=torch.float64)},
+        carry={"loss": torch.zeros(n_models, dtype=torch.float64, device="cpu")},
         provenance=_provenance(next(model.parameters()).device),
         grid=grid,
+        optimizer=optimizer,
         schedule=schedule,
         topology=attached,
     )
@@ -302,7 +295,7 @@ def _go_back(run: Run, step: int) -> None:
 
 def _mark_what_the_last_update_broke(run: Run) -> None:
     """Kernels see that a model diverged by its loss, of which there is none after the last update."""
-    finite = torch.ones(run.n_models, dtype=torch.bool)
+    finite = torch.ones(run.n_models, dtype=torch.bool, device="cpu")
     for parameter in run.model.stacked_parameters().values():
         finite &= torch.isfinite(parameter.flatten(1).sum(dim=1)).cpu()
     run.diverged_at[~finite & (run.diverged_at < 0)] = run.step
@@ -327,7 +320,8 @@ def _record(run: Run, resident: Resident, names: list[str], at: int) -> None:
             value = _topology_metric(name, run, resident)
         value[resident.diverged_at >= 0] = torch.nan  # as in the loss; the weights may still be finite
         if name not in run.records:
-            run.records[name] = torch.full((run.n_models, run.loss.shape[1], *value.shape[1:]), torch.nan)
+            shape = (run.n_models, run.loss.shape[1], *value.shape[1:])
+            run.records[name] = torch.full(shape, torch.nan, dtype=torch.float32, device="cpu")
         run.records[name][:, at] = value
 
 
@@ -366,15 +360,15 @@ def _topology_metric(name: str, run: Run, resident: Resident) -> torch.Tensor:
     return run.topology.explored.float()
 
 
-def _attach(given: Any, model: AnyModel, seed: Any, steps: int) -> ResidentTopology:
-    """The recipe at work on the models; TypeError or ValueError that says what does not fit."""
+def _check_recipe(given: Any, model: AnyModel) -> Recipe:
+    """The recipe that `given` is; TypeError or ValueError that says why the models cannot follow it."""
     recipe = check_recipe(given)
     if not isinstance(model, SparseTiedAutoencoder):
         raise TypeError(
             "topology is for sparse models: give fit a tk.SparseTiedAutoencoder(n_features, n_hidden, "
             f"density=…), not {describe(model)}"
         )
-    return ResidentTopology.fresh(recipe, model, seed if recipe.seed is None else recipe.seed, steps)
+    return recipe
 
 
 def _described(recipe: Recipe) -> dict[str, Any]:
@@ -383,31 +377,9 @@ def _described(recipe: Recipe) -> dict[str, Any]:
     return {"recipe": recipe_config(recipe), **own}
 
 
-def _check_topology_metrics(names: Sequence[str], model: AnyModel, topology: ResidentTopology | None) -> None:
-    if "density" in names and not isinstance(model, SparseTiedAutoencoder):
-        raise ValueError(f"record: 'density' is of sparse models, not of {type(model).__name__}")
-    if "explored" in names and (topology is None or not topology.recipe.track_explored):
-        raise ValueError("record: 'explored' needs topology=, a recipe with track_explored=True")
-
-
-def _check_record(record: Any) -> tuple[str, ...]:
-    if isinstance(record, str) or not isinstance(record, Iterable):
-        raise TypeError(f"record must be a sequence of names such as ('loss',), not {describe(record)}")
-    names = [check_choice("record", name, ["loss", *METRICS, *TOPOLOGY_METRICS]) for name in record]
-    return tuple(dict.fromkeys(["loss", *names]))
-
-
-def _check_snapshots(snapshots: Any, steps: int) -> list[int]:
-    if isinstance(snapshots, str) or not isinstance(snapshots, Iterable):
-        raise TypeError(f"snapshots must be a sequence of steps, not {describe(snapshots)}")
-    return sorted({check_int("snapshots", t, minimum=0, maximum=steps) for t in snapshots})
-
-
-def _check_resume(run: Any, given: dict[str, Any], importance: Any, record: Any, snapshots: Any) -> None:
-    """What is given beside `resume` must be what the run was begun with."""
-    if not isinstance(run, Run):
-        raise TypeError(f"resume must be a Run, not {describe(run)}")
-    check_model(run.model, "fit")
+def _check_resume(run: Run, given: dict[str, Any], importance: Any, record: Any, snapshots: Any) -> None:
+    """The run must be whole, and what is given beside `resume` what it was begun with."""
+    check_run(run, "resume")
 
     def disagree(name: str) -> ValueError:
         return ValueError(f"{name} differs from that of the run to resume; leave it out, or give the same")
@@ -454,9 +426,9 @@ def _check_resume(run: Any, given: dict[str, Any], importance: Any, record: Any,
         begun_with = run.arrays["importance"]
         if not torch.equal(given_importance.expand(run.n_models, -1), begun_with.expand(run.n_models, -1)):
             raise disagree("importance")
-    if tuple(record) != ("loss",) and list(_check_record(record)) != list(config["record"]):
+    if tuple(record) != ("loss",) and list(check_record(record)) != list(config["record"]):
         raise disagree("record")
-    wanted = _check_snapshots(snapshots, int(config["steps"]))
+    wanted = check_snapshots(snapshots, int(config["steps"]))
     if wanted and wanted != list(config["snapshots"]):
         raise disagree("snapshots")
     level, now = run.provenance.get("instruction_set"), arch_of(next(run.model.parameters()).device)

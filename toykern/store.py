@@ -87,6 +87,8 @@ def load_run(path: str | os.PathLike[str]) -> Run:
             damaged.
         ImportError: zarr is not installed (`pip install toykern[results]`).
     """
+    from toykern.run_checks import check_run
+
     zarr = import_zarr()
     source = Path(path)
     attributes = read_attributes(source)
@@ -94,7 +96,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     for entry in attributes["manifest"]:
         tensors[entry["path"]] = _read_array(zarr, source, entry)
     try:
-        return _rebuild(attributes, tensors)
+        return check_run(_rebuild(attributes, tensors), "the run")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StoreError(f"{source} is damaged: its settings do not describe a run ({error})") from error
 
