@@ -15,6 +15,7 @@ from toykern.data.features import SparseFeatures
 from toykern.device_launch import DeviceLaunch
 from toykern.devices import check_kernels
 from toykern.errors import describe
+from toykern.model_checks import check_as_described
 from toykern.nn.autoencoder import Autoencoder
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
 from toykern.nn.stacked import StackedModel
@@ -27,6 +28,7 @@ AnyModel: TypeAlias = StackedModel | SparseTiedAutoencoder
 """What the kernels train and evaluate."""
 
 _ORDERED_MODELS = 4096
+_ACTIVATIONS = ("none", "relu")  # what the kernels know; another one has to be named here, and taught to them
 _OPTIMIZERS = {SGD: 0, Adam: 1, AdamW: 2}
 
 
@@ -37,7 +39,11 @@ def check_model(model: Any, action: str) -> AnyModel:
             "model must be a TiedAutoencoder, an Autoencoder or a SparseTiedAutoencoder, not "
             f"{describe(model)}"
         )
+    check_as_described(model, _described_class(model), trains=action == "fit")
     options = model.unfitted_options() if isinstance(model, StackedModel) else {}
+    for name in ("hidden_activation", "output_activation"):
+        if getattr(model, name) not in _ACTIVATIONS:
+            options[name] = getattr(model, name)
     if options:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise ValueError(
@@ -62,6 +68,10 @@ def check_model(model: Any, action: str) -> AnyModel:
             )
     _check_shapes(model)
     return model
+
+
+def _described_class(model: AnyModel) -> type[AnyModel]:
+    return next(c for c in (TiedAutoencoder, Autoencoder, SparseTiedAutoencoder) if isinstance(model, c))
 
 
 def check_data(data: Any, model: AnyModel) -> SparseFeatures:
