@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from toykern import _native
+from toykern.address import address, address_of_array
 from toykern.devices import explained_out_of_memory
 from toykern.threads import kernel_threads
 
@@ -39,14 +40,19 @@ class DeviceLaunch:
         rows = n_models if data.probability.shape[0] > 1 else 1
         tables = torch.empty(rows * layout.bytes, dtype=torch.uint8)
         self._launch = _native.Launch()
-        self._launch.mixed = _native.fill_tables(native, layout, rows, tables.data_ptr(), kernel_threads())
+        self._launch.mixed = _native.fill_tables(
+            native, layout, rows, address("tables", tables, torch.uint8), kernel_threads()
+        )
         self._launch.layout = layout
         self._launch.tables_stride = layout.bytes if rows > 1 else 0
         self._launch.device = device.index or 0
         units = [torch.from_numpy(np.ascontiguousarray(a)) for a in data.unit_arrays()]
         self._kept = [data, *self.moved([tables, *units])]
-        self._launch.tables = self._kept[1].data_ptr()
-        native.unit_start, native.unit_member, native.unit_kind = (t.data_ptr() for t in self._kept[2:5])
+        there, start, member, kind = self._kept[1:]
+        self._launch.tables = self._at("tables", there, torch.uint8)
+        native.unit_start = self._at("units", start, torch.int64)
+        native.unit_member = self._at("units", member, torch.uint32)
+        native.unit_kind = self._at("units", kind, torch.uint8)
         native.probability = 0
         self.distribution = native
         self._workspace: torch.Tensor | None = None
@@ -60,12 +66,12 @@ class DeviceLaunch:
 
     def train(self, params: Any, factors: np.ndarray) -> None:
         """Train the stretch of `params`; `factors` `[steps]` multiply the learning rate. Waits."""
-        scales = np.empty((len(factors), 3))
-        params.lr_factor = factors.ctypes.data
-        _native.step_scales(params, scales.ctypes.data)
+        scales = np.empty((len(factors), 3), dtype=np.float64)
+        params.lr_factor = address_of_array("factors", factors, np.float64)
+        _native.step_scales(params, address_of_array("scales", scales, np.float64))
         scales_there = self.moved([torch.from_numpy(scales)])[0]
         params.lr_factor = 0
-        self._launch.step_scale = scales_there.data_ptr()
+        self._launch.step_scale = self._at("scales", scales_there, torch.float64)
         with self._ready(lambda: _native.cuda.train_workspace(params, self._launch)):
             self._call("train", params)
 
@@ -79,6 +85,9 @@ class DeviceLaunch:
         with self._ready(lambda: 0):
             self._call("sample", params)
 
+    def _at(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> int:
+        return address(name, tensor, dtype, self.device)
+
     def _call(self, kernel: str, params: Any) -> None:
         getattr(_native.cuda, kernel)(params, self._launch)
 
@@ -91,7 +100,9 @@ class DeviceLaunch:
             self._workspace = None
             with self._explained(needed):
                 self._workspace = torch.empty(needed, dtype=torch.uint8, device=self.device)
-        self._launch.workspace = 0 if self._workspace is None else self._workspace.data_ptr()
+        self._launch.workspace = 0
+        if self._workspace is not None:
+            self._launch.workspace = self._at("workspace", self._workspace, torch.uint8)
         self._launch.workspace_bytes = needed
         self._launch.stream = stream.cuda_stream
         with self._explained(needed):

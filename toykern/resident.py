@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from toykern import _native
+from toykern.address import address, address_of_array, storage_address
 from toykern.data.features import SparseFeatures
 from toykern.device_launch import DeviceLaunch
 from toykern.devices import check_kernels
@@ -129,10 +130,13 @@ def is_tied(model: AnyModel) -> bool:
     return not isinstance(model, Autoencoder)
 
 
-def _set_parameters(params: Any, tensors: dict[str, torch.Tensor], tied: bool) -> None:
-    params.encoder = tensors["weight" if tied else "encoder"].data_ptr()
-    params.decoder = 0 if tied else tensors["decoder"].data_ptr()
-    params.bias = tensors["bias"].data_ptr() if "bias" in tensors else 0
+def _set_parameters(params: Any, tensors: dict[str, torch.Tensor], tied: bool, device: torch.device) -> None:
+    def at(name: str) -> int:
+        return address(f"model.{name}", tensors[name], torch.float32, device)
+
+    params.encoder = at("weight" if tied else "encoder")
+    params.decoder = 0 if tied else at("decoder")
+    params.bias = at("bias") if "bias" in tensors else 0
 
 
 def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
@@ -226,38 +230,40 @@ class Resident:
         # Everything whose address the kernels hold.
         self._kept = [data, seed, importance, lr, weight_decay, order]
 
+        self._device = next(model.parameters()).device
         p = _native.TrainParams()
         p.network = network_params(model, target, loss_reduction)
         p.data = data.native() if launch is None else launch.distribution
         p.n_models = model.n_models
         p.batch_size = batch_size
-        p.seed = seed.data_ptr()
-        p.importance = importance.data_ptr()
+        p.seed = self._at("seed", seed, torch.int64)
+        p.importance = self._at("importance", importance, torch.float32)
         p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
-        _set_parameters(p, self.tensors, tied)
+        _set_parameters(p, self.tensors, tied, self._device)
         for moment, suffix in enumerate(optimizer.state_names):
             for number, name in enumerate(["weight" if tied else "encoder", "decoder", "bias"]):
-                if f"{name}/{suffix}" in state:
-                    p.set_state(moment, number, state_there[f"{name}/{suffix}"].data_ptr())
+                key = f"{name}/{suffix}"
+                if key in state:
+                    p.set_state(moment, number, self._at(key, state_there[key], torch.float32))
         if self.layer is not None:
             p.network.sparse = True
-            p.connected = self.layer.connected.data_ptr()
+            p.connected = self._at("connected", self.layer.connected, torch.uint8)
         p.optimizer = _OPTIMIZERS[type(optimizer)]
         if isinstance(optimizer, SGD):
             p.beta1, p.beta2, p.nesterov = optimizer.momentum, optimizer.dampening, optimizer.nesterov
         elif isinstance(optimizer, Adam | AdamW):
             p.beta1, p.beta2 = optimizer.betas
             p.eps = optimizer.eps
-        p.lr = lr.data_ptr()
-        p.weight_decay = weight_decay.data_ptr()
+        p.lr = self._at("lr", lr, torch.float64)
+        p.weight_decay = self._at("weight_decay", weight_decay, torch.float64)
         p.record_every = record_every
-        p.loss_records = there[-3].data_ptr()
+        p.loss_records = self._at("loss", there[-3], torch.float32)
         p.n_records = loss.shape[1]
         p.total_steps = steps
-        p.loss_carry = there[-2].data_ptr()
-        p.diverged_at = there[-1].data_ptr()
+        p.loss_carry = self._at("loss_carry", there[-2], torch.float64)
+        p.diverged_at = self._at("diverged_at", there[-1], torch.int64)
         if order is not None:
-            p.order = order.data_ptr()
+            p.order = self._at("order", order, torch.int64)
         self._params = p
 
     def advance(self, first: int, factors: np.ndarray, gradient: bool = False) -> None:
@@ -268,14 +274,15 @@ class Resident:
         """
         if self.layer is not None:
             self.layer.gradient.zero_()
-            self._params.gradient = self.layer.gradient.data_ptr() if gradient else 0
+            found = self._at("gradient", self.layer.gradient, torch.float32)
+            self._params.gradient = found if gradient else 0
         self._params.first_step = first
         self._params.steps = len(factors)
         self._params.threads = kernel_threads()
         if self._launch is not None:
             self._launch.train(self._params, factors)
             return
-        self._params.lr_factor = factors.ctypes.data
+        self._params.lr_factor = address_of_array("factors", factors, np.float64)
         _native.train(self._params)
 
     def write_back(self) -> None:
@@ -285,13 +292,16 @@ class Resident:
             self.layer.write_to(self._model)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                if self.tensors[name].data_ptr() != parameter.data_ptr():
+                if storage_address(self.tensors[name]) != storage_address(parameter):
                     parameter.copy_(self.tensors[name])
                 else:  # autograd must see that the memory changed
                     torch.autograd.graph.increment_version(parameter)
         for kept, trained in zip(self._run_tensors, self._there, strict=True):
             if kept is not trained:
                 kept.copy_(trained)
+
+    def _at(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> int:
+        return address(name, tensor, dtype, self._device)
 
     @property
     def diverged_at(self) -> torch.Tensor:
@@ -326,18 +336,19 @@ def evaluate_models(
     launch = device_launch(model, data, "evaluating")
     if launch is not None:
         seed, importance = launch.moved([seed, importance])
-    loss = torch.empty(model.n_models, dtype=torch.float64, device=seed.device)
+    device = next(model.parameters()).device
+    loss = torch.empty(model.n_models, dtype=torch.float64, device=device)
     p = _native.EvaluateParams()
     p.network = network_params(model, target, loss_reduction)
     p.data = data.native() if launch is None else launch.distribution
     p.n_models = model.n_models
     p.batch_size = batch_size
     p.batches = batches
-    p.seed = seed.data_ptr()
-    p.importance = importance.data_ptr()
+    p.seed = address("seed", seed, torch.int64, device)
+    p.importance = address("importance", importance, torch.float32, device)
     p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
-    _set_parameters(p, tensors, is_tied(model))
-    p.loss = loss.data_ptr()
+    _set_parameters(p, tensors, is_tied(model), device)
+    p.loss = address("loss", loss, torch.float64, device)
     p.threads = kernel_threads()
     if launch is None:
         _native.evaluate(p)

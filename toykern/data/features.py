@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from toykern import _native
+from toykern.address import address, address_of_array
 from toykern.broadcast import as_tensor, broadcast_seed
 from toykern.data.sparse_batch import SparseBatch
 from toykern.device_launch import DeviceLaunch
@@ -179,18 +180,18 @@ class SparseFeatures:
         params.data = self.native()
         params.n_models = models
         params.batch_size = batch_size
-        params.seed = seeds.data_ptr()
+        params.seed = address("seed", seeds, torch.int64)
         params.seed_stride = 1
         params.step = step
         params.purpose = PURPOSES.index(purpose)
         noisy = self.noise > 0.0 and not clean
         if layout == "dense":
-            x = torch.empty(models, batch_size, self.n_features, device=there)
-            setattr(params, "noisy" if noisy else "clean", x.data_ptr())
+            x = torch.empty(models, batch_size, self.n_features, dtype=torch.float32, device=there)
+            setattr(params, "noisy" if noisy else "clean", address("x", x, torch.float32, there))
             if there.type == "cuda":
                 launch = DeviceLaunch(self, models, there, "sampling")
                 (seeds,) = launch.moved([seeds])
-                params.data, params.seed = launch.distribution, seeds.data_ptr()
+                params.data, params.seed = launch.distribution, address("seed", seeds, torch.int64, there)
                 launch.sample(params)
             else:
                 _native.sample(params, kernel_threads())
@@ -212,10 +213,10 @@ class SparseFeatures:
         d = _native.Distribution()
         d.n_features = self.n_features
         d.n_units = len(self._units.kind)
-        d.unit_start = self._units.start.ctypes.data
-        d.unit_member = self._units.member.ctypes.data
-        d.unit_kind = self._units.kind.ctypes.data
-        d.probability = self.probability.data_ptr()
+        d.unit_start = address_of_array("units", self._units.start, np.int64)
+        d.unit_member = address_of_array("units", self._units.member, np.uint32)
+        d.unit_kind = address_of_array("units", self._units.kind, np.uint8)
+        d.probability = address("probability", self.probability, torch.float64)
         d.probability_stride = self.n_features if self.probability.shape[0] > 1 else 0
         d.magnitude = MAGNITUDES.index(self.magnitude)
         d.noise = self.noise

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from toykern.address import storage_address
 from toykern.broadcast import broadcast_per_model
 from toykern.data.philox import KIND_INIT, normal, sequence
 from toykern.errors import check_choice, check_flag, check_non_negative_int, describe
@@ -418,8 +419,8 @@ class SparseWeights(nn.Module):
         ):
             return False
         # Not while reading what is being written.
-        written = {t.untyped_storage().data_ptr() for t in buffers}
-        return written.isdisjoint({t.untyped_storage().data_ptr() for t in given})
+        written = {storage_address(t) for t in buffers}
+        return written.isdisjoint({storage_address(t) for t in given})
 
     def _write_index(self, topology: Topology) -> None:
         """Make the index of the topology in the buffers."""

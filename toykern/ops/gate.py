@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from toykern.address import address
 from toykern.errors import describe
 from toykern.threads import kernel_threads
 
@@ -78,7 +79,12 @@ def check_entries(
         _check_entries_in_torch(row_start, feature, rows, n_features)
         return
     what, row = _native.check_entries(
-        row_start.data_ptr(), rows, feature.data_ptr(), feature.numel(), n_features, kernel_threads()
+        address("row_start", row_start, torch.int64),
+        rows,
+        address("feature", feature, torch.int32),
+        feature.numel(),
+        n_features,
+        kernel_threads(),
     )
     if what:
         raise ValueError(_fault_text(what, row, feature.numel(), n_features))

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from toykern import _native
+from toykern.address import address
 
 BACKENDS = ("dense", "slots", "groups")
 """What `backend` may be, beside "auto"."""
@@ -74,7 +75,8 @@ def forward(
     if backend == "slots":
         y = x.new_empty(c.n_models, x.shape[1], c.out_features)
         task = _linear_task(x, values, c)
-        task.bias, task.relu, task.y = 0 if bias is None else bias.data_ptr(), relu, y.data_ptr()
+        task.bias = 0 if bias is None else address("bias", bias, x.dtype, x.device)
+        task.relu, task.y = relu, address("y", y, x.dtype, x.device)
         _call("sparse_slots_forward", task, x.device)
         return y
     if backend == "dense":
@@ -151,17 +153,19 @@ def _slots_backward(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
     dx = dvalues = None
     task = _linear_task(x, values, c)
-    task.dy = dy.data_ptr()
+    task.dy = address("dy", dy, x.dtype, x.device)
     if want_x:
         if c.column_start is None or c.row is None or c.slot is None:
             raise ValueError("the gradient of x needs the connections by column too")
         dx = x.new_empty(c.n_models, *x.shape[1:])
-        task.column_start, task.row, task.slot = (t.data_ptr() for t in (c.column_start, c.row, c.slot))
-        task.dx = dx.data_ptr()
+        task.column_start = address("column_start", c.column_start, torch.int64, x.device)
+        task.row = address("row", c.row, torch.int32, x.device)
+        task.slot = address("slot", c.slot, torch.int32, x.device)
+        task.dx = address("dx", dx, x.dtype, x.device)
         _call("sparse_slots_input_gradient", task, x.device)
     if want_values:
         dvalues = torch.empty_like(values)
-        task.dvalues = dvalues.data_ptr()
+        task.dvalues = address("dvalues", dvalues, x.dtype, x.device)
         size = _native.sparse_slots_workspace(task)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
         _call("sparse_slots_values_gradient", task, x.device, workspace)
@@ -174,8 +178,10 @@ def _linear_task(x: torch.Tensor, values: torch.Tensor, c: Connections) -> Any:
         c.n_models, c.out_features, c.in_features, c.capacity, batch, SCALARS[x.dtype], 1
     )
     task.x_model_stride = batch * c.in_features if x.shape[0] == c.n_models else 0
-    task.x, task.values = x.data_ptr(), values.data_ptr()
-    task.row_start, task.column = c.row_start.data_ptr(), c.column.data_ptr()
+    task.x = address("x", x, x.dtype, x.device)
+    task.values = address("values", values, x.dtype, x.device)
+    task.row_start = address("row_start", c.row_start, torch.int64, x.device)
+    task.column = address("column", c.column, torch.int32, x.device)
     return task
 
 
@@ -196,8 +202,10 @@ def _groups_task(source: torch.Tensor, target: torch.Tensor, x: torch.Tensor, c:
         c.n_models, c.out_features, c.in_features, c.capacity, batch, c.group, c.width, SCALARS[x.dtype]
     )
     task.x_model_stride = batch * c.in_features if x.shape[0] == c.n_models else 0
-    task.row_start, task.column = c.row_start.data_ptr(), c.column.data_ptr()
-    task.source, task.target = source.data_ptr(), target.data_ptr()
+    task.row_start = address("row_start", c.row_start, torch.int64, x.device)
+    task.column = address("column", c.column, torch.int32, x.device)
+    task.source = address("source", source, x.dtype, x.device)
+    task.target = address("target", target, x.dtype, x.device)
     return task
 
 
@@ -239,8 +247,11 @@ def _dense_task(
     source: torch.Tensor, target: torch.Tensor, dense: torch.Tensor, c: Connections, packed: bool
 ) -> Any:
     task = _native.SparseDense(c.n_models, c.out_features, dense.shape[2], c.capacity, source.element_size())
-    task.row_start, task.column = c.row_start.data_ptr(), 0 if packed else c.column.data_ptr()
-    task.source, task.target = source.data_ptr(), target.data_ptr()
+    dtype, device = source.dtype, source.device
+    task.row_start = address("row_start", c.row_start, torch.int64, device)
+    task.column = 0 if packed else address("column", c.column, torch.int32, device)
+    task.source = address("source", source, dtype, device)
+    task.target = address("target", target, dtype, device)
     return task
 
 
@@ -249,10 +260,10 @@ def _call(name: str, task: Any, device: torch.device, workspace: torch.Tensor | 
     if device.type == "cuda":
         launch = _native.SparseLaunch(device.index, torch.cuda.current_stream(device).cuda_stream)
         if workspace is not None:
-            launch.workspace = workspace.data_ptr()
+            launch.workspace = address("workspace", workspace, torch.uint8, device)
         getattr(_native.cuda, name)(task, launch)
         return
     launch = _native.SparseLaunch(0, 0)
     if workspace is not None:
-        launch.workspace = workspace.data_ptr()
+        launch.workspace = address("workspace", workspace, torch.uint8, device)
     getattr(_native.device_source_on_host, name)(task, launch, _host_descending)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from toykern import _native
+from toykern.address import address
 from toykern.errors import describe
 from toykern.ops.gate import check_device_of_kernels
 from toykern.threads import kernel_threads
@@ -101,11 +102,11 @@ class SparseIndex(NamedTuple):
             out_features,
             in_features,
             column.shape[0] // n_models,
-            row_start.data_ptr(),
-            column.data_ptr(),
-            column_start.data_ptr(),
-            row.data_ptr(),
-            slot.data_ptr(),
+            address("row_start", row_start, torch.int64),
+            address("column", column, torch.int32),
+            address("column_start", column_start, torch.int64),
+            address("row", row, torch.int32),
+            address("slot", slot, torch.int32),
             kernel_threads(),
         )
         return cls(in_features, row_start, column, column_start, row, slot)
@@ -143,8 +144,8 @@ def check_index(in_features: int, row_start: torch.Tensor, column: torch.Tensor)
         out_features,
         in_features,
         column.shape[0] // n_models,
-        row_start.data_ptr(),
-        column.data_ptr(),
+        address("row_start", row_start, torch.int64),
+        address("column", column, torch.int32),
     )
 
 
@@ -436,8 +437,9 @@ def _params(
         kernel_threads(),
     )
     p.x_model_stride = batch * in_features if n_models > 1 and x.shape[0] == n_models else 0
-    p.x, p.values, p.relu = x.data_ptr(), values.data_ptr(), relu
-    p.row_start, p.column = row_start.data_ptr(), column.data_ptr()
+    p.x, p.values, p.relu = address("x", x, x.dtype), address("values", values, x.dtype), relu
+    p.row_start = address("row_start", row_start, torch.int64)
+    p.column = address("column", column, torch.int32)
     return p
 
 
@@ -454,8 +456,8 @@ def _forward_cpu(
     bias = None if bias is None else bias.contiguous()
     y = x.new_empty(_shape_of_y(x, n_models, out_features))
     p = _params(x, values, row_start, column, relu)
-    p.bias = 0 if bias is None else bias.data_ptr()
-    p.y = y.data_ptr()
+    p.bias = 0 if bias is None else address("bias", bias, x.dtype)
+    p.y = address("y", y, x.dtype)
     _native.sparse_linear_forward(p)
     return y
 
@@ -485,11 +487,12 @@ def _backward_cpu(
     dvalues = torch.empty_like(values) if want_values else values.new_empty(0)
     dbias = x.new_empty(n_models, out_features) if want_bias else x.new_empty(0)
     p = _params(x, values, row_start, column, relu)
-    p.column_start, p.row, p.slot = column_start.data_ptr(), row.data_ptr(), slot.data_ptr()
-    p.dy, p.y = dy.data_ptr(), 0 if y is None else y.data_ptr()
-    p.dx = dx.data_ptr() if want_x else 0
-    p.dvalues = dvalues.data_ptr() if want_values else 0
-    p.dbias = dbias.data_ptr() if want_bias else 0
+    p.column_start = address("column_start", column_start, torch.int64)
+    p.row, p.slot = address("row", row, torch.int32), address("slot", slot, torch.int32)
+    p.dy, p.y = address("dy", dy, x.dtype), 0 if y is None else address("y", y, x.dtype)
+    p.dx = address("dx", dx, x.dtype) if want_x else 0
+    p.dvalues = address("dvalues", dvalues, x.dtype) if want_values else 0
+    p.dbias = address("dbias", dbias, x.dtype) if want_bias else 0
     _native.sparse_linear_backward(p)
     collector = _CAPTURES.get(capture)
     if collector is not None:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from toykern import _native
+from toykern.address import address, address_of_array
 from toykern.errors import describe
 from toykern.threads import kernel_threads
 
@@ -56,9 +57,9 @@ def largest_indices(
     counts = counts.to(torch.int64).contiguous()
     taken = _EMPTY if taken is None else taken.contiguous()
     chosen = _native.sparse_largest(
-        score=score.data_ptr(),
-        counts=counts.data_ptr(),
-        taken=taken.data_ptr(),
+        score=address("score", score, score.dtype),
+        counts=address("counts", counts, torch.int64),
+        taken=address("taken", taken, torch.int64),
         n_taken=len(taken),
         groups=score.shape[0],
         size=score.shape[1],
@@ -95,10 +96,10 @@ class LargestOfPieces:
         score, taken = score.contiguous(), taken.contiguous()
         if score.dtype == torch.float32:
             self._stream.add(
-                score=score.data_ptr(),
+                score=address("score", score, score.dtype),
                 first=first,
                 n=len(score),
-                taken=taken.data_ptr(),
+                taken=address("taken", taken, torch.int64),
                 n_taken=len(taken),
                 threads=kernel_threads(),
             )
@@ -162,18 +163,18 @@ def lowest_slots(
     drop = torch.empty(len(score), dtype=torch.bool)
     dropped = torch.empty(n_models, dtype=torch.int64)
     _native.sparse_lowest(
-        score=score.data_ptr(),
-        sign=0 if sign is None else sign.data_ptr(),
-        allowed=0 if allowed is None else allowed.data_ptr(),
-        counts=0 if counts is None else counts.data_ptr(),
-        row_start=row_start.data_ptr(),
+        score=address("score", score, score.dtype),
+        sign=0 if sign is None else address("sign", sign, score.dtype),
+        allowed=0 if allowed is None else address("allowed", allowed, torch.bool),
+        counts=0 if counts is None else address("counts", counts, torch.int64),
+        row_start=address("row_start", row_start, torch.int64),
         fraction=fraction,
         n_models=n_models,
         out_features=row_start.shape[1] - 1,
         capacity=len(score) // n_models,
         is_double=score.dtype == torch.float64,
-        drop=drop.data_ptr(),
-        dropped=dropped.data_ptr(),
+        drop=address("drop", drop, torch.bool),
+        dropped=address("dropped", dropped, torch.int64),
         threads=kernel_threads(),
     )
     return drop, dropped
@@ -206,11 +207,11 @@ def random_places(
     taken, counts = taken.contiguous(), counts.to(torch.int64).contiguous()
     seeds, ids = (np.ascontiguousarray(a, dtype=np.int64) for a in (seeds, ids))
     chosen = _native.sparse_random_places(
-        taken=taken.data_ptr(),
+        taken=address("taken", taken, torch.int64),
         n_taken=len(taken),
-        counts=counts.data_ptr(),
-        seeds=seeds.ctypes.data,
-        ids=ids.ctypes.data,
+        counts=address("counts", counts, torch.int64),
+        seeds=address_of_array("seeds", seeds, np.int64),
+        ids=address_of_array("ids", ids, np.int64),
         groups=len(counts),
         size=size,
         tag=tag,
@@ -276,20 +277,20 @@ def merge(
         out_features=row_start.shape[1] - 1,
         in_features=in_features,
         capacity=len(column) // n_models,
-        row_start=row_start.data_ptr(),
-        column=column.data_ptr(),
-        drop=drop.data_ptr(),
-        grown=grown.data_ptr(),
+        row_start=address("row_start", row_start, torch.int64),
+        column=address("column", column, torch.int32),
+        drop=address("drop", drop, torch.bool),
+        grown=address("grown", grown, torch.int64),
         n_grown=len(grown),
         keep_returning=keep_returning,
-        new_row_start=made.row_start.data_ptr(),
-        new_column=made.column.data_ptr(),
-        old_slot=made.old_slot.data_ptr(),
-        fresh=made.fresh.data_ptr(),
-        dropped=made.dropped.data_ptr(),
-        came=made.grown.data_ptr(),
-        active_rows=made.active_outputs.data_ptr(),
-        active_columns=made.active_inputs.data_ptr(),
+        new_row_start=address("row_start", made.row_start, torch.int64),
+        new_column=address("column", made.column, torch.int32),
+        old_slot=address("old_slot", made.old_slot, torch.int64),
+        fresh=address("fresh", made.fresh, torch.int64),
+        dropped=address("dropped", made.dropped, torch.int64),
+        came=address("grown", made.grown, torch.int64),
+        active_rows=address("active_outputs", made.active_outputs, torch.int64),
+        active_columns=address("active_inputs", made.active_inputs, torch.int64),
         threads=kernel_threads(),
     )
     return made._replace(fresh=made.fresh[:fresh])
@@ -316,10 +317,10 @@ def keys(
         in_features=in_features,
         capacity=len(column) // n_models,
         room=len(made),
-        row_start=row_start.data_ptr(),
-        column=column.data_ptr(),
-        drop=0 if drop is None else drop.data_ptr(),
-        keys=made.data_ptr(),
+        row_start=address("row_start", row_start, torch.int64),
+        column=address("column", column, torch.int32),
+        drop=0 if drop is None else address("drop", drop, torch.bool),
+        keys=address("keys", made, torch.int64),
         threads=kernel_threads(),
     )
     return made[:count]
@@ -345,8 +346,8 @@ def move(tensors: Sequence[torch.Tensor], old_slot: torch.Tensor) -> None:
     if at_once or on_cpu(old_slot):  # the slots are checked, whatever is moved
         old_slot = old_slot.contiguous()
         _native.sparse_move(
-            tensors=[(tensor.data_ptr(), tensor.element_size()) for tensor in at_once],
-            old_slot=old_slot.data_ptr(),
+            tensors=[(address("tensors", t, t.dtype), t.element_size()) for t in at_once],
+            old_slot=address("old_slot", old_slot, torch.int64),
             count=len(old_slot),
             threads=kernel_threads(),
         )
@@ -378,12 +379,12 @@ def explore(explored: torch.Tensor, fresh: torch.Tensor, n_models: int) -> torch
     counts = torch.empty(n_models, dtype=torch.int64)
     fresh = fresh.contiguous()
     _native.sparse_explore(
-        explored=explored.data_ptr(),
-        keys=fresh.data_ptr(),
+        explored=address("explored", explored, torch.bool),
+        keys=address("fresh", fresh, torch.int64),
         n_keys=len(fresh),
         n_models=n_models,
         positions=len(explored) // n_models,
-        counts=counts.data_ptr(),
+        counts=address("counts", counts, torch.int64),
         threads=kernel_threads(),
     )
     return counts

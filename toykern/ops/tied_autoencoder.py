@@ -74,7 +74,7 @@ class _Call(Call):
             with torch.autocast(weight.device.type, enabled=False):
                 shift = -torch.bmm(self.weight, self.bias.unsqueeze(2)).squeeze(2)
             code_bias = self.keep(shift if self.hidden_bias is None else shift + self.hidden_bias)
-            self.params.hidden_bias = code_bias.data_ptr()
+            self.params.hidden_bias = self.at("hidden_bias", code_bias)
 
     def _check_entries(
         self, row_start: torch.Tensor, feature: torch.Tensor, value: torch.Tensor, rows: int
@@ -112,7 +112,7 @@ def _output_impl(
     op = "tied_autoencoder"
     call = _Call(op, "forward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
     output = call.new(call.models, call.batch, call.features)
-    call.params.output = output.data_ptr()
+    call.params.output = call.at("output", output)
     call.run()
     return output.to(call.dtype)
 
@@ -143,7 +143,7 @@ def _loss_impl(
     call.want_loss(importance, l1, target, target_kind, reduction, target_wanted)
     call.want_gradients(weights_wanted, x_wanted)
     loss = call.new(call.models)
-    call.params.loss = loss.data_ptr()
+    call.params.loss = call.at("loss", loss)
     call.run()
     return loss, *call.gradients(), call.given_back(call.target_grad)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from toykern import _native
+from toykern.address import address
 from toykern.errors import check_choice, check_flag, check_int
 from toykern.ops.gate import check_like, check_shape, shared_over_models
 
@@ -101,7 +102,7 @@ class Call:
         p.hidden_activation = HIDDEN.index(options.hidden_activation)
         p.output_activation = OUTPUT.index(options.output_activation)
         self.weight = self.take("weight", weight)
-        p.encoder = self.weight.data_ptr()
+        p.encoder = self.at("weight", self.weight)
         self.decoder = self._take_if("decoder", decoder, [models, n, m])
         self.bias = self._take_if("bias", bias, [models, n])
         self.hidden_bias = self._take_if("hidden_bias", hidden_bias, [models, m])
@@ -122,6 +123,10 @@ class Call:
         self.kept.append(tensor)
         return tensor
 
+    def at(self, name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> int:
+        """Its address; TypeError unless it is on the call's device and of that dtype, None for the work's."""
+        return address(name, tensor, dtype or self.work, self.device)
+
     def take(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Contiguous, in the dtype of the work, kept; refused unless it is like the weights.
 
@@ -139,7 +144,7 @@ class Call:
             return None
         check_shape(name, tensor, shape)
         taken = self.take(name, tensor)
-        setattr(self.params, name, taken.data_ptr())
+        setattr(self.params, name, self.at(name, taken))
         return taken
 
     def _take_floats(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -154,7 +159,7 @@ class Call:
         if row_start is None or feature is None:
             check_shape("x", x, [models, batch, n], [1, batch, n])
             self.x = self.take("x", shared_over_models(x))
-            p.x, p.x_stride = self.x.data_ptr(), batch * n if self.x.shape[0] > 1 else 0
+            p.x, p.x_stride = self.at("x", self.x), batch * n if self.x.shape[0] > 1 else 0
             return
         stacks = (row_start.numel() - 1) // batch if batch else models
         if stacks not in (1, models):
@@ -164,7 +169,9 @@ class Call:
         values = self.take("value", x)
         self.keep(row_start), self.keep(feature)
         self.entries, shared = x.numel(), stacks == 1
-        p.value, p.row_start, p.feature = values.data_ptr(), row_start.data_ptr(), feature.data_ptr()
+        p.value = self.at("value", values)
+        p.row_start = self.at("row_start", row_start, torch.int64)
+        p.feature = self.at("feature", feature, torch.int32)
         p.row_stride = 0 if shared else batch
         p.value_grad_stride = values.numel() if shared and models > 1 else 0
 
@@ -194,24 +201,24 @@ class Call:
         p, models, n, m = self.params, self.models, self.features, self.hidden
         if weights_wanted:
             self.encoder_grad = self.new(models, m, n)
-            p.encoder_grad = self.encoder_grad.data_ptr()
+            p.encoder_grad = self.at("encoder_grad", self.encoder_grad)
             if not self.tied:
                 self.decoder_grad = self.new(models, n, m)
-                p.decoder_grad = self.decoder_grad.data_ptr()
+                p.decoder_grad = self.at("decoder_grad", self.decoder_grad)
             if self.bias is not None:
                 self.bias_grad = self.new(models, n)
-                p.bias_grad = self.bias_grad.data_ptr()
+                p.bias_grad = self.at("bias_grad", self.bias_grad)
             if p.hidden_bias:
                 self.hidden_grad = self.new(models, m)
-                p.hidden_bias_grad = self.hidden_grad.data_ptr()
+                p.hidden_bias_grad = self.at("hidden_grad", self.hidden_grad)
         if x_wanted and self.x is not None:
             self.input_grad = self.new(models, self.batch, n, zero=self.zeroed_input_grad)
-            p.x_grad = self.input_grad.data_ptr()
+            p.x_grad = self.at("input_grad", self.input_grad)
         elif x_wanted:
             stacked = (models,) if p.value_grad_stride else ()
             # What no row holds keeps a gradient of 0.
             self.input_grad = self.new(*stacked, self.entries, zero=True)
-            p.value_grad = self.input_grad.data_ptr()
+            p.value_grad = self.at("input_grad", self.input_grad)
 
     def want_loss(
         self, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str, reduction: str,
@@ -223,22 +230,23 @@ class Call:
             raise ValueError("x must hold at least one sample for a loss, not 0")
         check_shape("importance", importance, [models, n], [1, n])
         rows = self._take_floats("importance", shared_over_models(importance))
-        p.importance, p.importance_stride = rows.data_ptr(), n if rows.shape[0] > 1 else 0
+        p.importance = self.at("importance", rows, self._floats)
+        p.importance_stride = n if rows.shape[0] > 1 else 0
         if l1 is not None:
             check_shape("l1", l1, [models], [1])
             self.l1 = self._take_floats("l1", l1)
-            p.l1, p.l1_stride = self.l1.data_ptr(), 1 if self.l1.shape[0] > 1 else 0
+            p.l1, p.l1_stride = self.at("l1", self.l1, self._floats), 1 if self.l1.shape[0] > 1 else 0
         p.target = TARGETS.index(check_choice("target_kind", target_kind, TARGETS))
         if target_kind == "tensor":
             if target is None:
                 raise ValueError("target must be a tensor with target_kind='tensor', not None")
             check_shape("target", target, [models, self.batch, n], [1, self.batch, n])
             wanted = self.take("target", shared_over_models(target))
-            p.target_values = wanted.data_ptr()
+            p.target_values = self.at("target", wanted)
             p.target_stride = self.batch * n if wanted.shape[0] > 1 else 0
             if target_wanted:
                 self.target_grad = self.new(models, self.batch, n)
-                p.target_grad = self.target_grad.data_ptr()
+                p.target_grad = self.at("target_grad", self.target_grad)
         per_sample = n if check_choice("reduction", reduction, REDUCTIONS) == "mean" else 1
         p.loss_scale, p.l1_scale = 1.0 / (self.batch * per_sample), 1.0 / self.batch
 
@@ -246,7 +254,7 @@ class Call:
         """Takes the gradient at the output, and the output where it was kept."""
         shape = [self.models, self.batch, self.features]
         check_shape("grad", grad, shape)
-        self.params.output_grad = self.take("grad", grad).data_ptr()
+        self.params.output_grad = self.at("grad", self.take("grad", grad))
         self._take_if("output", output, shape)
 
     def gradients(self) -> Gradients:

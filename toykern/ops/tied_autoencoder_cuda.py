@@ -125,12 +125,13 @@ class CudaCall(Call):
     def _run_stacked(self) -> None:
         launch = _native.LayerLaunch()
         launch.bf16, launch.centered, launch.entries = self.bf16, self.centered, self.entries
-        launch.loss = 0 if self.loss is None else self.loss.data_ptr()
+        launch.loss = 0 if self.loss is None else self.at("loss", self.loss, torch.float32)
         floats = _native.stacked_partial_floats(self.params)
         group = self.models
         if floats:
             group = max(1, min(group, _PARTIAL_BYTES // (4 * floats)))
-            launch.partial = self.new(group * floats, dtype=torch.float32).data_ptr()
+            partial = self.new(group * floats, dtype=torch.float32)
+            launch.partial = self.at("partial", partial, torch.float32)
         for first in range(0, self.models, group):
             launch.first_model, launch.models = first, min(group, self.models - first)
             self.kernels.stacked(self.params, launch)
@@ -153,7 +154,7 @@ def output(
     with _plainly(weight.device):
         call = CudaCall("forward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
         found = call.new(call.models, call.batch, call.features)
-        call.params.output = found.data_ptr()
+        call.params.output = call.at("output", found)
         call.run()
     return found
 

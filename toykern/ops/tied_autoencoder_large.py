@@ -81,6 +81,9 @@ class Large:
     def _floats(self, count: int) -> torch.Tensor:
         return self.call.new(count, dtype=torch.float32)
 
+    def _at_floats(self, name: str, tensor: torch.Tensor) -> int:
+        return self.call.at(name, tensor, torch.float32)
+
     def _code_bias(self) -> Optional:
         """c − E b·centered, `[models, m]` in float32."""
         call = self.call
@@ -105,9 +108,9 @@ class Large:
             key = key + row // call.batch * n
         rising, order = torch.sort(key, stable=True)
         start = torch.searchsorted(rising, torch.arange(stacks * n + 1, device=self.device))
-        self.tile.by_feature = call.keep(order).data_ptr()
-        self.tile.feature_start = call.keep(start).data_ptr()
-        self.tile.entry_row = call.keep(row).data_ptr()
+        self.tile.by_feature = call.at("order", call.keep(order), torch.int64)
+        self.tile.feature_start = call.at("start", call.keep(start), torch.int64)
+        self.tile.entry_row = call.at("row", call.keep(row), torch.int64)
 
     # ---- the walk over tiles ----
 
@@ -133,20 +136,21 @@ class Large:
         self.group, self.first_of_batch = slice(model, model + models), row == 0
         self.h = self.codes[: models * rows * m].view(models, rows, m)
         self.stored_h = self.h
-        tile.codes = self.h.data_ptr()
-        tile.code_bias = 0 if self.code_bias is None else self.code_bias.data_ptr()
+        tile.codes = self._at_floats("codes", self.h)
+        tile.code_bias = 0 if self.code_bias is None else self._at_floats("code_bias", self.code_bias)
         tile.stored_codes = 0
         if self.bf16:
             self.stored_h = self.stored_codes[: models * rows * m].view(models, rows, m)
-            tile.stored_codes = self.stored_h.data_ptr()
-        tile.loss_sums, tile.column_sums, tile.active = self.loss_sums.data_ptr(), 0, 0
+            tile.stored_codes = self.call.at("stored_codes", self.stored_h)
+        tile.loss_sums = self._at_floats("loss_sums", self.loss_sums)
+        tile.column_sums = tile.active = 0
         self._encode(row, rows)
         if self.codes_wanted:
             self.dh = self.code_grad[: models * rows * m].view(models, rows, m)
             self.da = self.stored_code_grad[: models * rows * m].view(models, rows, m)
-            tile.code_grad = self.dh.data_ptr()
-            tile.stored_code_grad = self.da.data_ptr() if self.bf16 else 0
-            tile.column_sums = self.column_sums.data_ptr()
+            tile.code_grad = self._at_floats("code_grad", self.dh)
+            tile.stored_code_grad = self.call.at("stored_code_grad", self.da) if self.bf16 else 0
+            tile.column_sums = self._at_floats("column_sums", self.column_sums)
         self._decode(models, row, rows)
         if self.codes_wanted:
             self._encoder_gradients(row, rows)
@@ -180,7 +184,7 @@ class Large:
         assert self.encoder_rows is not None
         copy = self.encoder_rows[: rows.numel()].view(rows.shape)
         copy.copy_(rows)
-        self.tile.encoder_rows = copy.data_ptr()
+        self.tile.encoder_rows = self.call.at("encoder_rows", copy)
 
     def _decoder_rows(self, first: int, features: int) -> torch.Tensor:
         """D's rows of a tile, `[models, features, m]`: a view."""
@@ -200,12 +204,12 @@ class Large:
             tile.z = 0
             if self.z_wanted:
                 self.kernels.product(z, self.stored_h, self._decoder_rows(first, features).mT, False)
-                tile.z = z.data_ptr()
+                tile.z = self._at_floats("z", z)
             dz = self.dz[:count].view(models, rows, features) if self.bf16 else z
-            tile.dz = dz.data_ptr() if self.codes_wanted else 0
+            tile.dz = call.at("dz", dz) if self.codes_wanted else 0
             across = -(-features // TILE_COLUMNS)
             looks = self.may_look and count * self.m >= ACTIVE_WORK
-            tile.active = self.active.data_ptr() if looks else 0
+            tile.active = call.at("active", self.active, torch.int32) if looks else 0
             self.kernels.tile(tile, _OUTPUT)
             if call.loss is not None:
                 self._add_to_loss(blocks, across, None, 0, call.params.loss_scale)
@@ -273,19 +277,21 @@ class Large:
 
     def _add_columns(self, to: torch.Tensor, blocks: int, count: int, first: int) -> None:
         sums = _native.LayerSums()
-        sums.from_, sums.models = self.column_sums.data_ptr(), self.tile.models
+        sums.from_, sums.models = self._at_floats("column_sums", self.column_sums), self.tile.models
         sums.blocks, sums.count, sums.first = blocks, count, first
-        sums.to, sums.to_stride = to[self.group].data_ptr(), to.shape[1]
+        sums.to, sums.to_stride = self._at_floats("sums", to[self.group]), to.shape[1]
         self.kernels.sums(sums)
 
     def _add_to_loss(self, blocks: int, count: int, scale: Optional, stride: int, factor: float) -> None:
         assert self.call.loss is not None
         sums = _native.LayerSums()
-        sums.whole, sums.from_, sums.models = True, self.loss_sums.data_ptr(), self.tile.models
+        sums.whole, sums.models = True, self.tile.models
+        sums.from_ = self._at_floats("loss_sums", self.loss_sums)
         sums.blocks, sums.count, sums.factor = blocks, count, factor
-        sums.to, sums.to_stride = self.call.loss[self.group].data_ptr(), 1
+        sums.to, sums.to_stride = self._at_floats("loss", self.call.loss[self.group]), 1
         if scale is not None:
-            sums.scale, sums.scale_stride = scale[self.group if stride else slice(None)].data_ptr(), stride
+            of_group = scale[self.group if stride else slice(None)]
+            sums.scale, sums.scale_stride = self._at_floats("scale", of_group), stride
         self.kernels.sums(sums)
 
     def _finish(self) -> None:
