@@ -7,6 +7,13 @@
 
 namespace toykern {
 
+// An address, which is what Python passes for every pointer and stream. A bound function never takes the pointer itself: pybind11 makes a
+// `void*` from a capsule alone, and refuses the integer that a stream of torch is. tests/test_cuda_entries.py calls them all.
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
 // A pointer field as an integer property.
 template <class Class, class Struct, class T>
 void bind_pointer(Class& c, const char* name, T* Struct::* field) {

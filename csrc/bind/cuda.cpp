@@ -40,7 +40,14 @@ void bind_devices(py::module_& m) {
             return d;
         },
         "What this build and this machine have of CUDA; versions as 1000 · major + 10 · minor, 0 for none.");
-    m.def("cuda_synchronize", &cuda_synchronize, py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "cuda_synchronize",
+        [](int device, uintptr_t stream, const std::string& doing) {
+            py::gil_scoped_release release;
+            cuda_synchronize(device, pointer<void>(stream), doing);
+        },
+        py::arg("device"), py::arg("stream"), py::arg("doing"),
+        "Waits for all work of a stream; `doing` names it where it failed.");
     m.def(
         "cuda_device",
         [](int device) {
@@ -64,7 +71,7 @@ void bind_devices(py::module_& m) {
             d["cooperative"] = found.cooperative;
             return d;
         },
-        "The properties of one GPU, sizes in bytes.");
+        py::arg("device"), "The properties of one GPU, sizes in bytes.");
     m.def(
         "cuda_probe",
         [](int device, int threads, int64_t shared_bytes) {
@@ -82,9 +89,9 @@ void bind_trainer(py::module_& m, py::module_& c, py::module_& host) {
     m.def("fill_tables",
           [](const Distribution& d, const TablesLayout& layout, int64_t n_models, uintptr_t out, int threads) {
               py::gil_scoped_release release;
-              return fill_tables(d, layout, n_models, reinterpret_cast<char*>(out), threads);
+              return fill_tables(d, layout, n_models, pointer<char>(out), threads);
           });
-    m.def("step_scales", [](const TrainParams& p, uintptr_t out) { step_scales(p, reinterpret_cast<double*>(out)); });
+    m.def("step_scales", [](const TrainParams& p, uintptr_t out) { step_scales(p, pointer<double>(out)); });
 
     py::class_<Launch> l(m, "Launch");
     l.def(py::init([] { return Launch{}; }))
@@ -151,11 +158,12 @@ void bind_sparse_layers(py::module_& m, py::module_& c, py::module_& host) {
 
     py::class_<SparseLaunch> l(m, "SparseLaunch");
     l.def(py::init([](int device, uintptr_t stream) {
-        SparseLaunch launch;
-        launch.device = device;
-        launch.stream = reinterpret_cast<void*>(stream);
-        return launch;
-    }));
+              SparseLaunch launch;
+              launch.device = device;
+              launch.stream = pointer<void>(stream);
+              return launch;
+          }),
+          py::arg("device"), py::arg("stream"));
     bind_pointer(l, "workspace", &SparseLaunch::workspace);
     m.def("sparse_slots_workspace", &sparse_slots_workspace);
 
@@ -235,8 +243,18 @@ void bind_autoencoder_layer(py::module_& m, py::module_& c, py::module_& host) {
     m.def("stacked_partial_floats", &stacked_partial_floats, "Scratch of one model; the pointers are not read.");
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     c.def("layer_stacked", &cuda::layer_stacked, unlocked);
-    c.def("layer_tile", &cuda::layer_tile, unlocked);
-    c.def("layer_sums", &cuda::layer_sums, unlocked);
+    c.def(
+        "layer_tile",
+        [](const LayerTileParams& tile, int kernel, int device, uintptr_t stream) {
+            cuda::layer_tile(tile, kernel, device, pointer<void>(stream));
+        },
+        unlocked, py::arg("tile"), py::arg("kernel"), py::arg("device"), py::arg("stream"));
+    c.def(
+        "layer_sums",
+        [](const LayerSums& sums, int device, uintptr_t stream) {
+            cuda::layer_sums(sums, device, pointer<void>(stream));
+        },
+        unlocked, py::arg("sums"), py::arg("device"), py::arg("stream"));
     host.def("layer_stacked", &host::layer_stacked, unlocked);
     host.def("layer_tile", &host::layer_tile, unlocked);
     host.def("layer_sums", &host::layer_sums, unlocked);

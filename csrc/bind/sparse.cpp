@@ -19,11 +19,6 @@ void bind_topology(Class& c, const char* name, T* SparseTopology::* field) {
         [field](SparseLinearParams& p, uintptr_t address) { p.topology.*field = reinterpret_cast<T*>(address); });
 }
 
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
 // A vector handed to NumPy without a copy.
 template <class T>
 py::array_t<T> as_array(std::vector<T>&& values) {
