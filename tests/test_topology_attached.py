@@ -10,6 +10,7 @@ import matplotlib
 import pytest
 import torch
 from masked_dense import (
+    MaskedLayer,
     Network,
     batch,
     loss_of,
@@ -186,6 +187,23 @@ def test_tickets_go_back(rewind_to):
     assert [float(layer.topology.density.mean()) for layer in model.layers] == pytest.approx(
         [0.1, 0.1], abs=0.01
     )
+
+
+# --- what is a sparse layer ---------------------------------------------------------------------------------
+
+
+def test_what_is_a_sparse_layer():
+    own = MaskedLayer(sparse.Topology.random(4, 4, 0.5))
+    for layer in (own, tk.SparseLinear(4, 4, 0.5), tk.SparseTiedAutoencoder(4, 2, 0.5)):
+        assert sparse.is_sparse_layer(layer)
+    for other in (nn.Linear(4, 4), nn.Sequential(own), tk.SparseLinear, own.topology, None):
+        assert not sparse.is_sparse_layer(other)
+
+
+def test_a_wrapper_that_passes_attributes_on_is_no_second_layer():
+    model = nn.Sequential(torch.compile(tk.SparseLinear(9, 12, 0.4), backend="eager"))
+    attached = sparse.SET(interval=1).attach(model, torch.optim.SGD(model.parameters()))
+    assert list(attached.layers) == ["0._orig_mod"]
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

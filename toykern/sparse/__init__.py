@@ -16,7 +16,7 @@ from toykern.sparse.change import Change
 from toykern.sparse.fan_in import ConstantFanIn
 from toykern.sparse.gradual import GradualMagnitude
 from toykern.sparse.grow import DenseGradient, GrowCriterion, MomentumGrowth, RandomGrowth, SampledGradient
-from toykern.sparse.layer import AttachedLayer, NoBackwardPass, SparseLayer
+from toykern.sparse.layer import AttachedLayer, NoBackwardPass, SparseLayer, is_sparse_layer
 from toykern.sparse.lottery import LotteryTicket
 from toykern.sparse.named import GSE, SET, SNFS, RigL, SRigL, Static
 from toykern.sparse.prune import Magnitude, PruneCriterion, RandomPrune, Sensitivity
@@ -54,4 +54,5 @@ __all__ = [
     "Static",
     "Topology",
     "Update",
+    "is_sparse_layer",
 ]

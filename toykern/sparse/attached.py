@@ -18,7 +18,7 @@ from toykern.sparse.change import Change
 from toykern.sparse.distributed import Ranks, fingerprint
 from toykern.sparse.draws import words64
 from toykern.sparse.groups import GroupedLayer
-from toykern.sparse.layer import AttachedLayer, SparseLayer
+from toykern.sparse.layer import AttachedLayer, is_sparse_layer
 from toykern.sparse.optimizer_state import as_optimizers, check_held, state_of
 from toykern.sparse.recipe import Recipe
 from toykern.sparse.report import QUANTITIES, LayerReport, Update, plot_history, report_of
@@ -55,7 +55,7 @@ class AttachedTopology:
         self.model = model
         self.optimizers = as_optimizers(optimizer)
         ranks = Ranks(process_group)
-        found = [(name, module) for name, module in model.named_modules() if isinstance(module, SparseLayer)]
+        found = [(name, module) for name, module in model.named_modules() if is_sparse_layer(module)]
         if not found:
             raise ValueError(
                 f"model has no sparse layer: {type(model).__name__} holds no tk.SparseLinear; "

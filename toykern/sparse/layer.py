@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ class NoBackwardPass(RuntimeError):
     """A layer was asked for a gradient, and there was no backward pass that it could take it from."""
 
 
-@runtime_checkable
 class SparseLayer(Protocol):
     """A module with `values` at the connections of a `topology`: `toykern.SparseLinear`, or one's own.
 
     `values` is a 1-d Parameter `[n_models · capacity]`, 0 in the slack, and stays the same object for the
-    life of the layer.
+    life of the layer. `is_sparse_layer` says whether a module is one; `isinstance` cannot.
     """
 
     values: nn.Parameter
@@ -48,6 +47,21 @@ class SparseLayer(Protocol):
 
     def gradient_at(self, model: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """The same at some positions, each int64 `[n]`: `[n]`."""
+
+
+_METHODS = sorted(name for name, member in vars(SparseLayer).items() if name[0] != "_" and callable(member))
+
+
+def is_sparse_layer(module: object) -> TypeGuard[SparseLayer]:
+    """Whether a module is a `SparseLayer`: its class has the methods, and it has `values` and a `topology`.
+
+    `isinstance` of a runtime-checkable protocol does not do: since Python 3.12 it looks at what stands in
+    classes and in the instance's `__dict__`, and a module's parameters stand in neither. The methods are
+    looked up in the class, so that what only passes attributes on (`torch.compile` of a layer, FSDP) is not
+    found beside the layer.
+    """
+    has_methods = all(callable(getattr(type(module), name, None)) for name in _METHODS)
+    return has_methods and hasattr(module, "values") and hasattr(module, "topology")
 
 
 class AttachedLayer:

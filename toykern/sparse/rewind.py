@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from toykern.sparse.layer import SparseLayer
+from toykern.sparse.layer import is_sparse_layer
 
 if TYPE_CHECKING:
     from toykern.sparse.attached import AttachedTopology
@@ -19,7 +19,7 @@ def _others(attached: AttachedTopology) -> dict[str, torch.Tensor]:
         name: p for name, p in attached.model.named_parameters() if id(p) not in values
     }
     for prefix, module in attached.model.named_modules():
-        if isinstance(module, SparseLayer):
+        if is_sparse_layer(module):
             continue
         for name, buffer in module.named_buffers(recurse=False):
             found[f"{prefix}.{name}" if prefix else name] = buffer
