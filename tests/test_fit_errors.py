@@ -289,6 +289,12 @@ def test_a_view_of_every_second_model_trains_the_stack():
     assert torch.equal(run.snapshots[9]["weight"], base.weight[::2])
 
 
+@pytest.mark.parametrize("n", [2**24 + 1, 2**31, 2**62, 0, 5.0, "5"])
+def test_one_sparse_refuses_before_it_lists_the_features(n):
+    with pytest.raises((ValueError, TypeError), match="n_features must be an integer"):
+        tk.SparseFeatures.one_sparse(n)
+
+
 def test_transposed_and_offset_storage():
     expected = model()
     _trained(expected)

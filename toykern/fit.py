@@ -7,7 +7,6 @@ import platform
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,16 +20,17 @@ from toykern.data.features import SparseFeatures
 from toykern.devices import arch_of
 from toykern.errors import check_int, check_positive_int, describe
 from toykern.grid import Grid
+from toykern.longer import check_longer, make_longer
 from toykern.nn import SparseTiedAutoencoder
 from toykern.optim import AdamW, Optimizer, optimizer_from_config
 from toykern.progress import BarMaker, bar_for
 from toykern.resident import AnyModel, Resident, check_data, check_model
 from toykern.resident_topology import ResidentTopology, check_recipe
+from toykern.resume import check_resume
 from toykern.run import Run
 from toykern.run_checks import check_run
 from toykern.schedule import Schedule, check_schedule, multipliers, schedule_config, schedule_from_config
-from toykern.settings import METRICS, check_record, check_settings, check_snapshots
-from toykern.sparse.config import recipe_config
+from toykern.settings import METRICS, check_memory, check_settings, topology_config
 from toykern.sparse.recipe import Recipe
 
 _STRETCH_SECONDS = 0.4  # of work in one native call: how often progress shows and Ctrl-C is heard
@@ -90,7 +90,9 @@ def fit(
             helps.
         resume: a `Run` that was cut short (by `stop_at`, Ctrl-C, or loaded from a store): go on where it
             stopped, with the same bits as if it never had. Its tensors are continued in place. Everything
-            else comes from it; what is given nevertheless must agree.
+            else comes from it; what is given nevertheless must agree. But for `steps`, which may be more than
+            before where the schedule is constant: the run, finished or not, is then trained that long, with
+            the bits of one that was so long from the start (`snapshots` may add some after the former end).
         stop_at: stop after this many updates in all (`run.steps_made`); `resume` goes on.
         grid: the `Grid` that the models come from; the results are then labelled by it.
         progress: True, False, or None: a bar if standard error is a terminal. (Or what makes one:
@@ -109,7 +111,8 @@ def fit(
         ValueError, TypeError: an argument that does not fit, by name; nothing has been trained then.
         RuntimeError: the model's device has no kernels here (the message says why), or this is a forked
             child of a process that used several threads.
-        MemoryError: the kernels' memory cannot be had; on a CUDA device it says how many models would fit.
+        MemoryError: the kernels' memory cannot be had, or what the run keeps would not fit into what is free;
+            on a CUDA device it says how many models would fit.
 
     Example:
         >>> import toykern as tk
@@ -121,7 +124,7 @@ def fit(
     """
     if resume is not None:
         given = {
-            "model": model, "data": data, "steps": steps, "optimizer": optimizer, "seed": seed,
+            "model": model, "data": data, "optimizer": optimizer, "seed": seed,
             "record_every": record_every, "grid": grid, "topology": topology,
         }  # fmt: skip
         defaults = {
@@ -129,15 +132,20 @@ def fit(
             "schedule": (schedule, "constant"), "loss_reduction": (loss_reduction, "mean"),
         }  # fmt: skip
         given |= {name: value for name, (value, default) in defaults.items() if value != default}
-        _check_resume(resume, given, importance, record, snapshots)
+        check_run(resume, "resume")
+        length = check_longer(resume, resume.config["steps"] if steps is None else steps)
+        kept = check_resume(resume, given, importance, record, snapshots, length)
         run = resume
     else:
         run = _new_run(
             model, data, steps, batch_size, AdamW() if optimizer is None else optimizer, importance, seed,
             target, schedule, loss_reduction, record_every, record, snapshots, grid, topology,
         )  # fmt: skip
-    total = run.steps_to_make
+        length, kept = int(run.config["steps"]), run.config["snapshots"]
+    total = run.steps_to_make + length - int(run.config["steps"])
     stop = total if stop_at is None else check_int("stop_at", stop_at, minimum=run.steps_made, maximum=total)
+    if length != run.config["steps"]:
+        make_longer(run, length, kept)
     return _train(run, stop, progress)
 
 
@@ -171,6 +179,7 @@ def _new_run(
         tracks_explored=recipe is not None and recipe.track_explored,
     )  # fmt: skip
     steps = settings.steps
+    check_memory(model, settings, state_names=optimizer.state_names)
     attached = None
     if recipe is not None:
         assert isinstance(model, SparseTiedAutoencoder)
@@ -199,7 +208,7 @@ def _new_run(
     }  # fmt: skip
     if attached is not None:
         arrays["topology_seed"] = attached.seeds
-        config["topology"] = _described(attached.recipe)
+        config["topology"] = topology_config(attached.recipe)
     run = Run(
         model=model,
         data=data,
@@ -369,97 +378,6 @@ def _check_recipe(given: Any, model: AnyModel) -> Recipe:
             f"density=…), not {describe(model)}"
         )
     return recipe
-
-
-def _described(recipe: Recipe) -> dict[str, Any]:
-    """The recipe for a run's config; its seeds are in the run's arrays."""
-    own = {"seed": None if recipe.seed is None else "own"}
-    return {"recipe": recipe_config(recipe), **own}
-
-
-def _check_resume(run: Run, given: dict[str, Any], importance: Any, record: Any, snapshots: Any) -> None:
-    """The run must be whole, and what is given beside `resume` what it was begun with."""
-    check_run(run, "resume")
-
-    def disagree(name: str) -> ValueError:
-        return ValueError(f"{name} differs from that of the run to resume; leave it out, or give the same")
-
-    config = run.config
-    if given["model"] is not None and given["model"] is not run.model:
-        raise ValueError("model must be the run's own (run.model) when resuming, or be left out")
-    data = given["data"]
-    if data is not None and (
-        not isinstance(data, SparseFeatures)
-        or data.config() != config["data"]
-        or not torch.equal(data.probability, run.arrays["probability"])
-    ):
-        raise disagree("data")
-    optimizer = given["optimizer"]
-    if optimizer is not None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(optimizer)}")
-        rates = ("lr", "weight_decay")
-        settings = [
-            {k: v for k, v in c.items() if k not in rates} for c in (optimizer.config(), config["optimizer"])
-        ]
-        given_rates = zip(optimizer.per_model(run.n_models), rates, strict=True)
-        if settings[0] != settings[1] or not all(torch.equal(a, run.arrays[name]) for a, name in given_rates):
-            raise disagree("optimizer")
-    if given["seed"] is not None and not torch.equal(
-        broadcast_seed("seed", given["seed"], run.n_models), run.arrays["seed"]
-    ):
-        raise disagree("seed")
-    if given["grid"] is not None and (run.grid is None or given["grid"].config() != run.grid.config()):
-        raise disagree("grid")
-    if "schedule" in given and schedule_config(given["schedule"]) != config["schedule"]:
-        raise disagree("schedule")
-    if run.schedule is None and config["schedule"]["name"] == "callable":
-        if "schedule" not in given:
-            raise ValueError("schedule must be given: it is a callable, which the run's store could not hold")
-        run.schedule = given["schedule"]
-    _check_resumed_topology(run, given["topology"], disagree)
-    for name in ("steps", "batch_size", "target", "loss_reduction", "record_every"):
-        if given.get(name) is not None and given[name] != config[name]:
-            raise disagree(name)
-    given_importance = broadcast_importance(importance, run.n_models, run.model.n_features)
-    if not isinstance(importance, float) or importance != 1.0:
-        begun_with = run.arrays["importance"]
-        if not torch.equal(given_importance.expand(run.n_models, -1), begun_with.expand(run.n_models, -1)):
-            raise disagree("importance")
-    if tuple(record) != ("loss",) and list(check_record(record)) != list(config["record"]):
-        raise disagree("record")
-    wanted = check_snapshots(snapshots, int(config["steps"]))
-    if wanted and wanted != list(config["snapshots"]):
-        raise disagree("snapshots")
-    level, now = run.provenance.get("instruction_set"), arch_of(next(run.model.parameters()).device)
-    if level is not None and level != now:
-        warnings.warn(
-            f"the run was begun at the instruction-set level {level!r} and goes on at {now!r}: "
-            "the bits will not be those of an uninterrupted run",
-            stacklevel=3,
-        )
-
-
-def _check_resumed_topology(run: Run, given: Any, disagree: Callable[[str], ValueError]) -> None:
-    """A recipe that is given must be the run's; one that its store could not hold must be given."""
-    begun_with = run.config.get("topology")
-    if given is None:
-        if begun_with is not None and run.topology is None:
-            raise ValueError(
-                "topology must be given: its recipe has a callable or a class of your own in it, which the "
-                "run's store could not hold"
-            )
-        return
-    recipe = check_recipe(given)
-    if begun_with is None or _described(recipe) != begun_with:
-        raise disagree("topology")
-    seeds = run.arrays["topology_seed"]
-    if recipe.seed is not None and not torch.equal(broadcast_seed("seed", recipe.seed, run.n_models), seeds):
-        raise disagree("topology")
-    if run.topology is None:
-        assert isinstance(run.model, SparseTiedAutoencoder) and run.topology_state is not None
-        run.topology = ResidentTopology.restored(recipe, run.model, seeds, run.topology_state)
-        run.topology_state = None
 
 
 def _copy_on_cpu(parameter: torch.Tensor) -> torch.Tensor:

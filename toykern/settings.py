@@ -12,11 +12,14 @@ from toykern import metrics
 from toykern.data.features import MAX_STEP
 from toykern.errors import check_choice, check_int, describe
 from toykern.grid import Grid
+from toykern.memory import check_free_memory
 from toykern.nn import SparseTiedAutoencoder
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS
 from toykern.optim import Optimizer
 from toykern.resident import AnyModel
 from toykern.schedule import Schedule, multipliers
+from toykern.sparse.config import recipe_config
+from toykern.sparse.recipe import Recipe
 
 METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "features_per_dimension": metrics.features_per_dimension,
@@ -93,6 +96,29 @@ def check_settings(
     if grid is not None and (not isinstance(grid, Grid) or grid.n_models != model.n_models):
         raise ValueError(f"grid must be a Grid of {model.n_models} models, not {describe(grid)}")
     return Settings(steps, batch_size, every, names, kept)
+
+
+def check_memory(model: AnyModel, settings: Settings, *, state_names: Sequence[str]) -> None:
+    """MemoryError, before anything is allocated, if what the run keeps on the CPU would not fit there."""
+    models, n, m = model.n_models, model.n_features, model.n_hidden
+    values = sum(n if name in FEATURE_METRICS else 1 for name in settings.record)
+    weights = 4 * models * n * m * (2 if hasattr(model, "decoder") else 1) + 4 * models * n
+    connections = models * n * m if isinstance(model, SparseTiedAutoencoder) else 0
+    copies = len(settings.snapshots) + 1  # the initial weights are kept too
+    needed = 4 * models * settings.n_records * values
+    needed += copies * (weights + connections) + len(state_names) * weights
+    check_free_memory(
+        f"what the run keeps ({settings.n_records:,} records of {', '.join(settings.record)}, "
+        f"{len(settings.snapshots):,} snapshots and the optimiser's state, for {models:,} models)",
+        needed,
+        "a larger record_every, fewer snapshots or fewer models need less",
+    )
+
+
+def topology_config(recipe: Recipe) -> dict[str, Any]:
+    """The recipe for a run's config; its seeds are in the run's arrays."""
+    own = {"seed": None if recipe.seed is None else "own"}
+    return {"recipe": recipe_config(recipe), **own}
 
 
 def check_record(record: Any) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
         if ((step + 1) % p.record_every == 0 || step + 1 == p.total_steps) {
             if (team.rank == 0 && p.loss_records)
                 p.loss_records[i * p.n_records + r] = (float)(carry / (double)(step + 1 - r * p.record_every));
-            carry = 0.0;
+            if ((step + 1) % p.record_every == 0) carry = 0.0;  // of a shorter last record it is kept: a run may be made longer
         }
         const bool last = step + 1 == p.first_step + p.steps;
         shared.model.update(step_constants(p, i, step), (float)(2.0 * factor), shared.gradients, shared.stride,

@@ -16,6 +16,7 @@ from toykern.data.sparse_batch import SparseBatch
 from toykern.device_launch import DeviceLaunch
 from toykern.devices import check_kernels
 from toykern.errors import check_choice, check_flag, check_int, check_number, check_positive_int, describe
+from toykern.memory import check_free_memory
 from toykern.threads import kernel_threads
 
 MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant")
@@ -127,7 +128,7 @@ class SparseFeatures:
         >>> int((SparseFeatures.one_sparse(6).sample(0, 100, n_models=1) != 0).sum())
         100
         """
-        n = check_positive_int("n_features", n_features)
+        n = check_int("n_features", n_features, minimum=1, maximum=MAX_FEATURES)
         return cls(n, 1.0 / n, magnitude, groups=(Anticorrelated(range(n)),), noise=noise)
 
     @property
@@ -175,6 +176,12 @@ class SparseFeatures:
         models = self._models_of(seed, n_models)
         seeds = broadcast_seed("seed", seed, models)
         there = check_kernels(device or "cpu")
+        if layout == "dense" and there.type == "cpu":
+            check_free_memory(
+                f"a batch of {models:,} models, {batch_size:,} samples and {self.n_features:,} features",
+                4 * models * batch_size * self.n_features,
+                'fewer models or samples need less, and so does layout="sparse"',
+            )
 
         params = _native.SampleParams()
         params.data = self.native()

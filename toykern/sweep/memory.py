@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-import torch
-
 from toykern import _native
+from toykern.memory import free_memory
 from toykern.nn import SparseTiedAutoencoder
 from toykern.run import Run, trained_arrays
 from toykern.store import tensors_of
@@ -41,15 +37,3 @@ def bytes_per_model(probe: Run) -> int:
         positions = probe.model.n_features * probe.model.n_hidden
         total += trained + positions * (_OF_A_POSITION if probe.topology is not None else 0)
     return total + int(_native.tables_layout(probe.data.native()).bytes)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on a device; of the machine for the CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -85,7 +85,7 @@ struct TrainParams {
     float* loss_records;        // [K, n_records] mean loss of each record; null: not wanted
     int64_t n_records;
     int64_t total_steps;   // of the whole run: the last record may be shorter than record_every
-    double* loss_carry;    // [K] sum of the losses of the record under way
+    double* loss_carry;    // [K] sum of the losses of the record under way; of a last one that is shorter, at the end too
     int64_t* diverged_at;  // [K] step whose batch loss was not finite, or -1; such a model is left alone
 
     const int64_t* order;  // [K] the order in which models are taken, costliest first; null: 0 … K-1
