@@ -25,12 +25,13 @@ def as_tensor(
         if isinstance(value, torch.Tensor):
             tensor = value.detach()
         elif isinstance(value, int | float):  # apart, so that torch.compile can follow it
-            tensor = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+            kind = torch.int64 if isinstance(value, int) else torch.float64
+            tensor = torch.tensor(value, dtype=kind, device="cpu")
         else:
             array = np.asarray(value)
             if array.dtype.kind == "u" and array.itemsize == 8 and (array > np.iinfo(np.int64).max).any():
                 raise OverflowError
-            tensor = torch.as_tensor(np.ascontiguousarray(array).reshape(array.shape))
+            tensor = torch.as_tensor(np.ascontiguousarray(array).reshape(array.shape), device="cpu")
     except OverflowError:
         raise ValueError(f"{name} must fit in 63 bits, not {describe(value)}") from None
     except (TypeError, ValueError, RuntimeError):
@@ -79,7 +80,7 @@ def broadcast_seed(name: str, value: Any, n_models: int) -> torch.Tensor:
     tensor([7, 7, 7])
     """
     if value is None:
-        return torch.arange(n_models)
+        return torch.arange(n_models, dtype=torch.int64, device="cpu")
     if isinstance(value, int):
         check_int(name, value, minimum=0, maximum=2**63 - 1)
     seeds = broadcast_per_model(name, value, n_models, torch.int64)
@@ -115,7 +116,7 @@ def broadcast_importance(
         # made where it is needed: a copy to another device would wait for it, which a CUDA graph cannot
         if not 0 <= value <= torch.finfo(dtype).max:  # NaN too
             raise ValueError(f"importance must be finite and at least 0, not {describe(value)}")
-        return torch.full((1, n_features), float(value), dtype=dtype, device=device)
+        return torch.full((1, n_features), float(value), dtype=dtype, device=device or "cpu")
     tensor = as_tensor("importance", value, dtype, device)
     rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor
     if rows.ndim > 2 or rows.shape[0] not in (1, n_models) or rows.shape[1] not in (1, n_features):

@@ -38,7 +38,7 @@ class DeviceLaunch:
         native = data.native()
         layout = _native.tables_layout(native)
         rows = n_models if data.probability.shape[0] > 1 else 1
-        tables = torch.empty(rows * layout.bytes, dtype=torch.uint8)
+        tables = torch.empty(rows * layout.bytes, dtype=torch.uint8, device="cpu")
         self._launch = _native.Launch()
         self._launch.mixed = _native.fill_tables(
             native, layout, rows, address("tables", tables, torch.uint8), kernel_threads()

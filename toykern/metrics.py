@@ -234,16 +234,20 @@ def polygon(n_vertices: int, n_features: int | None = None) -> CriticalPoint:
     """
     n_vertices = check_int("n_vertices", n_vertices, minimum=2, maximum=MAX_VERTICES)
     n_features = check_int("n_features", n_vertices if n_features is None else n_features, minimum=n_vertices)
-    cosines = torch.cos(2 * math.pi * torch.arange(1, n_vertices, dtype=torch.float64) / n_vertices)
+    cosines = torch.cos(
+        2 * math.pi * torch.arange(1, n_vertices, dtype=torch.float64, device="cpu") / n_vertices
+    )
     neighbours = cosines[cosines > 1e-9]  # only these features' outputs can be switched on by another feature
     square, bias = (1.0, 0.0) if len(neighbours) == 0 else _polygon_minimum(neighbours)
-    represented = float(_polygon_loss(torch.tensor([square, bias], dtype=torch.float64), neighbours))
+    represented = float(
+        _polygon_loss(torch.tensor([square, bias], dtype=torch.float64, device="cpu"), neighbours)
+    )
     dead_loss = 1 / (3 * n_features) - 1 / (4 * n_features**2)
 
-    angles = 2 * math.pi * torch.arange(n_vertices, dtype=torch.float64) / n_vertices
-    weight = torch.zeros(2, n_features, dtype=torch.float64)
+    angles = 2 * math.pi * torch.arange(n_vertices, dtype=torch.float64, device="cpu") / n_vertices
+    weight = torch.zeros(2, n_features, dtype=torch.float64, device="cpu")
     weight[:, :n_vertices] = math.sqrt(square) * torch.stack([torch.cos(angles), torch.sin(angles)])
-    biases = torch.full((n_features,), 1 / (2 * n_features), dtype=torch.float64)
+    biases = torch.full((n_features,), 1 / (2 * n_features), dtype=torch.float64, device="cpu")
     biases[:n_vertices] = bias
     loss = represented * n_vertices / n_features + dead_loss * (n_features - n_vertices)
     return CriticalPoint(weight, biases, loss, math.sqrt(square))
@@ -265,7 +269,7 @@ def _polygon_loss(point: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor
 
 def _polygon_minimum(neighbours: torch.Tensor) -> tuple[float, float]:
     """(radius², bias) where `_polygon_loss` is least: Newton's method with halved steps."""
-    point = torch.tensor([1.2, -0.3], dtype=torch.float64)
+    point = torch.tensor([1.2, -0.3], dtype=torch.float64, device="cpu")
     for _ in range(100):
         at = point.clone().requires_grad_()
         loss = _polygon_loss(at, neighbours)
@@ -292,7 +296,7 @@ def _norm_and_shared(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _check_weight(weight: Any) -> torch.Tensor:
-    tensor = weight if isinstance(weight, torch.Tensor) else torch.as_tensor(np.asarray(weight))
+    tensor = weight if isinstance(weight, torch.Tensor) else torch.as_tensor(np.asarray(weight), device="cpu")
     if not tensor.is_floating_point():
         raise TypeError(f"weight must hold floating-point numbers, not {describe(weight)}")
     if tensor.ndim not in (2, 3) or 0 in tensor.shape:

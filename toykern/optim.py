@@ -73,7 +73,7 @@ class Optimizer:
         if not isinstance(other, Optimizer):
             return NotImplemented
         return self.config() == other.config() and all(
-            torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+            torch.equal(torch.as_tensor(a, device="cpu"), torch.as_tensor(b, device="cpu"))
             for a, b in ((self.lr, other.lr), (self.weight_decay, other.weight_decay))
         )
 

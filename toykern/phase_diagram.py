@@ -163,7 +163,14 @@ def train_phase_diagram(
     def plan(points: Grid, index: Tensor) -> dict[str, Any]:
         own_seed = (seed << 32) + index
         return {
-            "model": TiedAutoencoder(n_features, n_hidden, points.n_models, seed=own_seed, device=device),
+            "model": TiedAutoencoder(
+                n_features,
+                n_hidden,
+                points.n_models,
+                seed=own_seed,
+                dtype=torch.float32,
+                device=device,
+            ),
             "data": SparseFeatures(n_features, points.density[:, None]),
             "importance": _importance(points, n_features),
             "seed": own_seed,
@@ -181,7 +188,7 @@ def train_phase_diagram(
             progress=progress, **settings,
         )  # fmt: skip
         return diagram_of(done)
-    index = torch.arange(whole.n_models)
+    index = torch.arange(whole.n_models, dtype=torch.int64, device="cpu")
     run = fit(**plan(whole, index), **settings, grid=whole, progress=progress)
     interrupted = run.interrupted
     try:
@@ -223,7 +230,9 @@ def diagram_of(done: Sweep) -> PhaseDiagram:
         numbers = np.take_along_axis(box.index.numpy().reshape(box.shape), chosen, axis=2)[..., 0]
         best[box.region[:2]][better] = numbers[better]
         if weight is None:
-            weight = torch.full((rows, columns, *weights.shape[3:]), torch.nan)
+            weight = torch.full(
+                (rows, columns, *weights.shape[3:]), torch.nan, dtype=torch.float32, device="cpu"
+            )
         winners = np.take_along_axis(weights, chosen[..., None, None], axis=2)[:, :, 0]
         weight[box.region[:2]][torch.from_numpy(better)] = torch.from_numpy(winners[better])
     assert weight is not None  # a store is made with its first finished chunk
@@ -240,7 +249,7 @@ def diagram_of(done: Sweep) -> PhaseDiagram:
 
 def _importance(points: Grid, n_features: int) -> Tensor:
     """float32 `[models, n_features]`: that of the last feature varies."""
-    importance = torch.ones(points.n_models, n_features)
+    importance = torch.ones(points.n_models, n_features, dtype=torch.float32, device="cpu")
     importance[:, -1] = points.importance
     return importance
 
@@ -255,7 +264,7 @@ def _fresh_loss(run: Run, points: Grid, seed: Tensor) -> Tensor:
     density = points.density
     samples = torch.exp2(torch.log2(_EVALUATION_SAMPLES / density).round()).to(torch.int64)
     importance = _importance(points, run.data.n_features)
-    loss = torch.empty(points.n_models, dtype=torch.float64)
+    loss = torch.empty(points.n_models, dtype=torch.float64, device="cpu")
     for count in samples.unique():
         chosen = (samples == count).nonzero()[:, 0]
         loss[chosen] = evaluate(

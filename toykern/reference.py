@@ -167,7 +167,7 @@ def loss_and_gradients(
     error = activity.output - target_of(origin, target)
     weights = broadcast_importance(importance, n_models, n_features, dtype=torch.float64).unsqueeze(1)
     terms = inputs.shape[1] * (n_features if loss_reduction == "mean" else 1)
-    l1_weights = torch.as_tensor(l1, dtype=torch.float64).expand(n_models) / inputs.shape[1]
+    l1_weights = torch.as_tensor(l1, dtype=torch.float64, device="cpu").expand(n_models) / inputs.shape[1]
     loss = (weights * error**2).sum(dim=(1, 2)) / terms + l1_weights * activity.hidden.abs().sum(dim=(1, 2))
 
     # dL/dz, dL/da by the chain rule; sums over the batch are matrix products over it
@@ -306,7 +306,9 @@ def train(
         )
         losses.append(loss)
     n_models = next(iter(parameters.values())).shape[0]
-    stacked = torch.stack(losses, dim=1) if losses else torch.zeros(n_models, 0, dtype=torch.float64)
+    stacked = (
+        torch.stack(losses, dim=1) if losses else torch.zeros(n_models, 0, dtype=torch.float64, device="cpu")
+    )
     return Trained(stacked, dict(parameters), dict(state))
 
 

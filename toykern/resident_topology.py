@@ -120,7 +120,7 @@ class DenseLayer:
             with torch.no_grad():
                 module.values.copy_(values)
         else:
-            module.set_topology(self.topology, torch.full((len(values),), -1), values)
+            module.set_topology(self.topology, torch.full_like(values, -1, dtype=torch.int64), values)
 
     def _at_connections(self, dense: torch.Tensor) -> torch.Tensor:
         found = dense.view(-1)[self.topology.keys()]

@@ -303,7 +303,7 @@ class Run:
             weight, bias = rows["init/weight"], rows.get("init/bias")
             model = SparseTiedAutoencoder.from_config(part.config(), begun_with, weight, bias, part.seed)
         else:
-            model = model_from_config(part.config(), seed=part.seed)
+            model = model_from_config(part.config(), seed=part.seed, dtype=torch.float32, device="cpu")
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if f"init/{name}" in rows:
@@ -356,7 +356,7 @@ class Run:
                 )
             values = self._last(self.records[by])
         else:
-            values = torch.as_tensor(by)
+            values = torch.as_tensor(by, device="cpu")
         if tuple(values.shape) != (self.n_models,):
             raise ValueError(
                 f"best: by must give one value per model, shape ({self.n_models},), got {tuple(values.shape)}"

@@ -359,7 +359,9 @@ def _model(config: dict[str, Any], state: dict[str, Tensor], initialization: dic
         return SparseTiedAutoencoder.from_config(
             config, topology, weight, state.get("bias"), initialization["seed"]
         )
-    model = model_from_config(config, seed=initialization["seed"], init=0.0)
+    model = model_from_config(
+        config, seed=initialization["seed"], init=0.0, dtype=torch.float32, device="cpu"
+    )
     model.init, model.init_std = config["init"], initialization["std"]
     model.load_state_dict(state)
     return model

@@ -119,7 +119,14 @@ class SparseBatch:
     def to_csr(self) -> torch.Tensor:
         """A torch CSR tensor `[models · batch_size, n_features]`, with int64 indices."""
         shape = (self.n_models * self.batch_size, self.n_features)
-        return torch.sparse_csr_tensor(self.row_start, self.feature.to(torch.int64), self.value, shape)
+        return torch.sparse_csr_tensor(
+            self.row_start,
+            self.feature.to(torch.int64),
+            self.value,
+            shape,
+            device=self.device,
+            check_invariants=False,  # a SparseBatch is checked when it is made
+        )
 
     def coo(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(indices, values): int64 `[3, entries]` (model, sample, feature; sorted) and `[entries]`."""
@@ -169,5 +176,5 @@ class SparseBatch:
         )
 
     def _rows(self) -> torch.Tensor:
-        rows = torch.arange(self.row_start.numel() - 1, device=self.row_start.device)
+        rows = torch.arange(self.row_start.numel() - 1, dtype=torch.int64, device=self.row_start.device)
         return torch.repeat_interleave(rows, self.row_start.diff())

@@ -30,12 +30,13 @@ _CLASSES: dict[str, type[StackedModel]] = {"TiedAutoencoder": TiedAutoencoder, "
 
 
 def model_from_config(
-    config: dict[str, Any], *, seed: Any = None, init: Any = None, device: Any = None
+    config: dict[str, Any], *, seed: Any = None, init: Any = None, device: Any = None, dtype: Any = None
 ) -> StackedModel:
     """The model that `model.config()` described, with weights drawn anew.
 
-    `seed` and `init` as the classes take them; `init=None` takes the described one, which must not be
-    "per_model". To fill in stored weights, pass `init=0.0` (nothing is drawn) and use `load_state_dict`.
+    `seed`, `init`, `device` and `dtype` as the classes take them; `init=None` takes the described one, which
+    must not be "per_model". To fill in stored weights, pass `init=0.0` (nothing is drawn) and use
+    `load_state_dict`.
 
     >>> model_from_config(TiedAutoencoder(5, 2, n_models=3).config()).weight.shape
     torch.Size([3, 2, 5])
@@ -52,4 +53,4 @@ def model_from_config(
         arguments["init"] = init
     elif arguments["init"] == "per_model":
         raise ValueError("init was given per model: pass it, [models], to model_from_config")
-    return kind(**arguments, seed=seed, device=device)
+    return kind(**arguments, seed=seed, device=device, dtype=dtype)

@@ -16,7 +16,7 @@ class Autoencoder(StackedModel):
     features in [−1, 1] and `target="abs"`. Arguments as for `TiedAutoencoder`; both weights are drawn with
     the same standard deviation.
 
-    Parameters (float32): `encoder` `[models, n_hidden, n_features]`, `decoder` `[models, n_features,
+    Parameters: `encoder` `[models, n_hidden, n_features]`, `decoder` `[models, n_features,
     n_hidden]`, `bias` `[models, n_features]` or None, `hidden_bias` `[models, n_hidden]` or None. ValueError
     or TypeError names the argument at fault.
 

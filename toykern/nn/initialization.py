@@ -52,7 +52,7 @@ def initial_std(init: Any, n_features: int, n_hidden: int, n_models: int) -> tor
             std = math.sqrt(2 / (n_hidden * (n_features + n_models)))
         else:
             std = math.sqrt(2 / (n_features * (n_hidden + n_models)))
-        return torch.full((n_models,), std, dtype=torch.float64)
+        return torch.full((n_models,), std, dtype=torch.float64, device="cpu")
     if init is None or isinstance(init, bool):
         allowed = ", ".join(map(repr, INITIALIZATIONS))
         raise TypeError(f"init must be one of {allowed}, or a standard deviation, not {describe(init)}")
@@ -77,7 +77,7 @@ def initial_weights(
     torch.Size([2, 2, 5])
     """
     if not bool(std.any()):
-        return torch.zeros((len(seed), *shape))
+        return torch.zeros((len(seed), *shape), dtype=torch.float32, device="cpu")
     draws = normal(seed.numpy(), math.prod(shape), member=member)
     draws *= std.numpy().astype(np.float32)[:, None]
     return torch.from_numpy(draws).reshape(len(seed), *shape)

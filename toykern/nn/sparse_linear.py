@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from toykern.broadcast import broadcast_seed
-from toykern.devices import check_device
 from toykern.errors import check_choice, check_flag, check_int, check_positive_int, describe
+from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.sparse_weights import SparseWeights, initial_bias, initial_values, random_topology
 from toykern.ops.sparse_linear import GradientCapture, sparse_linear
 from toykern.sparse.topology import Topology
@@ -37,8 +37,8 @@ class SparseLinear(SparseWeights):
             or one for each model (`toykern.nn.sparse_weights.initial_values`).
         seed: of connections and weights, one for all models or `[n_models]`. None takes seeds from torch's
             generator, so `torch.manual_seed` decides, as for any other layer.
-        dtype: float32, bfloat16 (summed in float32) or float64; None is torch's default.
-        device: where it goes, the CPU or a GPU.
+        dtype, device: float32, bfloat16 (summed in float32) or float64, on the CPU or a GPU; None is torch's
+            default.
 
     Parameters: `values` `[n_models · capacity]`, `bias` `[n_models, out_features]` or None. Any torch
     optimiser takes them. ValueError or TypeError names the argument at fault.
@@ -78,9 +78,9 @@ class SparseLinear(SparseWeights):
         group = check_positive_int("group", group)
         has_bias = check_flag("bias", bias)
         check_choice("activation", activation, ACTIVATIONS)
-        device = check_device(device)
+        device = factory_device_of_connections(device)
         if seed is None:
-            seeds = torch.randint(2**63 - 1, (n_models,), dtype=torch.int64)
+            seeds = torch.randint(2**63 - 1, (n_models,), dtype=torch.int64, device="cpu")
         else:
             seeds = broadcast_seed("seed", seed, n_models)
         chosen = random_topology(

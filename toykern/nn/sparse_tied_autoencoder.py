@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from toykern.broadcast import broadcast_importance, broadcast_seed
-from toykern.devices import check_device
 from toykern.errors import check_choice, check_flag, check_positive_int, describe
+from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.sparse_weights import SparseWeights, initial_values, random_topology
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, model_index
 from toykern.ops.sparse_linear import GradientCapture, by_column, sparse_linear
@@ -72,7 +72,7 @@ class SparseTiedAutoencoder(SparseWeights):
         check_choice("hidden_activation", hidden_activation, _ACTIVATIONS)
         check_choice("output_activation", output_activation, _ACTIVATIONS)
         has_bias = check_flag("bias", bias)
-        device = check_device(device)
+        device = factory_device_of_connections(device)
         seeds = broadcast_seed("seed", seed, n_models)
         chosen = random_topology(
             n_features,
@@ -134,7 +134,7 @@ class SparseTiedAutoencoder(SparseWeights):
         `[models, n_features]` or None. ValueError where they do not fit.
         """
         arguments = {name: value for name, value in config.items() if name not in ("class", "init")}
-        model = cls(**arguments, topology=topology, init=0.0, seed=seed, dtype=weight.dtype)
+        model = cls(**arguments, topology=topology, init=0.0, seed=seed, dtype=weight.dtype, device="cpu")
         model.init = config["init"]
         if list(weight.shape) != [model.n_models, model.n_hidden, model.n_features]:
             raise ValueError(f"weight must have the shape of the stack, not {describe(weight)}")
@@ -265,5 +265,5 @@ def _described(init: Any) -> str | float:
     """The name or the standard deviation; "per_model" where models differ in it."""
     if isinstance(init, str):
         return init
-    stds = torch.as_tensor(init, dtype=torch.float64).reshape(-1)
+    stds = torch.as_tensor(init, dtype=torch.float64, device="cpu").reshape(-1)
     return float(stds[0]) if bool((stds == stds[0]).all()) else "per_model"

@@ -14,8 +14,9 @@ from toykern.address import storage_address
 from toykern.broadcast import broadcast_per_model
 from toykern.data.philox import KIND_INIT, normal, sequence
 from toykern.errors import check_choice, check_flag, check_non_negative_int, describe
+from toykern.nn.factory import factory_dtype
 from toykern.ops.sparse_backends import BACKENDS
-from toykern.ops.sparse_linear import SCALARS, GradientCapture, SparseIndex, check_index
+from toykern.ops.sparse_linear import GradientCapture, SparseIndex, check_index
 from toykern.ops.sparse_topology import move, on_cpu
 from toykern.sparse.groups import check_group, expanded, reduced
 from toykern.sparse.layer import NoBackwardPass
@@ -60,16 +61,15 @@ class SparseWeights(nn.Module):
     def __init__(self, topology: Topology, dtype: torch.dtype | None, device: Any, group: int = 1) -> None:
         super().__init__()
         self.group, self._width, self._backend = group, 0, "auto"
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in SCALARS:
-            allowed = ", ".join(str(allowed).removeprefix("torch.") for allowed in SCALARS)
-            raise ValueError(f"dtype must be one of {allowed}, not {describe(dtype)}")
+        dtype = factory_dtype(dtype)
         self.in_features, self.out_features = topology.in_features, topology.out_features
         self.n_models = topology.n_models
         slots = topology.column.shape[0]
         self.values = nn.Parameter(torch.zeros(slots, dtype=dtype, device=device))
-        shape = torch.tensor([self.n_models, self.out_features, self.in_features])
-        self.register_buffer("shape", shape.to(device))
+        shape = torch.tensor(
+            [self.n_models, self.out_features, self.in_features], dtype=torch.int64, device=device
+        )
+        self.register_buffer("shape", shape)
         self._topology: tuple[Topology, Any] | None = None
         self._capturing = False
         for name in _INDEX_BUFFERS:
@@ -189,6 +189,7 @@ class SparseWeights(nn.Module):
             self.column[mine].long(),
             self.values.detach()[mine].clone(),
             (self.out_features, self.in_features),
+            device=self.values.device,
             check_invariants=False,  # a topology is checked when it is made
         )
 
@@ -235,7 +236,8 @@ class SparseWeights(nn.Module):
         at_once = max(1, GRADIENT_TILE_BYTES // (self.in_features * dtype.itemsize))
         models = max(1, at_once // self.out_features)
         rows = min(at_once, self.out_features)
-        space = [torch.empty(models * rows * self.in_features, dtype=dtype) for _ in passes[:2]]
+        size = models * rows * self.in_features
+        space = [torch.empty(size, dtype=dtype, device="cpu") for _ in passes[:2]]
         for model in range(0, self.n_models, models):
             mine = slice(model, min(model + models, self.n_models))
             for row in range(0, self.out_features, rows):
@@ -301,7 +303,8 @@ class SparseWeights(nn.Module):
         capacity = int(start[:, -1].max()) if len(row) else 0
         before = start[:, -1].cumsum(0) - start[:, -1]
         sorted_model = model[order]
-        place = sorted_model * capacity + torch.arange(len(row), device=row.device) - before[sorted_model]
+        here = torch.arange(len(row), dtype=torch.int64, device=row.device)
+        place = sorted_model * capacity + here - before[sorted_model]
         asked = torch.zeros(self.n_models * capacity, dtype=torch.int32, device=row.device)
         asked[place] = column[order].to(torch.int32)
         dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
@@ -542,7 +545,8 @@ def initial_values(topology: Topology, seed: torch.Tensor, init: Any) -> torch.T
     """
     occupied = topology.occupied()
     fan_in = topology.fan_in.double()
-    model = torch.arange(topology.n_models).repeat_interleave(topology.capacity)
+    model = torch.arange(topology.n_models, dtype=torch.int64, device="cpu")
+    model = model.repeat_interleave(topology.capacity)
     fan = fan_in[model, topology.row.clamp(min=0)].clamp(min=1)
     if isinstance(init, str):
         name = check_choice("init", init, SPARSE_INITIALIZATIONS)
@@ -566,7 +570,7 @@ def initial_bias(topology: Topology, seed: torch.Tensor, init: Any) -> torch.Ten
     0 also where a row has no connection.
     """
     if init != "linear":
-        return torch.zeros(topology.n_models, topology.out_features)
+        return torch.zeros(topology.n_models, topology.out_features, dtype=torch.float32, device="cpu")
     draws = torch.from_numpy(_symmetric(seed, topology.out_features, member=1))
     bound = topology.fan_in.double().clamp(min=1).rsqrt().masked_fill(topology.fan_in == 0, 0.0)
     return draws * bound.float()

@@ -72,7 +72,7 @@ def sparsify(
     if minimum_fan_in and from_weights == "largest":
         raise ValueError("minimum_fan_in is for from_weights='random', not 'largest'")
     if seed is None:
-        seed = int(torch.randint(2**63 - 1, ()))
+        seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
     check_int("seed", seed, minimum=0, maximum=2**63 - 1)
     linears = _chosen(module, exclude)
     _check_untied(module, linears)

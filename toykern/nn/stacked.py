@@ -12,8 +12,8 @@ from torch import nn
 
 from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed
 from toykern.data.sparse_batch import SparseBatch
-from toykern.devices import check_device
 from toykern.errors import check_choice, check_flag, check_number, check_positive_int, describe, is_int
+from toykern.nn.factory import factory_device, factory_dtype
 from toykern.nn.initialization import initial_std, initial_weights
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
 from toykern.ops.tied_autoencoder_call import Options, check_top_k
@@ -65,6 +65,7 @@ class StackedModel(nn.Module):
         hidden_bias: bool = False,
         centered: bool = False,
         top_k: int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.n_features = check_positive_int("n_features", n_features)
@@ -77,16 +78,37 @@ class StackedModel(nn.Module):
         self.centered = check_flag("centered", centered)
         if self.centered and not has_bias:
             raise ValueError("centered takes the bias off the input, so it needs bias=True, not False")
-        device = check_device(device)
+        dtype, device = factory_dtype(dtype), factory_device(device)
         self.init_std = initial_std(init, self.n_features, self.n_hidden, self.n_models)
         self.init: str | float = init if isinstance(init, str) else _described_std(self.init_std)
         self.seed = broadcast_seed("seed", seed, self.n_models)
-        for name, value in self.initial_parameters().items():
-            self.register_parameter(name, nn.Parameter(value.to(device)))
-        zeros = torch.zeros(self.n_models, self.n_features, device=device)
-        self.register_parameter("bias", nn.Parameter(zeros) if has_bias else None)
-        codes = torch.zeros(self.n_models, self.n_hidden, device=device)
-        self.register_parameter("hidden_bias", nn.Parameter(codes) if has_hidden_bias else None)
+        shapes: dict[str, tuple[int, ...] | None] = dict(self.weight_shapes())
+        shapes["bias"] = (self.n_features,) if has_bias else None
+        shapes["hidden_bias"] = (self.n_hidden,) if has_hidden_bias else None
+        for name, shape in shapes.items():
+            parameter = None
+            if shape is not None:
+                parameter = nn.Parameter(torch.empty(self.n_models, *shape, dtype=dtype, device=device))
+            self.register_parameter(name, parameter)
+        if device.type != "meta":
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The parameters as they began: weights drawn from `seed` and `init_std`, biases 0.
+
+        A model made on the meta device has none until `model.to_empty(device=…)` and this.
+
+        >>> from toykern.nn import TiedAutoencoder
+        >>> model = TiedAutoencoder(5, 2, device="meta").to_empty(device="cpu")
+        >>> model.reset_parameters()
+        >>> torch.equal(model.weight, TiedAutoencoder(5, 2).weight)
+        True
+        """
+        initial = self.initial_parameters()
+        for name, parameter in self._parameters.items():
+            if parameter is not None:
+                parameter.copy_(initial[name]) if name in initial else parameter.zero_()
 
     def weight_shapes(self) -> dict[str, tuple[int, int]]:
         """Shape of each weight of one model, by the parameter's name, in the order of `weight_names`."""
@@ -362,7 +384,11 @@ def model_index(index: Any, n_models: int) -> slice | torch.Tensor:
         raise TypeError(
             f"models are chosen by an int, a slice, or a list or array of ints, not {describe(index)}"
         )
-    chosen = index.detach().cpu() if isinstance(index, torch.Tensor) else torch.as_tensor(np.asarray(index))
+    chosen = (
+        index.detach().cpu()
+        if isinstance(index, torch.Tensor)
+        else torch.as_tensor(np.asarray(index), device="cpu")
+    )
     if chosen.ndim != 1:
         raise IndexError(f"an array of models must have one dimension, not {chosen.ndim}")
     if chosen.dtype == torch.bool:

@@ -27,14 +27,15 @@ class TiedAutoencoder(StackedModel):
             "xavier_stacked_hidden_features", a number, or one for each model (`toykern.nn.initial_std`).
         seed: of the initial weights, an int (for all models) or `[models]`; None means 0 … n_models−1. A
             model's weights depend on its own seed, whatever stands beside it (the two stacked inits aside).
-        device: where the parameters go.
+        dtype, device: of the parameters: float32, float64 or bfloat16, on the CPU or a GPU; None is torch's
+            default. `toykern.fit` and `toykern.evaluate` take float32.
         hidden_bias: whether there is a c, h = f(W x + c); it begins at 0.
         centered: h = f(W (x − b) + c), as sparse autoencoders have it (Bricken et al. 2023).
         top_k: for hidden_activation="topk", 1 … n_hidden.
 
     The last three, "topk" and "gelu" are for loops of one's own: `toykern.fit` refuses them.
 
-    Parameters (float32): `weight` `[models, n_hidden, n_features]`, `bias` `[models, n_features]` or None,
+    Parameters: `weight` `[models, n_hidden, n_features]`, `bias` `[models, n_features]` or None,
     and `hidden_bias` `[models, n_hidden]` or None.
     ValueError or TypeError names the argument at fault.
 
@@ -62,16 +63,18 @@ output_activation='relu', bias=True, init='xavier')
         hidden_activation: str = "none",
         output_activation: str = "relu",
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Self:
         """A stack with the weights of a published notebook, which are laid out `[models, features, hidden]`.
 
         `weight` may also be `[features, hidden]`, one model. `bias` is `[models, features]` (or
-        `[features]`); None means zeros. Values are copied, as float32. ValueError for other shapes.
+        `[features]`); None means zeros. Values are copied; `dtype` and `device` as for the class. ValueError
+        for other shapes.
 
         >>> TiedAutoencoder.from_published(torch.ones(10, 5, 2)).weight.shape
         torch.Size([10, 2, 5])
         """
-        published = as_tensor("weight", weight, torch.float32)
+        published = as_tensor("weight", weight, torch.float64)
         if published.ndim == 2:
             published = published.unsqueeze(0)
         if published.ndim != 3 or 0 in published.shape:
@@ -85,11 +88,12 @@ output_activation='relu', bias=True, init='xavier')
             output_activation=output_activation,
             init=0.0,
             device=device,
+            dtype=dtype,
         )
         with torch.no_grad():
             model.weight.copy_(published.mT)
             if bias is not None:
-                values = as_tensor("bias", bias, torch.float32)
+                values = as_tensor("bias", bias, torch.float64)
                 if list(values.shape) not in ([n_models, n_features], [n_features]):
                     raise ValueError(
                         f"bias must have the shape [models, features] = [{n_models}, {n_features}], "

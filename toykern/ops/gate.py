@@ -116,7 +116,7 @@ def _check_entries_in_torch(
     good = (row_start[0] == 0) & (row_start[-1] == feature.numel()) & (lengths >= 0).all()
     if not bool(good):
         raise ValueError(_fault_text("order of rows", -1, feature.numel(), n_features))
-    row = torch.repeat_interleave(torch.arange(rows, device=feature.device), lengths)
+    row = torch.repeat_interleave(torch.arange(rows, dtype=torch.int64, device=feature.device), lengths)
     falls = (feature[1:] <= feature[:-1]) & (row[1:] == row[:-1])
     if bool(((feature < 0) | (feature >= n_features)).any()):
         raise ValueError(_fault_text("range", -1, feature.numel(), n_features))

@@ -89,7 +89,7 @@ class SparseIndex(NamedTuple):
             )
         check_device_of_kernels("sparse_linear_forward", row_start.device)
         if into is None:
-            column_start = torch.empty(n_models, in_features + 1, dtype=torch.int64)
+            column_start = torch.empty(n_models, in_features + 1, dtype=torch.int64, device="cpu")
             row, slot = torch.empty_like(column), torch.empty_like(column)
         else:
             column_start, row, slot = into
@@ -263,7 +263,7 @@ class _Reordered(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         place, row_start = ctx.saved_tensors
         taken = _taken(gradient, place, row_start.shape[0]).reshape(row_start.shape[0], -1)
-        here = torch.arange(taken.shape[1], device=taken.device)
+        here = torch.arange(taken.shape[1], dtype=torch.int64, device=taken.device)
         return torch.where(here < row_start[:, -1:], taken, 0).reshape(-1), None, None, None
 
 

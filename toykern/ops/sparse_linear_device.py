@@ -230,7 +230,7 @@ def check_contents(start: torch.Tensor, index: torch.Tensor, limit: int, name: s
     n_models = start.shape[0]
     capacity = index.shape[0] // n_models
     wrong = (start[:, 0] != 0).any() | (start.diff(dim=1) < 0).any() | (start[:, -1] > capacity).any()
-    live = torch.arange(capacity, device=index.device) < start[:, -1:]
+    live = torch.arange(capacity, dtype=torch.int64, device=index.device) < start[:, -1:]
     numbers = index.reshape(n_models, capacity)
     outside = (live & ((numbers < 0) | (numbers >= limit))).any()
     if bool(wrong):
@@ -252,7 +252,7 @@ def transposed_index(
     """
     n_models = row_start.shape[0]
     capacity = column.shape[0] // n_models
-    here = torch.arange(capacity, device=column.device)
+    here = torch.arange(capacity, dtype=torch.int64, device=column.device)
     live = here < row_start[:, -1:]
     key = torch.where(live, column.view(n_models, capacity).long(), in_features)  # slack comes last
     order = torch.sort(key, dim=1, stable=True).indices

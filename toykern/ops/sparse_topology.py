@@ -24,7 +24,7 @@ LARGEST_BITMAP = 1 << 28
 """Groups of more places than this are drawn from in NumPy: the kernel keeps a bit for each."""
 
 _IS_CPU = operator.attrgetter("is_cpu")
-_EMPTY = torch.empty(0, dtype=torch.int64)
+_EMPTY = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def on_cpu(*tensors: torch.Tensor) -> bool:
@@ -104,7 +104,7 @@ class LargestOfPieces:
                 threads=kernel_threads(),
             )
             return
-        count = torch.tensor([self._count])
+        count = torch.tensor([self._count], dtype=torch.int64, device="cpu")
         best = largest_indices(score[None], count, taken - first, absolute=True)
         place, score = best + first, score[best].abs()
         if self._other is not None:
@@ -160,8 +160,8 @@ def lowest_slots(
             raise ValueError(
                 f"{name} must have the shape of score, {list(score.shape)}, not {describe(tensor)}"
             )
-    drop = torch.empty(len(score), dtype=torch.bool)
-    dropped = torch.empty(n_models, dtype=torch.int64)
+    drop = torch.empty(len(score), dtype=torch.bool, device="cpu")
+    dropped = torch.empty(n_models, dtype=torch.int64, device="cpu")
     _native.sparse_lowest(
         score=address("score", score, score.dtype),
         sign=0 if sign is None else address("sign", sign, score.dtype),
@@ -264,12 +264,12 @@ def merge(
     """
     row_start, column, drop, grown = (t.contiguous() for t in (row_start, column, drop, grown))
     n_models = row_start.shape[0]
-    counts = torch.empty(4, n_models, dtype=torch.int64)
+    counts = torch.empty(4, n_models, dtype=torch.int64, device="cpu")
     made = Merged(
         torch.empty_like(row_start),
         torch.empty_like(column),
-        torch.empty(len(column), dtype=torch.int64),
-        torch.empty(len(grown), dtype=torch.int64),
+        torch.empty(len(column), dtype=torch.int64, device="cpu"),
+        torch.empty(len(grown), dtype=torch.int64, device="cpu"),
         *counts,
     )
     fresh = _native.sparse_merge(
@@ -310,7 +310,7 @@ def keys(
     row_start, column = row_start.contiguous(), column.contiguous()
     drop = None if drop is None else drop.contiguous()
     n_models = row_start.shape[0]
-    made = torch.empty(len(column), dtype=torch.int64)  # what is not written to costs nothing
+    made = torch.empty(len(column), dtype=torch.int64, device="cpu")  # what is not written to costs nothing
     count = _native.sparse_keys(
         n_models=n_models,
         out_features=row_start.shape[1] - 1,
@@ -376,7 +376,7 @@ def explore(explored: torch.Tensor, fresh: torch.Tensor, n_models: int) -> torch
     if not on_cpu(explored, fresh) or not explored.is_contiguous():
         explored[fresh] = True
         return torch.count_nonzero(explored.reshape(n_models, -1), dim=1)
-    counts = torch.empty(n_models, dtype=torch.int64)
+    counts = torch.empty(n_models, dtype=torch.int64, device="cpu")
     fresh = fresh.contiguous()
     _native.sparse_explore(
         explored=address("explored", explored, torch.bool),

@@ -84,6 +84,9 @@ class Large:
     def _at_floats(self, name: str, tensor: torch.Tensor) -> int:
         return self.call.at(name, tensor, torch.float32)
 
+    def _counting(self, count: int) -> torch.Tensor:
+        return torch.arange(count, dtype=torch.int64, device=self.device)
+
     def _code_bias(self) -> Optional:
         """c − E b·centered, `[models, m]` in float32."""
         call = self.call
@@ -99,15 +102,13 @@ class Large:
         """Entries by (model and) feature, samples rising within each; all on the device."""
         call, n = self.call, self.n
         assert call.row_start is not None and call.feature is not None
-        row = (
-            torch.searchsorted(call.row_start, torch.arange(call.entries, device=self.device), right=True) - 1
-        )
+        row = torch.searchsorted(call.row_start, self._counting(call.entries), right=True) - 1
         stacks = 1 if call.params.row_stride == 0 else call.models
         key = call.feature.long()
         if stacks > 1:
             key = key + row // call.batch * n
         rising, order = torch.sort(key, stable=True)
-        start = torch.searchsorted(rising, torch.arange(stacks * n + 1, device=self.device))
+        start = torch.searchsorted(rising, self._counting(stacks * n + 1))
         self.tile.by_feature = call.at("order", call.keep(order), torch.int64)
         self.tile.feature_start = call.at("start", call.keep(start), torch.int64)
         self.tile.entry_row = call.at("row", call.keep(row), torch.int64)

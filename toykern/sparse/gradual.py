@@ -89,7 +89,8 @@ class GradualMagnitude(Recipe):
             topology = layer.topology
             positions = topology.in_features * topology.out_features
             initial = layer.budget.double() / positions
-            target = torch.tensor([self.density_at(step, float(d)) * positions for d in initial])
+            wanted = [self.density_at(step, float(d)) * positions for d in initial]
+            target = torch.tensor(wanted, dtype=torch.float32, device="cpu")
             surplus.append(topology.n_connections - (target + 0.5).floor().long().to(topology.device))
         drops = drops_of(
             layers,

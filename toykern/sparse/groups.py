@@ -39,7 +39,10 @@ def reduced(topology: Topology, group: int) -> Topology:
     fan_in = topology.fan_in.reshape(n_models, groups, group)
     key = topology.keys()  # rows ascend, so a group's rows stand side by side
     row, column = key // topology.in_features, key % topology.in_features
-    rank = torch.arange(len(key), device=key.device) - _starts(topology.fan_in.reshape(-1))[row]
+    rank = (
+        torch.arange(len(key), dtype=torch.int64, device=key.device)
+        - _starts(topology.fan_in.reshape(-1))[row]
+    )
     first = _starts(topology.fan_in.reshape(-1))[row // group * group] + rank
     same = bool((fan_in == fan_in[..., :1]).all())
     if not same or bool((column[first] != column).any()):
@@ -83,7 +86,7 @@ def slots_of_units(units: Topology, group: int, capacity: int) -> torch.Tensor:
     first = model * capacity + start * group + rank
     step = units.fan_in[model, row]
     made = torch.full((len(units.column), group), -1, dtype=torch.int64, device=slot.device)
-    made[slot] = first[:, None] + step[:, None] * torch.arange(group, device=slot.device)
+    made[slot] = first[:, None] + step[:, None] * torch.arange(group, dtype=torch.int64, device=slot.device)
     return made
 
 
@@ -133,7 +136,7 @@ class GroupedLayer(AttachedLayer):
         """The gradient at all connections that units would have: `[n · group]`, a unit's side by side."""
         units = self.topology
         row = key // units.in_features * self.group
-        rows = row[:, None] + torch.arange(self.group, device=key.device)
+        rows = row[:, None] + torch.arange(self.group, dtype=torch.int64, device=key.device)
         column = (key % units.in_features)[:, None].expand_as(rows)
         model, row = rows // (units.out_features * self.group), rows % (units.out_features * self.group)
         parts = [part.reshape(-1).contiguous() for part in (model, row, column)]

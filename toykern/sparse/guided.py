@@ -57,7 +57,7 @@ def weights(layer: AttachedLayer, distribution: str, number: int) -> tuple[np.nd
     passes = layer.captured_passes()
     topology = layer.topology
     samples = sum(x.shape[1] for x, _ in passes)
-    signs = torch.ones(topology.n_models, samples)
+    signs = torch.ones(topology.n_models, samples, dtype=torch.float64, device="cpu")
     if distribution == "graest":
         words = words64(
             layer.seeds,
@@ -68,7 +68,7 @@ def weights(layer: AttachedLayer, distribution: str, number: int) -> tuple[np.nd
             step=number,
         )
         signs = torch.from_numpy(np.where(words >> np.uint64(63), -1.0, 1.0))
-    f = g = torch.zeros((), dtype=torch.float64)
+    f = g = torch.zeros((), dtype=torch.float64, device="cpu")
     start = 0
     for x, dy in passes:
         sign = signs[:, start : start + x.shape[1], None].to(dy.device, torch.float64)

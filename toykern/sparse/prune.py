@@ -227,6 +227,6 @@ def protected(layer: AttachedLayer, score: torch.Tensor, minimum_fan_in: int) ->
     slot = topology.occupied_slots()
     rows = topology.n_models * topology.out_features
     row = slot // max(1, topology.capacity) * topology.out_features + topology.row[slot]
-    counts = torch.full((rows,), minimum_fan_in, device=slot.device)
+    counts = torch.full((rows,), minimum_fan_in, dtype=torch.int64, device=slot.device)
     keep[slot] = largest_of_groups(score[slot].nan_to_num(nan=-torch.inf), row, counts)
     return keep

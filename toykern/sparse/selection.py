@@ -22,7 +22,7 @@ def largest(score: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(score, dtype=torch.bool)
     counts = counts.to(score.device)
     if native.can_choose(score):
-        chosen = torch.zeros(groups * size, dtype=torch.bool)
+        chosen = torch.zeros(groups * size, dtype=torch.bool, device="cpu")
         chosen[native.largest_indices(score, counts)] = True
         return chosen.reshape(groups, size)
     if groups == 1 or bool((counts == counts[0]).all()):
@@ -58,7 +58,7 @@ def largest_of_groups(score: torch.Tensor, group: torch.Tensor, counts: torch.Te
     order = by_score[torch.sort(group[by_score], stable=True).indices]
     sizes = torch.bincount(group, minlength=len(counts))
     start = sizes.cumsum(0) - sizes
-    rank = torch.arange(len(score), device=score.device) - start[group[order]]
+    rank = torch.arange(len(score), dtype=torch.int64, device=score.device) - start[group[order]]
     chosen = torch.zeros_like(score, dtype=torch.bool)
     chosen[order] = rank < counts.to(score.device)[group[order]]
     return chosen

@@ -239,14 +239,16 @@ class Topology:
         """The row of every slot, int64 `[n_models · capacity]`; −1 for slack. Kept once made."""
         if self._row is None:
             row = torch.full((self.n_models, self.capacity), -1, dtype=torch.int64, device=self.device)
-            rows = torch.arange(self.out_features, device=self.device).repeat(self.n_models)
+            rows = torch.arange(self.out_features, dtype=torch.int64, device=self.device).repeat(
+                self.n_models
+            )
             row.view(-1)[self.occupied_slots()] = rows.repeat_interleave(self.fan_in.reshape(-1))
             self._row = row.view(-1)
         return self._row
 
     def occupied(self) -> torch.Tensor:
         """Which slots hold a connection, bool `[n_models · capacity]`."""
-        slot = torch.arange(self.capacity, device=self.device)
+        slot = torch.arange(self.capacity, dtype=torch.int64, device=self.device)
         return (slot < self.n_connections[:, None]).reshape(-1)
 
     def occupied_slots(self) -> torch.Tensor:
@@ -267,7 +269,10 @@ class Topology:
             return native.keys(self.row_start, self.column, self.in_features, drop)
         if drop is not None:
             return self.keys()[~drop[self.occupied_slots()]]
-        rows = torch.arange(self.n_models * self.out_features, device=self.device) * self.in_features
+        rows = (
+            torch.arange(self.n_models * self.out_features, dtype=torch.int64, device=self.device)
+            * self.in_features
+        )
         return rows.repeat_interleave(self.fan_in.reshape(-1)) + self.column[self.occupied_slots()]
 
     def to_mask(self) -> torch.Tensor:
@@ -338,8 +343,8 @@ class Topology:
         new_slot = _slots_of(row_start[:, -1], self.capacity)
         before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=self.device)
         before.index_add_(0, at, torch.ones_like(at))
-        kept_at = torch.arange(len(kept), device=self.device) + before[:-1].cumsum(0)
-        grown_at = torch.arange(len(grown), device=self.device) + at
+        kept_at = torch.arange(len(kept), dtype=torch.int64, device=self.device) + before[:-1].cumsum(0)
+        grown_at = torch.arange(len(grown), dtype=torch.int64, device=self.device) + at
         column = torch.zeros_like(self.column)
         column[new_slot[kept_at]] = self.column[kept_slot]
         column[new_slot[grown_at]] = (grown % self.in_features).to(torch.int32)
@@ -563,8 +568,8 @@ def _row_start(fan_in: torch.Tensor) -> torch.Tensor:
 def _slots_of(connections: torch.Tensor, capacity: int) -> torch.Tensor:
     """The first `connections[k]` slots of every model k, ascending."""
     if len(connections) == 1:
-        return torch.arange(int(connections[0]), device=connections.device)
+        return torch.arange(int(connections[0]), dtype=torch.int64, device=connections.device)
     if bool((connections == capacity).all()):  # no slack, the usual case
-        return torch.arange(len(connections) * capacity, device=connections.device)
-    slot = torch.arange(capacity, device=connections.device)
+        return torch.arange(len(connections) * capacity, dtype=torch.int64, device=connections.device)
+    slot = torch.arange(capacity, dtype=torch.int64, device=connections.device)
     return (slot < connections[:, None]).reshape(-1).nonzero()[:, 0]

@@ -47,7 +47,7 @@ class Box:
     @property
     def index(self) -> torch.Tensor:
         """Flat numbers of its models in the whole grid, int64 `[n_models]`."""
-        return torch.arange(self.first, self.first + self.n_models)
+        return torch.arange(self.first, self.first + self.n_models, dtype=torch.int64, device="cpu")
 
     def points(self, whole: Grid) -> Grid:
         """The grid of these points alone."""

@@ -191,7 +191,7 @@ class _Job:
         for name, value in measured.items():
             if not isinstance(name, str) or not name.isidentifier() or name in (*taken, *self._grid.dims):
                 raise ValueError(f"measure: {name!r} is no name for a result, or is taken already")
-            found[name] = torch.as_tensor(value)
+            found[name] = torch.as_tensor(value, device="cpu")
             if found[name].ndim == 0 or len(found[name]) != box.n_models:
                 raise ValueError(
                     f"measure: {name} must have one row for each of the {box.n_models} models, not be "
