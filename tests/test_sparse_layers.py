@@ -502,7 +502,7 @@ def test_autoencoder_refuses():
         ({"init": -1.0}, ValueError, "at least 0"),
         ({"init": None}, TypeError, "init must be one of"),
         ({"activation": "gelu"}, ValueError, "activation must be one of 'none', 'relu'"),
-        ({"dtype": torch.float16}, ValueError, "dtype must be one of float32, bfloat16, float64"),
+        ({"dtype": torch.float16}, ValueError, "dtype must be one of float32, float64, bfloat16"),
         ({"n_models": 0}, ValueError, "n_models must be"),
         ({"bias": 1}, TypeError, "bias must be True or False"),
         ({"seed": -1}, ValueError, "seed"),
