@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed
+import toykern as tk
+from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed, from_data
 
 
 @given(models=st.integers(1, 5), features=st.integers(1, 5), data=st.data())
@@ -23,6 +24,25 @@ def test_importance_broadcasts_as_in_numpy(models, features, data):
     assert got.shape[0] in (1, models)
     expected = np.broadcast_to(value, (models, features)).astype(np.float32)
     np.testing.assert_array_equal(got.expand(models, features).numpy(), expected)
+
+
+def _read_only(values):
+    array = np.array(values)
+    array.flags.writeable = False  # as columns of pandas are
+    return array
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_may_not_be_written_to():
+    values = [0.25, 0.5, 1.0]
+    given = _read_only(values)
+    assert from_data(given).tolist() == values and from_data(_read_only(2.0)).shape == ()
+    from_data(given)[0] = 7.0  # its own memory
+    assert given.tolist() == values
+    assert tk.SparseFeatures(3, given).probability.tolist() == [values]
+    assert tk.metrics.superposition(_read_only([[1.0, -1.0]])).tolist() == [1.0, 1.0]
+    chosen = tk.TiedAutoencoder(5, 2, 3)[_read_only([0, 2])]
+    assert chosen.n_models == 2
 
 
 def test_one_dimension_is_features_where_models_are_as_many():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,15 @@ def test_phase_diagram_writes_picture_and_store_and_says_where(tmp_path, capsys)
     with pytest.raises(StoreError, match="the store of a toykern sweep.*open_sweep reads it"):
         Run.load(store)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["phase_diagram.png", "phase_diagram.zarr"]
+
+
+def test_the_picture_is_drawn_also_where_nobody_reads_what_is_said(tmp_path, monkeypatch):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "w") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        assert cli.main([*TINY, "--no-store"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["phase_diagram.png"]
 
 
 def test_three_features_other_names_and_no_store(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -24,6 +25,12 @@ def test_facts_are_those_of_this_process():
     assert facts["versions"]["numpy"] == np.__version__
     assert facts["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert facts == json.loads(json.dumps(facts))
+
+
+def test_torch_is_named_with_its_local_suffix(monkeypatch):
+    """The index's own torch is 2.13.0 to pip, and 2.13.0+cu130 to itself."""
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.13.0+cu999"))
+    assert info()["versions"]["torch"] == "2.13.0+cu999"
 
 
 def test_native_facts_agree_with_the_module():
@@ -90,3 +97,12 @@ def test_runs_as_a_module_without_warnings():
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert info()["native"]["commit"] in result.stdout
+
+
+def test_output_that_nobody_reads_is_no_error():
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "toykern.info"]
+    with open(theirs, "w") as unread:
+        result = subprocess.run(command, stdout=unread, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")

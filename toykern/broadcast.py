@@ -10,6 +10,23 @@ import torch
 from toykern.errors import check_int, describe
 
 
+def from_data(value: Any) -> torch.Tensor:
+    """A tensor as it is; what NumPy makes of anything else, as a tensor on the CPU.
+
+    What may not be written to (a column of pandas, a memory map, a broadcast array) is copied: torch has no
+    such tensors, and warns.
+
+    >>> from_data(np.broadcast_to(1.5, 2)).tolist()
+    [1.5, 1.5]
+    """
+    if isinstance(value, torch.Tensor):
+        return value
+    array = np.asarray(value)
+    # Torch has neither strides below 0 nor strides that are no whole number of elements.
+    whole = np.ascontiguousarray(array).reshape(array.shape)
+    return torch.as_tensor(whole if whole.flags.writeable else whole.copy(), device="cpu")
+
+
 def as_tensor(
     name: str, value: Any, dtype: torch.dtype, device: torch.device | str | None = None
 ) -> torch.Tensor:
@@ -31,7 +48,7 @@ def as_tensor(
             array = np.asarray(value)
             if array.dtype.kind == "u" and array.itemsize == 8 and (array > np.iinfo(np.int64).max).any():
                 raise OverflowError
-            tensor = torch.as_tensor(np.ascontiguousarray(array).reshape(array.shape), device="cpu")
+            tensor = from_data(array)
     except OverflowError:
         raise ValueError(f"{name} must fit in 63 bits, not {describe(value)}") from None
     except (TypeError, ValueError, RuntimeError):

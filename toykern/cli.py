@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from toykern.phase_diagram import PhaseDiagram
 
-__all__ = ["main"]
+__all__ = ["main", "say"]
 
 _DESCRIPTION = """\
 Trains very many, very small networks on sparse features, and looks at what they learned.
@@ -60,6 +60,21 @@ grows, with
   sweep = toykern.open_sweep("phase_diagram.zarr")
   sweep.to_xarray()      # losses and weights with dimensions importance, density, seed
 """
+
+
+def say(text: str) -> None:
+    """Print a line at once.
+
+    Where nobody reads any more (`toykern info | head -1`) what is said is dropped and the command goes on:
+    what was trained is drawn and stored also then.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The file stays open, so that neither later lines nor the flush at exit find a closed pipe.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 class _Problem(Exception):
@@ -241,11 +256,10 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     features, models = arguments.features, shape[0] * shape[1] * arguments.seeds
-    print(
+    say(
         f"{features} features in {features - 1} dimension{'s' * (features > 2)}: "
         f"{shape[0]} × {shape[1]} points × {arguments.seeds} seeds = {models:,} networks, "
-        f"{arguments.steps:,} steps of batch {arguments.batch:,}",
-        flush=True,
+        f"{arguments.steps:,} steps of batch {arguments.batch:,}"
     )
     began = time.perf_counter()
     diagram = train_phase_diagram(
@@ -264,19 +278,19 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
         overwrite=store is not None and arguments.overwrite,
     )
     _say_how_it_went(diagram, arguments)
-    print(f"elapsed  {time.perf_counter() - began:.1f} s with evaluation and store")
+    say(f"elapsed  {time.perf_counter() - began:.1f} s with evaluation and store")
     if diagram.sweep is not None and not diagram.sweep.complete:
         chunks = f"{int(diagram.sweep.finished.sum())} of {len(diagram.sweep.boxes)} chunks"
-        print(f"stopped by Ctrl-C with {chunks} finished; the same command with --resume goes on")
-        print(f"store    {store}")
+        say(f"stopped by Ctrl-C with {chunks} finished; the same command with --resume goes on")
+        say(f"store    {store}")
         return 130
     counts = [float((diagram.phase == phase).mean()) for phase in range(3)]
-    print("phases   not represented {:.0%}, own dimension {:.0%}, in superposition {:.0%}".format(*counts))
-    print(f"theory   {diagram.agreement:.0%} of the points are in the phase of the best exact solution")
+    say("phases   not represented {:.0%}, own dimension {:.0%}, in superposition {:.0%}".format(*counts))
+    say(f"theory   {diagram.agreement:.0%} of the points are in the phase of the best exact solution")
     _draw(diagram, picture, arguments)
-    print(f"picture  {picture}")
+    say(f"picture  {picture}")
     if store is not None:
-        print(f"store    {store}")
+        say(f"store    {store}")
     return 130 if diagram.interrupted else 0
 
 
@@ -293,11 +307,11 @@ def _say_how_it_went(diagram: PhaseDiagram, arguments: argparse.Namespace) -> No
         assert diagram.run is not None
         steps, total = diagram.run.step, diagram.run.seconds
         if diagram.run.interrupted:
-            print(f"stopped by Ctrl-C after {steps:,} of {arguments.steps:,} steps; keeping what was trained")
+            say(f"stopped by Ctrl-C after {steps:,} of {arguments.steps:,} steps; keeping what was trained")
     where = f"{torch.get_num_threads()} threads"
     if arguments.device == "cuda":
         where = torch.cuda.get_device_name()
-    print(
+    say(
         f"trained  {models * steps:,} model-steps in {total:.1f} s: {models * steps / max(total, 1e-9):,.0f} "
         f"model-steps/s on {arguments.device}, {where}"
     )

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from toykern.cli import say
+
 PACKAGES = ("toykern", "torch", "numpy", "xarray", "zarr", "matplotlib", "jax", "optax")
 
 
@@ -42,6 +44,7 @@ def info() -> dict[str, Any]:
     """
     native, cuda = _native_facts()
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    versions["torch"] = str(torch.__version__)  # with its local suffix: which CUDA it was built for, or none
     if native["loaded"]:  # true of the code at work also where a checkout is used without installing it
         versions["toykern"] = native["version"]
     return {
@@ -76,7 +79,7 @@ def format_info(facts: Mapping[str, Mapping[str, Any]]) -> str:
 def main() -> int:
     """Prints the facts; the exit status is 1 if the native module cannot be loaded."""
     facts = info()
-    print(format_info(facts))
+    say(format_info(facts))
     return 0 if facts["native"]["loaded"] else 1
 
 

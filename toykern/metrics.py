@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from toykern.broadcast import from_data
 from toykern.errors import check_int, check_number, describe
 
 UNDEFINED, NOT_REPRESENTED, DEDICATED, SUPERPOSITION = -1, 0, 1, 2
@@ -296,7 +297,7 @@ def _norm_and_shared(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _check_weight(weight: Any) -> torch.Tensor:
-    tensor = weight if isinstance(weight, torch.Tensor) else torch.as_tensor(np.asarray(weight), device="cpu")
+    tensor = from_data(weight)
     if not tensor.is_floating_point():
         raise TypeError(f"weight must hold floating-point numbers, not {describe(weight)}")
     if tensor.ndim not in (2, 3) or 0 in tensor.shape:

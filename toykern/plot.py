@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from toykern import metrics
+from toykern.broadcast import from_data
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def phase_diagram(
         'feature density 1 − S (probability of being active)'
     """
     importance, density = _array(importance), _array(density)
-    weight = torch.as_tensor(weight, device="cpu").detach().cpu().to(torch.float64)
+    weight = from_data(weight).detach().cpu().to(torch.float64)
     if weight.ndim != 4 or tuple(weight.shape[:2]) != (importance.size, density.size):
         raise ValueError(
             "phase_diagram: weight must be [importances, densities, n_hidden, n_features] = "
@@ -318,7 +319,7 @@ def interference(weight: Any, bias: Any = None, *, title: str | None = None, ax:
         left += width + 0.05
     bars = ax.inset_axes((left, 0.0, 0.6, 1.0))
     norm = np.linalg.norm(weight, axis=0)
-    superposition = _array(metrics.superposition(torch.as_tensor(weight, device="cpu")[None])[0])
+    superposition = _array(metrics.superposition(from_data(weight)[None])[0])
     shades = ScalarMappable(Normalize(0.0, 1.0), "cividis")
     bars.barh(
         np.arange(features), norm, height=0.8, color=shades.to_rgba(np.where(norm > 1e-3, superposition, 0.0))
@@ -363,7 +364,7 @@ def dimensionality_scatter(
         >>> ax.get_ylabel()
         'dimensions per feature'
     """
-    weight = torch.as_tensor(weight, device="cpu").detach().cpu().to(torch.float64)
+    weight = from_data(weight).detach().cpu().to(torch.float64)
     density = _array(density)
     if weight.ndim != 3 or density.shape != (weight.shape[0],):
         raise ValueError(

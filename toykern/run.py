@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toykern.broadcast import from_data
 from toykern.grid import Grid
 
 if TYPE_CHECKING:
@@ -356,7 +357,7 @@ class Run:
                 )
             values = self._last(self.records[by])
         else:
-            values = torch.as_tensor(by, device="cpu")
+            values = from_data(by)
         if tuple(values.shape) != (self.n_models,):
             raise ValueError(
                 f"best: by must give one value per model, shape ({self.n_models},), got {tuple(values.shape)}"

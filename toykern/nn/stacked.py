@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed
+from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed, from_data
 from toykern.data.sparse_batch import SparseBatch
 from toykern.errors import check_choice, check_flag, check_number, check_positive_int, describe, is_int
 from toykern.nn.factory import factory_device, factory_dtype
@@ -384,11 +384,7 @@ def model_index(index: Any, n_models: int) -> slice | torch.Tensor:
         raise TypeError(
             f"models are chosen by an int, a slice, or a list or array of ints, not {describe(index)}"
         )
-    chosen = (
-        index.detach().cpu()
-        if isinstance(index, torch.Tensor)
-        else torch.as_tensor(np.asarray(index), device="cpu")
-    )
+    chosen = from_data(index).detach().cpu()
     if chosen.ndim != 1:
         raise IndexError(f"an array of models must have one dimension, not {chosen.ndim}")
     if chosen.dtype == torch.bool:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toykern.broadcast import from_data
 from toykern.errors import check_flag, check_positive_int, describe
 from toykern.fit import fit
 from toykern.grid import Grid
@@ -191,7 +192,7 @@ class _Job:
         for name, value in measured.items():
             if not isinstance(name, str) or not name.isidentifier() or name in (*taken, *self._grid.dims):
                 raise ValueError(f"measure: {name!r} is no name for a result, or is taken already")
-            found[name] = torch.as_tensor(value, device="cpu")
+            found[name] = from_data(value)
             if found[name].ndim == 0 or len(found[name]) != box.n_models:
                 raise ValueError(
                     f"measure: {name} must have one row for each of the {box.n_models} models, not be "
