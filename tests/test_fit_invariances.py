@@ -238,6 +238,29 @@ def test_stretches_follow_the_clock(monkeypatch):
     assert lengths == [1365, 3635]
 
 
+@pytest.mark.parametrize(("m", "n"), [(2, 5), (3, 7)])
+def test_recorded_metrics_are_a_models_own(m, n):
+    """Where superposition is a small difference of large sums: alone, among others, cut and resumed."""
+    random, models = torch.Generator().manual_seed(0), 23
+    weight = torch.eye(m, n) + 1e-6 * torch.randn(models, m, n, generator=random)
+    names = ("superposition", "feature_dimensionality", "features_per_dimension")
+
+    def begun(chosen, **options):
+        model = tk.TiedAutoencoder.from_published(weight[chosen].mT, torch.zeros(len(chosen), n))
+        return tk.fit(
+            model, tk.SparseFeatures(n, 0.1), 6, 8, tk.SGD(lr=1e-7), seed=chosen, record_every=2,
+            record=names, progress=False, **options,
+        )  # fmt: skip
+
+    whole = begun(torch.arange(models))
+    resumed = begun(torch.arange(models), stop_at=3)
+    tk.fit(resume=resumed, progress=False)
+    alone = [begun(torch.tensor([k])) for k in range(models)]
+    for name in names:
+        assert torch.equal(resumed.records[name], whole.records[name])
+        assert torch.equal(torch.cat([run.records[name] for run in alone]), whole.records[name])
+
+
 # Interruptions
 
 OPTIONS = {

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -135,6 +136,45 @@ def test_phases(weight, phase):
 def test_phase_of_a_feature_that_is_not_there():
     with pytest.raises(ValueError, match="feature must be an integer from -2 to 1, not 2"):
         metrics.classify_phase(torch.ones(1, 2), feature=2)
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 2), (2, 5), (3, 7), (17, 130)])
+@pytest.mark.parametrize("function", [*PER_MODEL, *PER_FEATURE, metrics.interference])
+def test_a_models_bits_are_its_own(function, m, n):
+    """Alone, among others, at another place, in another layout, on one thread and two: where sums cancel too.
+
+    The first features have a dimension each, all others next to nothing: superposition is then the small
+    difference of large sums, where another order of products shows.
+    """
+    models = 41
+    random = torch.Generator().manual_seed(0)
+    weight = torch.eye(m, n) + 1e-6 * torch.randn(models, m, n, generator=random)
+    weight[1::2] += torch.randn(models // 2, m, n, generator=random)  # of every second model all are large
+    whole = function(weight)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert torch.equal(function(weight), whole)
+            assert torch.equal(function(weight[7:30]), whole[7:30])
+            assert torch.equal(function(weight.flip(0)), whole.flip(0))
+            assert torch.equal(function(weight.mT.contiguous().mT), whole)
+            for k in (0, 5, models - 1):
+                assert torch.equal(function(weight[k : k + 1]), whole[k : k + 1])
+                assert torch.equal(function(weight[k]), whole[k])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_small_superposition_is_right():
+    """Within rounding of the float64 products, whatever cancels; beside exact sums of fractions."""
+    weight = torch.tensor([[1.0, 1e-3, 0.5], [1e-3, 1.0, -0.25]])
+    exact = [[Fraction(value) for value in row] for row in weight.tolist()]
+    for i in range(3):
+        dots = [sum(exact[k][i] * exact[k][j] for k in range(2)) for j in range(3)]
+        expected = (sum(dot**2 for dot in dots) - dots[i] ** 2) / dots[i]
+        found = metrics.superposition(weight.double())[i].item()
+        assert found == pytest.approx(float(expected), rel=1e-13)
 
 
 # ---- exact losses of hand-made solutions -------------------------------------------------------------------

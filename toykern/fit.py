@@ -306,7 +306,7 @@ def _mark_what_the_last_update_broke(run: Run) -> None:
     """Kernels see that a model diverged by its loss, of which there is none after the last update."""
     finite = torch.ones(run.n_models, dtype=torch.bool, device="cpu")
     for parameter in run.model.stacked_parameters().values():
-        finite &= torch.isfinite(parameter.flatten(1).sum(dim=1)).cpu()
+        finite &= torch.isfinite(parameter).flatten(1).all(dim=1).cpu()
     run.diverged_at[~finite & (run.diverged_at < 0)] = run.step
 
 

@@ -3,7 +3,8 @@
 `weight` is `[models, n_hidden, n_features]` or `[n_hidden, n_features]` (one model), as
 `TiedAutoencoder.weight` or `Autoencoder.encoder`; W_i is the column of feature i. Results have the models'
 dimension only where the weight has it, the dtype of the weight (sums are in double precision) and can be
-differentiated. The definitions are those of Elhage et al. 2022, *Toy Models of Superposition*.
+differentiated. A model's bits are its own: whatever stands beside it, and on any number of threads. The
+definitions are those of Elhage et al. 2022, *Toy Models of Superposition*.
 
 The exact losses are per sample and summed over features (`loss_reduction="sum"`), for independent features
 that are active with probability p (the density), then uniform on [0, 1], and a ReLU output: losses of
@@ -27,6 +28,9 @@ from toykern.errors import check_int, check_number, describe
 UNDEFINED, NOT_REPRESENTED, DEDICATED, SUPERPOSITION = -1, 0, 1, 2
 """The phases of a feature: `classify_phase` and `best_solution` return these numbers."""
 
+_CACHED = 1 << 16
+"""Numbers (half a megabyte of doubles) that are worked on at a time where they are read again and again."""
+
 
 def features_per_dimension(weight: Any) -> torch.Tensor:
     """‖W‖²_F / m, `[models]`: about how many features are represented per hidden dimension.
@@ -37,7 +41,8 @@ def features_per_dimension(weight: Any) -> torch.Tensor:
     1.0
     """
     w = _check_weight(weight)
-    return (w.double().square().sum(dim=(-2, -1)) / w.shape[-2]).to(w.dtype)
+    squares = _models_last(w).square().flatten(0, 1)
+    return _back(_sum(squares) / w.shape[-2], w)
 
 
 def interference(weight: Any) -> torch.Tensor:
@@ -47,7 +52,8 @@ def interference(weight: Any) -> torch.Tensor:
     [[1.0, -1.0], [-1.0, 1.0]]
     """
     w = _check_weight(weight)
-    return w.mT @ w
+    wide = _models_last(w)
+    return _back(_product(wide.transpose(0, 1), wide), w)
 
 
 def superposition(weight: Any) -> torch.Tensor:
@@ -59,8 +65,7 @@ def superposition(weight: Any) -> torch.Tensor:
     [1.0, 1.0]
     """
     w = _check_weight(weight)
-    norm, shared = _norm_and_shared(w)
-    return (shared - norm.square()).clamp(min=0).to(w.dtype)
+    return _back(_superposition(*_norm_and_shared(w)), w)
 
 
 def feature_dimensionality(weight: Any) -> torch.Tensor:
@@ -75,7 +80,8 @@ def feature_dimensionality(weight: Any) -> torch.Tensor:
     w = _check_weight(weight)
     norm, shared = _norm_and_shared(w)
     represented = shared != 0  # a diverged model's NaN stays NaN
-    return torch.where(represented, norm.square() / torch.where(represented, shared, 1.0), 0.0).to(w.dtype)
+    own = torch.where(represented, norm.square() / torch.where(represented, shared, 1.0), 0.0)
+    return _back(own, w)
 
 
 def classify_phase(
@@ -98,11 +104,12 @@ def classify_phase(
     feature = check_int("feature", feature, minimum=-w.shape[-1], maximum=w.shape[-1] - 1)
     check_number("norm_threshold", norm_threshold, minimum=0.0)
     check_number("superposition_threshold", superposition_threshold, minimum=0.0)
-    norm = w.double().norm(dim=-2)[..., feature]
-    shared = superposition(w)[..., feature]
+    norms, shares = _norm_and_shared(w)
+    norm, shared = norms[feature], _superposition(norms, shares)[feature]
     phase = torch.where(shared >= superposition_threshold, SUPERPOSITION, DEDICATED)
     phase = torch.where(norm < norm_threshold, NOT_REPRESENTED, phase)
-    return torch.where(torch.isfinite(shared) & torch.isfinite(norm), phase, UNDEFINED)
+    phase = torch.where(torch.isfinite(shared) & torch.isfinite(norm), phase, UNDEFINED)
+    return phase if w.ndim == 3 else phase[0]
 
 
 def ignored_loss(density: ArrayLike, importance: ArrayLike = 1.0) -> NDArray[np.float64]:
@@ -288,12 +295,60 @@ def _polygon_minimum(neighbours: torch.Tensor) -> tuple[float, float]:
     return float(point[0]), float(point[1])
 
 
+# ---- sums whose order follows from the shape of one model -------------------------------------------------
+#
+# A batched product or a reduction takes other loops for another number of models, threads or addresses, and
+# adds up in another order. The last bits then depend on what stands beside a model, and where sums cancel, as
+# they do in the superposition of features that are nearly orthogonal, many digits do. Products and additions
+# element by element are rounded the same wherever they are done. Models are the last dimension, so that there
+# are long rows to work on.
+
+
+def _models_last(weight: torch.Tensor) -> torch.Tensor:
+    """float64 `[n_hidden, n_features, models]`, contiguous."""
+    stacked = weight if weight.ndim == 3 else weight.unsqueeze(0)
+    return stacked.double().movedim(0, -1).contiguous()
+
+
+def _back(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A result `[…, models]` as `[models, …]`, or `[…]` of one model, in the dtype of the weight."""
+    result = value.movedim(-1, 0).to(weight.dtype).contiguous()
+    return result if weight.ndim == 3 else result[0]
+
+
+def _sum(terms: torch.Tensor) -> torch.Tensor:
+    """Sum over the first dimension: the halves are added to each other until one is left."""
+    while len(terms) > 1:
+        half = len(terms) // 2
+        folded = terms[:half] + terms[half : 2 * half]
+        terms = folded if len(terms) == 2 * half else torch.cat([folded, terms[-1:]])
+    return terms[0]
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Matrix products `[a, c, models]`, `[c, b, models]`: `[a, b, models]`, added in the order of c."""
+    product = left[:, :1] * right[:1]
+    for k in range(1, len(right)):
+        product = product + left[:, k : k + 1] * right[k : k + 1]
+    return product
+
+
 def _norm_and_shared(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """‖W_i‖ and Σ_j (Ŵ_i · W_j)² = Ŵ_iᵀ (W Wᵀ) Ŵ_i, float64 [..., n_features]; no n × n matrix is needed."""
-    w = weight.double()
-    norm = w.norm(dim=-2)
-    unit = w / torch.where(norm > 0, norm, 1.0).unsqueeze(-2)
-    return norm, (unit * (w @ w.mT @ unit)).sum(dim=-2)
+    """‖W_i‖ and Σ_j (Ŵ_i · W_j)² = Ŵ_iᵀ (W Wᵀ) Ŵ_i, float64 `[n_features, models]`, without WᵀW."""
+    w = _models_last(weight)
+    square = _sum(w.square())
+    absent = square == 0  # the slope of the root is infinite there; NaN goes through
+    length = torch.where(absent, 1.0, square).sqrt()
+    norm, unit = torch.where(absent, 0.0, length), w / length
+    gram = _product(w, w.transpose(0, 1))
+    # Some features at a time: the sums of all would not fit into a cache.
+    at_once = max(1, _CACHED // (w.shape[0] * w.shape[2]))
+    shared = [_sum(part * _product(gram, part)) for part in unit.split(at_once, dim=1)]
+    return norm, torch.cat(shared)
+
+
+def _superposition(norm: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    return (shared - norm.square()).clamp(min=0)
 
 
 def _check_weight(weight: Any) -> torch.Tensor:
