@@ -24,7 +24,7 @@ PURPOSES = ("training", "evaluation")
 MAX_FEATURES = 2**24
 MAX_STEP = 2**32 - 1
 GROUP_SLACK = 1e-6  # an exclusive group's probabilities may exceed 1 by rounding
-_SINGLE, _CORRELATED, _EXCLUSIVE = 0, 1, 2
+_SINGLE, _CORRELATED, EXCLUSIVE = 0, 1, 2
 
 
 class _Group:
@@ -70,7 +70,7 @@ class Anticorrelated(_Group):
     Anticorrelated((0, 1, 2))
     """
 
-    kind = _EXCLUSIVE
+    kind = EXCLUSIVE
 
 
 @dataclass(frozen=True)
