@@ -64,6 +64,17 @@ def storage_address(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def spans_its_storage(tensor: torch.Tensor) -> bool:
+    """Whether the storage holds the tensor alone; true of those that have none of their own, such as DTensor.
+
+    >>> spans_its_storage(torch.zeros(6)), spans_its_storage(torch.zeros(6)[:3])
+    (True, False)
+    """
+    if type(tensor) not in _PLAIN or tensor.layout != torch.strided:
+        return True
+    return tensor.untyped_storage().nbytes() <= tensor.numel() * tensor.element_size()
+
+
 def _address_of_unusual(name: str, tensor: Any, dtype: torch.dtype, device: torch.device) -> int:
     """The address after all (of a subclass that only adds to Tensor, of an empty one), or the TypeError."""
     fault = _fault(tensor, dtype, device)

@@ -28,9 +28,15 @@ def from_data(value: Any) -> torch.Tensor:
 
 
 def as_tensor(
-    name: str, value: Any, dtype: torch.dtype, device: torch.device | str | None = None
+    name: str,
+    value: Any,
+    dtype: torch.dtype,
+    device: torch.device | str | None = None,
+    *,
+    detach: bool = True,
 ) -> torch.Tensor:
-    """`value` (number, sequence, array or tensor) as a detached tensor of `dtype`, on the CPU unless told.
+    """`value` (number, sequence, array or tensor) as a tensor of `dtype`, on the CPU unless told; detached
+    unless told.
 
     TypeError where it holds no numbers, or where `dtype` is an integer type and it does not hold integers.
     """
@@ -40,7 +46,7 @@ def as_tensor(
         )
     try:
         if isinstance(value, torch.Tensor):
-            tensor = value.detach()
+            tensor = value.detach() if detach else value
         elif isinstance(value, int | float):  # apart, so that torch.compile can follow it
             kind = torch.int64 if isinstance(value, int) else torch.float64
             tensor = torch.tensor(value, dtype=kind, device="cpu")
@@ -63,16 +69,17 @@ def as_tensor(
 
 
 def broadcast_per_model(
-    name: str, value: Any, n_models: int, dtype: torch.dtype = torch.float64
+    name: str, value: Any, n_models: int, dtype: torch.dtype = torch.float64, *, detach: bool = True
 ) -> torch.Tensor:
     """A per-model quantity (a number, or `[models]`) as a contiguous CPU tensor `[n_models]` of `dtype`.
 
-    ValueError if it has another shape or is not finite.
+    ValueError if it has another shape or is not finite. Without `detach` it has a gradient to a tensor that
+    requires one.
 
     >>> broadcast_per_model("lr", 0.5, 3)
     tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
-    tensor = as_tensor(name, value, dtype)
+    tensor = as_tensor(name, value, dtype, detach=detach)
     if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, n_models)):
         raise ValueError(
             f"{name} must be one number or have one entry for each of the {n_models} models "
@@ -116,12 +123,14 @@ def broadcast_importance(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     check_values: bool = True,
+    detach: bool = True,
 ) -> torch.Tensor:
     """Importance as a tensor `[1 or n_models, n_features]`; the first dimension is 1 where all share it.
 
     `value`: a number, `[n_features]`, `[n_models, 1]` or `[n_models, n_features]`, broadcast
     as in NumPy; one dimension always means features, also where n_models = n_features. ValueError for another
-    shape and (with `check_values`) for values that are negative or not finite in `dtype`.
+    shape and (with `check_values`) for values that are negative or not finite in `dtype`. Without `detach` it
+    has a gradient to a tensor that requires one.
 
     >>> broadcast_importance([1.0, 0.5], n_models=3, n_features=2)
     tensor([[1.0000, 0.5000]])
@@ -134,7 +143,7 @@ def broadcast_importance(
         if not 0 <= value <= torch.finfo(dtype).max:  # NaN too
             raise ValueError(f"importance must be finite and at least 0, not {describe(value)}")
         return torch.full((1, n_features), float(value), dtype=dtype, device=device or "cpu")
-    tensor = as_tensor("importance", value, dtype, device)
+    tensor = as_tensor("importance", value, dtype, device, detach=detach)
     rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor
     if rows.ndim > 2 or rows.shape[0] not in (1, n_models) or rows.shape[1] not in (1, n_features):
         raise ValueError(

@@ -226,6 +226,7 @@ class SparseTiedAutoencoder(SparseWeights):
             dtype=x.dtype,
             device=x.device,
             check_values=x.device.type == "cpu" and not torch.compiler.is_compiling(),
+            detach=False,
         )
         per_feature = (wanted - self(x)).square().sum(dim=1)
         terms = x.shape[-2] * (self.n_features if loss_reduction == "mean" else 1)

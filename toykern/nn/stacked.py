@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from toykern.address import spans_its_storage
 from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed, from_data
 from toykern.data.sparse_batch import SparseBatch
 from toykern.errors import check_choice, check_flag, check_number, check_positive_int, describe, is_int
@@ -40,7 +42,8 @@ class StackedModel(nn.Module):
 
     `model[i]` is one model, `model[a:b]` several: views that share the stack's memory, so training a view
     trains the stack. A list or array of indices (or a boolean mask) gives a copy. `len(model)` is the
-    number of models.
+    number of models. What a view is saved as, by `state_dict`, `torch.save` or pickle, is a copy of its own
+    models and never the stack; so save an optimiser of its parameters by the optimiser's `state_dict`.
     """
 
     weight_names: ClassVar[tuple[str, ...]] = ()
@@ -203,9 +206,10 @@ class StackedModel(nn.Module):
                 mean over the batch.
             l1: a number or `[models]`, ≥ 0: the weight of the hidden code's L1 norm, a mean over the batch.
 
-        The output is never stored, and gradients are computed along with the loss. Models are independent:
-        `loss.sum().backward()` gives every model its own gradient. float32 for bfloat16 weights. ValueError
-        or TypeError for other shapes, dtypes or names; RuntimeError for a second derivative.
+        `importance` and `l1` may be tensors that require a gradient, at the cost of another forward pass
+        each. Else the output is never stored, and gradients are computed along with the loss. Models are
+        independent: `loss.sum().backward()` gives every model its own gradient. float32 for bfloat16 weights.
+        ValueError or TypeError for other shapes, dtypes or names; RuntimeError for a second derivative.
 
         >>> from toykern.nn import TiedAutoencoder
         >>> TiedAutoencoder(n_features=5, n_hidden=2, n_models=3).loss(torch.ones(8, 5)).shape
@@ -232,6 +236,7 @@ class StackedModel(nn.Module):
             device=values.device,
             # looking at values on another device would wait for it
             check_values=values.device.type == "cpu" and not torch.compiler.is_compiling(),
+            detach=False,
         )
         return autoencoder_loss(
             values,
@@ -270,8 +275,8 @@ class StackedModel(nn.Module):
             # looking at its values would wait for the device
             if l1.shape not in ((), (1,), (self.n_models,)):
                 raise ValueError(f"l1 must be a number or [models] = [{self.n_models}], not {describe(l1)}")
-            return l1.detach().reshape(-1).to(like.dtype)
-        weights = broadcast_per_model("l1", l1, self.n_models)
+            return l1.reshape(-1).to(like.dtype)
+        weights = broadcast_per_model("l1", l1, self.n_models, detach=False)
         if bool((weights < 0).any()):
             raise ValueError(f"l1 must be at least 0, not {describe(l1)}")
         return weights.to(like)
@@ -328,6 +333,30 @@ class StackedModel(nn.Module):
             part.register_parameter(name, parameter)
         return part.train(self.training)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            for name in self._parameters:
+                if prefix + name in destination:
+                    destination[prefix + name] = compact(destination[prefix + name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_parameters"] = {
+            name: parameter
+            if parameter is None or spans_its_storage(parameter)
+            else nn.Parameter(compact(parameter.detach()), parameter.requires_grad)
+            for name, parameter in self._parameters.items()
+        }
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Not by way of __getstate__: an optimiser copied along has to find the same parameters.
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
     def _check_batch(self, name: str, x: torch.Tensor, cast: torch.dtype | None = None) -> torch.Tensor:
         """`x` as [models or 1, batch, n_features], of the weights' dtype (or `cast`) and on their device."""
         if not isinstance(x, torch.Tensor):
@@ -349,6 +378,15 @@ class StackedModel(nn.Module):
         if x.dtype != weight.dtype:
             raise TypeError(f"{name} must have the dtype of the weights, {weight.dtype}, not {x.dtype}")
         return x
+
+
+def compact(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy where it is a part of a larger storage, which would be saved with it.
+
+    >>> compact(torch.zeros(100)[:3]).untyped_storage().nbytes()
+    12
+    """
+    return tensor if spans_its_storage(tensor) else tensor.clone(memory_format=torch.contiguous_format)
 
 
 @functools.cache

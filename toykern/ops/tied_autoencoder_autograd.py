@@ -71,13 +71,20 @@ class _Loss(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
         decoder: Optional, bias: Optional, hidden_bias: Optional, importance: torch.Tensor, l1: Optional,
         target: Optional, target_kind: str, reduction: str, options: Options, wanted: tuple[bool, bool, bool],
+        prices_wanted: tuple[bool, bool],
     ) -> torch.Tensor:  # fmt: skip
         loss, *gradients = torch.ops.toykern.tied_autoencoder_loss(
             x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options.hidden_activation,
             options.output_activation, options.top_k, options.centered, importance, l1, target, target_kind,
             reduction, *wanted,
         )  # fmt: skip
-        ctx.save_for_backward(weight, row_start, *gradients)
+        network = (x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
+        d_importance = d_l1 = None
+        if prices_wanted[0]:
+            d_importance = _squared_errors(*network, target, target_kind, reduction)
+        if prices_wanted[1]:
+            d_l1 = _code_norms(*network)
+        ctx.save_for_backward(weight, row_start, importance, l1, d_importance, d_l1, *gradients)
         ctx.sparse, ctx.batch = row_start is not None, batch
         ctx.x_models = x.shape[0] if row_start is None else 0
         ctx.target_models = 0 if target is None else target.shape[0]
@@ -87,12 +94,13 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        weight, row_start, d_weight, d_decoder, d_bias, d_hidden, d_x, d_target = ctx.saved_tensors
+        weight, row_start, importance, l1, d_importance, d_l1, *gradients = ctx.saved_tensors
+        d_weight, d_decoder, d_bias, d_hidden, d_x, d_target = gradients
         grad = grads[0]
         scale = None if _are_ones(grad, d_weight) else grad
         weights_wanted, x_wanted, target_wanted = ctx.wanted
         has_decoder, has_bias, has_hidden = ctx.presence
-        found: list[Optional] = [None] * 15
+        found: list[Optional] = [None] * 16
         if weights_wanted:
             found[4] = _scaled(d_weight, scale)
             found[5] = _scaled(d_decoder, scale) if has_decoder else None
@@ -104,6 +112,9 @@ class _Loss(torch.autograd.Function):
             found[0] = _sum_over_models(_scaled(d_x, scale), ctx.x_models)
         if target_wanted:
             found[10] = _sum_over_models(_scaled(d_target, scale), ctx.target_models)
+        for place, given, gradient in ((8, importance, d_importance), (9, l1, d_l1)):
+            if gradient is not None:
+                found[place] = _sum_over_models(_scaled(gradient, scale), given.shape[0]).to(given.dtype)
         needs = ctx.needs_input_grad
         return tuple(_once(gradient, weight) if needs[i] else None for i, gradient in enumerate(found))
 
@@ -120,6 +131,50 @@ def _scaled_values(
         return gradient * scale.to(gradient.dtype)
     entries = row_start[::batch].diff()
     return gradient * scale.to(gradient.dtype).repeat_interleave(entries, output_size=gradient.shape[0])
+
+
+def _squared_errors(
+    x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
+    decoder: Optional, bias: Optional, hidden_bias: Optional, options: Options, target: Optional,
+    target_kind: str, reduction: str,
+) -> torch.Tensor:  # fmt: skip
+    """∂loss/∂importance `[models, n_features]`, each feature's squared error, by a pass with the output."""
+    work = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    x, weight = x.to(work), weight.to(work)
+    decoder, bias, hidden_bias, target = (
+        None if t is None else t.to(work) for t in (decoder, bias, hidden_bias, target)
+    )
+    output = torch.ops.toykern.tied_autoencoder(
+        x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options.hidden_activation,
+        options.output_activation, options.top_k, options.centered,
+    )  # fmt: skip
+    n = output.shape[2]
+    if target is None:
+        target = x
+        if row_start is not None and feature is not None:
+            samples = torch.arange(row_start.shape[0] - 1, dtype=torch.int64, device=x.device)
+            sample = samples.repeat_interleave(row_start.diff(), output_size=x.shape[0])
+            flat = x.new_zeros((row_start.shape[0] - 1) * n).index_put((sample * n + feature,), x)
+            target = flat.view(-1, batch, n)
+        if target_kind == "abs":
+            target = target.abs()
+    return (target - output).square().sum(1) / (batch * (n if reduction == "mean" else 1))
+
+
+def _code_norms(
+    x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
+    decoder: Optional, bias: Optional, hidden_bias: Optional, options: Options,
+) -> torch.Tensor:  # fmt: skip
+    """∂loss/∂l1 `[models]`: Σ_k |h_k|, a mean over samples, which is the loss where errors cost nothing."""
+    floats = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    nothing = torch.zeros(1, weight.shape[2], dtype=floats, device=weight.device)
+    one = torch.ones(1, dtype=floats, device=weight.device)
+    norms: torch.Tensor = torch.ops.toykern.tied_autoencoder_loss(
+        x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options.hidden_activation,
+        options.output_activation, options.top_k, options.centered, nothing, one, None, "identity", "sum",
+        False, False, False,
+    )[0]  # fmt: skip
+    return norms
 
 
 class _Output(torch.autograd.Function):
@@ -219,13 +274,14 @@ def autoencoder_loss(
     `autoencoder_output`.
 
     Args:
-        importance: `[models or 1, n_features]`, without a gradient.
-        l1: `[models or 1]`, the weight of Σ_k |h_k|, a mean over samples; without a gradient.
+        importance: `[models or 1, n_features]`.
+        l1: `[models or 1]`, the weight of Σ_k |h_k|, a mean over samples.
         target: "identity" (x), "abs" (|x|), or a tensor shaped as dense x is.
         reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
 
-    Gradients are computed in this forward pass, those of weights and biases and of x as they require them;
-    the backward pass only scales them.
+    Gradients are computed in this forward pass, those of weights and biases, x and target as they require
+    them; the backward pass only scales them. Those of importance and l1 cost another forward pass each, and
+    that of importance the memory of an output.
 
     >>> x, weight = torch.eye(3).unsqueeze(0), torch.ones(2, 1, 3)
     >>> autoencoder_loss(x, weight, importance=torch.ones(1, 3), reduction="sum")
@@ -237,5 +293,5 @@ def autoencoder_loss(
     wanted = (_wants(weight, decoder, bias, hidden_bias), _wants(x), _wants(given))
     return _Loss.apply(
         x, row_start, feature, samples, weight, decoder, bias, hidden_bias, importance, l1, given, kind,
-        reduction, options, wanted,
+        reduction, options, wanted, (_wants(importance), _wants(l1)),
     )  # fmt: skip
