@@ -98,3 +98,14 @@ def test_broadcast_keeps_no_graph_unless_asked() -> None:
     value = torch.ones(3, requires_grad=True)
     assert not broadcast_importance(value, 1, 3).requires_grad
     assert broadcast_importance(value, 1, 3, detach=False).requires_grad
+
+
+def test_it_compiles_without_a_graph_break() -> None:
+    model, x = tk.TiedAutoencoder(5, 2, 3), torch.rand(4, 5)
+    compiled = torch.compile(model.loss, fullgraph=True, backend="eager")
+    found = []
+    for loss in (model.loss, compiled):
+        prices = torch.rand(5, generator=torch.Generator().manual_seed(0)), torch.tensor(0.1)
+        loss(x, prices[0].requires_grad_(), l1=prices[1].requires_grad_()).sum().backward()
+        found.append([price.grad for price in prices])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

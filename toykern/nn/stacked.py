@@ -271,8 +271,9 @@ class StackedModel(nn.Module):
         if isinstance(l1, int | float) and not isinstance(l1, bool):
             check_number("l1", l1, minimum=0.0)
             return None if l1 == 0 else torch.full((1,), float(l1), dtype=like.dtype, device=like.device)
-        if isinstance(l1, torch.Tensor) and l1.device == like.device and like.device.type != "cpu":
-            # looking at its values would wait for the device
+        unseen = like.device.type != "cpu" or torch.compiler.is_compiling()
+        if isinstance(l1, torch.Tensor) and l1.device == like.device and unseen:
+            # looking at its values would wait for the device, or break the graph
             if l1.shape not in ((), (1,), (self.n_models,)):
                 raise ValueError(f"l1 must be a number or [models] = [{self.n_models}], not {describe(l1)}")
             return l1.reshape(-1).to(like.dtype)
