@@ -109,3 +109,5 @@ def test_it_compiles_without_a_graph_break() -> None:
         loss(x, prices[0].requires_grad_(), l1=prices[1].requires_grad_()).sum().backward()
         found.append([price.grad for price in prices])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    for l1 in (0.0, 0.1, 0.2):  # numbers that change from call to call
+        torch.testing.assert_close(compiled(x, l1=l1), model.loss(x, l1=l1))

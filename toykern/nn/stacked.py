@@ -269,7 +269,8 @@ class StackedModel(nn.Module):
 
     def _l1(self, l1: Any, like: torch.Tensor) -> torch.Tensor | None:
         if isinstance(l1, int | float) and not isinstance(l1, bool):
-            check_number("l1", l1, minimum=0.0)
+            if not 0 <= l1 <= torch.finfo(torch.float64).max:  # a comparison is what torch.compile can follow
+                check_number("l1", l1, minimum=0.0)
             return None if l1 == 0 else torch.full((1,), float(l1), dtype=like.dtype, device=like.device)
         unseen = like.device.type != "cpu" or torch.compiler.is_compiling()
         if isinstance(l1, torch.Tensor) and l1.device == like.device and unseen:
