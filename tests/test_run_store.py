@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from toykern import placing
 from toykern.data.features import SparseFeatures
 from toykern.fit import fit
 from toykern.grid import grid
@@ -16,12 +17,13 @@ from toykern.nn import TiedAutoencoder
 from toykern.optim import AdamW
 from toykern.run import Run
 from toykern.store import StoreError, check_target
+from toykern.store_format import sealed
 
 N, M, RECORDS = 3, 2, 4
 
 
 def made_run(n_models: int = 12, with_grid: bool = True, seed: int = 0) -> Run:
-    """A run filled by hand with awkward bits: NaN payloads, −0, infinities, subnormals, large integers."""
+    """A run, filled by hand with awkward bits: NaN payloads, −0, infinities, subnormals, large integers."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
@@ -38,7 +40,9 @@ def made_run(n_models: int = 12, with_grid: bool = True, seed: int = 0) -> Run:
     probability = torch.full((n_models, N), 0.1, dtype=torch.float64) + torch.arange(n_models)[:, None] / 97
     data = SparseFeatures(N, probability)
     diverged_at = torch.full((n_models,), -1)
-    diverged_at[3] = 2**61 + 1
+    diverged_at[3] = 9
+    lr = torch.full((n_models,), 1 / 3, dtype=torch.float64)
+    shapes = {"weight": (n_models, M, N), "bias": (n_models, N)}
     return Run(
         model=model,
         data=data,
@@ -46,7 +50,7 @@ def made_run(n_models: int = 12, with_grid: bool = True, seed: int = 0) -> Run:
             "steps": 10,
             "batch_size": 8,
             "record_every": 3,
-            "optimizer": AdamW().config(),
+            "optimizer": AdamW(lr=lr, weight_decay=torch.zeros(n_models)).config(),
             "schedule": {"name": "constant"},
             "target": "identity",
             "loss_reduction": "mean",
@@ -58,18 +62,23 @@ def made_run(n_models: int = 12, with_grid: bool = True, seed: int = 0) -> Run:
         arrays={
             "seed": torch.arange(n_models) + 2**62,
             "importance": torch.ones(1, N),
-            "lr": torch.full((n_models,), 1 / 3, dtype=torch.float64),
+            "lr": lr,
             "weight_decay": torch.zeros(n_models, dtype=torch.float64),
             "probability": probability,
-            "init/weight": random(n_models, M, N),
+            "init_seed": torch.arange(n_models) + 2**61 + 1,
+            **{f"init/{name}": random(*shape) for name, shape in shapes.items()},
         },
         step=10,
         loss=loss,
         diverged_at=diverged_at,
         records={"features_per_dimension": random(n_models, RECORDS)},
-        snapshots={t: {"weight": random(n_models, M, N), "bias": random(n_models, N)} for t in (2, 5)},
-        optimizer_state={"weight/exp_avg": random(n_models, M, N), "bias/exp_avg": random(n_models, N)},
-        carry={"loss": random(n_models).double(), "count": torch.tensor(3)},
+        snapshots={t: {name: random(*shape) for name, shape in shapes.items()} for t in (2, 5)},
+        optimizer_state={
+            f"{name}/{moment}": random(*shape)
+            for name, shape in shapes.items()
+            for moment in ("exp_avg", "exp_avg_sq")
+        },
+        carry={"loss": random(n_models).double()},
         seconds=1.5,
         provenance={"version": "0.1.0", "threads": 2},
         grid=grid(importance=[0.1, 1.0, 10.0], density=[0.01, 1.0], seed=range(n_models // 6))
@@ -102,6 +111,15 @@ def assert_same(run: Run, other: Run) -> None:
     assert torch.equal(run.data.probability, other.data.probability)
 
 
+def without_exchange(monkeypatch) -> None:
+    """As on a file system that knows nothing but plain renaming."""
+
+    def unsupported(*_):
+        raise placing.Unsupported(22, "Invalid argument")
+
+    monkeypatch.setattr(placing, "_rename", unsupported)
+
+
 def names_in(directory) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
@@ -124,7 +142,11 @@ def test_store_without_grid_bias_records_or_snapshots(tmp_path):
     run = made_run(with_grid=False)
     run.model = TiedAutoencoder(N, M, 12, bias=False)
     run.config["model"] = run.model.config()
-    run.records, run.snapshots, run.carry, run.interrupted, run.step = {}, {}, {}, True, 7
+    run.records, run.snapshots, run.interrupted, run.step = {}, {}, True, 7
+    run.diverged_at[3] = 6
+    for group in (run.arrays, run.optimizer_state):
+        for name in [name for name in group if "bias" in name]:
+            del group[name]
     run.save(str(tmp_path / "run.zarr"))
     loaded = Run.load(str(tmp_path / "run.zarr"))
     assert_same(run, loaded)
@@ -134,8 +156,8 @@ def test_store_without_grid_bias_records_or_snapshots(tmp_path):
 def test_store_takes_expanded_and_sliced_tensors(tmp_path):
     run = made_run()
     run.arrays["lr"] = torch.tensor(0.5, dtype=torch.float64).expand(12)
-    run.records["sliced"] = torch.arange(96.0).reshape(24, RECORDS)[::2]
-    run.records["transposed"] = torch.arange(48.0).reshape(RECORDS, 12).T
+    run.records["features_per_dimension"] = torch.arange(96.0).reshape(24, RECORDS)[::2]
+    run.loss = torch.arange(48.0).reshape(RECORDS, 12).T
     run.save(tmp_path / "run.zarr")
     assert_same(run, Run.load(tmp_path / "run.zarr"))
 
@@ -235,10 +257,18 @@ def flip(path):
     path.write_bytes(bytes(content))
 
 
-def edit(key, value):
+def edit(key, value, seal=False):
+    """Another value in a zarr.json; `seal`: with a digest that agrees, so that what it says is looked at."""
+
     def apply(path):
         metadata = json.loads(path.read_text())
-        (metadata["attributes"] if key in ("version", "manifest", "config") else metadata)[key] = value
+        if key in ("version", "manifest", "config", "step"):
+            metadata["attributes"][key] = value
+            if seal:
+                del metadata["attributes"]["digest"]
+                metadata["attributes"] = sealed(metadata["attributes"])
+        else:
+            metadata[key] = value
         path.write_text(json.dumps(metadata))
 
     return apply
@@ -251,12 +281,16 @@ DAMAGE = {
     "missing array": ("carry/loss", shutil.rmtree, "array carry/loss is missing"),
     "missing group": ("snapshots", shutil.rmtree, "array snapshots/2/weight is missing"),
     "garbled array": ("records/features_per_dimension/zarr.json", truncate, "cannot be read"),
-    "other shape": ("loss/zarr.json", edit("shape", [12, 5]), r"should be float32 \(12, 4\), but is"),
+    "other shape": ("loss/zarr.json", edit("shape", [12, 5]), r"should be float32 \[12, 4\], but is"),
+    "other fill value": ("loss/zarr.json", edit("fill_value", 1.0), "array loss is described by another"),
     "other dtype": ("loss/zarr.json", edit("data_type", "int32"), "array loss"),
     "newer version": ("zarr.json", edit("version", 99), "has store version 99"),
-    "no manifest": ("zarr.json", edit("manifest", None), "no manifest"),
-    "short manifest": ("zarr.json", edit("manifest", []), "settings do not describe a run"),
-    "no settings": ("zarr.json", edit("config", {}), "settings do not describe a run"),
+    "other step": ("zarr.json", edit("step", 9), "attributes in zarr.json are not those written"),
+    "no settings": ("zarr.json", edit("config", {}), "attributes in zarr.json are not those written"),
+    "as version 1": ("zarr.json", edit("version", 1), "attributes in zarr.json are not those written"),
+    "no manifest": ("zarr.json", edit("manifest", None, seal=True), "no manifest"),
+    "short manifest": ("zarr.json", edit("manifest", [], seal=True), "settings do not describe a run"),
+    "sealed, no settings": ("zarr.json", edit("config", {}, seal=True), "settings do not describe a run"),
 }
 
 
@@ -299,18 +333,17 @@ def test_a_failure_while_writing_leaves_everything_as_it_was(tmp_path, monkeypat
 
 
 def test_a_failing_rename_puts_the_old_store_back(tmp_path, monkeypatch):
-    import os
-
     target = tmp_path / "run.zarr"
     made_run(seed=1).save(target)
-    rename = os.rename
+    rename = placing.rename_new
 
     def refuse(source, destination):
-        if ".partial-" in str(source):
+        if ".new-" in str(source):
             raise OSError(5, "Input/output error")
         rename(source, destination)
 
-    monkeypatch.setattr(os, "rename", refuse)
+    without_exchange(monkeypatch)
+    monkeypatch.setattr(placing, "rename_new", refuse)
     with pytest.raises(StoreError, match="Input/output error"):
         made_run().save(target, overwrite=True)
     assert names_in(tmp_path) == ["run.zarr"]

@@ -1,10 +1,12 @@
 """Saving and loading runs: one Zarr store per run, chunked over models, written whole or not at all.
 
-Layout (Zarr format 3; every array has named dimensions, so `xarray.open_zarr(path)` shows the losses with
-their grid):
+Layout (Zarr format 3; every dimension has the name that it has in `Run.to_xarray`, so that other readers,
+such as `xarray.open_zarr(path)` and `xarray.open_datatree(path, engine="zarr")`, show what belongs together):
 
-    attributes      format, version, the run's settings, grid and provenance, and a manifest of every array
+    attributes      format, version, the run's settings, grid and provenance, a manifest of every array, and a
+                    digest of all that (`toykern/store_format.py`)
     loss, diverged_at                 the results, models flat along `model`
+    record, <axis of the grid>        coordinates of these
     model/<parameter>                 the trained parameters
     initialization/seed, std          what the initial weights were drawn from
     records/<name>  snapshots/<step>/<parameter>
@@ -13,15 +15,14 @@ their grid):
     is a group
 
 All numbers are stored as they are, bit for bit; chunks carry a checksum and absent chunks are an error, so a
-damaged store is found when it is read, never taken for zeros.
+damaged store is found when it is read, never taken for zeros or for other settings. How a store takes its
+place is in `toykern/store_place.py`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,49 +31,72 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toykern import placing
+from toykern.errors import check_flag
+from toykern.run import trailing_dims
+from toykern.store_format import (
+    FORMAT,
+    SWEEP_FORMAT,
+    VERSION,
+    StoreError,
+    check_path,
+    entry_of,
+    import_zarr,
+    open_array,
+    piece_names,
+    read_attributes,
+    sealed,
+)
+from toykern.store_place import check_target, place_store
+
 if TYPE_CHECKING:
     from toykern.optim import Optimizer
     from toykern.resident import AnyModel
     from toykern.run import Run
 
-__all__ = ["FORMAT", "VERSION", "StoreError", "check_target", "load_run", "save_run"]
+__all__ = [
+    "FORMAT",
+    "SWEEP_FORMAT",
+    "VERSION",
+    "StoreError",
+    "check_target",
+    "import_zarr",
+    "load_run",
+    "read_attributes",
+    "save_run",
+    "tensors_of",
+]
 
-FORMAT = "toykern run"
-SWEEP_FORMAT = "toykern sweep"  # toykern/sweep/result.py
-VERSION = 1
 _CHUNK_BYTES = 8 << 20
+_OF_FEATURES = ("importance", "probability")  # [models, features], of the inputs
 _GROUPS = ("arrays", "records", "optimizer_state", "carry")
-
-
-class StoreError(ValueError):
-    """A result store is missing, foreign, damaged or cannot be written; the message says which and why."""
-
-
-class _OwnStoreError(StoreError):
-    """Damaged or of another version, but written by toykern, so that it may be replaced when asked to."""
 
 
 def save_run(run: Run, path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Write `run` to a new Zarr store at `path`.
 
-    The store is written beside its place and then renamed, so `path` never holds half a store: after a
-    failure (or Ctrl-C) what was there before is untouched and nothing new is left.
+    The store is written beside its place, synced to the disk and then renamed, so `path` never holds half a
+    store: after a failure (or Ctrl-C) what was there before is untouched and nothing new is left. A process
+    that is killed leaves a hidden directory at most, which the next one to save there removes.
 
     Args:
         run: the run to save.
         path: the directory to create; its parent must exist.
-        overwrite: replace an existing toykern store. Anything else at `path` is never replaced.
+        overwrite: replace an existing toykern store, at one instant. Anything else at `path` is never
+            replaced, even if it appears while the run is being saved; nor is a store that somebody put
+            something into.
 
     Raises:
-        StoreError: `path` cannot be written or holds something.
+        StoreError: `path` cannot be written or holds something, or the run holds what JSON cannot.
+        TypeError: `overwrite` is neither True nor False, or `path` no path.
         ImportError: zarr is not installed (`pip install toykern[results]`).
     """
     zarr = import_zarr()
-    target = check_target(path, overwrite=overwrite)
-    partial = _beside(target, "partial")
+    target = check_target(path, overwrite=check_flag("overwrite", overwrite))
+    partial = placing.beside(target, "partial")
     try:
         _write(zarr, run, partial)
-        move_into_place(partial, target)
+        place_store(partial, target, overwrite)
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
@@ -84,68 +108,21 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
     Raises:
         StoreError: there is no store, it is not a toykern store, was written by a newer version, or is
-            damaged.
+            damaged: what is returned is what was saved.
         ImportError: zarr is not installed (`pip install toykern[results]`).
     """
     from toykern.run_checks import check_run
 
-    zarr = import_zarr()
-    source = Path(path)
+    import_zarr()
+    source = check_path(path)
     attributes = read_attributes(source)
-    tensors = {}
-    for entry in attributes["manifest"]:
-        tensors[entry["path"]] = _read_array(zarr, source, entry)
+    tensors = {entry["path"]: _read_array(source, entry) for entry in attributes["manifest"]}
     try:
         return check_run(_rebuild(attributes, tensors), "the run")
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{source} is damaged: its settings do not describe a run ({error})") from error
-
-
-def check_target(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """The real path of a store to be written at `path`, after checking that it can be.
-
-    Nothing is left behind; to be asked before hours of training.
-
-    Raises:
-        StoreError: the parent is missing or not writable, or `path` holds something that may not be replaced.
-    """
-    target = Path(os.path.realpath(path))
-    if os.path.lexists(target):
-        if not _is_store(target):
-            raise StoreError(f"{target} exists and is not a toykern store; it will not be overwritten")
-        if not overwrite:
-            raise StoreError(
-                f"{target} already holds a toykern store; overwrite=True (--overwrite) replaces it"
-            )
-    if not target.parent.is_dir():
-        raise StoreError(f"cannot write {target}: there is no directory {target.parent}")
-    probe = _beside(target, "probe")
-    try:
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-    return target
-
-
-def _beside(target: Path, kind: str) -> Path:
-    """A fresh hidden name in the same directory, hence on the same file system."""
-    return target.with_name(f".{target.name}.{kind}-{uuid.uuid4().hex[:12]}")
-
-
-def move_into_place(partial: Path, target: Path) -> None:
-    """Rename `partial` to `target`; an old store there is put aside first and put back if anything fails."""
-    if not os.path.lexists(target):
-        os.rename(partial, target)
-        return
-    old = _beside(target, "old")
-    os.rename(target, old)
-    try:
-        os.rename(partial, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:  # a damaged description may be of anything, and lead anywhere
+        raise StoreError(
+            f"{source} is damaged: its settings do not describe a run ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _write(zarr: Any, run: Run, directory: Path) -> None:
@@ -153,33 +130,35 @@ def _write(zarr: Any, run: Run, directory: Path) -> None:
     manifest: list[dict[str, Any]] = []
     for name, tensor in tensors_of(run):
         array = tensor.detach().cpu().numpy()
-        dims = _dimension_names(name, array.shape, run)
-        _write_array(zarr, root, name, array, dims)
-        manifest.append({"path": name, "shape": list(array.shape), "dtype": str(array.dtype)})
+        _write_array(zarr, root, name, array, _dimension_names(name, array.shape, run))
+        manifest.append(entry_of(directory, name))
     # Coordinates for people who open the store with xarray; loading does not need them.
-    _write_array(zarr, root, "record", run.record_steps, ("record",))
+    coordinates: dict[str, tuple[np.ndarray, tuple[str, ...]]] = {"record": (run.record_steps, ("record",))}
     if run.grid is not None:
         for name in run.grid.dims:
             flat = getattr(run.grid, name)
             if flat.ndim == 1 and name not in root:
-                _write_array(zarr, root, name, flat.numpy(), ("model",))
-    # The marker comes last: a directory with it is complete.
+                coordinates[name] = flat.numpy(), ("model",)
+    for name, (array, dims) in coordinates.items():
+        _write_array(zarr, root, name, array, dims)
     topology = _topology_state(run)[0]
-    root.attrs.update(
-        {
-            **({} if topology is None else {"topology": topology}),
-            "format": FORMAT,
-            "version": VERSION,
-            "manifest": manifest,
-            "step": run.step,
-            "seconds": run.seconds,
-            "interrupted": run.interrupted,
-            "snapshots": list(run.snapshots),
-            "grid": None if run.grid is None else run.grid.config(),
-            "config": run.config,
-            "provenance": run.provenance,
-        }
-    )
+    described = {
+        **({} if topology is None else {"topology": topology}),
+        "format": FORMAT,
+        "version": VERSION,
+        "manifest": manifest,
+        "coordinates": [entry_of(directory, name) for name in coordinates],
+        "step": run.step,
+        "seconds": run.seconds,
+        "interrupted": run.interrupted,
+        "snapshots": list(run.snapshots),
+        "grid": None if run.grid is None else run.grid.config(),
+        "config": run.config,
+        "provenance": run.provenance,
+    }
+    # The marker comes last: a directory with it is complete.
+    root.attrs.update(sealed(described))
+    read_attributes(directory)  # JSON holds what was given
 
 
 def _topology_state(run: Run) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -215,16 +194,29 @@ def tensors_of(run: Run) -> Iterator[tuple[str, Tensor]]:
         yield f"topology/{name}", tensor
 
 
-def _dimension_names(path: str, shape: tuple[int, ...], run: Run) -> tuple[str | None, ...]:
-    names: list[str | None] = [None] * len(shape)
+def _dimension_names(path: str, shape: tuple[int, ...], run: Run) -> tuple[str, ...]:
+    """Those of `to_xarray` where the array is one of models; else names that no other array has.
+
+    xarray takes dimensions of one name in a group and in those above it for the same.
+    """
+    leading: list[str] = []
     if shape and shape[0] == run.n_models:
-        names[0] = "model"
-    if len(shape) > 1 and (path == "loss" or path.startswith("records/")):
-        names[1] = "record"
-    return tuple(names)
+        leading.append("model")
+        if path == "loss" or path.startswith("records/"):
+            leading.append("record")
+    trailing = shape[len(leading) :]
+    sizes = {"feature": run.model.n_features, "hidden": run.model.n_hidden}
+    for name in reversed(path.split("/")):  # a moment of the weight has its dimensions
+        found = ("feature",) if name in _OF_FEATURES else trailing_dims(name, len(trailing))
+        if len(found) == len(trailing) and all(
+            sizes.get(dim) == length for dim, length in zip(found, trailing, strict=False)
+        ):
+            return (*leading, *found)
+    flat = path.replace("/", "_")
+    return (*leading, *(f"{flat}_dim_{k}" for k in range(len(trailing))))
 
 
-def _write_array(zarr: Any, root: Any, name: str, array: np.ndarray, dims: tuple[str | None, ...]) -> None:
+def _write_array(zarr: Any, root: Any, name: str, array: np.ndarray, dims: tuple[str, ...]) -> None:
     chunks = _chunks(array)
     stored = root.create_array(
         name,
@@ -249,69 +241,18 @@ def _chunks(array: np.ndarray) -> tuple[int, ...]:
     return (models, *(max(1, length) for length in array.shape[1:]))
 
 
-def _is_store(path: Path) -> bool:
-    try:
-        read_attributes(path)
-    except _OwnStoreError:
-        return True
-    except StoreError:
-        return False
-    return True
-
-
-def read_attributes(path: Path, wanted: str = FORMAT, version: int = VERSION) -> dict[str, Any]:
-    """The attributes of a store after checking that it is one of ours, of the `wanted` format; without zarr.
-
-    Raises:
-        StoreError: it is missing, foreign, damaged, or of another format or version.
-    """
-    if not os.path.lexists(path):
-        raise StoreError(f"{path} does not exist")
-    if not path.is_dir():
-        raise StoreError(f"{path} is not a toykern store: it is a file, a store is a directory")
-    metadata = path / "zarr.json"
-    if not metadata.is_file():
-        raise StoreError(f"{path} is not a toykern store: it has no zarr.json")
-    try:
-        attributes = json.loads(metadata.read_text(encoding="utf-8"))["attributes"]
-        marker = attributes.get("format")
-    except OSError as error:
-        raise StoreError(f"cannot read {metadata}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{path} is not a toykern store, or its zarr.json is damaged ({error})") from error
-    if marker not in (FORMAT, SWEEP_FORMAT):
-        raise StoreError(f"{path} is a Zarr store but not a {wanted}: its format attribute is {marker!r}")
-    if marker != wanted:
-        reader = "toykern.open_sweep" if marker == SWEEP_FORMAT else "toykern.Run.load"
-        raise _OwnStoreError(f"{path} is the store of a {marker}, not of a {wanted}; {reader} reads it")
-    if attributes.get("version") != version:
-        raise _OwnStoreError(
-            f"{path} has store version {attributes.get('version')!r}; this toykern reads version {version}"
-        )
-    if not isinstance(attributes.get("manifest"), list):
-        raise _OwnStoreError(f"{path} is damaged: zarr.json has no manifest of its arrays")
-    return attributes
-
-
-def _read_array(zarr: Any, source: Path, entry: dict[str, Any]) -> Tensor:
+def _read_array(source: Path, entry: dict[str, Any]) -> Tensor:
     name, shape = entry["path"], tuple(entry["shape"])
-    where = f"{source} is damaged: array {name}"
-    if not (source / name / "zarr.json").is_file():
-        raise StoreError(f"{where} is missing")
+    where, stored = f"{source} is damaged: array {name}", open_array(source, entry)
+    names = piece_names(stored.chunks, shape)
+    there = sum((source / name / piece).is_file() for piece in names)
+    if there != len(names):
+        raise StoreError(f"{where} has {there} of its {len(names)} chunks")
     try:
-        stored = zarr.open_array(store=str(source), path=name, mode="r")
-        if stored.shape != shape or str(stored.dtype) != entry["dtype"]:
-            raise StoreError(
-                f"{where} should be {entry['dtype']} {shape}, but is {stored.dtype} {stored.shape}"
-            )
-        if stored.nchunks_initialized != stored.nchunks and stored.size:
-            raise StoreError(f"{where} has {stored.nchunks_initialized} of its {stored.nchunks} chunks")
-        values = stored[...] if stored.size else np.empty(shape, dtype=entry["dtype"])
-    except StoreError:
-        raise
+        values = stored[...] if names else np.empty(shape, dtype=entry["dtype"])
+        return torch.from_numpy(np.ascontiguousarray(values).reshape(shape))
     except Exception as error:  # zarr and its codecs raise whatever they like on damaged bytes
         raise StoreError(f"{where} cannot be read ({type(error).__name__}: {error})") from error
-    return torch.from_numpy(np.ascontiguousarray(values).reshape(shape))
 
 
 def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor]) -> Run:
@@ -395,16 +336,3 @@ def _optimizer(config: dict[str, Any], arrays: dict[str, Tensor]) -> Optimizer:
 
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def import_zarr() -> Any:
-    """The module zarr; ImportError that says what to install."""
-    try:
-        import zarr
-    except ImportError as error:
-        raise ImportError("saving and loading runs needs zarr: pip install 'toykern[results]'") from error
-    if int(zarr.__version__.split(".")[0]) < 3:
-        raise ImportError(
-            f"runs are saved with zarr 3 or newer, not {zarr.__version__}: pip install 'toykern[results]'"
-        )
-    return zarr

@@ -1,25 +1,10 @@
-"""The store of a sweep: one labelled Zarr directory that grows by a chunk of models at a time.
-
-Layout (Zarr format 3), with the grid's axes as the leading dimensions of every array of results, so that
-`xarray.open_zarr(path)` shows it labelled:
-
-    attributes             format, version, the grid, the shape of a chunk, settings, provenance, a manifest
-    loss, diverged_at, …   results: the records, the trained parameters, snapshots, what `measure` returned
-    inputs/<name>          seed, importance, lr, weight_decay, probability, init_seed: of every model
-    <axis>, record, snapshot     coordinates
-    chunk_seconds          float64 [chunks]: the training time of a finished chunk; NaN = not finished
-
-A chunk is a region of each array that shares no stored piece with another chunk. Its entry in
-`chunk_seconds` is written after all else of it, and every piece carries a checksum: whatever a crash leaves
-behind is either a finished chunk or none.
-"""
+"""A sweep in its store, which grows by a chunk of models at a time; how it lies there is in `layout.py`."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,22 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toykern.grid import Grid
-from toykern.store import (
+from toykern.store_format import (
     SWEEP_FORMAT,
     StoreError,
-    check_target,
+    check_path,
     import_zarr,
-    move_into_place,
+    open_array,
+    piece_names,
     read_attributes,
 )
 from toykern.sweep.boxes import Box, boxes_of
+from toykern.sweep.layout import CHUNK_SECONDS, open_seconds, read_seconds, second_of
+from toykern.sweep.reading import StoredArray, labelled
 
 if TYPE_CHECKING:
     import xarray
-
-VERSION = 1
-CHUNK_SECONDS = "chunk_seconds"
-_PIECE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -82,11 +66,7 @@ class Sweep:
     @property
     def seconds(self) -> np.ndarray:
         """float64 `[chunks]`: how long each chunk trained; NaN where it is not finished."""
-        stored = _open(self.path, CHUNK_SECONDS)
-        try:
-            return np.asarray(stored[...])
-        except Exception:  # some entry is torn: look at one after another
-            return np.array([_seconds_of(stored, number) for number in range(stored.shape[0])])
+        return read_seconds(self.path, len(self.boxes), self._mark_entry)
 
     @property
     def finished(self) -> np.ndarray:
@@ -118,12 +98,10 @@ class Sweep:
                     f"{self.path} has {len(self.boxes) - todo.size} of its {len(self.boxes)} chunks; "
                     "the same call with resume=True (--resume) goes on"
                 )
-            shape = tuple(self._entry(name)["shape"])
-            whole = np.empty(shape, dtype=self._entry(name)["dtype"])
-            for part in self.boxes:
-                whole[part.region] = self._read_box(name, part)
-            return whole
-        if not math.isfinite(_seconds_of(_open(self.path, CHUNK_SECONDS), box.number)):
+            return self._stored(name).read([slice(None)] * self._ndim(name), self.finished)
+        if not math.isfinite(
+            second_of(open_seconds(self.path, len(self.boxes), self._mark_entry), box.number)
+        ):
             raise StoreError(f"{self.path}: chunk {box.number} is not finished")
         return self._read_box(name, box)
 
@@ -139,18 +117,15 @@ class Sweep:
     def to_xarray(self) -> xarray.Dataset:
         """The results as a labelled data set that reads from the store what is looked at.
 
-        Dimensions: the grid's axes, then `record`, `hidden`, `feature`, `snapshot`. Chunks that are not
-        finished show as NaN (floats), the lowest number (integers) or False.
+        Dimensions: the grid's axes, then `record`, `hidden`, `feature`, `snapshot`. Chunks that were not
+        finished when this was called show as NaN (floats), the lowest number (integers) or False.
 
         Raises:
+            StoreError: something of a finished chunk, or a coordinate, is missing or damaged; what can only
+                be seen by reading raises when it is read.
             ImportError: xarray is not installed (`pip install toykern[results]`).
         """
-        try:
-            import xarray
-        except ImportError as error:
-            raise ImportError("to_xarray needs xarray: pip install 'toykern[results]'") from error
-        opened = xarray.open_zarr(str(self.path), chunks=None, consolidated=False, mask_and_scale=False)
-        return opened.drop_vars(CHUNK_SECONDS)
+        return labelled(self)
 
     def __repr__(self) -> str:
         seconds, settings = self.seconds, self.attributes["settings"]
@@ -169,24 +144,48 @@ class Sweep:
         ]
         return "\n".join(lines)
 
+    @property
+    def coordinates(self) -> list[dict[str, Any]]:
+        """Entries, as in the manifest, of the arrays that label results, maybe with `chunk_seconds`."""
+        if "coordinates" in self.attributes:
+            return list(self.attributes["coordinates"])
+        # Version 1 had no list of them.
+        sizes = {name: (len(values), str(values.dtype)) for name, values in self.grid.coords.items()}
+        depth = len(self.grid.shape)
+        for entry in self.attributes["manifest"]:
+            if entry["path"] == "loss":
+                sizes["record"] = entry["shape"][depth], "int64"
+            elif entry["path"].endswith("_snapshots"):
+                sizes["snapshot"] = entry["shape"][depth], "int64"
+        return [{"path": name, "shape": [n], "dtype": dtype} for name, (n, dtype) in sizes.items()]
+
+    def readable_mark(self, box: Box) -> bool:
+        """Whether the entry of a chunk in `chunk_seconds` can be read; an absent one is NaN."""
+        try:
+            float(open_seconds(self.path, len(self.boxes), self._mark_entry)[box.number])
+        except StoreError:
+            raise
+        except Exception:  # zarr and its codecs raise whatever they like on damaged bytes
+            return False
+        return True
+
+    @property
+    def _mark_entry(self) -> dict[str, Any] | None:
+        return next((entry for entry in self.coordinates if entry["path"] == CHUNK_SECONDS), None)
+
     def _entry(self, name: str) -> dict[str, Any]:
         return next(entry for entry in self.attributes["manifest"] if entry["path"] == name)
 
+    def _ndim(self, name: str) -> int:
+        return len(self._entry(name)["shape"])
+
+    def _stored(self, name: str) -> StoredArray:
+        return StoredArray(self.path, self._entry(name), self.boxes)
+
     def _read_box(self, name: str, box: Box) -> np.ndarray:
-        entry, where = self._entry(name), f"{self.path} is damaged: chunk {box.number} of array {name}"
-        stored = _open(self.path, name)
-        if list(stored.shape) != entry["shape"] or str(stored.dtype) != entry["dtype"]:
-            raise StoreError(
-                f"{self.path} is damaged: array {name} should be {entry['dtype']} {entry['shape']}, "
-                f"but is {stored.dtype} {list(stored.shape)}"
-            )
-        for key in _pieces(box, stored.chunks, stored.shape):
-            if not (self.path / name / key).is_file():
-                raise StoreError(f"{where} is missing")
-        try:
-            return np.asarray(stored[box.region])
-        except Exception as error:  # zarr and its codecs raise whatever they like on damaged bytes
-            raise StoreError(f"{where} cannot be read ({type(error).__name__}: {error})") from error
+        """The part of one chunk, whether it is marked as finished or not."""
+        rest = [slice(None)] * (self._ndim(name) - len(box.shape))
+        return self._stored(name).read([*box.region, *rest], np.ones(len(self.boxes), dtype=bool))
 
     def _write_box(self, box: Box, values: Mapping[str, np.ndarray], seconds: float) -> None:
         """Add a chunk: everything of it, then the entry that says so."""
@@ -194,20 +193,36 @@ class Sweep:
             raise ValueError(
                 f"chunk {box.number} has the results {sorted(values)}, the chunks before had {self.names}"
             )
+        for name, array in values.items():
+            entry = self._entry(name)
+            trailing = entry["shape"][len(box.shape) :]
+            if list(array.shape[1:]) != trailing or str(array.dtype) != entry["dtype"]:
+                raise ValueError(
+                    f"{name} of chunk {box.number} is {array.dtype} {list(array.shape[1:])} a model, that of "
+                    f"the chunks before was {entry['dtype']} {trailing}"
+                )
         try:
-            _open(self.path, CHUNK_SECONDS, "r+")[box.number] = np.nan
+            self._mark(box, math.nan)
             for name, array in values.items():
                 entry = self._entry(name)
-                trailing = tuple(entry["shape"][len(box.shape) :])
-                if array.shape[1:] != trailing or str(array.dtype) != entry["dtype"]:
-                    raise ValueError(
-                        f"{name} of chunk {box.number} is {array.dtype} {list(array.shape[1:])} a model, "
-                        f"that of the chunks before was {entry['dtype']} {list(trailing)}"
-                    )
-                _open(self.path, name, "r+")[box.region] = array.reshape(*box.shape, *trailing)
-            _open(self.path, CHUNK_SECONDS, "r+")[box.number] = seconds
+                stored = open_array(self.path, entry, "r+")
+                # A torn piece is never written into, and what zarr was writing when it was killed goes too.
+                for piece in piece_names(stored.chunks, stored.shape, box.region):
+                    _remove_piece(self.path / name / piece)
+                stored[box.region] = array.reshape(*box.shape, *array.shape[1:])
+            self._mark(box, seconds)
         except OSError as error:
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def _mark(self, box: Box, seconds: float) -> None:
+        open_seconds(self.path, len(self.boxes), self._mark_entry, "r+")[box.number] = seconds
+
+
+def _remove_piece(piece: Path) -> None:
+    piece.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        for partial in piece.parent.glob(f"{piece.name}.*.partial"):
+            partial.unlink(missing_ok=True)
 
 
 def open_sweep(path: str | os.PathLike[str]) -> Sweep:
@@ -218,106 +233,32 @@ def open_sweep(path: str | os.PathLike[str]) -> Sweep:
         ImportError: zarr is not installed (`pip install toykern[results]`).
     """
     import_zarr()
-    source = Path(os.path.realpath(path))
-    attributes = read_attributes(source, SWEEP_FORMAT, VERSION)
+    source = Path(os.path.realpath(check_path(path)))
+    attributes = read_attributes(source, SWEEP_FORMAT)
     try:
-        grid = Grid.from_config(attributes["grid"])
-        sweep = Sweep(source, grid, attributes)
-        if len(tuple(attributes["box"])) != len(grid.shape) or min(attributes["box"]) < 1:
-            raise ValueError(f"its chunks are {attributes['box']}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{source} is damaged: its attributes describe no sweep ({error})") from error
+        sweep = Sweep(source, Grid.from_config(attributes["grid"]), attributes)
+        _check(sweep)
+    except Exception as error:  # a damaged description may be of anything, and lead anywhere
+        raise StoreError(
+            f"{source} is damaged: its attributes describe no sweep ({type(error).__name__}: {error})"
+        ) from error
     return sweep
 
 
-def create(
-    path: Path, grid: Grid, box: tuple[int, ...], values: Mapping[str, np.ndarray],
-    dimensions: Mapping[str, tuple[str, ...]], coordinates: Mapping[str, np.ndarray],
-    attributes: Mapping[str, Any], overwrite: bool,
-) -> Sweep:  # fmt: skip
-    """A new store without any chunk, for results shaped and typed as `values` (`[models, …]`).
-
-    It is made beside its place and renamed. `coordinates` are those of the dimensions after the grid's;
-    `dimensions` names those of each array.
-    """
-    zarr = import_zarr()
-    target = check_target(path, overwrite=overwrite)
-    partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:12]}")
-    boxes = boxes_of(grid.shape, box)
-    try:
-        root = zarr.create_group(store=str(partial), zarr_format=3)
-
-        def make(name: str, shape: Any, dtype: Any, chunks: Any, dims: Any) -> Any:
-            kind = np.dtype(dtype).kind
-            return root.create_array(
-                name, shape=shape, dtype=dtype, chunks=chunks, dimension_names=dims,
-                compressors=zarr.codecs.ZstdCodec(level=1, checksum=True),
-                fill_value=math.nan if kind == "f" else np.iinfo(dtype).min if kind in "iu" else 0,
-                config={"write_empty_chunks": True},
-            )  # fmt: skip
-
-        manifest = []
-        for name, array in values.items():
-            shape = (*grid.shape, *array.shape[1:])
-            pieces = _piece_shape(box, array.itemsize * math.prod(array.shape[1:]))
-            chunks = (*pieces, *(max(1, n) for n in array.shape[1:]))
-            make(name, shape, array.dtype, chunks, (*grid.dims, *dimensions[name]))
-            manifest.append({"path": name, "shape": list(shape), "dtype": str(array.dtype)})
-        for name, array in {**grid.coords, **coordinates}.items():
-            make(name, array.shape, array.dtype, array.shape, (name,))[...] = array
-        make(CHUNK_SECONDS, (len(boxes),), "float64", (1,), ("chunk",))
-        # The attributes come last: a directory with them is complete.
-        root.attrs.update(
-            {
-                "format": SWEEP_FORMAT,
-                "version": VERSION,
-                "grid": grid.config(),
-                "box": list(box),
-                "manifest": manifest,
-                **attributes,
-            }
-        )
-        move_into_place(partial, target)
-    except OSError as error:
-        raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return open_sweep(target)
-
-
-def _piece_shape(box: tuple[int, ...], bytes_per_model: int) -> tuple[int, ...]:
-    """How a chunk is stored: whole, or cut evenly where it is too large for one file."""
-    piece = list(box)
-    for axis, points in enumerate(box):
-        while bytes_per_model * math.prod(piece) > _PIECE_BYTES and piece[axis] > 1:
-            piece[axis] = next(n for n in range(piece[axis] - 1, 0, -1) if points % n == 0)
-    return tuple(piece)
-
-
-def _pieces(box: Box, chunks: tuple[int, ...], shape: tuple[int, ...]) -> list[str]:
-    """The files of a chunk, below the folder of an array stored in `chunks`."""
-    if math.prod(shape) == 0:
-        return []
-    ranges = [range(w.start // c, -(-w.stop // c)) for w, c in zip(box.region, chunks, strict=False)]
-    ranges += [range(-(-n // c)) for n, c in zip(shape[len(ranges) :], chunks[len(ranges) :], strict=True)]
-    numbers = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(ranges))
-    return ["c/" + "/".join(map(str, row)) for row in numbers.tolist()]
-
-
-def _seconds_of(stored: Any, number: int) -> float:
-    """One entry of `chunk_seconds`; NaN for one that is torn: its chunk is not finished."""
-    try:
-        return float(stored[number])
-    except Exception:  # zarr and its codecs raise whatever they like on damaged bytes
-        return math.nan
-
-
-def _open(path: Path, name: str, mode: str = "r") -> Any:
-    if not (path / name / "zarr.json").is_file():
-        raise StoreError(f"{path} is damaged: array {name} is missing")
-    try:
-        return import_zarr().open_array(store=str(path), path=name, mode=mode)
-    except Exception as error:  # whatever zarr raises on damaged metadata
-        raise StoreError(
-            f"{path} is damaged: array {name} cannot be opened ({type(error).__name__}: {error})"
-        ) from error
+def _check(sweep: Sweep) -> None:
+    """ValueError, or whatever it leads to, where the attributes are none of a sweep."""
+    shape, box = list(sweep.grid.shape), sweep.attributes["box"]
+    if not isinstance(box, list) or len(box) != len(shape):
+        raise ValueError(f"its chunks are {box!r:.80}")
+    if not all(type(n) is int and 1 <= n <= points for n, points in zip(box, shape, strict=True)):
+        raise ValueError(f"its chunks are {box!r:.80}")
+    if "loss" not in sweep.names:
+        raise ValueError("it has no loss")
+    for entry in sweep.attributes["manifest"]:
+        if entry["shape"][: len(shape)] != shape:
+            raise ValueError(f"array {entry['path']} is {entry['shape']} on a grid of {shape}")
+    settings, provenance = sweep.attributes["settings"], sweep.attributes["provenance"]
+    if not isinstance(settings, dict) or not isinstance(provenance, dict):
+        raise ValueError("it has no settings or provenance")
+    int(settings["steps"]), int(settings["batch_size"]), str(settings["device"])
+    sweep.coordinates  # noqa: B018  it looks for them

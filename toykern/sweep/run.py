@@ -18,10 +18,12 @@ from toykern.fit import fit
 from toykern.grid import Grid
 from toykern.progress import SweepProgress
 from toykern.run import Run, trailing_dims, trained_arrays
-from toykern.store import StoreError, check_target, import_zarr
+from toykern.store_format import StoreError, check_path, import_zarr
+from toykern.store_place import check_target
 from toykern.sweep.boxes import Box, box_shape, boxes_of
+from toykern.sweep.layout import CHUNK_SECONDS, create
 from toykern.sweep.memory import default_chunk
-from toykern.sweep.result import CHUNK_SECONDS, Sweep, create, open_sweep
+from toykern.sweep.result import Sweep, open_sweep
 
 Plan = Callable[[Grid, Tensor], Mapping[str, Any]]
 Measure = Callable[[Run, Grid, Tensor], Mapping[str, Any]]
@@ -97,7 +99,7 @@ def sweep(
     for name in _OURS:
         if name in settings:
             raise TypeError(f"sweep takes no {name}: it sees to that itself")
-    going_on = resume and os.path.lexists(path)
+    going_on = resume and os.path.lexists(check_path(path))
     target = Path(os.path.realpath(path)) if going_on else check_target(path, overwrite=overwrite)
 
     job = _Job(grid, plan, measure, settings)
@@ -127,10 +129,11 @@ def sweep(
                 break
             values, dimensions = job.results(run, box)
             if store is None:
-                store = create(
+                made = create(
                     target, grid, boxes[0].shape, values, dimensions, _coordinates(run),
                     {"settings": described, "provenance": run.provenance}, overwrite,
                 )  # fmt: skip
+                store = open_sweep(made)
             store._write_box(box, values, run.seconds)
             del run, values
     except KeyboardInterrupt:
