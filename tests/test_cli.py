@@ -219,6 +219,52 @@ def test_ctrl_c_keeps_finished_chunks_and_resume_goes_on(tmp_path, capsys, monke
     assert "optimizer differs from that of the sweep" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_resume_draws_its_own_picture_anew_and_replaces_no_other(tmp_path, capsys, monkeypatch, ending):
+    picture = tmp_path / f"p.{ending}"
+    command = [*TINY, "--out", picture.name, "--resume"]
+    picture.write_bytes(b"of someone else")  # there is no store yet
+    assert "replaces no other picture" in refused(command, capsys)
+    picture.unlink()
+    assert cli.main(command) == 0
+    drawn = picture.read_bytes()
+    assert cli.main(command) == 0  # what it drew before
+    assert ending != "png" or picture.read_bytes() == drawn
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(phase_diagram, "train_phase_diagram", None)
+        picture.write_bytes(b"of someone else")
+        assert "does not say that it is of the sweep in --store" in refused(command, capsys)
+    assert picture.read_bytes() == b"of someone else"
+
+
+def test_resume_does_not_take_the_picture_of_another_sweep_for_its_own(capsys):
+    assert cli.main([*TINY, "--out", "a.png", "--store", "a.zarr"]) == 0
+    assert cli.main([*TINY, "--out", "b.png", "--store", "b.zarr", "--seed", "1"]) == 0
+    before = Path("a.png").read_bytes()
+    capsys.readouterr()
+    command = [*TINY, "--out", "a.png", "--store", "b.zarr", "--seed", "1", "--resume"]
+    assert "a.png exists already, and does not say" in refused(command, capsys)
+    assert Path("a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [[], ["--no-store"]])
+def test_a_picture_that_appears_during_the_training_is_left_alone(options, capsys, monkeypatch):
+    train = train_phase_diagram
+
+    def appears(*sizes, **settings):
+        Path("phase_diagram.png").write_bytes(b"precious")
+        return train(*sizes, **settings)
+
+    monkeypatch.setattr(phase_diagram, "train_phase_diagram", appears)
+    assert cli.main([*TINY, *options]) == 2
+    error = capsys.readouterr().err
+    assert "phase_diagram.png was made by something else meanwhile" in error
+    assert ("--resume draws" in error) == (not options)
+    assert Path("phase_diagram.png").read_bytes() == b"precious"
+    assert len(list(Path().glob(".*"))) == 0
+
+
 def test_ctrl_c_before_the_first_chunk_leaves_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(SWEEP, "fit", stop_after(0))
     assert cli.main(TINY) == 130

@@ -11,13 +11,13 @@ import math
 import os
 import sys
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from toykern.phase_diagram import PhaseDiagram
+    from toykern.sweep import Sweep
 
 __all__ = ["main", "say"]
 
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace an existing picture and an existing toykern store; nothing else is ever replaced",
+        help="replace an existing picture and an existing toykern store, unless something else lies in it",
     )
     how = phase.add_argument_group("how to run it")
     how.add_argument(
@@ -217,7 +217,8 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the sweep in the store, whose finished chunks are kept; begin it if there is none",
+        help="go on with the sweep in the store, whose finished chunks are kept; begin it if there is none; "
+        "replaces a picture that was drawn from it, and no other",
     )
     how.add_argument(
         "--threads",
@@ -241,12 +242,10 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
             raise _Problem(f"--{name} needs a store; leave out --no-store")
     if arguments.resume and arguments.overwrite:
         raise _Problem("--resume goes on with a store and --overwrite replaces it; give one of them")
-    picture = _check_picture(arguments.out, arguments.overwrite or arguments.resume)
-    store = None
-    if not arguments.no_store:
-        store = _check_store(arguments)
-        if store == picture:
-            raise _Problem(f"--out and --store are both {picture}")
+    picture = _check_picture(arguments)
+    store = None if arguments.no_store else _check_store(arguments)
+    if store == picture:
+        raise _Problem(f"--out and --store are both {picture}")
     _check_device(arguments.device)
 
     import torch
@@ -318,10 +317,11 @@ def _say_how_it_went(diagram: PhaseDiagram, arguments: argparse.Namespace) -> No
 
 
 def _draw(diagram: PhaseDiagram, picture: Path, arguments: argparse.Namespace) -> None:
-    """Draw to a file beside `picture` and rename it, so that no half picture is left."""
+    """Draw the diagram; the picture says of which sweep it is, if it is in a store."""
     from matplotlib.figure import Figure
 
     from toykern import plot
+    from toykern.picture import write_picture
 
     hidden, features = diagram.weight.shape[-2:]
     steps = arguments.steps if diagram.run is None else diagram.run.step
@@ -335,29 +335,39 @@ def _draw(diagram: PhaseDiagram, picture: Path, arguments: argparse.Namespace) -
         ax=figure.subplots(),
     )
     ax.title.set_fontsize("medium")
-    partial = picture.with_name(f".{picture.stem}.{uuid.uuid4().hex[:12]}{picture.suffix}")
+    shown = None if diagram.sweep is None else _shown(diagram.sweep, arguments)
     try:
-        figure.savefig(partial, dpi=160)
-        os.replace(partial, picture)
+        write_picture(figure, picture, shown, arguments.overwrite)
+    except FileExistsError as error:
+        again = "" if diagram.sweep is None else "; all networks are in the store, from which --resume draws"
+        raise _Problem(f"{picture} was made by something else meanwhile, and is left alone{again}") from error
     except OSError as error:
         raise _Problem(f"cannot write {picture}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def _shown(sweep: Sweep, arguments: argparse.Namespace) -> str:
+    """What the picture of a sweep says that it shows."""
+    from toykern.picture import picture_of
+
+    return picture_of(sweep.grid, {**sweep.attributes["settings"], "seed": arguments.seed})
 
 
 def _check_store(arguments: argparse.Namespace) -> Path:
     """The store's real path, after checking that it can be written or gone on with."""
-    from toykern.store import SWEEP_FORMAT, check_target, import_zarr, read_attributes
+    from toykern.store import check_target, import_zarr
+    from toykern.sweep import open_sweep
 
     import_zarr()
     if arguments.resume and os.path.lexists(arguments.store):
-        read_attributes(Path(arguments.store), SWEEP_FORMAT)
-        return Path(os.path.realpath(arguments.store))
+        return open_sweep(arguments.store).path
     return check_target(arguments.store, overwrite=arguments.overwrite)
 
 
-def _check_picture(out: str, overwrite: bool) -> Path:
+def _check_picture(arguments: argparse.Namespace) -> Path:
     """The picture's real path, after checking that it can be drawn and written there."""
+    from toykern.picture import check_writable
+
+    out = arguments.out
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -370,17 +380,36 @@ def _check_picture(out: str, overwrite: bool) -> Path:
         raise _Problem(f"--out must end in .png, .pdf or .svg, not {out!r}")
     if picture.is_dir():
         raise _Problem(f"--out {out} is a directory")
-    if picture.exists() and not overwrite:
-        raise _Problem(f"{picture} exists already; --overwrite replaces it, --out names another file")
+    if os.path.lexists(picture) and not picture.is_file():
+        raise _Problem(f"--out {out} is no ordinary file")
+    if picture.exists() and not arguments.overwrite:
+        if not arguments.resume:
+            raise _Problem(f"{picture} exists already; --overwrite replaces it, --out names another file")
+        if not _is_of_the_sweep(picture, arguments):
+            raise _Problem(
+                f"{picture} exists already, and does not say that it is of the sweep in --store; --resume "
+                "replaces no other picture, --out names another file"
+            )
     if not picture.parent.is_dir():
         raise _Problem(f"cannot write {picture}: there is no directory {picture.parent}")
-    probe = picture.with_name(f".{picture.stem}.{uuid.uuid4().hex[:12]}")
     try:
-        probe.touch()
-        probe.unlink()
+        check_writable(picture)
     except OSError as error:
         raise _Problem(f"cannot write {picture}: {error.strerror or error}") from error
     return picture
+
+
+def _is_of_the_sweep(picture: Path, arguments: argparse.Namespace) -> bool:
+    """Whether the picture was drawn from the sweep in the store."""
+    from toykern.picture import is_picture_of
+    from toykern.sweep import open_sweep
+
+    if not os.path.lexists(arguments.store):
+        return False
+    try:
+        return is_picture_of(picture, _shown(open_sweep(arguments.store), arguments))
+    except OSError as error:
+        raise _Problem(f"cannot read {picture}: {error.strerror or error}") from error
 
 
 def _check_device(device: str) -> None:
