@@ -319,6 +319,7 @@ def test_a_chunk_that_does_not_fit_says_what_to_do(tmp_path, monkeypatch):
         ({"optimizer": tk.SGD(lr=1.0)}, TypeError, "plan must not give optimizer"),
         ({"steps": 0}, ValueError, "steps"),
         ({"resume": 1}, TypeError, "resume must be True or False"),
+        ({"overwrite": "no"}, TypeError, "overwrite must be True or False, not 'no'"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(mistake, error, message, tmp_path):
@@ -406,3 +407,6 @@ def test_the_phase_diagram_is_drawn_from_its_chunks(chunk, tmp_path):
 def test_a_phase_diagram_takes_store_options_with_a_store_alone():
     with pytest.raises(ValueError, match="are for a store"):
         train_phase_diagram(chunk=5)
+    for name in ("resume", "overwrite"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, not 'no'"):
+            train_phase_diagram(**{name: "no"})

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from toykern import metrics
 from toykern.data.features import SparseFeatures
-from toykern.errors import check_int, check_number, check_positive_int
+from toykern.errors import check_flag, check_int, check_number, check_positive_int
 from toykern.evaluate import evaluate
 from toykern.fit import fit
 from toykern.grid import Grid, grid
@@ -157,6 +157,7 @@ def train_phase_diagram(
     seeds = check_positive_int("seeds", seeds)
     seed = check_int("seed", seed, minimum=0, maximum=2**31 - 1)
     lr = check_number("lr", lr, minimum=0.0)
+    resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     if store is None and (chunk is not None or resume or overwrite):
         raise ValueError("chunk, resume and overwrite are for a store: give store, or leave them out")
     whole = phase_diagram_grid(shape, seeds)
