@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -40,6 +42,20 @@ def test_is_what_the_stream_draws():
     assert torch.equal(entries.to_dense(), data.sample(0, 33))
     indices, values = data.sample(0, 33, layout="coo")
     assert torch.equal(entries.coo()[0], indices) and torch.equal(entries.value, values)
+
+
+def test_from_dense_takes_what_is_not_zero():
+    x = torch.tensor([[0.0, math.nan, -0.0], [math.inf, 0.0, -1e-45]], requires_grad=True)
+    entries = SparseBatch.from_dense(x)
+    assert entries.row_start.tolist() == [0, 1, 3] and entries.feature.tolist() == [1, 0, 2]
+    assert entries.value.isnan().tolist() == [True, False, False]
+    entries.value.sum().backward()
+    assert x.grad.tolist() == [[0, 1, 0], [1, 0, 1]]
+    assert SparseBatch.from_dense(torch.zeros(4, 3)).row_start.tolist() == [0] * 5
+    assert SparseBatch.from_dense(torch.ones(2, 0, 3)).shape == (2, 0, 3)
+    for wrong in (torch.ones(2, 3, dtype=torch.int64), torch.eye(3).to_sparse(), [[1.0]], None):
+        with pytest.raises(TypeError, match="^x must be a dense floating-point tensor, not"):
+            SparseBatch.from_dense(wrong)
 
 
 def test_gradient_reaches_the_values():

@@ -64,6 +64,20 @@ def storage_address(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def refuse_distributed(**tensors: torch.Tensor | None) -> None:
+    """TypeError with the name of the first DTensor, which parameters are under FSDP2 outside of forward.
+
+    >>> refuse_distributed(weight=torch.zeros(3), bias=None)
+    """
+    for name, tensor in tensors.items():
+        if type(tensor) not in _PLAIN and type(tensor).__name__ == "DTensor":
+            raise TypeError(
+                f"{name} must be a plain tensor, not a DTensor. FSDP2 makes parameters plain within forward; "
+                "torch.distributed.fsdp.register_fsdp_forward_method does so for another method. Recipes "
+                "change whole layers, which DDP keeps"
+            )
+
+
 def spans_its_storage(tensor: torch.Tensor) -> bool:
     """Whether the storage holds the tensor alone; true of those that have none of their own, such as DTensor.
 

@@ -72,8 +72,18 @@ class SparseBatch:
 
     @classmethod
     def from_dense(cls, x: torch.Tensor) -> Self:
-        """The entries that are not zero of x, `[models, batch, n_features]` or `[batch, n_features]`."""
-        if not isinstance(x, torch.Tensor) or x.ndim not in (2, 3):
+        """The entries of x that are not zero: `[models, batch, n_features]`, or `[batch, n_features]` for one
+        model or for all of a stack.
+
+        NaN is an entry, −0 is none; a batch may be all zeros, or of no samples. The values have a gradient to
+        x where it requires one. ValueError for another shape, TypeError for what is no floating-point tensor.
+
+        >>> SparseBatch.from_dense(torch.tensor([[0.0, 3.0], [torch.nan, -0.0]])).coo()[0].tolist()
+        [[0, 0], [0, 1], [1, 0]]
+        """
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+            raise TypeError(f"x must be a dense floating-point tensor, not {describe(x)}")
+        if x.ndim not in (2, 3):
             raise ValueError(
                 f"x must be a tensor [models, batch, n_features] or [batch, n_features], not {describe(x)}"
             )

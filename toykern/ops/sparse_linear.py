@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from toykern import _native
-from toykern.address import address
+from toykern.address import address, refuse_distributed
 from toykern.errors import describe
 from toykern.ops.gate import check_device_of_kernels
 from toykern.threads import kernel_threads
@@ -212,6 +212,7 @@ def sparse_linear(
     >>> sparse_linear(torch.tensor([[[3.0, 4.0]]]), torch.tensor([2.0]), None, index)
     tensor([[[8.]]])
     """
+    refuse_distributed(x=x, values=values)
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from toykern.address import refuse_distributed
 from toykern.ops.tied_autoencoder_call import PLAIN, Optional, Options
 
 
@@ -249,6 +250,7 @@ def autoencoder_output(
     >>> autoencoder_output(torch.ones(1, 4, 3), torch.ones(2, 1, 3)).shape
     torch.Size([2, 4, 3])
     """
+    refuse_distributed(x=x, weight=weight)
     samples = x.shape[1] if batch is None else batch
     wanted = (_wants(weight, decoder, bias, hidden_bias), _wants(x))
     return _Output.apply(x, row_start, feature, samples, weight, decoder, bias, hidden_bias, options, wanted)
@@ -287,6 +289,7 @@ def autoencoder_loss(
     >>> autoencoder_loss(x, weight, importance=torch.ones(1, 3), reduction="sum")
     tensor([2., 2.])
     """
+    refuse_distributed(x=x, weight=weight)
     samples = x.shape[1] if batch is None else batch
     given = target if isinstance(target, torch.Tensor) else None
     kind = "tensor" if isinstance(target, torch.Tensor) else target

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from toykern.address import refuse_distributed
 from toykern.broadcast import broadcast_seed
 from toykern.sparse.change import Change, Changed, changed
 from toykern.sparse.topology import Topology
@@ -87,6 +88,7 @@ class AttachedLayer:
         track_explored: bool,
         reduce: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
+        refuse_distributed(**{f"{name}.values" if name else "values": getattr(module, "values", None)})
         self.name = name
         self.number = number
         self.module: Any = module
