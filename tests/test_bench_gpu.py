@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +22,10 @@ from bench.gpu.workloads import WORKLOADS, Workload
 GRID = Workload("grid", 16, 4, 2, None, batch_size=128)
 PLAIN = Workload("plain", 16, 4, 2, 0.9, batch_size=128)
 JAX = importlib.util.find_spec("jax") is not None
+LONG = 3600.0  # seconds, where a test is about something else than a time limit
+CLOCK = SimpleNamespace(
+    monotonic=lambda: 0.0
+)  # stands still, so that no outcome depends on the machine's load
 
 
 def _variants() -> list[Variant]:
@@ -126,7 +130,7 @@ def test_a_process_that_fails_says_why_and_the_next_call_starts_another() -> Non
     worker = _Broken()
     try:
         for _ in range(2):
-            result, why = worker.call("tune", PLAIN, 1.0, 2, limit=60)
+            result, why = worker.call("tune", PLAIN, 1.0, 2, limit=LONG)
             assert result is None and "KeyError" in why and "nobody" in why
     finally:
         worker.close()
@@ -137,7 +141,7 @@ def test_a_process_that_hangs_is_ended() -> None:
     try:
         result, why = worker.call("tune", PLAIN, 1.0, 2, limit=0.01)
         assert (result, why) == (None, "took longer than 0 s")
-        assert worker.call("drop", limit=60) == (None, None)
+        assert worker.call("drop", limit=LONG) == (None, None)
     finally:
         worker.close()
 
@@ -148,11 +152,13 @@ class FakeWorker:
         return {"call_seconds": 1.0, "steps": arguments[1]}, None
 
 
-def test_the_whole_phase_diagram_is_run_last_where_there_is_time() -> None:
+def test_the_whole_phase_diagram_is_run_last_where_there_is_time(monkeypatch) -> None:
+    monkeypatch.setattr(gpu_bench, "time", CLOCK)
+
     def whole(projected: float | None, left: float) -> dict | None:
         entry = {} if projected is None else {"projected_seconds": projected}
         figures = {"device": "a GPU", "workloads": [entry]}
-        gpu_bench.run_whole(FakeWorker(), [PLAIN], figures, time.monotonic() + left)
+        gpu_bench.run_whole(FakeWorker(), [PLAIN], figures, CLOCK.monotonic() + left)
         return entry.get("whole")
 
     assert whole(30.0, 60.0) == {"call_seconds": 1.0, "steps": gpu_bench.HARD_STEPS}
@@ -160,7 +166,7 @@ def test_the_whole_phase_diagram_is_run_last_where_there_is_time() -> None:
     assert whole(None, 600.0) is None
     worker = Worker(OURS, "cpu")
     try:
-        result, why = worker.call("whole", replace(PLAIN, n_models=3), 2, limit=120)
+        result, why = worker.call("whole", replace(PLAIN, n_models=3), 2, limit=LONG)
     finally:
         worker.close()
     assert why is None and result["steps"] == 2 and result["call_seconds"] >= result["seconds"] > 0
@@ -173,6 +179,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         absent = {"compile": "left out of this test", **({} if JAX else {"jax": "not installed"})}
         patch.setattr(gpu_bench, "WORKLOADS", (PLAIN,))
+        patch.setattr(gpu_bench, "time", CLOCK)
+        patch.setattr(gpu_bench, "START", LONG)
         patch.setattr(gpu_bench, "why_absent", absent.get)
         arguments = ["--device", "cpu", "--most", "8", "--budget", "8", "--repeats", "2", "--out", str(path)]
         assert gpu_bench.main(arguments) == 0
@@ -186,6 +194,43 @@ def test_a_bench_from_end_to_end(figures: dict) -> None:
     assert entry["contenders"]["compile"] == {"absent": "left out of this test"}
     assert entry["ratio"] == pytest.approx(ours["median"] / entry["rates"][entry["best_peer"]])
     assert entry["issue_share"] == pytest.approx(ours["median"] / entry["roof"]["issue_rate"])
+
+
+class _Scripted:
+    """A worker whose calls give what was written down for them."""
+
+    def __init__(self, rate: float | None, repeats: int = 2) -> None:
+        self.rate, self.left = rate, repeats
+
+    def call(self, method, *arguments, limit):
+        if method == "tune":
+            slow = (None, f"took longer than {limit:.0f} s")
+            return slow if self.rate is None else ({"setup": "usual", "n_models": 8}, None)
+        self.left -= 1
+        return (None, "its process died (exit status -9)") if self.left < 0 else ({"rate": self.rate}, None)
+
+
+def test_a_contender_that_fails_has_its_line_and_no_ratio_is_taken_from_it() -> None:
+    def measured(**workers: _Scripted) -> tuple[dict, str]:
+        figures = {"device": "a GPU", "clock_hz": None, "repeats": 2}
+        entry = gpu_bench.new_entry(PLAIN, figures)
+        for _ in gpu_bench.measure(PLAIN, workers, entry, 8.0, 2, None):
+            pass
+        gpu_bench.conclude(entry)
+        figures["workloads"] = [entry]
+        return entry, table.render_figures(figures)
+
+    slow, dies = _Scripted(None), _Scripted(9e6, repeats=1)
+    entry, text = measured(toykern=_Scripted(6e6), eager=_Scripted(2e6), compile=slow, jax=dies)
+    assert entry["ratio"] == 3.0 and entry["best_peer"] == "eager"
+    assert entry["contenders"]["compile"]["failed"].startswith("took longer than")
+    assert "jax" not in entry["rates"] and "its process died" in entry["contenders"]["jax"]["failed"]
+    assert "2 M (PyTorch eager), of those that did not fail | 3×" in text
+    assert text.count("| failed") == 2
+    entry, text = measured(toykern=_Scripted(6e6), eager=_Scripted(None), compile=_Scripted(None))
+    assert "ratio" not in entry and entry["best_peer"] is None and "**6 M** |  |  |" in text
+    entry, text = measured(toykern=_Scripted(None), eager=_Scripted(2e6))
+    assert "ratio" not in entry and "| failed | 2 M (PyTorch eager) |  |" in text
 
 
 def test_the_readme_has_the_newest_record_or_says_that_there_is_none(figures: dict, tmp_path) -> None:

@@ -73,10 +73,12 @@ def _row(entry: dict[str, Any]) -> list[str]:
     asked = [f"{entry['required_ratio']:g}×"] if entry["required_ratio"] else []
     asked += [f"{_rate(entry['required_rate'])}/s"] if entry["required_rate"] else []
     roof = entry.get("roof")
+    failed = any("failed" in entry["contenders"].get(name, {}) for name in PEERS)
+    others = ", of those that did not fail" if failed else ""
     return [
         entry["name"],
         f"**{_rate(ours['median'])}**" if "median" in ours else "failed",
-        "" if best is None else f"{_rate(entry['rates'][best])} ({TITLES[best]})",
+        "" if best is None else f"{_rate(entry['rates'][best])} ({TITLES[best]}){others}",
         f"{significant(entry['ratio'])}×" if "ratio" in entry else "",
         ", ".join(asked),
         _rate(roof["issue_rate"]) if roof else "",
