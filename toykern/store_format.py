@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from toykern.errors import describe
+
 __all__ = [
     "FORMAT",
     "SWEEP_FORMAT",
@@ -56,7 +58,7 @@ class OwnStoreError(StoreError):
 def check_path(path: Any) -> Path:
     """The path of a store as a `Path`; TypeError or ValueError for what is none."""
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"path must be a string or a path, not {path!r:.80}")
+        raise TypeError(f"path must be a string or a path, not {describe(path)}")
     if not os.fspath(path) or "\0" in os.fspath(path):
         raise ValueError(f"path must name a directory, not {os.fspath(path)!r:.80}")
     return Path(path)
