@@ -54,6 +54,10 @@ def evaluate(
             | 3 → 2, 0.01 | 50 | 0.007 |
             | 5 → 2, 0.01 | 5 | 0.003 |
             | 5 → 2, 0.3 | 0.8 | 0.004 |
+            | 10 → 5, 0.03 | 9 | 0.16 |
+            | 20 → 5, 0.01 | 3 | 0.05 |
+            | 20 → 5, 0.1 | 0.4 | 0.16 |
+            | 20 → 10, 0.5 | 0.4 | 0.5 |
 
             Where many features are active at a time the two are alike, and "samples" is quicker.
 
