@@ -71,6 +71,7 @@ def trained() -> dict[str, torch.Tensor]:
         run = tk.fit(model, data, steps=6, batch_size=8, record_every=2, progress=False, **more)
         found[f"{name}/loss"] = run.loss
         found[f"{name}/evaluate"] = tk.evaluate(model, data, samples=100, seed=3)
+        found[f"{name}/strata"] = tk.evaluate(model, data, samples=100, seed=3, method="stratified")
         found |= {f"{name}/{key}": value for key, value in model.stacked_parameters().items()}
         found |= {f"{name}/{key}": value for key, value in run.records.items()}
         found[f"{name}/again"] = run.rerun(1).loss

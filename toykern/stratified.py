@@ -397,5 +397,6 @@ def _dense(model: StackedModel | SparseTiedAutoencoder) -> StackedModel:
         parameters.get("bias"),
         hidden_activation=model.hidden_activation,
         output_activation=model.output_activation,
+        dtype=torch.float32,
         device=parameters["weight"].device,
     )
