@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from bench.gpu import table as gpu_table
+from bench.load import Watch, add_option
 from bench.measure import REPEATS, measure
 from bench.record import RESULTS, new_record, newest, save, workload_entry
 from bench.roof import measure_peaks
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--readme", action="store_true", help="only rewrite README.md's tables from the newest records"
     )
+    add_option(parser)
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, not {options.repeats}")
@@ -37,11 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
         gpu_table.update_readme(gpu_table.newest_record())
         return 0
     workloads = [w for w in WORKLOADS if options.only is None or w.key in options.only]
+    watch = Watch.begin(options.busy)
     peaks = measure_peaks(cores())
     record = new_record(peaks)
     for workload in workloads:
         print(f"{workload.name} …", file=sys.stderr, flush=True)
         record["workloads"].append(workload_entry(workload, measure(workload, options.repeats), peaks))
+    record["load"] = watch.end()
     print(render(record))
     print(f"\nEvery figure: {save(record)}", file=sys.stderr)
     return 0

@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 
 import toykern as tk
+from bench.load import Watch, add_option, mark
 from bench.record import RESULTS, commit
 from toykern.resident_topology import ResidentTopology
 
@@ -104,7 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-record", action="store_true", help="only print")
+    add_option(parser)
     options = parser.parse_args(arguments)
+    watch = None if options.no_record else Watch.begin(options.busy)
     from toykern import _native
 
     record: dict[str, Any] = {
@@ -123,7 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
         dense = statistics.median(run["rate"] for run in lines[0]["runs"])
         for line in lines:
             print(row(shape, line, dense), flush=True)
-    if not options.no_record:
+    if watch is not None:
+        record["load"] = watch.end()
+        print(mark(record))
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"fit-topology-{record['date'][:19].replace(':', '')}.json"
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.load import Watch, add_option, mark
 from bench.peers.sparse import OURS, SPARSE_CONTENDERS, SPARSE_PEERS, SparseStep, why_absent
 from bench.sparse_workloads import SPARSE_WORKLOADS, SparseWorkload
 
@@ -161,7 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sparsity", type=float, nargs="+", help="only these")
     parser.add_argument("--contenders", nargs="+", choices=SPARSE_CONTENDERS, default=SPARSE_CONTENDERS)
     parser.add_argument("--no-record", action="store_true", help="only print")
+    add_option(parser)
     options = parser.parse_args(arguments)
+    watch = None if options.no_record else Watch.begin(options.busy)
     workloads = [
         w
         for w in SPARSE_WORKLOADS
@@ -190,7 +193,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"| {' | '.join(row(workload, figures, peak))} |", flush=True)
     for name, reason in absent.items():
         print(f"{name}: {reason}", file=sys.stderr)
-    if not options.no_record:
+    if watch is not None:
+        record["load"] = watch.end()
+        print(mark(record))
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"sparse-{record['date'][:19].replace(':', '')}.json"
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 import toykern as tk
+from bench.load import Watch, add_option, mark
 
 RESULTS = Path(__file__).parent / "results"
 IN_FEATURES, OUT_FEATURES, DENSITY, BATCH = 768, 3072, 0.1, 1024  # 2.4e5 connections
@@ -114,7 +115,9 @@ def measure_ensemble() -> tuple[float, float]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Updates of a topology, and a stack of layers.")
     parser.add_argument("--no-record", action="store_true", help="only print")
+    add_option(parser)
     options = parser.parse_args(arguments)
+    watch = None if options.no_record else Watch.begin(options.busy)
     connections = round(DENSITY * IN_FEATURES * OUT_FEATURES)
     updates = {}
     print(f"updates at {connections} connections, batch {BATCH}, ms (least to most)")
@@ -129,12 +132,14 @@ def main(arguments: list[str] | None = None) -> int:
         end="",
     )
     print(f"{loop:.1f} ms in a loop: {loop / stack:.0f}×")
-    if not options.no_record:
-        print(f"record: {_save(updates, stack, loop)}")
+    if watch is not None:
+        load = watch.end()
+        print(mark({"load": load}))
+        print(f"record: {_save(updates, stack, loop, load)}")
     return 0
 
 
-def _save(updates: dict[str, dict[str, float]], stack: float, loop: float) -> Path:
+def _save(updates: dict[str, dict[str, float]], stack: float, loop: float, load: dict[str, Any]) -> Path:
     from toykern.info import info
 
     commit = subprocess.run(
@@ -147,6 +152,7 @@ def _save(updates: dict[str, dict[str, float]], stack: float, loop: float) -> Pa
         "threads": torch.get_num_threads(),
         "instruction_set": info()["native"].get("isa_level"),
         "shape": {"in": IN_FEATURES, "out": OUT_FEATURES, "density": DENSITY, "batch": BATCH},
+        "load": load,
         "updates": updates,
         "stack": {"stacked": stack, "loop": loop},
     }

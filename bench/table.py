@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bench.load import mark
 from bench.peers import NOTEBOOK, OURS, PEERS, PLAIN
 
 README = Path(__file__).parent.parent / "README.md"
@@ -97,8 +98,8 @@ def _caption(record: dict[str, Any]) -> str:
         f"{record['processor']}, {record['cores']} cores, {record['instruction_set']}; "
         f"{record['date'][:10]}; toykern {record['commit'] or versions['toykern']}, {packages}. "
         f"Roof: counted operations at the measured {record['peaks']['flops'] / 1e9:.0f} GFLOP/s and "
-        f"{record['peaks']['random_words'] / 1e9:.1f}e9 random words a second."
-    )
+        f"{record['peaks']['random_words'] / 1e9:.1f}e9 random words a second. {mark(record)}"
+    ).rstrip()
 
 
 def _setups(record: dict[str, Any]) -> str:

@@ -180,6 +180,15 @@ def test_table_shows_medians_and_the_ratio_to_the_best_peer(tmp_path) -> None:
     assert _record(faster)["workloads"][0]["ratio"] == 20.0
 
 
+def test_a_table_from_a_busy_machine_says_so() -> None:
+    record = _record("jax and optax not installed")
+    quiet = render(record)
+    record["load"] = {"busy": True, "others": 0.5, "cores": 2, "load_average": [3.0, 3.0]}
+    assert "busy" not in quiet
+    assert "**On a busy machine: other processes used 0.50 of 2 cores.**" in render(record)
+    assert render(record | {"load": record["load"] | {"busy": False}}) == quiet
+
+
 def test_readme_table_is_replaced_between_its_markers(tmp_path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n{BEGIN}\nold\n{END}\ntail\n")

@@ -84,7 +84,8 @@ def test_from_end_to_end(monkeypatch, tmp_path, capsys):
     figures = json.loads(path.read_text(encoding="utf-8"))
     assert [entry["key"] for entry in figures["workloads"]] == ["tiny", "other"]
     assert all(entry["ratio"] > 0 and entry["matrix_share"] > 0 for entry in figures["workloads"])
-    assert capsys.readouterr().out.splitlines()[-1] == layer.row(figures["workloads"][-1])
+    assert layer.row(figures["workloads"][-1]) in capsys.readouterr().out.splitlines()
+    assert figures["load"]["seconds"] > 0
     assert layer.main(["--device", "cpu", "--budget", "-1", "--out", str(path)]) == 1
 
 

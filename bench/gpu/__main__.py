@@ -18,6 +18,7 @@ from bench.gpu.roof import bounds
 from bench.gpu.table import render_figures
 from bench.gpu.worker import Worker
 from bench.gpu.workloads import HARD_STEPS, WORKLOADS, Workload
+from bench.load import Watch
 
 REPEATS = 5
 START = 40.0  # seconds that a process may take to import its library and to begin
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, not {options.repeats}")
     workloads = [w for w in WORKLOADS if options.only is None or w.key in options.only]
+    watch = Watch.begin(
+        insist=True
+    )  # on a GPU the record is marked, not refused: its machine is lent by minutes
     end = time.monotonic() + options.budget
     figures: dict[str, Any] = {**device_facts(options.device), "repeats": options.repeats, "workloads": []}
     workers = {name: Worker(name, options.device) for name in CONTENDERS if why_absent(name) is None}
@@ -63,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         for worker in workers.values():
             worker.close()
+    figures["load"] = watch.end()
+    write(figures, options.out)
     print(render_figures(figures))
     ours = [entry["contenders"].get(OURS, {}) for entry in figures["workloads"]]
     return 0 if ours and all("median" in found for found in ours) else 1

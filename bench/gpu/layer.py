@@ -7,8 +7,6 @@ idle before and after.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,8 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.gpu.__main__ import write
 from bench.gpu.layer_contenders import OURS, PEERS, PUBLIC, Step, contender, why_absent
 from bench.gpu.layer_workloads import GPU_LAYER_WORKLOADS, GpuLayerWorkload
+from bench.load import Watch, mark
 
 REPEAT_SECONDS = 0.1
 
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = options.device
     check_kernels(device)
     chosen = [w for w in GPU_LAYER_WORKLOADS if options.only is None or w.key in options.only]
+    watch = Watch.begin(insist=True)  # marked, not refused, as in bench.gpu
     end = time.monotonic() + options.budget
     figures: dict[str, Any] = {
         "bench": "layer on a GPU", "torch": torch.__version__,
@@ -58,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = entry(workload, options.repeats, device, figures["matrix_peak"], end)
         figures["workloads"].append(found)
         print(row(found), flush=True)
-        if options.out is not None:
-            beside = options.out.with_suffix(".new")
-            beside.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(beside, options.out)
+        write(figures, options.out)
+    figures["load"] = watch.end()
+    print(mark(figures))
+    write(figures, options.out)
     return 0 if all("ours" in found for found in figures["workloads"]) else 1
 
 

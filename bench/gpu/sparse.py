@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from bench.gpu.__main__ import device_facts, write
+from bench.load import Watch, mark
 from bench.table import markdown, significant
 
 REPEATS = 5
@@ -242,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     chosen = [scaled(w, options.scale) for w in workloads() if options.only is None or w.key in options.only]
     figures: dict[str, Any] = {**device_facts(options.device), "peaks": {}, "workloads": [], "left_out": []}
+    watch = Watch.begin(insist=True)  # marked, not refused, as in bench.gpu
     end = time.monotonic() + options.budget
     for at, workload in enumerate(chosen):
         if time.monotonic() > end:
@@ -253,7 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entry = measure(workload, options.device, options.repeats, figures["peaks"][workload.precision])
         figures["workloads"].append(entry)
         write(figures, options.out)
-    print(render(figures))
+    figures["load"] = watch.end()
+    print(render(figures), mark(figures), sep="\n")
     ours = [c for e in figures["workloads"] for n, c in e["contenders"].items() if n.startswith("toykern")]
     write(figures, options.out)
     return 0 if ours and all("median" in found for found in ours) else 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.contenders import OURS, PEERS, TITLES
+from bench.load import mark
 from bench.table import README, markdown, replace_between, significant
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -61,8 +62,8 @@ def render_figures(figures: dict[str, Any]) -> str:
         f"Model-steps per second, medians of {figures['repeats']} interleaved repeats on one "
         f"{figures['device']}; every contender draws a fresh batch of each model at every step. Each peer at "
         "its best number of models. Issue roof: counted warp-instructions at four per clock and "
-        "multiprocessor (bench/gpu/roof.py)."
-    )
+        f"multiprocessor (bench/gpu/roof.py). {mark(figures)}"
+    ).rstrip()
     rows = [_row(entry) for entry in entries]
     parts = [markdown(header, rows), " ".join([*notes, caption]), markdown(peers, others)]
     return "\n\n".join(parts)

@@ -12,6 +12,7 @@ import torch
 from bench.layer.contenders import OURS, PEERS, READ, contenders
 from bench.layer.measure import gflops, interleaved, large_model_memory, median
 from bench.layer.workloads import LAYER_WORKLOADS, LayerWorkload
+from bench.load import Watch, add_option, mark
 from bench.record import RESULTS, new_record, save
 from bench.roof import Peaks, measure_peaks
 from bench.session import cores
@@ -63,7 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=9, help="repeats of each figure (default %(default)s)")
     parser.add_argument("--only", nargs="+", metavar="KEY", choices=[w.key for w in LAYER_WORKLOADS])
     parser.add_argument("--memory", action="store_true", help="measure peak memory at n = 262,144 instead")
+    add_option(parser)
     options = parser.parse_args(arguments)
+    watch = Watch.begin(options.busy)
     torch.set_num_threads(cores())
     peaks = measure_peaks(cores())
     record = new_record(peaks)
@@ -82,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
             if options.only is None or workload.key in options.only:
                 record["workloads"].append(entry(workload, options.repeats, peaks))
                 print(row(record["workloads"][-1]), flush=True)
+    record["load"] = watch.end()
+    print(mark(record))
     print(f"\nEvery figure: {save(record, RESULTS / 'layer')}", file=sys.stderr)
     return 0
 

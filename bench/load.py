@@ -1,0 +1,131 @@
+"""How busy a bench's machine was: every record says; one of a busy machine is refused, or marked if asked.
+
+watch = Watch.begin(insist=options.busy)     # Busy where others are at work already
+…                                            # measure
+record["load"] = watch.end()                 # Busy where others were at work meanwhile
+print(render(record), mark(record))
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BUSY_SHARE = 0.05  # of all cores: what a quiet system's own services stay below
+PROBE_SECONDS = 1.0  # how long is looked at the machine before a bench begins
+
+
+class Busy(SystemExit):
+    """Others were at work; the message says how much, and the bench ends with it."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What has been used up to a moment, in seconds.
+
+    Attributes:
+        clock: wall time.
+        own: processor time of this process and of its children that have ended.
+        all: processor time of everything on all cores; None where the system does not tell (Linux does).
+        load_average: of the last minute.
+        cores: of the machine, which `all` is of.
+    """
+
+    clock: float
+    own: float
+    all: float | None
+    load_average: float
+    cores: int
+
+
+def read_counters() -> Counters:
+    """Those of this machine, now."""
+    times = os.times()
+    busy = None
+    stat = Path("/proc/stat")
+    if stat.exists():
+        # user, nice, system, (idle, iowait,) irq, softirq, steal: what another machine takes counts too
+        ticks = [int(part) for part in stat.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+        busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+    own = times.user + times.system + times.children_user + times.children_system
+    return Counters(time.monotonic(), own, busy, os.getloadavg()[0], os.cpu_count() or 1)
+
+
+class Watch:
+    """Looks at the machine from `begin` to `end`."""
+
+    def __init__(self, start: Counters, insist: bool, read: Callable[[], Counters]) -> None:
+        self._start, self._insist, self._read = start, insist, read
+
+    @classmethod
+    def begin(
+        cls,
+        insist: bool = False,
+        read: Callable[[], Counters] = read_counters,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> Watch:
+        """Begin to look; `Busy` where others are at work now, unless one insists."""
+        before = read()
+        pause(PROBE_SECONDS)
+        start = read()
+        _refuse(load_between(before, start), insist, "is busy")
+        return cls(start, insist, read)
+
+    def end(self) -> dict[str, Any]:
+        """The load since `begin` (`load_between`); `Busy` where others were at work, unless one insists.
+
+        Processes of the bench have to have ended, or what they used counts as others'.
+        """
+        load = load_between(self._start, self._read())
+        _refuse(load, self._insist, "was busy while this was measured")
+        return load
+
+
+def load_between(start: Counters, end: Counters) -> dict[str, Any]:
+    """What a record says of its machine: seconds, processor time, what others used, and whether that is busy.
+
+    `others` is the mean number of cores that others used; where the system does not tell, the load average at
+    the start decides.
+    """
+    seconds = max(end.clock - start.clock, 1e-9)
+    own = end.own - start.own
+    others, limit = None, BUSY_SHARE * end.cores
+    if start.all is not None and end.all is not None:
+        others = max(0.0, end.all - start.all - own) / seconds
+    return {
+        "load_average": [start.load_average, end.load_average],
+        "cores": end.cores,
+        "seconds": seconds,
+        "processor_seconds": own,
+        "others": others,
+        "busy": (start.load_average > 0.5 if others is None else others > limit),
+    }
+
+
+def mark(record: Mapping[str, Any]) -> str:
+    """What a table made from a record says of a busy machine; empty for a quiet one and for older records."""
+    load = record.get("load")
+    return f"**On a busy machine: {_how_busy(load)}.**" if load and load["busy"] else ""
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """`--busy`, for those who want figures also from a busy machine."""
+    parser.add_argument(
+        "--busy", action="store_true", help="measure on a busy machine too; the record and its tables say so"
+    )
+
+
+def _how_busy(load: Mapping[str, Any]) -> str:
+    if load["others"] is None:
+        return f"its load average was {load['load_average'][0]:.1f}"
+    return f"other processes used {load['others']:.2f} of {load['cores']} cores"
+
+
+def _refuse(load: Mapping[str, Any], insist: bool, what: str) -> None:
+    if load["busy"] and not insist:
+        raise Busy(f"the machine {what}: {_how_busy(load)}; no record is written (--busy marks it instead)")
