@@ -61,6 +61,14 @@ CASES = [
 ]
 LARGE = Case("many parts", 200, 40, tk.RigL(interval=2, end=6), batch_size=256, steps=6, density=(0.05, 0.2))
 BY_NAME = {case.name: case for case in CASES}
+# Too large for a block of a device: samples as rows and as entries, more of them than one chain of sums.
+LARGE_ON_A_DEVICE = [
+    dataclasses.replace(LARGE, name="large, rows", batch_size=40),
+    dataclasses.replace(LARGE, name="large, entries", probability=0.02, batch_size=100),
+    dataclasses.replace(
+        LARGE, name="large, long", n_features=600, n_hidden=18, probability=0.002, batch_size=1500, steps=3
+    ),
+]
 TICKET = dataclasses.replace(
     BY_NAME["tiles, RigL"],
     name="a ticket",

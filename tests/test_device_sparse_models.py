@@ -1,5 +1,6 @@
-"""Sparse models in the small regime's CUDA source, run on the host: the cases of the CPU's loops, held to the
-same references; and what is moved to a device and back, with copies in place of another memory."""
+"""Sparse models in the CUDA source of the small and the large regime, run on the host: the cases of the CPU's
+loops, held to the same references; and what is moved to a device and back, with copies in place of another
+memory."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from fit_topology_kit import (
     BY_NAME,
     CASES,
     KEPT,
+    LARGE_ON_A_DEVICE,
     TICKET,
     assert_follows_masked_dense,
     assert_nothing_where_nothing_is,
@@ -37,9 +39,18 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def fit_there(case, *, descending=False, **options):
-    """By the device's source, which picks its loop itself."""
-    with device_source(descending=descending):
+# The loop of small models, and that of large ones for small and for large models.
+LOOPS = [(case, "small") for case in CASES]
+LOOPS += [(BY_NAME["columns, momentum"], "large"), *((case, "large") for case in LARGE_ON_A_DEVICE)]
+each_loop = pytest.mark.parametrize(("case", "loop"), LOOPS, ids=str)
+loops_of = [(BY_NAME["columns, RigL"], "small"), *((case, "small") for case in KEPT), (TICKET, "small")]
+loops_of += [(case, "large") for case in LARGE_ON_A_DEVICE[:2]]
+some_of_each = pytest.mark.parametrize(("case", "loop"), loops_of, ids=str)
+
+
+def fit_there(case, loop=None, *, descending=False, room_for=None, **options):
+    """By the device's source, which picks its loop itself unless one is named."""
+    with device_source(loop, descending, room_for):
         return fit_case(case, **options)
 
 
@@ -52,12 +63,12 @@ def regime(n_features, n_hidden, sparse=True):
 def test_the_loop_of_sparse_models():
     assert (regime(2, 1), regime(2, 1, sparse=False)) == ("small", "tiny")
     assert {regime(case.n_features, case.n_hidden) for case in CASES} == {"small"}
-    assert regime(200, 40) == "large"
+    assert {regime(case.n_features, case.n_hidden) for case in LARGE_ON_A_DEVICE} == {"large"}
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_whole_trajectory_is_that_of_masked_dense_models(case):
-    run = fit_there(case, record_every=7, snapshots=(0, *updates_of(case)))
+@each_loop
+def test_the_whole_trajectory_is_that_of_masked_dense_models(case, loop):
+    run = fit_there(case, loop, record_every=7, snapshots=(0, *updates_of(case)))
     assert_follows_masked_dense(case, run)
 
 
@@ -71,10 +82,10 @@ def test_shapes_that_are_tiny_when_dense(shape):
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CASES if case.topology is not None and not case.loss], ids=str
+    ("case", "loop"), [(c, loop) for c, loop in LOOPS if c.topology is not None and not c.loss], ids=str
 )
-def test_the_choices_are_those_of_the_cpu(case):
-    here, there = fit_case(case), fit_there(case)
+def test_the_choices_are_those_of_the_cpu(case, loop):
+    here, there = fit_case(case), fit_there(case, loop)
     assert there.model.topology == here.model.topology
     assert (relative_error(there.model.weight, here.model.weight.detach().double()) <= 2 * TRAJECTORY).all()
     for ours, theirs in zip(there.topology.history, here.topology.history, strict=True):
@@ -89,11 +100,18 @@ class Kept(DenseGradient):
         layer.memory["seen"] = layer.memory["gradient"].clone()
 
 
-@pytest.mark.parametrize("case", [BY_NAME["columns, RigL"], BY_NAME["tiles, RigL"]], ids=str)
-def test_growth_sees_the_gradient_at_all_positions(case):
+@pytest.mark.parametrize(
+    ("case", "loop"),
+    [
+        (BY_NAME["columns, RigL"], "small"), (BY_NAME["tiles, RigL"], "small"),
+        *((case, "large") for case in LARGE_ON_A_DEVICE),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_growth_sees_the_gradient_at_all_positions(case, loop):
     step = updates_of(case)[-1]
     case = dataclasses.replace(case, topology=dataclasses.replace(case.topology, grow=Kept()))
-    run = fit_there(case, snapshots=(step - 1,))
+    run = fit_there(case, loop, snapshots=(step - 1,))
     found = run.topology.attached_layers[0].memory["seen"].reshape(run.model.weight.shape)
     before = {name: run.snapshots[step - 1][name].double() for name in ("weight", "bias")}
     batch, _ = batches_of(data_of(case), case.batch_size, None, run.n_models)(step - 1)
@@ -102,8 +120,18 @@ def test_growth_sees_the_gradient_at_all_positions(case):
     assert (found[~run.snapshots[step - 1]["connections"]] != 0).any()
 
 
-@pytest.mark.parametrize(("n", "m"), [(7, 3), (16, 7), (20, 10), (60, 17)])
-def test_with_all_connections_it_is_the_dense_model_bit_by_bit(n, m):
+@pytest.mark.parametrize(
+    ("n", "m", "loop"),
+    [
+        (7, 3, "small"),
+        (16, 7, "small"),
+        (20, 10, "small"),
+        (60, 17, "small"),
+        (7, 3, "large"),
+        (70, 33, "large"),
+    ],
+)
+def test_with_all_connections_it_is_the_dense_model_bit_by_bit(n, m, loop):
     runs = []
     for model in (tk.SparseTiedAutoencoder(n, m, 1.0, n_models=3), tk.TiedAutoencoder(n, m, 3)):
         with torch.no_grad():
@@ -113,20 +141,22 @@ def test_with_all_connections_it_is_the_dense_model_bit_by_bit(n, m):
                 model.weight.copy_(drawn)
             else:
                 model.values.copy_(drawn.reshape(-1))
-        with device_source("small"):
-            runs.append(tk.fit(model, tk.SparseFeatures(n, 0.1), 40, 50, progress=False))
+        with device_source(loop):
+            steps = 40 if loop == "small" else 5
+            runs.append(tk.fit(model, tk.SparseFeatures(n, 0.1), steps, 50, progress=False))
     ours, theirs = (run.model.stacked_parameters() for run in runs)
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     assert torch.equal(runs[0].loss, runs[1].loss)
 
 
-@pytest.mark.parametrize("case", [BY_NAME["columns, RigL"], *KEPT, TICKET], ids=str)
-def test_nothing_but_the_model_decides_a_bit(case, monkeypatch):
-    """The order of lanes and blocks, chunks, neighbours, interruptions."""
-    whole = fit_there(case)
+@some_of_each
+def test_nothing_but_the_model_decides_a_bit(case, loop, monkeypatch):
+    """The order of lanes and blocks, room for one model, chunks, neighbours, interruptions."""
+    whole = fit_there(case, loop)
     assert_nothing_where_nothing_is(whole)
-    assert_same_bits(whole, fit_there(case, descending=True))
-    with device_source():
+    assert_same_bits(whole, fit_there(case, loop, descending=True))
+    assert_same_bits(whole, fit_there(case, loop, room_for=1))
+    with device_source(loop):
         cut = fit_case(case, stop_at=case.steps // 3)
         cut = tk.fit(resume=tk.fit(resume=cut, stop_at=case.steps // 2, progress=False), progress=False)
         assert_same_bits(whole, cut)
@@ -134,7 +164,7 @@ def test_nothing_but_the_model_decides_a_bit(case, monkeypatch):
     assert torch.equal(alone.model.weight[0], whole.model.weight[1])
     assert torch.equal(alone.loss[0], whole.loss[1])
     monkeypatch.setattr(fit_module, "_next_length", lambda *_: 5)
-    assert_same_bits(whole, fit_there(case))
+    assert_same_bits(whole, fit_there(case, loop))
 
 
 class ElsewhereLaunch(HostLaunch):
@@ -144,12 +174,14 @@ class ElsewhereLaunch(HostLaunch):
         return [tensor.clone() for tensor in super().moved(tensors)]
 
 
-@pytest.mark.parametrize("case", [BY_NAME["columns, RigL"], *KEPT, TICKET], ids=str)
-def test_what_is_moved_there_comes_back(case, monkeypatch):
+@some_of_each
+def test_what_is_moved_there_comes_back(case, loop, monkeypatch):
     options = {"snapshots": (0, 5, case.steps), "record": ("loss", "density"), "record_every": 7}
-    expected = fit_there(case, **options)
+    expected = fit_there(case, loop, **options)
     monkeypatch.setattr(
-        resident, "device_launch", lambda model, data, action: ElsewhereLaunch(data, model.n_models)
+        resident,
+        "device_launch",
+        lambda model, data, action: ElsewhereLaunch(data, model.n_models, regime=loop),
     )
     run = fit_case(case, **options)
     assert_same_bits(expected, run)
@@ -157,14 +189,20 @@ def test_what_is_moved_there_comes_back(case, monkeypatch):
     assert_same_bits(expected, cut)
 
 
-def test_a_diverged_model_keeps_its_connections_and_harms_no_other():
-    case = BY_NAME["tiles, RigL"]
-    run = fit_there(case, optimizer=tk.SGD(lr=np.array([1e-2, 1e30, 1e-2, 1e-2])), snapshots=(0, 100))
-    assert (run.diverged_at >= 0).tolist() == [False, True, False, False]
+@pytest.mark.parametrize(
+    ("case", "loop"), [(BY_NAME["tiles, RigL"], "small"), (LARGE_ON_A_DEVICE[1], "large")], ids=str
+)
+def test_a_diverged_model_keeps_its_connections_and_harms_no_other(case, loop):
+    lr = np.full(len(case.density), 1e-2)
+    lr[1] = 1e30
+    run = fit_there(case, loop, optimizer=tk.SGD(lr=lr), snapshots=(0, case.steps))
+    assert (run.diverged_at >= 0).tolist() == [i == 1 for i in range(len(lr))]
     masks = {step: snapshot["connections"] for step, snapshot in run.snapshots.items()}
-    assert torch.equal(masks[100][1], masks[0][1]) and not torch.equal(masks[100][0], masks[0][0])
-    well = fit_there(case, optimizer=tk.SGD(lr=1e-2))
-    assert torch.equal(run.model.weight[[0, 2, 3]], well.model.weight[[0, 2, 3]])
+    assert torch.equal(masks[case.steps][1], masks[0][1])
+    assert not torch.equal(masks[case.steps][0], masks[0][0])
+    well = fit_there(case, loop, optimizer=tk.SGD(lr=1e-2))
+    others = [i for i in range(len(lr)) if i != 1]
+    assert torch.equal(run.model.weight[others], well.model.weight[others])
 
 
 def test_evaluation_of_sparse_models():
@@ -173,14 +211,3 @@ def test_evaluation_of_sparse_models():
     here = tk.evaluate(model, data_of(case), 500, 0)
     with device_source():
         assert torch.allclose(tk.evaluate(model, data_of(case), 500, 0), here, rtol=1e-5)
-
-
-def test_large_models_are_refused():
-    model = tk.SparseTiedAutoencoder(200, 40, 0.1, n_models=2)
-    before = model.values.detach().clone()
-    with (
-        device_source(),
-        pytest.raises(ValueError, match="sparse models of 200 features and 40 hidden units"),
-    ):
-        tk.fit(model, tk.SparseFeatures(200, 0.05), 3)
-    assert torch.equal(model.values, before)

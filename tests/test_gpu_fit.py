@@ -8,7 +8,18 @@ import pytest
 import torch
 from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
 from device_kit import device_regime
-from gpu_kit import DEVICE, LARGE, SMALL, TINY, VARIED, fit_on_gpu, ids
+from gpu_kit import (
+    DEVICE,
+    LARGE,
+    LARGE_TILES,
+    NOTHING_ACTIVE,
+    OTHER_TINY,
+    SMALL,
+    TINY,
+    VARIED,
+    fit_on_gpu,
+    ids,
+)
 from kit import (
     TRAJECTORY,
     assert_as_exact_as_pytorch,
@@ -31,17 +42,18 @@ def _one_thread():
 
 
 def test_the_cases_reach_every_regime():
-    for cases, regime in ((TINY, "tiny"), (SMALL, "small"), (LARGE, "large")):
+    others = ((OTHER_TINY, "tiny"), ([NOTHING_ACTIVE], "small"), ([LARGE_TILES], "large"))
+    for cases, regime in ((TINY, "tiny"), (SMALL, "small"), (LARGE, "large"), *others):
         for case in cases:
             assert device_regime(model_of(case), case.batch_size) == regime, case.name
 
 
-@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_LARGE, *FIT_LONG], ids=ids)
+@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_LARGE, *FIT_LONG, LARGE_TILES], ids=ids)
 def test_one_evaluation_is_as_exact_as_pytorch(case: FitCase):
     assert_as_exact_as_pytorch(case, partial(fit_on_gpu, case))
 
 
-@pytest.mark.parametrize("case", FIT_CASES, ids=ids)
+@pytest.mark.parametrize("case", [*FIT_CASES, NOTHING_ACTIVE], ids=ids)
 def test_training_follows_the_reference(case: FitCase):
     assert_follows_the_reference(case, fit_on_gpu(case, record_every=7))
 
@@ -53,7 +65,7 @@ def test_twenty_steps_of_large_models_follow_the_reference(case: FitCase):
     assert max(errors.values()) <= TRAJECTORY, errors
 
 
-@pytest.mark.parametrize("case", VARIED, ids=ids)
+@pytest.mark.parametrize("case", [*VARIED, *OTHER_TINY, NOTHING_ACTIVE], ids=ids)
 def test_evaluation_is_that_of_the_reference(case: FitCase):
     losses = []
     data = data_of(case)

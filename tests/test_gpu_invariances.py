@@ -10,7 +10,19 @@ import threading
 import pytest
 import torch
 from cases import FitCase
-from gpu_kit import DEVICE, LARGE, SMALL, TINY, VARIED, assert_same_runs, fit_on_gpu, ids, on_cuda, same_bits
+from gpu_kit import (
+    DEVICE,
+    LARGE,
+    LARGE_TILES,
+    SMALL,
+    TINY,
+    VARIED,
+    assert_same_runs,
+    fit_on_gpu,
+    ids,
+    on_cuda,
+    same_bits,
+)
 from kit import data_of, model_of
 
 import toykern as tk
@@ -68,6 +80,32 @@ def test_a_model_alone_is_the_model_among_a_hundred_thousand():
         alone = tk.TiedAutoencoder(2, 1, seed=[i], device=DEVICE)
         again = tk.fit(alone, data, 20, optimizer=tk.Adam(1e-2), seed=[i], progress=False)
         assert_same_runs(again, run, other_models=slice(i, i + 1))
+
+
+def test_the_tiles_that_many_models_make_worth_while_change_no_bit():
+    """Sums over features and gradients of 29 models go by tiles of 128 × 64, those of one by smaller ones.
+    Most have no active feature, so that their outputs cost nothing."""
+    p = torch.zeros(29, 1, dtype=torch.float64)
+    p[3], p[28] = 1e-5, 2e-5
+    many = dataclasses.replace(LARGE_TILES, n_models=29)
+    data, seeds = tk.SparseFeatures(many.n_features, p), torch.arange(29)
+    whole = fit_on_gpu(many, model_of(many), data, seed=seeds)
+    for i in (2, 3, 28):
+        one = tk.SparseFeatures(many.n_features, p[i])
+        alone = fit_on_gpu(LARGE_TILES, model_of(many)[[i]], one, seed=seeds[i : i + 1])
+        assert_same_runs(alone, whole, other_models=slice(i, i + 1))
+
+
+def test_a_block_goes_from_one_model_to_the_next():
+    """Blocks with a workspace are at most 1,024 (csrc/cuda/small_shape.h); the first have two models each."""
+    case = FitCase("100,1", 100, 1, 0.02, 3, n_models=1030, steps=2)
+    seeds = torch.arange(case.n_models)
+    whole = fit_on_gpu(case, seed=seeds, record_every=1)
+    loss = tk.evaluate(whole.model, data_of(case), 3, seed=seeds)
+    for i in (1, 1025):
+        alone = fit_on_gpu(case, model_of(case)[[i]], seed=seeds[i : i + 1], record_every=1)
+        assert_same_runs(alone, whole, other_models=slice(i, i + 1))
+        assert same_bits(tk.evaluate(alone.model, data_of(case), 3, seed=seeds[i : i + 1]), loss[i : i + 1])
 
 
 @varied

@@ -8,6 +8,7 @@ from fit_topology_kit import (
     BY_NAME,
     CASES,
     KEPT,
+    LARGE_ON_A_DEVICE,
     TICKET,
     assert_follows_masked_dense,
     data_of,
@@ -49,7 +50,7 @@ def assert_same(a, b):
         assert same_bits(value, theirs[name]), name
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *LARGE_ON_A_DEVICE], ids=str)
 def test_the_whole_trajectory_is_that_of_masked_dense_models(case):
     run = fit_there(case, record_every=7, snapshots=(0, *updates_of(case)))
     assert next(run.model.parameters()).device.type == DEVICE
@@ -57,7 +58,7 @@ def test_the_whole_trajectory_is_that_of_masked_dense_models(case):
     assert_follows_masked_dense(case, run)
 
 
-@pytest.mark.parametrize("case", [BY_NAME["columns, RigL"], *KEPT, TICKET], ids=str)
+@pytest.mark.parametrize("case", [BY_NAME["columns, RigL"], *KEPT, TICKET, LARGE_ON_A_DEVICE[1]], ids=str)
 def test_again_resumed_and_alone(case):
     options = {"record": ("loss", "density"), "snapshots": (0, 5, case.steps)}
     whole = fit_there(case, **options)
@@ -82,10 +83,3 @@ def test_a_run_that_moves_to_the_cpu_and_back(case):
     assert run.complete and next(run.model.parameters()).device.type == DEVICE
     assert torch.equal(run.model.topology.n_connections.cpu(), whole.model.topology.n_connections.cpu())
     torch.testing.assert_close(run.final_loss, whole.final_loss, rtol=0.2, atol=1e-3)
-
-
-def test_large_models_are_refused():
-    if DEVICE == "cpu":
-        pytest.skip("a CPU takes them")
-    with pytest.raises(ValueError, match="sparse models of 200 features and 40 hidden units"):
-        tk.fit(tk.SparseTiedAutoencoder(200, 40, 0.1).to(DEVICE), tk.SparseFeatures(200, 0.05), 3)

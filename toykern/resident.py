@@ -150,20 +150,6 @@ def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
     return data.active_features().argsort(descending=True, stable=True)
 
 
-def _check_regime(model: AnyModel, batch_size: int) -> None:
-    """ValueError where a device has no loop that trains a sparse model."""
-    if not isinstance(model, SparseTiedAutoencoder):
-        return
-    network = network_params(model, "identity", "mean")
-    network.sparse = True
-    if _native.cuda.regime(network, batch_size) == "large":
-        raise ValueError(
-            f"model: sparse models of {model.n_features} features and {model.n_hidden} hidden units are too "
-            "large for the loop that trains sparse ones on a GPU, which keeps a model in shared memory; use "
-            "model.cpu(), or a loop of your own with recipe.attach(model, optimizer)"
-        )
-
-
 class Resident:
     """One ensemble in training: the arrays of a run, advanced by native calls.
 
@@ -202,8 +188,6 @@ class Resident:
                     f"model.{name} is an expanded tensor; training needs memory of its own (clone it)"
                 )
         launch = device_launch(model, data, "training")
-        if launch is not None:
-            _check_regime(model, batch_size)
         self._launch = launch
         tied = is_tied(model)
         self._run_tensors = [*state.values(), loss, loss_carry, diverged_at]

@@ -66,4 +66,11 @@ TOYKERN_SHARED float updated(const UpdateConstants& c, float w, float g, float& 
     return s1 == 0.0f ? w : w - c.lr * (s1 / fma1(root(s2), c.inverse_bc2, c.eps));
 }
 
+// What the optimiser sees of the gradient of a sparse model's weight, which stands at `at` in the caller's arrays: 0 where there is no
+// connection, so that weight and moments stay 0 there. The last step's own gradient is written down for whoever grows connections.
+TOYKERN_SHARED float connected_gradient(const TrainParams& p, int64_t step, int64_t at, float g) {
+    if (p.gradient && step + 1 == p.first_step + p.steps) p.gradient[at] = g;
+    return p.connected[at] ? g : 0.0f;
+}
+
 }  // namespace toykern

@@ -86,7 +86,7 @@ struct ClearLarge {
         } else {
             clear(s.active, t.samples() * s.nw);
             clear(s.by_feature, s.n * s.pw);
-            clear(s.used, (t.samples() + 3) / 4);
+            clear(s.used, tiles(t.samples(), 32));
         }
     }
 };
@@ -114,14 +114,14 @@ struct DrawLarge {
         float* x = t.at(at.model, dense && t.noisy() ? s.d : s.x);
         uint32_t* active = t.at<uint32_t>(at.model, s.active);
         uint32_t* by_feature = t.at<uint32_t>(at.model, s.by_feature);
-        uint8_t* used = t.at<uint8_t>(at.model, s.used);
+        uint32_t* used = t.at<uint32_t>(at.model, s.used);
         // An entry of the slice that begins at sample `start`; the slice may begin before the piece does.
         const auto put = [&](int64_t start, uint32_t sample, uint32_t j, float value) {
             const int64_t row = start + sample - t.first;
             if (row < 0) return;
             x[row * s.np + j] = value;
             if (dense) return;
-            used[row] = 1;
+            set_bits(used + (row >> 5), 1u << (row & 31));
             set_bits(active + row * s.nw + (j >> 5), 1u << (j & 31u));
             set_bits(by_feature + j * s.pw + (row >> 5), 1u << (row & 31));
         };
@@ -199,24 +199,17 @@ struct RowsLarge {
             });
             return;
         }
-        const uint8_t* used = t.at<uint8_t>(model, t.size.used);
+        const uint32_t* used = t.at<uint32_t>(model, t.size.used);
         uint32_t* sample_of_row = t.at<uint32_t>(model, t.size.sample_of_row);
         uint32_t* row_of_sample = t.at<uint32_t>(model, t.size.row_of_sample);
         int32_t* of_warp = reinterpret_cast<int32_t*>(shared);
         int32_t rows = 0;
         for (int64_t base = 0; base < samples; base += kThreads) {
             PerThread<uint32_t> found;
-            b.each_warp([&](const Warp& w) {
-                Lane<bool> is_used;
-                w.each([&](int lane) {
-                    const int64_t sample = base + w.number * kWarpLanes + lane;
-                    is_used[lane] = sample < samples && used[sample];
-                });
-                const uint32_t ballot = w.ballot(is_used);
-                w.each([&](int lane) {
-                    found[w.number * kWarpLanes + lane] = ballot;
-                    if (lane == 0) of_warp[w.number] = count_bits(ballot);
-                });
+            b.each([&](int thread) {
+                const int64_t first = base + thread / kWarpLanes * kWarpLanes;
+                found[thread] = first < samples ? used[first / 32] : 0u;  // of the warp's samples
+                if (thread % kWarpLanes == 0) of_warp[thread / kWarpLanes] = count_bits(found[thread]);
             });
             b.sync();
             b.each([&](int thread) {
@@ -227,7 +220,7 @@ struct RowsLarge {
                 row_of_sample[base + thread] = (uint32_t)row;
             });
             for (int i = 0; i < b.warps(); ++i) rows += of_warp[i];
-            b.sync();
+            b.sync();  // all have read the warps' counts before the next 256 samples' come
         }
         b.each([&](int thread) {
             if (thread == 0) state.rows = rows;

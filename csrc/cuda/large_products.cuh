@@ -201,8 +201,6 @@ TOYKERN_DEVICE void each_vector_in_turn(const Quarters& c, int thread, const F& 
     }
 }
 
-TOYKERN_HD constexpr int64_t tiles(int64_t length, int64_t of) { return (length + of - 1) / of; }
-
 using LargeTile = Tile<128, 64, 8>;     // where there are blocks enough for a device
 using MiddleTile = Tile<64, 64, 8>;     // elsewhere
 using NarrowTile = Tile<128, 32, 8>;    // for up to 32 hidden units

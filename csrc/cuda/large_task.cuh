@@ -4,7 +4,8 @@
 //              encoder [n][mp], untied also decoder [n][mp], each with two moments (and its gradient where a batch is longer than kChain)
 //              bias, moments, gradient, importance [np]
 //              the samples of one piece of the batch: x [P][np], d [P][np], h [P][mp], dh [P][mp], partial sums [splits][P][mp]
-//              of sparse models: active [P][nw] and by_feature [n][pw] (a bit an entry), sample_of_row [P], row_of_sample [P], used [P]
+//              of sparse models: active [P][nw] and by_feature [n][pw] (a bit an entry), sample_of_row [P], row_of_sample [P],
+//              used [pw] (a bit a sample)
 //            np, mp = n, m rounded up to whole vectors, the rest zeros; nw, pw = words of n, P bits. P, splits follow from the shape.
 // Modes      sparse: x is written where a bit of `active` is set and nowhere else; rows are the samples that are not all zero.
 //            dense (with noise, or more than one entry in kDenseShare expected to be active): x is whole, every sample is a row. With
@@ -17,6 +18,8 @@
 
 namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {
+
+TOYKERN_HD constexpr int64_t tiles(int64_t length, int64_t of) { return (length + of - 1) / of; }
 
 constexpr int64_t kChain = 1024;  // samples whose gradients are summed in one run; longer batches add such sums
 constexpr int64_t kSplit = 512;   // features whose share of a hidden unit is summed in one run
@@ -83,7 +86,7 @@ inline LargeSizes large_sizes(const Network& net, int64_t batch) {
     s.h = take(s.piece * s.mp, 4), s.dh = take(s.piece * s.mp, 4);
     s.parts = take(s.splits > 1 ? s.splits * s.piece * s.mp : 0, 4);
     s.active = take(s.piece * s.nw, 4), s.by_feature = take(s.n * s.pw, 4);
-    s.sample_of_row = take(s.piece, 4), s.row_of_sample = take(s.piece, 4), s.used = take(s.piece, 1);
+    s.sample_of_row = take(s.piece, 4), s.row_of_sample = take(s.piece, 4), s.used = take(s.pw, 4);
     s.loss = take((s.piece + 63) / 64 * ((s.np + 63) / 64), 8);
     s.slot_bytes = (at + 255) / 256 * 256;
     return s;
@@ -155,7 +158,8 @@ struct BlockOf {
     TOYKERN_DEVICE BlockOf(int64_t block, int64_t parts) : model(block / parts), part(block % parts) {}
 };
 
-// The sum over a block's threads (a multiple of 32, at most 1024), the same in all: warps by butterflies, then in order. Shared: 32 doubles.
+// The sum over a block's threads (a multiple of 32, at most 1024), the same in all: warps by butterflies, then in order. Shared: 32 doubles,
+// which all threads may still be reading when it returns: a barrier must come before they are used for anything else.
 TOYKERN_DEVICE double sum_of_threads(const Block& b, const PerThread<double>& v, char* shared) {
     double* of_warp = reinterpret_cast<double*>(shared);
     b.each_warp([&](const Warp& w) {
@@ -169,7 +173,6 @@ TOYKERN_DEVICE double sum_of_threads(const Block& b, const PerThread<double>& v,
     b.sync();
     double sum = 0.0;
     for (int i = 0; i < b.warps(); ++i) sum += of_warp[i];
-    b.sync();
     return sum;
 }
 

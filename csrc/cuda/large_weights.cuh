@@ -5,6 +5,7 @@
 //
 // Layout     [n][mp], bias [n]; the gradient lives in registers. Only where a batch is longer than kChain are sums of kChain samples
 //            added up in memory
+// Sparse     (tied) where there is no connection the optimiser sees a gradient of 0, so that weight and moments stay 0
 // Zeros      the encoder's gradient costs the active entries where the model is sparse; empty samples take part in the bias alone
 // Owner      block: features × hidden units of one model (untied: of its encoder or decoder); the first hidden tile owns the bias
 // Order      rows in order within kChain of them, then (sparse) entries by sample, then such sums in order: the shape alone
@@ -259,6 +260,17 @@ struct WeightsLarge {
         clear_biases(b, bias);
     }
 
+    // Of a sparse model: the gradients of four hidden units of a feature, from `at` of the slot's array on.
+    static TOYKERN_DEVICE void keep_connected(const LargeTask& t, int64_t model, int64_t step, int64_t at, Float4& g) {
+        const LargeSizes& s = t.size;
+        const int64_t j = at / s.mp, k = at % s.mp;
+        TOYKERN_UNROLL
+        for (int q = 0; q < 4; ++q) {
+            if (k + q >= s.m) continue;
+            g.v[q] = connected_gradient(t.p, step, ((t.first_model + model) * s.m + k + q) * s.n + j, g.v[q]);
+        }
+    }
+
     static TOYKERN_DEVICE void update(const Block& b, const LargeTask& t, int64_t model, int which, int64_t j0,
                                       int64_t k0, bool with_bias, bool kept, const PerThread<Quarters>& c,
                                       const PerThread<Biases>& bias) {
@@ -272,10 +284,12 @@ struct WeightsLarge {
         float *first = t.at(model, s.moment[which][0]), *second = t.at(model, s.moment[which][1]);
         each_sum(b, s, j0, k0, c, [&](const Float4& sum, int64_t at) {
             const Float4 before = kept ? load4(sums + at) : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
-            Float4 value = load4(weight + at), s1 = load4(first + at), s2 = load4(second + at);
+            Float4 value = load4(weight + at), s1 = load4(first + at), s2 = load4(second + at), g;
             TOYKERN_UNROLL
-            for (int q = 0; q < 4; ++q)
-                value.v[q] = updated(constants, value.v[q], (before.v[q] + sum.v[q]) * scale, s1.v[q], s2.v[q]);
+            for (int q = 0; q < 4; ++q) g.v[q] = (before.v[q] + sum.v[q]) * scale;
+            if (t.p.connected) keep_connected(t, model, step, at, g);
+            TOYKERN_UNROLL
+            for (int q = 0; q < 4; ++q) value.v[q] = updated(constants, value.v[q], g.v[q], s1.v[q], s2.v[q]);
             store4(weight + at, value);
             store4(first + at, s1);
             store4(second + at, s2);

@@ -33,7 +33,7 @@ struct LargeCodes {
                 h[k] = p.hidden_activation == (int32_t)HiddenActivation::kRelu ? floored(0.0f, a) : a;
             }
         });
-        b.sync();
+        // No barrier: a thread's own codes are all that is read before those of count().
         if (p.hidden_activation == (int32_t)HiddenActivation::kTopK) keep_largest(b, h, m, p.top_k, counts);
         PerThread<float> magnitudes;
         b.each([&](int thread) {

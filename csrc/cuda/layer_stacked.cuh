@@ -124,6 +124,7 @@ struct Stacked {
                 f[s.importance + j] = importance ? importance[j] : 1.0f;
                 f[s.bias_sum + j] = 0.0f;
             }
+            for (int k = thread; k < m; k += b.threads) f[s.code_sum + k] = 0.0f;
         });
         b.sync();
         const T* code_bias = array_at<T>(p.hidden_bias, model * m);
@@ -133,10 +134,9 @@ struct Stacked {
                 if (t.l.centered)
                     for (int j = 0; j < n; ++j) c = fused(-f[s.encoder + j * m + k], f[s.bias + j], c);
                 f[s.code_bias + k] = c;
-                f[s.code_sum + k] = 0.0f;
             }
         });
-        b.sync();
+        // No barrier: load_rows has some before the codes are made, and without rows nothing reads these.
     }
 
     // Inputs, and targets or output gradients, of the tile's samples; zeros behind the last. Then the words of x.
@@ -379,7 +379,7 @@ struct Stacked {
                 }
             }
         });
-        b.sync();
+        // No barrier: load_rows has some before the next tile's `direct` is made.
     }
 
     TOYKERN_DEVICE void write_tile(const Block& b, int tile, T* to, int64_t row, int rows) const {
@@ -399,11 +399,10 @@ struct Stacked {
         if (t.l.loss) {
             sum_of_block(b, squares, sums);
             loss = sums[0] * (float)p.loss_scale;
-            b.sync();
             if (p.l1) {
+                b.sync();  // all have read the first sum
                 sum_of_block(b, magnitudes, sums);
                 loss += sums[0] * (array_at<float>(p.l1, model * p.l1_stride)[0] * (float)p.l1_scale);
-                b.sync();
             }
         }
         if (gradients && t.l.centered) {  // dE = da (x − b)ᵀ, and b takes part with −Eᵀ da
@@ -416,8 +415,7 @@ struct Stacked {
                     for (int k = 0; k < m; ++k)
                         f[s.bias_sum + j] = fused(-f[s.code_sum + k], f[s.encoder + j * m + k], f[s.bias_sum + j]);
             });
-            b.sync();
-        }
+        }  // No barrier: the sums that a thread has changed it reads itself below.
         const int cells = gradients ? n * m : 0, all = n * m, second = p.tied ? 0 : all;
         float* partial =
             s.slices > 1 ? t.l.partial + ((model - t.l.first_model) * s.slices + slice) * s.partial : nullptr;

@@ -51,7 +51,8 @@ SmallTask small_task(const Params& p, const Launch& launch) {
             1.0 / ((double)p.batch_size * (p.network.loss_sum ? 1.0 : (double)p.network.n_features))};
 }
 
-// Parameters and importance into shared memory; everything else there that a step relies on.
+// Parameters and importance into shared memory; everything else there that a step relies on. Behind the barrier all threads may read it,
+// and exchange().workspace, which was set before.
 TOYKERN_DEVICE_CALL void load_model(Block b, SmallRoom room, const SmallTask& task, int64_t model) {
     const SmallShape& s = room.s;
     const int64_t n = s.n, weights = n * s.m;
@@ -100,7 +101,7 @@ TOYKERN_DEVICE void each_parameter(const Block& b, const SmallRoom& room, int64_
     });
 }
 
-// Absent moments are zeros.
+// Absent moments are zeros. No barrier: a moment is read and written by the thread that puts it there, whatever the step.
 TOYKERN_DEVICE_CALL void load_moments(Block b, SmallRoom room, const TrainParams& p, int64_t model) {
     each_parameter(b, room, model, [&](int i, int64_t at, int tensor, int set) {
         for (int moment = 0; moment < 2; ++moment) {
@@ -108,7 +109,6 @@ TOYKERN_DEVICE_CALL void load_moments(Block b, SmallRoom room, const TrainParams
             room.moments(moment, set)[i] = from ? from[at] : 0.0f;
         }
     });
-    b.sync();
 }
 
 // Parameters and moments back to where they came from.
@@ -137,12 +137,6 @@ TOYKERN_DEVICE void update_parameter(const SmallRoom& room, const UpdateConstant
     w = updated(c, w, g, first, second);
     s1 = first;
     s2 = second;
-}
-
-// What the optimiser sees of the gradient of a sparse model's weight, which stands at `at` in the caller's arrays.
-TOYKERN_DEVICE float connected_gradient(const TrainParams& p, int64_t step, int64_t at, float g) {
-    if (p.gradient && step + 1 == p.first_step + p.steps) p.gradient[at] = g;
-    return p.connected[at] ? g : 0.0f;
 }
 
 // Records the loss of a step and updates the parameters by the sums of its gradients, with `empty` empty samples; makes the sums zero. False if
@@ -177,7 +171,7 @@ TOYKERN_DEVICE_CALL bool finish_step(Block b, SmallRoom room, const TrainParams&
             update_parameter(room, c, room.encoder()[i], encoder_g * scale, 1, i);
         }
     });
-    b.sync();
+    b.sync();  // a batch without any active unit has no other barrier before its empty samples read all biases
     return true;
 }
 

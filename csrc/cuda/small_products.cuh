@@ -312,7 +312,7 @@ TOYKERN_DEVICE void add_decoder_gradient(const Block& b, const SmallRoom& room, 
 
 TOYKERN_DEVICE_CALL void encode_rows(Block b, SmallRoom room, SmallOptions o) {
     feature_sums(b, room, room.rows(), room.encoder());
-    b.sync();
+    b.sync();  // parts come from several warps where these share the features; codes go to all of them
     add_parts(b, room, o, true);
     b.sync();
 }

@@ -166,7 +166,7 @@ class SmallModel {
         double total = 0.0;
         TOYKERN_NO_UNROLL
         for (int v = 0; v < room_.s.warps; ++v) total += x.loss[v];
-        b_.sync();
+        b_.sync();  // an evaluation's next batch, or the next model, may come to its own sums without another barrier
         return total;
     }
 
@@ -198,8 +198,8 @@ TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, cons
             break;
     }
     source.record.close(p, model, b.thread == 0);
+    // No barrier here: what store_model reads is written for the next model by the same threads, and all else was read before total_loss.
     store_model(b, room, p, model);
-    b.sync();  // before the next model's parameters come
 }
 
 TOYKERN_DEVICE void evaluate_small_model(const Block& b, const EvaluateParams& p, const SmallTask& task,
@@ -211,7 +211,6 @@ TOYKERN_DEVICE void evaluate_small_model(const Block& b, const EvaluateParams& p
     double sum = 0.0;
     for (int64_t step = 0; step < p.batches; ++step) sum += m.batch((uint32_t)step, Purpose::kEvaluation);
     if (b.thread == 0) p.loss[model] = sum * task.mean_factor / (double)p.batches;
-    b.sync();
 }
 
 }  // namespace TOYKERN_DEVICE_SPACE

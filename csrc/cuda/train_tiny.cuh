@@ -223,16 +223,18 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
     };
     Lane<Owned> owned;
     Lane<bool> running;
+    // The last pair may have one model. Its other half goes along with what never changes of model 0; it must not read what its owner writes.
+    const auto exists = [&](int lane) { return 2 * (int64_t)number + lane / kHalf < p.n_models; };
     w.each([&](int lane) {
         if (pair.alive(lane) && p.diverged_at[pair.model(lane)] >= 0) pair.drop(lane);
         running[lane] = pair.alive(lane);
-        if (lane % kHalf == 0) room.record[lane / kHalf] = LossRecord(p, pair.model(lane));
+        if (exists(lane) && lane % kHalf == 0) room.record[lane / kHalf] = LossRecord(p, pair.model(lane));
         TOYKERN_UNROLL
         for (int o = 0; o < Shape::kOwned; ++o) {
             const int i = o * kHalf + lane % kHalf;
             const auto load = [&](float* weights, float* biases) {
                 const float* from = pair.at(lane, i, weights, biases);
-                return from && i < Shape::kParameters ? *from : 0.0f;
+                return exists(lane) && from && i < Shape::kParameters ? *from : 0.0f;
             };
             if (i < Shape::kParameters) pair.parameter(lane, i) = load(p.encoder, p.bias);
             owned[lane].s1[o] = load(p.state[0][0], p.state[0][2]);
@@ -279,7 +281,7 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
         pair.read_weights();
     }
     w.each([&](int lane) {
-        if (2 * (int64_t)number + lane / kHalf >= p.n_models) return;
+        if (!exists(lane)) return;
         if (lane % kHalf == 0) room.record[lane / kHalf].close(p, pair.model(lane), true);
         TOYKERN_UNROLL
         for (int o = 0; o < Shape::kOwned; ++o) {

@@ -48,7 +48,7 @@ struct Network {
     bool has_bias;
     bool target_abs;  // target |x| instead of x
     bool loss_sum;    // sum over features, mean over batch; else mean over both
-    bool sparse;      // not all connections exist (TrainParams::connected). Tied networks; on a device no large ones
+    bool sparse;      // not all connections exist (TrainParams::connected). Tied networks
 };
 
 enum class Optimizer : int32_t { kSGD = 0, kAdam = 1, kAdamW = 2 };
