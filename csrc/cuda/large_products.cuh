@@ -125,7 +125,7 @@ TOYKERN_DEVICE void multiply(const Block& b, char* shared, const Operand& left, 
         next_a.put(T::rows_buffer(shared, 0), thread);
         next_b.put(T::columns_buffer(shared, 0), thread);
     });
-    b.sync();
+    b.sync();  // the first slab is there for all
     TOYKERN_NO_UNROLL
     for (int slab = 0; slab < slabs; ++slab) {
         const int now = slab & 1;
@@ -153,7 +153,7 @@ TOYKERN_DEVICE void multiply(const Block& b, char* shared, const Operand& left, 
             next_a.put(T::rows_buffer(shared, 1 - now), thread);
             next_b.put(T::columns_buffer(shared, 1 - now), thread);
         });
-        b.sync();
+        b.sync();  // the next slab is there, and this one has been read: its buffer is free
     }
 }
 

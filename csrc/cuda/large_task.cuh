@@ -170,7 +170,7 @@ TOYKERN_DEVICE double sum_of_threads(const Block& b, const PerThread<double>& v,
             if (lane == 0) of_warp[w.number] = lanes[lane];
         });
     });
-    b.sync();
+    b.sync();  // every warp's sum is there
     double sum = 0.0;
     for (int i = 0; i < b.warps(); ++i) sum += of_warp[i];
     return sum;

@@ -43,7 +43,7 @@ struct LargeActiveCodes {
                     if (lane == 0) counts[w.number] = found;
                 });
             });
-            b.sync();
+            b.sync();  // the warps' counts are there
             b.each_warp([&](const Warp& w) {
                 int at = 0;
                 for (int i = 0; i < w.number; ++i) at += counts[i];
@@ -60,7 +60,7 @@ struct LargeActiveCodes {
                     at += count_bits(word);
                 }
             });
-            b.sync();
+            b.sync();  // so is the list of what is active
             int total = 0;
             for (int i = 0; i < b.warps(); ++i) total += counts[i];
             b.each([&](int thread) {
@@ -71,7 +71,7 @@ struct LargeActiveCodes {
                     dh[k] = sum;
                 }
             });
-            b.sync();
+            b.sync();  // the list has been read before the next one is made
         }
     }
 };
@@ -117,7 +117,7 @@ struct LargeActiveDecoder {
                 }
             }
         });
-        b.sync();
+        b.sync();  // the tile's sums are there before other threads write them out
         FeatureTile<T>::write(b, t, tile, model, t.first_feature + c0, features, k0, units, !t.p.tied);
     }
 };

@@ -61,15 +61,15 @@ struct LargeCodes {
                 for (int64_t k = thread; k < m; k += b.threads) found += holds(rank_of(h[k]));
                 counts[thread] = found;
             });
-            b.sync();
+            b.sync();  // every thread's count is there
             for (int half = b.threads / 2; half > 0; half /= 2) {
                 b.each([&](int thread) {
                     if (thread < half) counts[thread] += counts[thread + half];
                 });
-                b.sync();
+                b.sync();  // and so is every pair's
             }
             const uint32_t total = counts[0];
-            b.sync();
+            b.sync();  // all have the total before the next count begins
             return total;
         };
         uint32_t border = 0;
@@ -83,7 +83,7 @@ struct LargeCodes {
             for (int64_t k = thread * each; k < min_of(m, (thread + 1) * each); ++k) equal += rank_of(h[k]) == border;
             counts[thread] = equal;
         });
-        b.sync();
+        b.sync();  // every thread's count is there for the first one
         b.each([&](int thread) {
             if (thread > 0) return;
             uint32_t before = above;
@@ -93,7 +93,7 @@ struct LargeCodes {
                 before += own;
             }
         });
-        b.sync();
+        b.sync();  // its sums are there for all
         b.each([&](int thread) {
             uint32_t before = counts[thread];
             for (int64_t k = thread * each; k < min_of(m, (thread + 1) * each); ++k) {
@@ -102,7 +102,7 @@ struct LargeCodes {
                 h[k] = !stays ? float_of(0x80000000u) : h[k] == 0.0f ? 0.0f : h[k];
             }
         });
-        b.sync();
+        b.sync();  // codes were put by the owners of neighbours, and are read by those of every so many
     }
 };
 

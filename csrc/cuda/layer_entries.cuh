@@ -79,7 +79,7 @@ struct LargeEncoderEntries {
                 tile[j * kEntryPitch + thread] = sum;
             }
         });
-        b.sync();
+        b.sync();  // the tile's sums are there before other threads write them out
         FeatureTile<T>::write(b, t, tile, model, j0, features, k0, units, false);
     }
 };

@@ -47,12 +47,12 @@ struct LargeSums {
             for (int64_t i = thread; i < many; i += b.threads) sum += (double)s.from[block * many + i];
             sums[thread] = sum;
         });
-        b.sync();
+        b.sync();  // every thread's sum is there
         for (int half = b.threads / 2; half > 0; half /= 2) {
             b.each([&](int thread) {
                 if (thread < half) sums[thread] += sums[thread + half];
             });
-            b.sync();
+            b.sync();  // and so is every pair's
         }
         b.each([&](int thread) {
             if (thread > 0) return;

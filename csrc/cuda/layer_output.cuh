@@ -38,7 +38,7 @@ struct LargeOutput {
             b.each([&](int thread) {
                 for (int i = thread; i < rows * kTileColumns; i += b.threads) tile[i] = 0.0f;
             });
-            b.sync();
+            b.sync();  // the tile is cleared before entries come into it
             over_entries(b, t, model, row0, rows, feature0, columns, [&](int r, int column, int64_t e) {
                 tile[r * kTileColumns + column] = number(static_cast<const T*>(p.value)[e]);
             });
@@ -96,7 +96,7 @@ struct LargeOutput {
                 t.column_sums[(at.model * row_blocks + at.row_block) * t.features + first_column + c] = column_sum;
         });
         if (p.value_grad) {
-            b.sync();
+            b.sync();  // the gradients of a tile are there before entries gather them
             over_entries(b, t, model, row0, rows, feature0, columns, [&](int r, int column, int64_t e) {
                 static_cast<T*>(p.value_grad)[model * p.value_grad_stride + e] =
                     stored<T>(by_entries ? tile[r * kTileColumns + column] : 0.0f);
@@ -107,7 +107,7 @@ struct LargeOutput {
             b.each([&](int thread) {
                 if (thread == 0) t.loss_sums[block] = sums[0];
             });
-            b.sync();
+            b.sync();  // the sum is taken before shared memory is used again
         }
         if (t.active) {  // at most 8,192 a block: exact
             sum_of_block(b, active, sums);
@@ -131,7 +131,7 @@ struct LargeOutput {
                 }
             }
         });
-        b.sync();
+        b.sync();  // the tile is there for those who read it next
     }
 };
 

@@ -126,7 +126,7 @@ struct Stacked {
             }
             for (int k = thread; k < m; k += b.threads) f[s.code_sum + k] = 0.0f;
         });
-        b.sync();
+        b.sync();  // the weights are there for all
         const T* code_bias = array_at<T>(p.hidden_bias, model * m);
         b.each([&](int thread) {
             for (int k = thread; k < m; k += b.threads) {
@@ -153,7 +153,7 @@ struct Stacked {
                 if (given) f[s.given + to] = r < rows ? number(given[i]) : 0.0f;
             }
         });
-        b.sync();
+        b.sync();  // inputs and targets are there; the tile before is done with
         if (!x) {
             b.each([&](int thread) {
                 for (int r = thread; r < rows; r += b.threads) {
@@ -168,7 +168,7 @@ struct Stacked {
                     }
                 }
             });
-            b.sync();
+            b.sync();  // so are the entries
         }
         b.each_warp([&](const Warp& w) {
             for (int j = w.number; j < n; j += b.warps()) {
@@ -177,7 +177,7 @@ struct Stacked {
                 put_word(w, words(s.x_mask) + j, on);
             }
         });
-        b.sync();
+        b.sync();  // and the words
     }
     static TOYKERN_DEVICE void put_word(const Warp& w, uint32_t* to, const Lane<bool>& on) {
         const uint32_t word = w.ballot(on);
@@ -213,7 +213,7 @@ struct Stacked {
                     if (k0 + q < m) put_word(w, words(s.code_mask) + k0 + q, on[q]);
             }
         });
-        b.sync();
+        b.sync();   // the codes of all units, and their words, are there
         if (top) {  // a code stays if fewer than top_k others are larger, or equal and before it
             b.each_warp([&](const Warp& w) {
                 for (int k = w.number; k < m; k += b.warps()) {
@@ -230,7 +230,7 @@ struct Stacked {
                     put_word(w, words(s.code_mask) + k, on);
                 }
             });
-            b.sync();
+            b.sync();  // the words of the largest codes are there; all have compared with the others
         }
         b.each_warp([&](const Warp& w) {
             for (int k = w.number; k < m; k += b.warps()) {
@@ -241,7 +241,7 @@ struct Stacked {
                 });
             }
         });
-        b.sync();
+        b.sync();  // the codes are final
     }
 
     TOYKERN_DEVICE void decode(const Block& b, [[maybe_unused]] int64_t row, int rows,
@@ -270,7 +270,7 @@ struct Stacked {
                     if (j0 + q < n) put_word(w, words(s.z_mask) + j0 + q, on[q]);
             }
         });
-        b.sync();
+        b.sync();  // the gradients at the outputs, or the outputs, are there
     }
     // One output; says whether it has a gradient.
     TOYKERN_DEVICE bool output(bool here, int at, int j, float z, float& square) const {
@@ -316,7 +316,7 @@ struct Stacked {
                 });
             }
         });
-        b.sync();
+        b.sync();  // the codes' gradients are there
     }
 
     TOYKERN_DEVICE void weight_gradients(const Block& b) const {
@@ -347,7 +347,7 @@ struct Stacked {
             for (int k = thread; k < m; k += b.threads)
                 for (int r = 0; r < kWarpLanes; ++r) f[s.code_sum + k] += f[s.code_grad + k * kP + r];
         });
-        b.sync();
+        b.sync();  // the tile has been read before the next one comes
     }
 
     // x_grad, value_grad, target_grad. Only one of the first two and the last can be wanted at once with a tile of their own: the target
@@ -367,7 +367,7 @@ struct Stacked {
                 });
             }
         });
-        b.sync();
+        b.sync();  // the gradients at x are there before other threads write them out
         if (p.x_grad) return write_tile(b, s.direct, static_cast<T*>(p.x_grad), row, rows);
         b.each([&](int thread) {
             for (int r = thread; r < rows; r += b.threads) {
@@ -390,7 +390,7 @@ struct Stacked {
                 to[i] = stored<T>(f[tile + (i - r * n) * kP + r]);
             }
         });
-        b.sync();
+        b.sync();  // the tile has been written out before it changes
     }
 
     TOYKERN_DEVICE void finish(const Block& b, PerThread<float>& squares, PerThread<float>& magnitudes) const {

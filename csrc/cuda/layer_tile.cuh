@@ -55,7 +55,7 @@ struct FeatureTile {
         b.each([&](int thread) {
             for (int i = thread; i < kEntryFeatures * kEntryPitch; i += b.threads) tile[i] = 0.0f;
         });
-        b.sync();
+        b.sync();  // the tile is cleared before entries come into it
     }
     static TOYKERN_DEVICE void write(const Block& b, const LayerTileParams& t, const float* tile, int64_t model,
                                      int64_t j0, int features, int64_t k0, int units, bool decoder) {

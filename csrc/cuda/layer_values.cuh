@@ -132,12 +132,12 @@ TOYKERN_DEVICE void sum_of_block(const Block& b, PerThread<float>& value, float*
             if (lane == 0) sums[w.number] = v[lane];
         });
     });
-    b.sync();
+    b.sync();  // the warps' sums are there
     b.each([&](int thread) {
         if (thread == 0)
             for (int i = 1; i < b.warps(); ++i) sums[0] += sums[i];
     });
-    b.sync();
+    b.sync();  // so is the sum
 }
 
 }  // namespace TOYKERN_DEVICE_SPACE

@@ -55,7 +55,7 @@ class SmallArrivals {
             b_.each([&](int t) {
                 if (t == 0) room_.first()[columns_] = (uint16_t)count_;
             });
-            b_.sync();
+            b_.sync();  // the list's last end is there
         }
     }
     TOYKERN_DEVICE void clear() { count_ = columns_ = 0; }
@@ -72,14 +72,14 @@ class SmallArrivals {
                 place[t] = room_.place()[from + start + t] & 0xFFFFu;
                 value[t] = room_.value()[from + start + t];
             });
-            b_.sync();
+            b_.sync();  // all of these entries have been taken before their places are written
             b_.each([&](int t) {
                 if (start + t >= length) return;
                 room_.place()[start + t] = place[t];
                 room_.value()[start + t] = value[t];
                 if (start + t == 0) room_.first()[0] = 0;
             });
-            b_.sync();
+            b_.sync();  // and are in place before the next ones move, and for all
         }
         count_ = length;
         columns_ = 1;
@@ -113,7 +113,7 @@ class SmallArrivals {
                 if (lane == 0) x.time[w.number] = sum;
             });
         });
-        b_.sync();
+        b_.sync();  // the warps' times are there
         PerThread<Places> places;
         b_.each_warp([&](const Warp& w) {
             if (w.number >= warps) return;
@@ -160,7 +160,7 @@ class SmallArrivals {
                 }
             });
         });
-        b_.sync();
+        b_.sync();  // the warps' counts are there
         b_.each_warp([&](const Warp& w) {
             if (w.number >= warps) return;
             uint32_t entry = (uint32_t)count_, column = (uint32_t)columns_;
@@ -180,7 +180,7 @@ class SmallArrivals {
             time_ += x.time[v];
             ended = ended || x.ended[v];
         }
-        b_.sync();
+        b_.sync();  // the list is there, and all have read the counts before the next ones come
         round_ += (uint32_t)warps;
         if (ended) {
             ++slice_;

@@ -30,7 +30,7 @@ class SmallRows {
         b_.each([&](int t) {
             for (int i = 4 * t; i < s.n * s.stride; i += 4 * s.threads()) store_quad(rows + i, Quad{});
         });
-        b_.sync();
+        b_.sync();  // the rows are cleared before anything comes into them
         const uint32_t frequent = tables_.head().n_frequent;
         for (int c = 0; frequent && c < count; c += 32) draw_frequent(frequent, first + c, c, count);
         draw_rare(arrivals, first, count);
@@ -38,10 +38,10 @@ class SmallRows {
         b_.each([&](int t) {
             for (int i = 4 * t; i < s.n * s.stride; i += 4 * s.threads()) store_quad(tile + i, load_quad(rows + i));
         });
-        b_.sync();
+        b_.sync();  // the tile has been copied before noise is added to the rows, and is there for all
         if (data_.noise > 0.0f) {
             for (int c = 0; c < count; c += 16) add_noise(first + c, c, count);
-            b_.sync();
+            b_.sync();  // the noisy rows are there for all
         }
     }
 
@@ -73,11 +73,11 @@ class SmallRows {
             for (uint32_t d = (uint32_t)t; d < units; d += (uint32_t)s.threads())
                 gates[d] = gate_word(key_, (uint64_t)sample >> 5, d, units, tables_.threshold()[d]);
         });
-        b_.sync();
+        b_.sync();  // the gates are there for the warp that ranks them
         b_.each_warp([&](const Warp& w) {
             if (w.number == 0) rank_gates(w, units, gates, start);
         });
-        b_.sync();
+        b_.sync();  // the ranks are there for all
         b_.each([&](int t) {
             for (uint32_t d = (uint32_t)t; d < units; d += (uint32_t)s.threads()) {
                 uint32_t low = start[d] & 0xFFFFu, high = start[d] >> 16;
@@ -88,7 +88,7 @@ class SmallRows {
             }
         });
         const uint32_t active = x.active;
-        b_.sync();
+        b_.sync();  // so is the list; and all have read `active` before it changes
         const uint32_t slice = (uint32_t)(sample >> slice_log2), first_group = rank_ >> 6;
         const int blocks = active ? 16 * (int)(((rank_ + active - 1u) >> 6) - first_group + 1u) : 0;
         b_.each([&](int t) {
@@ -116,7 +116,7 @@ class SmallRows {
                 }
             }
         });
-        b_.sync();
+        b_.sync();  // the values are in; gates, list and ranks are free
         rank_ += active;
     }
 
@@ -171,7 +171,7 @@ class SmallRows {
             b_.each([&](int t) {
                 for (int e = used_ + t; e < low; e += s.threads()) put_entry(e, first);
             });
-            b_.sync();
+            b_.sync();  // the entries' values are in, and the list is free to be filled again
             used_ = low;
             if (used_ < arrivals.count()) return;
         }

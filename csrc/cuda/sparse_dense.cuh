@@ -41,7 +41,7 @@ struct SparseScatter {
         b.each([&](int thread) {
             for (int i = thread; i < count; i += kThreads) cell[i] = 0;
         });
-        b.sync();
+        b.sync();  // the tile is cleared before values come into it
         b.each_warp([&](const Warp& w) {
             for (int64_t row = row0 + w.number; row < row1; row += kThreads / kWarpLanes) {
                 const int64_t model = row / t.out_features, first = model * t.capacity;
@@ -56,7 +56,7 @@ struct SparseScatter {
                 });
             }
         });
-        b.sync();
+        b.sync();  // the tile is there for those who write it out
         E* out = static_cast<E*>(t.to) + row0 * t.width + column0;
         constexpr int kEach = 16 / (int)sizeof(E);
         const int whole = reinterpret_cast<uintptr_t>(out) % 16 ? 0 : count / kEach;

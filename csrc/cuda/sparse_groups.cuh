@@ -65,7 +65,7 @@ struct GroupInputsGradient {
         b.each([&](int thread) {
             for (int c = thread; c < columns; c += kThreads) sum[c] = (A)0;
         });
-        b.sync();
+        b.sync();  // the sums are 0 before anything is added to them
         for (int64_t g = 0; g < groups; ++g) {
             const int64_t first = start[g * t.group];
             const int count = (int)(start[g * t.group + 1] - first);
@@ -76,7 +76,7 @@ struct GroupInputsGradient {
                     if (c >= 0 && c < columns) sum[c] = sum[c] + Stored<T>::get(mine[j]);
                 }
             });
-            b.sync();
+            b.sync();  // a group is added before the next, which may meet the same columns
         }
         T* dx = static_cast<T*>(t.to) + (model * t.batch_size + sample) * t.in_features + column0;
         b.each([&](int thread) {

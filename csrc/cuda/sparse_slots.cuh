@@ -81,7 +81,7 @@ struct SlotsProduct {
                         panel[c * kSlotsPitch + s] = s < samples ? Stored<T>::get(from[c]) : (A)0;
                 }
             });
-            b.sync();
+            b.sync();  // the panel is there for all
             b.each([&](int thread) {
                 const int64_t row0 = block_row0 + thread / kWarpLanes * kSlotsRows;
                 const A* mine = panel + thread % kWarpLanes;
@@ -113,7 +113,7 @@ struct SlotsProduct {
                     at[i][thread] = k;
                 }
             });
-            b.sync();
+            b.sync();  // the panel has been read before the next one comes
         }
         const int pitch = (int)block_rows + 1;
         b.each([&](int thread) {
@@ -124,7 +124,7 @@ struct SlotsProduct {
                 mine[i] = t.relu && y <= (A)0 ? (A)0 : y;  // a NaN stays one
             }
         });
-        b.sync();
+        b.sync();  // the outputs are there before other threads write them out
         T* out = static_cast<T*>(t.out) + (model * t.batch_size + sample0) * t.rows + block_row0;
         const int rows = (int)least(block_rows, t.rows - block_row0);
         b.each([&](int thread) {

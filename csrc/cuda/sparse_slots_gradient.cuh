@@ -86,7 +86,7 @@ struct SlotsGradient {
                 b.each([&](int thread) {
                     for (int i = thread; i < count; i += kThreads) panel[i] = Stored<T>::get(from[i]);
                 });
-                b.sync();
+                b.sync();  // the panel is there for all
             }
             b.each([&](int thread) {
                 for (int64_t s = 0; s < samples; ++s) {
@@ -101,7 +101,7 @@ struct SlotsGradient {
                     }
                 }
             });
-            b.sync();
+            b.sync();  // the panel has been read before the next one comes
         }
         b.each([&](int thread) {
             TOYKERN_UNROLL

@@ -71,7 +71,7 @@ class SmallModel {
                 add_entries<kM>(b_, room_, tile, room_.encoder_sum());
             else
                 add_rows_gradient(b_, room_, tile);
-            b_.sync();
+            b_.sync();  // the tile and its entries have been read before the next ones come
         }
         if (empty() > 0) add_empty();
         return total_loss();
@@ -112,7 +112,7 @@ class SmallModel {
             for (int i = t; kTrain && i < s.n * s.column_warps; i += s.threads()) room_.bits()[i] = 0;
         });
         gather_codes(b_, room_, SmallOptions(task_.network), tile);
-        b_.sync();
+        b_.sync();  // the tile is cleared before its entries come; the codes are there
         const int first = room_.first()[tile.first], last = room_.first()[tile.first + tile.count];
         b_.each([&](int t) {
             for (int e = first + t; e < last; e += s.threads()) {
@@ -121,7 +121,7 @@ class SmallModel {
                 if (kTrain) set_bits(room_.bits() + (int)j * s.column_warps + (int)(c >> 5), 1u << (c & 31u));
             }
         });
-        b_.sync();
+        b_.sync();  // the targets are there for all
     }
 
     // From codes and targets to the gradients of decoder, biases and codes.
@@ -130,15 +130,15 @@ class SmallModel {
             outputs_fused<kM, kTrain>(b_, room_, SmallOptions(task_.network), tile, from_.loss);
         else
             outputs_any<kTrain>(b_, room_, SmallOptions(task_.network), tile, from_.loss);
-        b_.sync();
+        b_.sync();  // the gradients at the outputs are there, and all their codes have been read
         if (!kTrain) return;
         if (kM == 0) {
             feature_sums(b_, room_, room_.tile(), room_.decoder());
-            b_.sync();
+            b_.sync();  // the parts of the codes' gradient are there
         }
         add_decoder_gradient<kM>(b_, room_, tile);
         if (kM == 0 || room_.s.feature_warps > 1) add_parts(b_, room_, SmallOptions(task_.network), false);
-        b_.sync();
+        b_.sync();  // the codes' gradient is there for the encoder's; decoder's and biases' are done with the tile
     }
 
     TOYKERN_DEVICE void add_empty() {
@@ -162,7 +162,7 @@ class SmallModel {
                 if (lane == 0) x.loss[w.number] = sum[lane];
             });
         });
-        b_.sync();
+        b_.sync();  // the warps' sums are there
         double total = 0.0;
         TOYKERN_NO_UNROLL
         for (int v = 0; v < room_.s.warps; ++v) total += x.loss[v];
