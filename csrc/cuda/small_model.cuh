@@ -101,7 +101,7 @@ TOYKERN_DEVICE void each_parameter(const Block& b, const SmallRoom& room, int64_
     });
 }
 
-// Absent moments are zeros. No barrier: a moment is read and written by the thread that puts it there, whatever the step.
+// Absent moments are zeros. A moment is read and written by the thread that puts it there, whatever the step.
 TOYKERN_DEVICE_CALL void load_moments(Block b, SmallRoom room, const TrainParams& p, int64_t model) {
     each_parameter(b, room, model, [&](int i, int64_t at, int tensor, int set) {
         for (int moment = 0; moment < 2; ++moment) {
@@ -109,6 +109,7 @@ TOYKERN_DEVICE_CALL void load_moments(Block b, SmallRoom room, const TrainParams
             room.moments(moment, set)[i] = from ? from[at] : 0.0f;
         }
     });
+    b.sync();  // for ptxas alone: see train_small.cuh
 }
 
 // Parameters and moments back to where they came from.

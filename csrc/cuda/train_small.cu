@@ -20,8 +20,8 @@ template <class Body>
 __device__ __forceinline__ void over_models(const SmallTask& task, char* workspace, const Body& body) {
     const Block b = {(int)threadIdx.x, (int)blockDim.x};
     const SmallRoom room = {task.shape};
-    // Read behind the barrier of load_model, which every model passes first.
     if (threadIdx.x == 0) room.exchange().workspace = workspace + (size_t)blockIdx.x * task.shape.workspace_bytes;
+    __syncthreads();  // for ptxas alone: see train_small.cuh
     for (int64_t i = blockIdx.x; i < task.n_models; i += gridDim.x) body(b, room, i);
 }
 

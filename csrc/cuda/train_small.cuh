@@ -8,6 +8,9 @@
 //            alone, empty samples share one closed-form term. Anything else goes through dense rows (small_rows.cuh)
 // Order      small_products.cuh; a lane's loss runs over its columns in double precision, lanes and warps are added in order. A function of
 //            the shape and the model's own data: neighbours, launches, blocks and devices of one compute capability change no bit
+// Barriers   four keep nothing apart: the one after the workspace's place and the one after the moments, since load_model's is there; those
+//            at a model's end, since what store_model reads is written for the next model by the same threads and all else was read before
+//            total_loss. Without the four the code is right, but ptxas keeps values across and spills 8 to 16 bytes (sm_80, 90, 100)
 // Limits     small_shape().shared_bytes <= kSmallSharedLimit; train_large.cuh takes the rest. Batches up to 2^32 samples
 // Roof       instruction issue; docs/gpu_trainer.md counts a step
 #pragma once
@@ -198,8 +201,8 @@ TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, cons
             break;
     }
     source.record.close(p, model, b.thread == 0);
-    // No barrier here: what store_model reads is written for the next model by the same threads, and all else was read before total_loss.
     store_model(b, room, p, model);
+    b.sync();  // for ptxas alone
 }
 
 TOYKERN_DEVICE void evaluate_small_model(const Block& b, const EvaluateParams& p, const SmallTask& task,
@@ -211,6 +214,7 @@ TOYKERN_DEVICE void evaluate_small_model(const Block& b, const EvaluateParams& p
     double sum = 0.0;
     for (int64_t step = 0; step < p.batches; ++step) sum += m.batch((uint32_t)step, Purpose::kEvaluation);
     if (b.thread == 0) p.loss[model] = sum * task.mean_factor / (double)p.batches;
+    b.sync();  // for ptxas alone
 }
 
 }  // namespace TOYKERN_DEVICE_SPACE
