@@ -73,7 +73,7 @@ bench: $(VENV)/.with-bench native
 	$(BIN)/python -m bench
 
 # No virtual environment: a machine with a GPU comes with a PyTorch that fits it, and often without a network.
-# GPU_CHECK="--only bench --budget 560" runs single stages.
+# GPU_CHECK="--call first" is the first of two calls, GPU_CHECK="--only bench --budget 300" runs single stages.
 gpu-check:
 	$(PYTHON) tools/gpu_check.py $(GPU_CHECK)
 

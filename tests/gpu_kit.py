@@ -1,7 +1,7 @@
 """What the GPU tests share: cases on the device, shapes of every regime, comparisons bit for bit.
 
 Imports nothing but what a machine that came with CUDA, PyTorch and pytest has: no hypothesis, xarray, zarr or
-matplotlib (tests/test_gpu_check.py sees to that).
+matplotlib (tests/test_check_of_gpus.py sees to that).
 """
 
 from __future__ import annotations

@@ -243,23 +243,39 @@ def test_the_readme_has_the_newest_record_or_says_that_there_is_none(figures: di
         "date": "2026-01-02T03:04:05+00:00", "device": "NVIDIA H200", "driver": "580", "nvcc": "13.0",
         "torch": "2.11", "commit": "abc",
         "stages": {
-            "build": {"passed": True}, "tests": {"passed": False, "summary": "1 failed, 9 passed"},
+            "build": {"passed": True}, "proof": {"passed": False, "summary": "1 failed, 9 passed"},
             "racecheck": {"passed": False, "skipped": "not there"},
-            "bench": {"passed": True, "figures": figures},
+            "headline": {"passed": True, "figures": figures},
         },
     }  # fmt: skip
     (tmp_path / "gpu-2026-01-02T030405.json").write_text(json.dumps(record))
-    without = {**record, "stages": {"build": {"passed": True}}}
+    without = {**record, "commit": "def", "stages": {"build": {"passed": True}}}
     (tmp_path / "gpu-2026-01-03T030405.json").write_text(json.dumps(without))  # newer, with nothing to show
     assert table.newest_record(tmp_path) == record
     table.update_readme(record, readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "NVIDIA H200, driver 580" in text and "16 models, 4 → 2, S = 0.9" in text
-    assert "build passed, tests failed, racecheck skipped, bench passed (1 failed, 9 passed)" in text
+    assert "build passed, proof failed, racecheck skipped, headline passed (1 failed, 9 passed)" in text
     figures["workloads"][0]["contenders"][OURS] = {"failed": "launch failed"}
     del figures["workloads"][0]["ratio"]
     assert "| failed |" in table.render_figures(figures)
+
+
+def test_the_records_of_both_calls_make_one_table(figures: dict, tmp_path) -> None:
+    def written(at: str, commit: str, stage: str, name: str) -> None:
+        entry = {**figures["workloads"][0], "name": name}
+        stages = {"build": {"passed": at != "1"}, stage: {"figures": {**figures, "workloads": [entry]}}}
+        record = {"date": at, "device": "a GPU", "commit": commit, "stages": stages}
+        (tmp_path / f"gpu-{at}.json").write_text(json.dumps(record))
+
+    written("1", "abc", "headline", "hard")
+    written("2", "abc", "bench", "large")
+    record = table.newest_record(tmp_path)
+    assert record["stages"]["build"]["passed"] and record["date"] == "2"
+    assert [w["name"] for w in table.figures_of(record)["workloads"]] == ["hard", "large"]
+    written("3", "other", "bench", "large")  # of another commit: never beside figures of this one
+    assert [w["name"] for w in table.figures_of(table.newest_record(tmp_path))["workloads"]] == ["large"]
 
 
 def test_the_readme_in_the_repository_is_up_to_date() -> None:

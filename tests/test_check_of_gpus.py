@@ -43,6 +43,23 @@ def test_gpu_tests_are_collected_on_a_bare_machine():
     assert len(gpu_check.GPU_TESTS) >= 4 and "ERROR" not in done.stdout
 
 
+def test_every_gpu_test_is_in_one_call_or_the_other():
+    first, second = (gpu_check._STAGES[stage].keywords["files"] for stage in ("proof", "tests"))
+    assert sorted(first + second) == sorted(gpu_check.GPU_TESTS) and all((ROOT / f).exists() for f in first)
+
+
+def test_every_workload_is_measured_in_one_call_or_the_other(monkeypatch, tmp_path):
+    from bench.gpu.workloads import WORKLOADS
+
+    asked = []
+    monkeypatch.setattr(gpu_check, "run", lambda command, *_, **__: (asked.append(command), (0, ""))[1])
+    for stage in ("headline", "bench"):
+        assert gpu_check._STAGES[stage](60, RECORD)["passed"]
+    only, out = (command[command.index("--budget") + 2 :] for command in asked)
+    assert only == ["--only", *gpu_check.HEADLINE] and out == ["--leave-out", *gpu_check.HEADLINE]
+    assert [w.key for w in WORKLOADS if w.required_rate] == list(gpu_check.HEADLINE)
+
+
 def test_the_bench_and_the_small_steps_import_on_a_bare_machine():
     code = "import bench.gpu.__main__, bench.gpu.torch_peers, bench.gpu.ours\n"
     code += "import bench.gpu.layer, bench.gpu.sparse\n"
@@ -71,16 +88,16 @@ def test_a_stage_that_breaks_loses_nothing_of_the_others(monkeypatch, tmp_path, 
 
     def looks(limit, record):  # what was found before is on the disk by now
         seen = json.loads(record.path.read_text(encoding="utf-8"))
-        assert seen["stages"]["tests"]["error"] == "ZeroDivisionError: oh"
+        assert seen["stages"]["proof"]["error"] == "ZeroDivisionError: oh"
         return {"passed": True}
 
-    stages = dict.fromkeys(gpu_check.STAGES, passing) | {"tests": breaks, "bench": looks}
+    stages = dict.fromkeys(gpu_check.STAGES, passing) | {"proof": breaks, "bench": looks}
     status, record = outcome_of(monkeypatch, tmp_path, stages)
     assert status == 1 and list(record["stages"]) == list(gpu_check.STAGES)
-    assert [s for s, o in record["stages"].items() if not o["passed"]] == ["tests"]
+    assert [s for s, o in record["stages"].items() if not o["passed"]] == ["proof"]
     assert record["device"] == "NVIDIA Test"
     shown = capsys.readouterr().out
-    assert "tests      FAILED" in shown and "ZeroDivisionError: oh" in shown and "bench      passed" in shown
+    assert "proof      FAILED" in shown and "ZeroDivisionError: oh" in shown and "bench      passed" in shown
 
 
 def test_without_a_gpu_it_says_so_at_once(monkeypatch, tmp_path):
@@ -95,28 +112,40 @@ def test_without_a_gpu_it_says_so_at_once(monkeypatch, tmp_path):
         assert outcomes[name]["error"] == "torch sees no GPU: no driver", name
 
 
-def test_stages_share_the_budget_and_leave_something_to_those_behind(monkeypatch, tmp_path):
+@pytest.mark.parametrize("call", gpu_check.CALLS)
+def test_stages_share_a_calls_budget_and_leave_something_to_those_behind(monkeypatch, tmp_path, call):
     stages = dict.fromkeys(gpu_check.STAGES, passing)
-    status, record = outcome_of(monkeypatch, tmp_path, stages)
+    status, record = outcome_of(monkeypatch, tmp_path, stages, ["--call", call])
     limits = {name: outcome["limit"] for name, outcome in record["stages"].items()}
-    shares = gpu_check.SHARES | {"bench": gpu_check.BUDGET}  # nothing was used before it
-    assert status == 0 and limits == pytest.approx(shares, abs=5)
-    assert gpu_check.BUDGET < 600 and gpu_check.SHARES["build"] + sum(gpu_check.NEEDED.values()) < 500
+    *others, last = gpu_check.CALLS[call]
+    shares = {name: gpu_check.SHARES[name] for name in others} | {last: gpu_check.BUDGETS[call]}
+    assert status == 0 and limits == pytest.approx(shares, abs=5)  # nothing was used before
+    kept = gpu_check.SHARES["build"] + sum(gpu_check.NEEDED[name] for name in [*others[1:], last])
+    assert kept < gpu_check.BUDGETS[call]
+
+
+def test_without_a_call_everything_is_done_in_the_time_of_both(monkeypatch, tmp_path):
+    stages = dict.fromkeys(gpu_check.STAGES, passing)
+    _, record = outcome_of(monkeypatch, tmp_path, stages)
+    assert list(record["stages"]) == list(gpu_check.STAGES) and len(set(gpu_check.STAGES)) == 9
+    assert record["stages"]["sparse"]["limit"] == pytest.approx(sum(gpu_check.BUDGETS.values()), abs=5)
+    # Eight minutes and four with what it takes to begin and to end; three are left to start a machine.
+    assert gpu_check.BUDGETS["first"] <= 470 and gpu_check.BUDGETS["second"] <= 230
 
 
 def test_a_stage_alone_has_all_the_time(monkeypatch, tmp_path):
     stages = dict.fromkeys(gpu_check.STAGES, passing)
-    _, record = outcome_of(monkeypatch, tmp_path, stages, ["--only", "build", "layer"])
-    assert record["stages"]["layer"]["limit"] == pytest.approx(gpu_check.BUDGET, abs=5)
+    _, record = outcome_of(monkeypatch, tmp_path, stages, ["--only", "build", "layer", "--budget", "300"])
+    assert record["stages"]["layer"]["limit"] == pytest.approx(300, abs=5)
 
 
 def test_single_stages_and_a_spent_budget(monkeypatch, tmp_path):
     stages = dict.fromkeys(gpu_check.STAGES, passing)
-    arguments = ["--only", "tests", "bench", "--budget", "130"]
+    arguments = ["--only", "proof", "headline", "--budget", "155"]
     status, record = outcome_of(monkeypatch, tmp_path, stages, arguments)
-    assert status == 1 and list(record["stages"]) == ["tests", "bench"]
-    assert record["stages"]["tests"]["skipped"] == "130 s left of the budget"
-    assert record["stages"]["bench"]["passed"]
+    assert status == 1 and list(record["stages"]) == ["proof", "headline"]
+    assert record["stages"]["proof"]["skipped"] == "155 s left of the budget"
+    assert record["stages"]["headline"]["passed"]
 
 
 def test_a_command_past_its_limit_is_ended_with_all_its_processes():
@@ -125,6 +154,17 @@ def test_a_command_past_its_limit_is_ended_with_all_its_processes():
     code, output = gpu_check.run([sys.executable, "-c", script], 2.0)
     assert code == 124 and time.monotonic() - began < 30
     assert output.startswith("begun\n") and "time limit of 2 s" in output
+
+
+def test_packages_that_were_brought_along_are_found_after_the_checkouts_own(monkeypatch, tmp_path):
+    (tmp_path / "brought.py").write_text("print('brought')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, output = gpu_check.run(
+        [sys.executable, "-c", "import brought, toykern; print(toykern.__file__)"], 60
+    )
+    assert code == 0 and output.splitlines() == ["brought", str(ROOT / "toykern" / "__init__.py")], output
+    monkeypatch.delenv("PYTHONPATH")
+    assert gpu_check.python_path(ROOT / "tools") == f"{ROOT}{os.pathsep}{ROOT / 'tools'}"
 
 
 RECORD = SimpleNamespace(log=None)  # what the stages take of one
@@ -171,11 +211,11 @@ def test_passes_in_the_end():
 """
 
 
-def test_the_tests_go_on_in_another_process_where_one_lost_its_gpu_or_died(monkeypatch, tmp_path):
+def test_the_tests_go_on_in_another_process_where_one_lost_its_gpu_or_died(tmp_path):
     file = tmp_path / "test_pretended.py"
     file.write_text(GPU_TESTS)
-    monkeypatch.setattr(gpu_check, "GPU_TESTS", ["--rootdir", str(tmp_path), "-c", os.devnull, str(file)])
-    outcome = gpu_check.tests(120, RECORD)
+    files = ["--rootdir", str(tmp_path), "-c", os.devnull, str(file)]
+    outcome = gpu_check.tests(120, RECORD, files)
     assert not outcome["passed"] and "3 processes" in outcome["summary"]
     assert outcome["counts"] == {"begun": 1, "failed": 2, "passed": 3, "skipped": 1}
     assert [name.split("::")[-1] for name in outcome["failed"]] == [
@@ -204,7 +244,7 @@ def test_tests_are_counted_even_if_they_were_cut_short(monkeypatch, code, states
         return code, "what was said"
 
     monkeypatch.setattr(gpu_check, "run", run)
-    outcome = gpu_check.tests(60, RECORD)
+    outcome = gpu_check.tests(60, RECORD, ["tests/x.py"])
     assert (outcome["passed"], outcome["summary"]) == (passed, summary)
 
 

@@ -2,29 +2,31 @@
 
 Stages, each in a process of its own with a time limit, one after another:
 
-    build       the native module with CUDA kernels, in place, by the Python that runs this
-    tests       pytest -m gpu: the data stream's bits, parity with the float64 reference over the shared list
+    build       the native module with CUDA kernels, for the GPU that is there, in place
+    proof       pytest -m gpu: the data stream's bits, parity with the float64 reference over the shared list
                 of cases, bitwise repeatability, errors; an error that takes the GPU from the process costs
                 that test alone, another process goes on
     memcheck    compute-sanitizer over tools/gpu_steps.py
     racecheck   likewise, for races in shared memory
-    sparse      bench.gpu.sparse: a training step of sparse layers by every back end, beside dense and masked
+    headline    bench.gpu: the three workloads with a rate to reach, beside their peers and the roof
+    tests       pytest -m gpu: the other tests, of the fused layer, sparse layers and topologies
+    bench       bench.gpu: the other workloads
     layer       bench.gpu.layer: the fused autoencoder layer beside eager and torch.compile
-    bench       bench.gpu: every workload beside its peers, and the roof
+    sparse      bench.gpu.sparse: a training step of sparse layers by every back end, beside dense and masked
 
 One JSON record in bench/results/ (gpu-<date>.json) gets the device, driver, versions, commit, and every
 stage's figures as soon as it ends: a stage that fails or runs out of time loses nothing of the others. Beside
 it gpu-<date>.log has everything that was said, as it comes. Last a line for each stage, the tests that failed
-and the ratios are printed. README.md's table is made from the newest record by `python -m bench --readme`.
+and the ratios are printed. README.md's table is made from the newest records by `python -m bench --readme`.
 
 It needs nvcc, a PyTorch with CUDA, pytest, pybind11 and setuptools, and no network; JAX is a peer if it
 is there, and so are compute-sanitizer and ninja used if they are.
 
-Where a machine is lent for ten minutes at a time: first all of it, then the bench again with its time to
-itself, the folder of the results being what comes back.
+Where a machine is lent for fifteen minutes in all, its start among them, there is time for two calls, one of
+eight minutes and one of four; the folder of the results is what comes back. What matters most comes first:
 
-    python tools/gpu_check.py --results $OUT
-    python tools/gpu_check.py --results $OUT --only build bench
+    python tools/gpu_check.py --results $OUT --call first
+    python tools/gpu_check.py --results $OUT --call second
 """
 
 from __future__ import annotations
@@ -42,36 +44,48 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-STAGES = ("build", "tests", "memcheck", "racecheck", "sparse", "layer", "bench")
-BUDGET = 570  # seconds for everything
+CALLS = {
+    "first": ("build", "proof", "memcheck", "racecheck", "headline"),
+    "second": ("build", "tests", "bench", "layer", "sparse"),
+}
+STAGES = tuple(dict.fromkeys(CALLS["first"] + CALLS["second"]))
+BUDGETS = {"first": 465, "second": 225}  # seconds for everything; ten more are left to what starts this
 SHARES = {
-    "build": 150,
-    "tests": 160,
-    "memcheck": 60,
-    "racecheck": 60,
-    "sparse": 60,
-    "layer": 80,
+    "build": 80,
+    "proof": 120,
+    "memcheck": 50,
+    "racecheck": 50,
+    "headline": 200,
+    "tests": 60,
+    "bench": 80,
+    "layer": 45,
+    "sparse": 45,
 }  # at most, each; the last one has what is left
 NEEDED = {
+    "proof": 40,
+    "memcheck": 25,
+    "racecheck": 25,
+    "headline": 140,
     "tests": 30,
-    "memcheck": 20,
-    "racecheck": 20,
+    "bench": 50,
+    "layer": 30,
     "sparse": 30,
-    "layer": 40,
-    "bench": 120,
 }  # kept for it by the stages before; it is not begun with less than half
 TAIL = 6000  # characters of a stage's output that the record keeps
 SHOWN = 1500  # and that are printed
 STARTS = 12  # of pytest, at most, where processes lose their GPU
+PROOF = [f"tests/test_gpu_{what}.py" for what in ("sample", "fit", "invariances", "errors")]  # in this order
 GPU_TESTS = [
     "tests/test_devices.py",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_gpu_*.py")),
 ]
+HEADLINE = ("hard", "pentagon", "twenty")  # of bench/gpu/workloads.py
 
 Outcome = dict[str, Any]
 
@@ -83,17 +97,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", nargs="+", choices=STAGES, metavar="STAGE", help="only these stages")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--call", choices=CALLS, help="what is done first, or the rest (default: everything)")
+    which.add_argument("--only", nargs="+", choices=STAGES, metavar="STAGE", help="only these stages")
     parser.add_argument(
-        "--budget", type=int, default=BUDGET, help="seconds for everything (default %(default)s)"
+        "--budget",
+        type=int,
+        default=0,
+        help=f"seconds for everything (default: of the first call {BUDGETS['first']}, of the second "
+        f"{BUDGETS['second']}, else both)",
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the record")
     options = parser.parse_args(arguments)
-    if options.budget < 1:
-        parser.error(f"--budget must be at least 1, not {options.budget}")
-    end = time.monotonic() + options.budget
+    if options.budget < 0:
+        parser.error(f"--budget must be at least 1, or 0 for its default, not {options.budget}")
+    end = time.monotonic() + (options.budget or BUDGETS.get(options.call) or sum(BUDGETS.values()))
     record = Record(options.results)
-    wanted = [stage for stage in STAGES if options.only is None or stage in options.only]
+    wanted = options.only or CALLS.get(options.call, STAGES)
+    wanted = [stage for stage in STAGES if stage in wanted]
     for at, stage in enumerate(wanted):
         left = end - time.monotonic()
         kept = sum(NEEDED.get(later, 0) for later in wanted[at + 1 :])
@@ -156,7 +177,7 @@ class Record:
         """What matters in few lines: the machine, tests that failed, figures, and each stage last."""
         device, stages = self._data.get("device") or "no GPU", self._data["stages"]
         lines = [f"{device}; toykern {self._data['commit']}"]
-        failed = stages.get("tests", {}).get("failed", [])
+        failed = [name for stage in ("proof", "tests") for name in stages.get(stage, {}).get("failed", [])]
         lines += [f"failed: {name}" for name in failed[:20]]
         lines += [f"and {len(failed) - 20} more"] if len(failed) > 20 else []
         for stage, outcome in stages.items():
@@ -276,8 +297,8 @@ def build(limit: float, record: Record) -> Outcome:
     return outcome
 
 
-def tests(limit: float, record: Record) -> Outcome:
-    """`pytest -m gpu`, where a GPU that cannot be used fails the tests instead of skipping them.
+def tests(limit: float, record: Record, files: Sequence[str]) -> Outcome:
+    """`pytest -m gpu` of these files, where a GPU that cannot be used fails tests instead of skipping them.
 
     A process that dies, or that has lost its GPU, is followed by another for the tests that are left.
     """
@@ -285,11 +306,11 @@ def tests(limit: float, record: Record) -> Outcome:
 
     end = time.monotonic() + limit
     outputs: list[str] = []
-    environ = {"TOYKERN_EXPECT_GPU": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")])}
+    environ = {"TOYKERN_EXPECT_GPU": "1", "PYTHONPATH": python_path(ROOT / "tools")}
     with tempfile.TemporaryDirectory() as folder:
         progress = Path(folder) / "progress"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--tb=short"]
-        command += ["--durations=10", "-p", "gpu_progress", "--progress", str(progress), *GPU_TESTS]
+        command += ["--durations=10", "-p", "gpu_progress", "--progress", str(progress), *files]
         while True:
             before = len(read(progress))
             left = end - time.monotonic()
@@ -332,13 +353,14 @@ def sanitizer(tool: str) -> Callable[[float, Record], Outcome]:
     return stage
 
 
-def bench(module: str) -> Callable[[float, Record], Outcome]:
+def bench(module: str, *arguments: str) -> Callable[[float, Record], Outcome]:
     """A stage that measures; figures are written as they come, so that what there is survives the limit."""
 
     def stage(limit: float, record: Record) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:
             figures = Path(folder) / "figures.json"
             command = [sys.executable, "-m", module, "--out", str(figures), "--budget", str(int(limit - 10))]
+            command += arguments
             code, output = run(command, limit, log=record.log)
             outcome: Outcome = {"passed": code == 0, "output": output[-TAIL:]}
             if figures.exists():
@@ -351,13 +373,20 @@ def bench(module: str) -> Callable[[float, Record], Outcome]:
 
 _STAGES: dict[str, Callable[[float, Record], Outcome]] = {
     "build": build,
-    "tests": tests,
+    "proof": partial(tests, files=PROOF),
     "memcheck": sanitizer("memcheck"),
     "racecheck": sanitizer("racecheck"),
-    "sparse": bench("bench.gpu.sparse"),
+    "headline": bench("bench.gpu", "--only", *HEADLINE),
+    "tests": partial(tests, files=[name for name in GPU_TESTS if name not in PROOF]),
+    "bench": bench("bench.gpu", "--leave-out", *HEADLINE),
     "layer": bench("bench.gpu.layer"),
-    "bench": bench("bench.gpu"),
+    "sparse": bench("bench.gpu.sparse"),
 }
+
+
+def python_path(*folders: Path) -> str:
+    """This checkout, then what PYTHONPATH has: packages that a machine lacks may have been brought along."""
+    return os.pathsep.join(filter(None, [str(ROOT), *map(str, folders), os.environ.get("PYTHONPATH", "")]))
 
 
 def run(
@@ -368,7 +397,8 @@ def run(
     124 when the time limit ended it, with all the processes that it had started. With a `log`, the output is
     appended to that file as it comes, and its end is printed.
     """
-    settings = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **(environ or {})}
+    settings = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": python_path()}
+    settings |= environ or {}
     with tempfile.TemporaryFile() if log is None else log.open("ab+") as sink:
         if log is not None:
             sink.write(f"$ {' '.join(command)}\n".encode())

@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--budget", type=int, default=600, help="seconds in all (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="of each figure (default %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=[w.key for w in WORKLOADS], help="only these workloads")
+    keys = [w.key for w in WORKLOADS]
+    parser.add_argument("--only", nargs="+", choices=keys, default=keys, help="only these workloads")
+    parser.add_argument("--leave-out", nargs="+", choices=keys, default=(), help="all but these")
     parser.add_argument("--out", type=Path, help="a JSON file for every figure, written as they come")
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries the bench itself"
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, not {options.repeats}")
-    workloads = [w for w in WORKLOADS if options.only is None or w.key in options.only]
+    workloads = [w for w in WORKLOADS if w.key in options.only and w.key not in options.leave_out]
     watch = Watch.begin(
         insist=True
     )  # on a GPU the record is marked, not refused: its machine is lent by minutes
