@@ -284,11 +284,11 @@ def test_the_summary_has_the_figures_and_what_failed(monkeypatch, tmp_path, caps
     outcome_of(monkeypatch, tmp_path, stages)
     last = capsys.readouterr().out.split("NVIDIA Test; toykern abc\n")[-1].splitlines()
     assert last[0] == "failed: t0" and last[20] == "and 2 more"
-    assert last[21] == "sparse: 1024-768 1.5×, asked 0.95×, 30% of the roof"
-    assert last[22] == (
+    assert last[21] == (
         "bench: hard 14.4×, asked 10×, 2.1e+08 model-steps/s, asked 1.8e+08, whole 50.2 s, 41% of the roof"
     )
-    assert last[23] == "bench: twenty no ratio, toykern: RuntimeError: oh"
+    assert last[22] == "bench: twenty no ratio, toykern: RuntimeError: oh"
+    assert last[23] == "sparse: 1024-768 1.5×, asked 0.95×, 30% of the roof"
     assert len(last) == 24 + len(gpu_check.STAGES) + 1
 
 
