@@ -56,11 +56,11 @@ INVARIANCES, PARITY = "tests/test_gpu_invariances.py::test_", "tests/test_gpu_fi
 CORE = [  # the longest first
     Share(
         "fit",
-        ("tests/test_gpu_fit.py", "-k", "not warm and not twenty and not largest and not evaluation_is"),
+        ("tests/test_gpu_fit.py", "-k", "not warm and not twenty_steps and not largest and not is_that"),
         twins=True, steps=12,
     ),
-    Share("layer", ("tests/test_gpu_layer.py", "-k", "not opcheck and not chunks"), twins=True),
-    Share("sparse", ("tests/test_gpu_sparse.py", "-k", "not auto and not long and not choice")),
+    Share("layer", ("tests/test_gpu_layer.py", "-k", "(every_gradient or backward) and not chunks"), twins=True),
+    Share("sparse", ("tests/test_gpu_sparse.py", "-k", "dense_oracle and not auto and not long")),
     Share(
         "invariances",
         (
