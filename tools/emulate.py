@@ -59,7 +59,11 @@ CORE = [  # the longest first
         ("tests/test_gpu_fit.py", "-k", "not warm and not twenty_steps and not largest and not is_that"),
         twins=True, steps=12,
     ),
-    Share("layer", ("tests/test_gpu_layer.py", "-k", "(every_gradient or backward) and not chunks"), twins=True),
+    Share(
+        "layer",
+        ("tests/test_gpu_layer.py", "-k", "(every_gradient or backward) and not chunks"),
+        twins=True,
+    ),
     Share("sparse", ("tests/test_gpu_sparse.py", "-k", "dense_oracle and not auto and not long")),
     Share(
         "invariances",
