@@ -7,6 +7,7 @@ that the GPU tests need.
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -18,6 +19,14 @@ except ImportError:
 else:
     settings.register_profile("toykern", deadline=None, derandomize=True)
     settings.load_profile("toykern")
+
+
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler, also where this process was started with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def _why_no_gpu() -> str | None:

@@ -294,14 +294,6 @@ def test_stopped_stored_and_resumed(case, tmp_path):
     assert_same_bits(whole, run)
 
 
-@pytest.fixture
-def ctrl_c():
-    """Python's own handler, also where this process was started with the signal ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: os.kill(os.getpid(), signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_between_calls_and_resumed(ctrl_c, monkeypatch):
     monkeypatch.setattr(fit_module, "_next_length", lambda *_: 2)
     pressed = []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 import threading
 
 import pytest
@@ -189,9 +187,9 @@ def test_evaluation_depends_on_the_model_alone():
     assert same_bits(alone, loss[77:78])
 
 
-def test_ctrl_c_keeps_what_was_trained():
+def test_ctrl_c_keeps_what_was_trained(ctrl_c):
     model = tk.TiedAutoencoder(2, 1, 50_000, device=DEVICE)
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer = threading.Timer(1.0, ctrl_c)
     timer.start()
     run = tk.fit(model, tk.SparseFeatures(2, 0.5), 10**6, progress=False)
     timer.join()

@@ -59,7 +59,7 @@ def test_runs(path, kernel, tmp_path):
     workdir = tmp_path / "work"
     workdir.mkdir()
     client = NotebookClient(
-        notebook, kernel_name=kernel, timeout=120, resources={"metadata": {"path": str(workdir)}}
+        notebook, kernel_name=kernel, timeout=1800, resources={"metadata": {"path": str(workdir)}}
     )
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

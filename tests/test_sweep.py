@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import subprocess
 import sys
 from io import StringIO
@@ -273,12 +272,12 @@ def test_another_commit_is_warned_of(tmp_path, monkeypatch):
 # Ctrl-C, memory, mistakes
 
 
-def test_ctrl_c_keeps_what_is_finished(whole, tmp_path):
+def test_ctrl_c_keeps_what_is_finished(whole, tmp_path, ctrl_c):
     path = tmp_path / "s.zarr"
 
     def pressed(run, points, index):
         if int(index[0]) == 15:
-            os.kill(os.getpid(), signal.SIGINT)
+            ctrl_c()
         return measure(run, points, index)
 
     part = tk.sweep(GRID, plan, path, measure=pressed, chunk=5, **SETTINGS)

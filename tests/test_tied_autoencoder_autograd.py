@@ -283,7 +283,7 @@ def test_distributed_data_parallel(tmp_path):
         )
         for rank in (0, 1)
     ]
-    results = [process.communicate(timeout=120) for process in processes]
+    results = [process.communicate(timeout=1800) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     assert "same gradients" in results[0][0]
 
