@@ -447,7 +447,7 @@ def test_the_next_stop_is_the_next_step_with_something_to_do(case):
             id="float64",
         ),
         pytest.param(
-            {"model": tk.SparseTiedAutoencoder(20, 10, 0.3, device="meta")},
+            {"model": tk.SparseTiedAutoencoder(20, 10, 0.3).to("meta")},
             RuntimeError,
             "model is on the device 'meta', where fit cannot run",
             id="another device",
