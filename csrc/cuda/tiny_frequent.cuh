@@ -121,8 +121,7 @@ TOYKERN_DEVICE void tiny_frequent_batch(const Warp& w, TinyFrequentRoom<N>* room
                     for (int j = 0; j < N; ++j) {
                         const uint32_t entry = room.entry[(2 * block + run) * N + j];
                         const uint32_t at = (entry >> 16) + (uint32_t)count_bits(entry & below);
-                        const float value = room.ring[at % kTinyRing];  // whatever it is, if the gate is shut
-                        x[j] = entry >> l & 1u ? value : 0.0f;
+                        x[j] = entry >> l & 1u ? room.ring[at % kTinyRing] : 0.0f;
                     }
                     pass(lane, taking[lane] && first + kHalf * run + l < batch_size, x);
                 }

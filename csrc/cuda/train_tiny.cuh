@@ -236,7 +236,8 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
                 const float* from = pair.at(lane, i, weights, biases);
                 return exists(lane) && from && i < Shape::kParameters ? *from : 0.0f;
             };
-            if (i < Shape::kParameters) pair.parameter(lane, i) = load(p.encoder, p.bias);
+            if (i < Shape::kRow)
+                pair.parameter(lane, i) = load(p.encoder, p.bias);  // past the last, which vectors reach, zeros
             owned[lane].s1[o] = load(p.state[0][0], p.state[0][2]);
             owned[lane].s2[o] = load(p.state[1][0], p.state[1][2]);
         }
@@ -305,7 +306,7 @@ TOYKERN_DEVICE void evaluate_tiny_pair(const Warp& w, const EvaluateParams& p, c
     Lane<double> sum;
     w.each([&](int lane) {
         sum[lane] = 0.0;
-        for (int i = lane % kHalf; i < Shape::kParameters; i += kHalf) {
+        for (int i = lane % kHalf; i < Shape::kRow; i += kHalf) {
             const float* from = pair.at(lane, i, const_cast<float*>(p.encoder), const_cast<float*>(p.bias));
             pair.parameter(lane, i) = from ? *from : 0.0f;
         }
