@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toykern.errors import check_int, describe
+from toykern.errors import check_dense_tensor, check_int, describe
 
 
 def from_data(value: Any) -> torch.Tensor:
@@ -44,6 +44,8 @@ def as_tensor(
         raise TypeError(
             f"{name} must be a number, a sequence of numbers, an array or a tensor, not {describe(value)}"
         )
+    if isinstance(value, torch.Tensor):
+        check_dense_tensor(name, value)
     try:
         if isinstance(value, torch.Tensor):
             tensor = value.detach() if detach else value

@@ -12,23 +12,27 @@ from typing import Any
 import torch
 
 from toykern import _native
-from toykern.errors import describe
+from toykern.errors import describe, is_int
 
 OLDEST_CAPABILITY = (8, 0)
 """Compute capability of the oldest GPUs that the CUDA kernels are written for (A100)."""
 
 
 def check_device(device: Any) -> torch.device | None:
-    """`device` as a torch.device (None stays None); ValueError if it is none, RuntimeError if it is not here.
+    """`device` as a torch.device (None stays None).
+
+    TypeError or ValueError if it is none, RuntimeError if it is not here.
 
     >>> check_device("cpu")
     device(type='cpu')
     """
     if device is None:
         return None
+    if not isinstance(device, str | torch.device) and not is_int(device):
+        raise TypeError(f"device must be a device such as 'cpu' or 'cuda', not {describe(device)}")
     try:
         wanted = torch.device(device)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, ValueError, OverflowError):
         raise ValueError(f"device must be a device such as 'cpu' or 'cuda', not {describe(device)}") from None
     if wanted.type == "cuda":
         problem = _tensors_problem(wanted)

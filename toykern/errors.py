@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
+
+MAX_SIZE = 2**31 - 1
+"""The largest size of anything: products of two of them fit in 64 bits."""
 
 
 def describe(value: Any) -> str:
@@ -26,12 +30,25 @@ def describe(value: Any) -> str:
         return f"a {dtype} tensor of shape {list(value.shape)}"
     if isinstance(value, np.ndarray):
         return f"a {value.dtype} array of shape {list(value.shape)}"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no integer of more than some thousand digits
+        text = f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else "something"
     if len(text) > 80:
         text = text[:77] + "..."
     if isinstance(value, str | int | float | bool | None):
         return text
     return f"{text} (a {type(value).__name__})"
+
+
+def check_dense_tensor(name: str, value: Any) -> torch.Tensor:
+    """`value` if it is a tensor with values side by side: no sparse layout, not on meta; else a TypeError."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, not {describe(value)}")
+    if value.layout != torch.strided or value.device.type == "meta":
+        kind = "on the meta device" if value.device.type == "meta" else f"of the layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor with values, not {describe(value)} {kind}")
+    return value
 
 
 def is_int(value: Any) -> bool:
@@ -45,12 +62,24 @@ def is_number(value: Any) -> bool:
 
 
 def check_int(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
-    """`value` as an int; TypeError if it is not an integer, ValueError outside [minimum, maximum]."""
+    """`value` as an int; TypeError if it is none, ValueError outside [minimum, maximum] or of over 64 bits."""
     if not is_int(value):
         raise TypeError(f"{name} must be an integer, not {describe(value)}")
     if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
-        raise ValueError(f"{name} must be {_range_text(minimum, maximum, 'an integer')}, not {value}")
+        raise ValueError(
+            f"{name} must be {_range_text(minimum, maximum, 'an integer')}, not {describe(value)}"
+        )
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit in 64 bits, not {describe(value)}")
     return int(value)
+
+
+def check_size(name: str, value: Any) -> int:
+    """`value` as a number of things that lie in memory: an int, 1 … 2³¹ − 1."""
+    number = check_int(name, value, minimum=1)
+    if number > MAX_SIZE:
+        raise ValueError(f"{name} must be at most {MAX_SIZE}, not {describe(value)}")
+    return number
 
 
 def check_positive_int(name: str, value: Any) -> int:
@@ -82,7 +111,10 @@ def check_number(
         value = value.item()
     if not is_number(value):
         raise TypeError(f"{name} must be a number, not {describe(value)}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a finite number, not {describe(value)}") from None
     inside = (minimum is None or number >= minimum) and (maximum is None or number <= maximum)
     if not math.isfinite(number) or not inside or (below is not None and not number < below):
         raise ValueError(
@@ -98,6 +130,16 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
         kind = ValueError if isinstance(value, str) else TypeError
         raise kind(f"{name} must be one of {', '.join(map(repr, choices))}, not {describe(value)}")
     return value
+
+
+def check_path(name: str, value: Any) -> str:
+    """`value` as text, if it names a place in the file system; TypeError or ValueError otherwise."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, not {describe(value)}")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{name} must be a path, not {describe(value)}")
+    return text
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -156,7 +156,7 @@ def log_spaced_steps(steps: int, count: int = 20) -> list[int]:
     [1, 10, 100, 1000]
     """
     steps = check_positive_int("steps", steps)
-    count = check_int("count", count, minimum=2)
+    count = check_int("count", count, minimum=2, maximum=10**6)
     return sorted({round(t) for t in np.geomspace(1, steps, count)})
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toykern.errors import check_dense_tensor, describe
+
 __all__ = ["Grid", "grid"]
 
 # Dimension and variable names of the result arrays (Run.to_xarray), with which an axis would collide.
@@ -57,6 +59,8 @@ class Grid:
     _axes: dict[str, np.ndarray]
 
     def __init__(self, axes: Mapping[str, Any]) -> None:
+        if not isinstance(axes, Mapping):
+            raise TypeError(f"axes must be a mapping from names to values, not {describe(axes)}")
         if not axes:
             raise ValueError(
                 "grid() needs at least one axis, for example grid(importance=[0.1, 1, 10], seed=range(4))"
@@ -124,9 +128,13 @@ class Grid:
         Raises:
             ValueError: the first dimension is not the number of models.
         """
+        if not isinstance(flat, Tensor | np.ndarray):
+            raise TypeError(f"flat must be a tensor or an array [{self.n_models}, …], not {describe(flat)}")
+        if isinstance(flat, Tensor) and flat.layout != torch.strided:
+            raise TypeError(f"flat must be a dense tensor, not {describe(flat)} of the layout {flat.layout}")
         if flat.ndim == 0 or flat.shape[0] != self.n_models:
             raise ValueError(
-                f"unflatten: the first dimension must be {self.n_models} models, got {tuple(flat.shape)}"
+                f"flat must have {self.n_models} models in its first dimension, not {describe(flat)}"
             )
         return flat.reshape(self.shape + tuple(flat.shape[1:]))
 
@@ -169,7 +177,11 @@ class Grid:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Grid:
-        """The grid that `config` described."""
+        """The grid that `config` described; ValueError or TypeError where it describes none."""
+        axes = config.get("axes") if isinstance(config, Mapping) else None
+        keys = {"name", "dtype", "values"}
+        if not isinstance(axes, list) or not all(isinstance(a, Mapping) and set(a) == keys for a in axes):
+            raise ValueError(f"config must be what Grid.config() gives, not {describe(config)}")
         return cls({axis["name"]: np.asarray(axis["values"], dtype=axis["dtype"]) for axis in config["axes"]})
 
 
@@ -202,43 +214,50 @@ def grid(**axes: Any) -> Grid:
 
 def _axis_values(name: str, values: Any) -> np.ndarray:
     """Check one axis and bring it to int64 or float64, 1-D or 2-D."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"grid: axes must have Python identifiers as names, not {describe(name)}")
     if name in _RESULT_NAMES or name.startswith("_") or hasattr(Grid, name):
         raise ValueError(
             f"grid: an axis cannot be called {name!r}, a name that grids and their results use themselves"
         )
-    if not name.isidentifier():
-        raise ValueError(f"grid: axis names are Python identifiers, got {name!r}")
     if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        values = check_dense_tensor(f"axis {name!r} of the axes", values).detach().cpu().numpy()
     try:
         array = np.asarray(list(values) if isinstance(values, (Sequence, range)) else values)
     except ValueError as error:
-        raise ValueError(f"grid: axis {name!r} has rows of different lengths") from error
+        raise ValueError(f"axis {name!r} of the axes has rows of different lengths") from error
     if array.dtype.kind not in "iuf":
-        raise TypeError(f"grid: axis {name!r} must hold integers or floats, got {values!r:.60}")
+        raise TypeError(f"axis {name!r} of the axes must hold integers or floats, got {values!r:.60}")
     if array.ndim not in (1, 2):
         raise ValueError(
-            f"grid: axis {name!r} must be one-dimensional, or [points, n_features] for an axis of vectors, "
-            f"got shape {array.shape}"
+            f"axis {name!r} of the axes must be one-dimensional, or [points, n_features] for an axis of "
+            f"vectors, got shape {array.shape}"
         )
     if array.size == 0:
-        raise ValueError(f"grid: axis {name!r} is empty")
+        raise ValueError(f"axis {name!r} of the axes is empty")
     if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"grid: axis {name!r} holds {array.max()}, larger than int64 can hold")
+        raise ValueError(f"axis {name!r} of the axes holds {array.max()}, larger than int64 can hold")
     array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
     if not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0]
-        raise ValueError(f"grid: axis {name!r} must be finite, got {array[bad]} at position {bad}")
+        raise ValueError(f"axis {name!r} of the axes must be finite, got {array[bad]} at position {bad}")
     unique, counts = np.unique(array, axis=0, return_counts=True)
     if len(unique) < len(array):
-        raise ValueError(f"grid: axis {name!r} holds {unique[counts > 1][0]} more than once")
+        raise ValueError(f"axis {name!r} of the axes holds {unique[counts > 1][0]} more than once")
     array.setflags(write=False)
     return array
 
 
 def _positions(name: str, coords: np.ndarray, selector: Any) -> np.ndarray:
     """Positions of the wanted values on an axis, shaped like the selector (a scalar or one dimension)."""
-    wanted = np.asarray(selector.detach().cpu() if isinstance(selector, Tensor) else selector)
+    if isinstance(selector, Tensor):
+        selector = check_dense_tensor(f"index: {name}", selector).detach().cpu()
+    try:
+        wanted = np.asarray(selector)
+    except ValueError:
+        raise ValueError(
+            f"index: {name} must be a number or a sequence of numbers, not {describe(selector)}"
+        ) from None
     if wanted.dtype.kind not in "iuf" or wanted.ndim > 1 or wanted.size == 0:
         raise ValueError(
             f"index: {name} must be a number or a non-empty sequence of numbers, got {selector!r:.60}"

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TextIO
 
+from toykern.errors import describe
+
 WIDTH = 28
 
 
@@ -28,7 +30,14 @@ def bar_for(progress: bool | None | BarMaker, total: int, done: int, n_models: i
     """The bar of a run: its own, or what a sweep of many runs makes of it."""
     if progress is None or isinstance(progress, bool):
         return Progress(total, done, n_models, progress)
-    return progress(total, done, n_models)
+    if not callable(progress) or isinstance(progress, type):
+        raise TypeError(f"progress must be True, False, None or what makes a bar, not {describe(progress)}")
+    try:
+        return progress(total, done, n_models)
+    except TypeError as error:
+        raise TypeError(
+            f"progress must be a callable (steps, done, models) -> bar; called so it raised: {error}"
+        ) from error
 
 
 class Progress:

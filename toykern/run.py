@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toykern.broadcast import from_data
+from toykern.broadcast import as_tensor
+from toykern.errors import check_int, describe
 from toykern.grid import Grid
 
 if TYPE_CHECKING:
@@ -288,9 +289,10 @@ class Run:
         from toykern.schedule import schedule_from_config
         from toykern.sparse import Topology
 
+        i = check_int("i", i)
         if not -self.n_models <= i < self.n_models:
-            raise IndexError(f"rerun: model {i} is out of range for a run of {self.n_models}")
-        i = int(i) % self.n_models
+            raise IndexError(f"i must be the number of one of {self.n_models} models, not {i}")
+        i %= self.n_models
         # One row of every per-model input; what all models share has a first dimension of 1, or is not per
         # model.
         rows = {
@@ -357,7 +359,7 @@ class Run:
                 )
             values = self._last(self.records[by])
         else:
-            values = from_data(by)
+            values = as_tensor("by", by, torch.float64)
         if tuple(values.shape) != (self.n_models,):
             raise ValueError(
                 f"best: by must give one value per model, shape ({self.n_models},), got {tuple(values.shape)}"
@@ -366,7 +368,9 @@ class Run:
 
     def _groups(self, over: str | Sequence[str]) -> tuple[np.ndarray, tuple[int, ...]]:
         """Flat model numbers `[groups, members]`, and the shape of the remaining dimensions."""
-        names = (over,) if isinstance(over, str) else tuple(over)
+        names = (over,) if isinstance(over, str) else over
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"over must be the name of an axis, or several, or None, not {describe(over)}")
         if self.grid is None:
             raise ValueError(
                 f"best: over={over!r} needs a grid (fit(..., grid=...)); over=None chooses among all models"

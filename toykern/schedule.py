@@ -103,7 +103,8 @@ def multipliers(schedule: Schedule, steps: int, start: int, stop: int) -> np.nda
     if isinstance(schedule, str):
         return np.array([function(step, steps) for step in range(start, stop)], dtype=np.float64)
     return np.array(
-        [_check_multiplier(function(step, steps), step) for step in range(start, stop)], dtype=np.float64
+        [_check_multiplier(_called(function, step, steps), step) for step in range(start, stop)],
+        dtype=np.float64,
     )
 
 
@@ -135,6 +136,15 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
     if name == "callable":
         raise ValueError(f"the schedule was the callable {config.get('callable')!r}; pass it again")
     return name
+
+
+def _called(function: Callable[[int, int], float], step: int, steps: int) -> float:
+    try:
+        return function(step, steps)
+    except TypeError as error:
+        raise TypeError(
+            f"schedule must be a callable (step, steps) -> float; with ({step}, {steps}) it raised: {error}"
+        ) from error
 
 
 def _check_multiplier(value: Any, step: int) -> float:

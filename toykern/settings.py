@@ -10,7 +10,7 @@ import torch
 
 from toykern import metrics
 from toykern.data.features import MAX_STEP
-from toykern.errors import check_choice, check_int, describe
+from toykern.errors import check_choice, check_dense_tensor, check_int, describe
 from toykern.grid import Grid
 from toykern.memory import check_free_memory
 from toykern.nn import SparseTiedAutoencoder
@@ -133,7 +133,8 @@ def check_snapshots(snapshots: Any, steps: int) -> list[int]:
     """The steps of snapshots in order, each once; TypeError or ValueError for what is no step of the run."""
     if isinstance(snapshots, str) or not isinstance(snapshots, Iterable):
         raise TypeError(f"snapshots must be a sequence of steps, not {describe(snapshots)}")
-    if isinstance(snapshots, torch.Tensor):  # the numbers in it, not tensors of no dimension
+    if isinstance(snapshots, torch.Tensor):
+        check_dense_tensor("snapshots", snapshots)  # the numbers in it, not tensors of no dimension
         snapshots = snapshots.tolist() if snapshots.ndim == 1 else [snapshots]
     return sorted({check_int("snapshots", t, minimum=0, maximum=steps) for t in snapshots})
 

@@ -15,7 +15,7 @@ from toykern.broadcast import as_tensor, broadcast_seed
 from toykern.data.sparse_batch import SparseBatch
 from toykern.device_launch import DeviceLaunch
 from toykern.devices import check_kernels
-from toykern.errors import check_choice, check_flag, check_int, check_number, check_positive_int, describe
+from toykern.errors import check_choice, check_flag, check_int, check_number, check_size, describe
 from toykern.memory import check_free_memory
 from toykern.threads import kernel_threads
 
@@ -34,11 +34,16 @@ class _Group:
 
     def __init__(self, members: Iterable[int]) -> None:
         name = type(self).__name__
-        if isinstance(members, str) or not isinstance(members, Iterable):
-            raise TypeError(f"{name} takes the numbers of its features, not {describe(members)}")
-        found = [check_int(f"a member of {name}", member, minimum=0) for member in members]
+        if isinstance(members, str | bytes) or not isinstance(members, Iterable):
+            raise TypeError(f"members must be the numbers of the features in {name}, not {describe(members)}")
+        if isinstance(members, torch.Tensor) and (members.ndim == 0 or members.device.type == "meta"):
+            raise TypeError(f"members must be the numbers of the features in {name}, not {describe(members)}")
+        given = members.tolist() if isinstance(members, torch.Tensor) and members.ndim == 1 else members
+        found = [check_int(f"each of the members of {name}", member, minimum=0) for member in given]
         if not found or len(set(found)) != len(found):
-            raise ValueError(f"{name} needs one feature or several different ones, not {tuple(found)}")
+            raise ValueError(
+                f"members of {name} must be one feature or several different ones, not {tuple(found)}"
+            )
         self.members = tuple(sorted(found))
 
     def __repr__(self) -> str:
@@ -169,13 +174,13 @@ class SparseFeatures:
             float32 `[entries]`.
         """
         step = check_int("step", step, minimum=0, maximum=MAX_STEP)
-        batch_size = check_positive_int("batch_size", batch_size)
+        batch_size = check_size("batch_size", batch_size)
         layout = check_choice("layout", layout, ("dense", "sparse", "coo"))
         purpose = check_choice("purpose", purpose, PURPOSES)
         clean = check_flag("clean", clean)
         models = self._models_of(seed, n_models)
         seeds = broadcast_seed("seed", seed, models)
-        there = check_kernels(device or "cpu")
+        there = check_kernels("cpu" if device is None else device)
         if layout == "dense" and there.type == "cpu":
             check_free_memory(
                 f"a batch of {models:,} models, {batch_size:,} samples and {self.n_features:,} features",
@@ -268,7 +273,7 @@ class SparseFeatures:
                 return self.n_models
             one = seed is None or isinstance(seed, int)
             return 1 if one else max(1, as_tensor("seed", seed, torch.int64).numel())
-        models = check_positive_int("n_models", n_models)
+        models = check_size("n_models", n_models)
         if self.n_models not in (None, models):
             raise ValueError(f"n_models must be {self.n_models}, the rows of probability, not {models}")
         return models

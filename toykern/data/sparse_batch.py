@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import torch
 
-from toykern.errors import check_positive_int, describe
+from toykern.errors import check_dense_tensor, check_int, check_size, describe
 from toykern.ops.gate import check_entries
 
 
@@ -43,12 +43,9 @@ class SparseBatch:
         n_models: int = 1,
     ) -> None:
         for name, tensor in (("row_start", row_start), ("feature", feature), ("value", value)):
-            if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"{name} must be a tensor, not {describe(tensor)}")
-        self.n_features = check_positive_int("n_features", n_features)
-        self.n_models = check_positive_int("n_models", n_models)
-        if self.n_features > 2**31 - 1:
-            raise ValueError(f"n_features must be below 2**31 (features are int32), not {n_features}")
+            check_dense_tensor(name, tensor)
+        self.n_features = check_size("n_features", n_features)
+        self.n_models = check_size("n_models", n_models)
         rows = row_start.numel() - 1
         if row_start.ndim != 1 or rows < 0 or rows % self.n_models:
             raise ValueError(
@@ -103,9 +100,18 @@ class SparseBatch:
 
         `shape` is (models, batch_size, n_features). The inverse of `coo`.
         """
-        models, batch, n_features = (int(size) for size in shape)
-        if not isinstance(indices, torch.Tensor) or indices.ndim != 2 or indices.shape[0] != 3:
-            raise ValueError(f"indices must have the shape [3, entries], not {describe(indices)}")
+        if not isinstance(shape, tuple | list) or len(shape) != 3:
+            raise TypeError(f"shape must be (models, batch_size, n_features), not {describe(shape)}")
+        models, batch, n_features = (check_int("a size in shape", size, minimum=0) for size in shape)
+        check_dense_tensor("indices", indices)
+        check_dense_tensor("values", values)
+        if indices.ndim != 2 or indices.shape[0] != 3 or indices.dtype != torch.int64:
+            raise ValueError(f"indices must be int64 of the shape [3, entries], not {describe(indices)}")
+        if values.shape != indices.shape[1:] or not values.is_floating_point():
+            raise ValueError(
+                f"values must be {indices.shape[1]} floating-point numbers, one for each column of indices, "
+                f"not {describe(values)}"
+            )
         model, sample = indices[0], indices[1]
         bad = (model < 0) | (model >= models) | (sample < 0) | (sample >= batch)
         if bool(bad.any()):

@@ -17,14 +17,16 @@ from toykern.ops.gate import FLOAT_DTYPES
 
 
 def factory_dtype(dtype: Any) -> torch.dtype:
-    """The dtype of new parameters; ValueError where there are no kernels for it.
+    """The dtype of new parameters; TypeError if it is none, ValueError where there are no kernels for it.
 
     >>> factory_dtype(torch.bfloat16), factory_dtype(None)
     (torch.bfloat16, torch.float32)
     """
     chosen = torch.get_default_dtype() if dtype is None else dtype
+    allowed = ", ".join(str(allowed).removeprefix("torch.") for allowed in FLOAT_DTYPES)
+    if not isinstance(chosen, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, one of {allowed}, not {describe(dtype)}")
     if chosen not in FLOAT_DTYPES:
-        allowed = ", ".join(str(allowed).removeprefix("torch.") for allowed in FLOAT_DTYPES)
         whose = ", torch's default dtype" if dtype is None else ""
         raise ValueError(f"dtype must be one of {allowed}, not {describe(chosen)}{whose}")
     return chosen

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from toykern.broadcast import broadcast_seed
-from toykern.errors import check_choice, check_flag, check_int, check_positive_int, describe
+from toykern.errors import check_choice, check_flag, check_int, check_size, describe
 from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.sparse_weights import SparseWeights, initial_bias, initial_values, random_topology
 from toykern.ops.sparse_linear import GradientCapture, sparse_linear
@@ -72,10 +72,10 @@ class SparseLinear(SparseWeights):
         device: torch.device | str | None = None,
         backend: str = "auto",
     ) -> None:
-        in_features = check_positive_int("in_features", in_features)
-        out_features = check_positive_int("out_features", out_features)
+        in_features = check_size("in_features", in_features)
+        out_features = check_size("out_features", out_features)
         n_models = check_int("n_models", n_models, minimum=1)
-        group = check_positive_int("group", group)
+        group = check_size("group", group)
         has_bias = check_flag("bias", bias)
         check_choice("activation", activation, ACTIVATIONS)
         device = factory_device_of_connections(device)

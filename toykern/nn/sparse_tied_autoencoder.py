@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from toykern.broadcast import broadcast_importance, broadcast_seed
-from toykern.errors import check_choice, check_flag, check_positive_int, describe
+from toykern.errors import check_choice, check_flag, check_size, describe
 from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.sparse_weights import SparseWeights, initial_values, random_topology
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, model_index
@@ -66,9 +66,9 @@ class SparseTiedAutoencoder(SparseWeights):
         device: torch.device | str | None = None,
         backend: str = "auto",
     ) -> None:
-        n_features = check_positive_int("n_features", n_features)
-        n_hidden = check_positive_int("n_hidden", n_hidden)
-        n_models = check_positive_int("n_models", n_models)
+        n_features = check_size("n_features", n_features)
+        n_hidden = check_size("n_hidden", n_hidden)
+        n_models = check_size("n_models", n_models)
         check_choice("hidden_activation", hidden_activation, _ACTIVATIONS)
         check_choice("output_activation", output_activation, _ACTIVATIONS)
         has_bias = check_flag("bias", bias)

@@ -14,7 +14,7 @@ from torch import nn
 from toykern.address import spans_its_storage
 from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed, from_data
 from toykern.data.sparse_batch import SparseBatch
-from toykern.errors import check_choice, check_flag, check_number, check_positive_int, describe, is_int
+from toykern.errors import check_choice, check_flag, check_number, check_size, describe, is_int
 from toykern.nn.factory import factory_device, factory_dtype
 from toykern.nn.initialization import initial_std, initial_weights
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
@@ -71,9 +71,9 @@ class StackedModel(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.n_features = check_positive_int("n_features", n_features)
-        self.n_hidden = check_positive_int("n_hidden", n_hidden)
-        self.n_models = check_positive_int("n_models", n_models)
+        self.n_features = check_size("n_features", n_features)
+        self.n_hidden = check_size("n_hidden", n_hidden)
+        self.n_models = check_size("n_models", n_models)
         self.hidden_activation = check_choice("hidden_activation", hidden_activation, HIDDEN_ACTIVATIONS)
         self.output_activation = check_choice("output_activation", output_activation, OUTPUT_ACTIVATIONS)
         self.top_k = check_top_k(self.hidden_activation, top_k, self.n_hidden)

@@ -104,8 +104,11 @@ def check_entry_tensors(
                 f"{name} must be contiguous, not {describe(tensor)} with strides {tensor.stride()}"
             )
     check_shape("row_start", row_start, [rows + 1])
-    check_shape("feature", feature, [value.numel()])
-    check_shape("value", value, [feature.numel()])
+    if feature.ndim != 1 or value.ndim != 1 or feature.numel() != value.numel():
+        raise ValueError(
+            "feature and value must have the same shape, [entries], not "
+            f"{list(feature.shape)} and {list(value.shape)}"
+        )
 
 
 def _check_entries_in_torch(

@@ -58,7 +58,7 @@ PLAIN = Options()
 def check_top_k(hidden_activation: str, top_k: Any, n_hidden: int) -> int:
     """`top_k`, 1 … n_hidden with "topk" and 0 otherwise; ValueError or TypeError names it."""
     if hidden_activation != "topk":
-        if top_k not in (0, None):
+        if top_k is not None and check_int("top_k", top_k) != 0:
             raise ValueError(f"top_k is for hidden_activation='topk' only, not {hidden_activation!r}")
         return 0
     if top_k is None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from toykern.broadcast import broadcast_per_model, broadcast_seed
-from toykern.errors import check_int, check_non_negative_int, check_positive_int, describe
+from toykern.errors import check_int, check_non_negative_int, check_size, describe
 from toykern.ops import sparse_topology as native
 from toykern.sparse.draws import distinct, free_numbers
 from toykern.sparse.selection import largest
@@ -513,7 +513,7 @@ class _Shape:
     def __init__(self, in_features: int, out_features: int, n_models: int) -> None:
         self.in_features = check_int("in_features", in_features, minimum=1, maximum=2**31 - 1)
         self.out_features = check_int("out_features", out_features, minimum=1, maximum=2**31 - 1)
-        self.n_models = check_positive_int("n_models", n_models)
+        self.n_models = check_size("n_models", n_models)
         self.positions = self.in_features * self.out_features
         if self.positions * self.n_models >= 2**62:
             raise ValueError("in_features · out_features · n_models must be below 2⁶²")

@@ -1,0 +1,55 @@
+"""Odd values for every argument of every public callable: a result, or an error that names the argument."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import pytest
+from odd_values import CALLS, UNCALLED, VALUES
+
+import toykern as tk
+
+
+def problems(name: str) -> Iterator[str]:
+    """What is wrong with the answers of one callable, a line each."""
+    public = CALLS[name]
+    parameters = inspect.signature(public.call()).parameters
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = {p.name for p in parameters.values() if p.kind not in kinds} | set(public.arguments())
+    for argument in sorted(names - set(public.skip)):
+        for odd, make in VALUES.items():
+            call = public.call()
+            arguments = dict(public.arguments()) | {argument: make()}
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    call(**arguments)
+            except (TypeError, ValueError) as error:
+                if not re.search(rf"\b{re.escape(argument)}\b", str(error)):
+                    yield f"{argument} = {odd}: {type(error).__name__} without its name: {error}"
+            except Exception as error:
+                yield f"{argument} = {odd}: {type(error).__name__}: {error}"
+            plt.close("all")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_errors_name_the_argument(name):
+    found = list(problems(name))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arguments_that_are_fine_are_taken(name):
+    public = CALLS[name]
+    public.call()(**public.arguments())
+    plt.close("all")
+
+
+def test_every_public_name_is_called():
+    called = {name.split(".")[0] for name in CALLS}
+    assert called >= set(tk.__all__) - set(UNCALLED)
+    assert set(UNCALLED) <= set(tk.__all__)
