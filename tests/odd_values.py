@@ -22,6 +22,7 @@ from torch import nn
 import toykern as tk
 from toykern import metrics, plot
 from toykern.nn import initial_std, layer_densities, model_from_config
+from toykern.phase_diagram import train_phase_diagram
 from toykern.sparse import MomentumGrowth, SampledGradient
 
 VALUES: dict[str, Callable[[], Any]] = {
@@ -252,17 +253,26 @@ CALLS: dict[str, PublicCall] = {
     "metrics.best_solution": _of(metrics.best_solution, density=0.5, relative_importance=1.0),
     "metrics.phase_boundary": _of(metrics.phase_boundary, relative_importance=1.0),
     "metrics.polygon": _of(metrics.polygon, n_vertices=5),
-    "plot.loss_curves": _of(plot.loss_curves, loss=lambda: torch.rand(2, 5)),
-    "plot.feature_directions": _of(plot.feature_directions, weight=_weight, skip=("title",)),
-    "plot.interference": _of(plot.interference, weight=_weight, skip=("title",)),
+    "train_phase_diagram": _of(
+        train_phase_diagram, shape=[2, 2], seeds=1, steps=1, batch_size=2, progress=False
+    ),
+    "plot.loss_curves": _of(
+        plot.loss_curves, loss=lambda: torch.rand(2, 5), steps=[1, 2, 3, 4, 5], labels=["a", "b"]
+    ),
+    "plot.feature_directions": _of(
+        plot.feature_directions, weight=lambda: _weight()[0], importance=[1.0, 0.5, 0.1], skip=("title",)
+    ),
+    "plot.interference": _of(
+        plot.interference, weight=lambda: _weight()[0], bias=[0.0, 0.1, 0.2], skip=("title",)
+    ),
     "plot.dimensionality_scatter": _of(
         plot.dimensionality_scatter, weight=_weight, density=lambda: [0.1, 0.5], skip=("title",)
     ),
     "plot.phase_diagram": _of(
         plot.phase_diagram,
-        weight=lambda: torch.rand(4, 1, 2),
-        importance=lambda: [0.1, 1.0, 0.1, 1.0],
-        density=lambda: [0.1, 0.1, 1.0, 1.0],
+        weight=lambda: torch.rand(2, 3, 1, 2),
+        importance=[0.1, 1.0],
+        density=[0.01, 0.1, 1.0],
         skip=("title",),
     ),
 }

@@ -79,9 +79,9 @@ def test_cuda_without_a_gpu_is_refused_with_the_reason():
         check_kernels("cuda")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", 3.5])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "", 3.5, True])
 def test_what_is_no_device_is_refused_by_name(device):
-    with pytest.raises(ValueError, match="device must be"):
+    with pytest.raises((ValueError, TypeError), match="device must be"):
         tk.TiedAutoencoder(3, 2, device=device)
 
 

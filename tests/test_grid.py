@@ -52,8 +52,17 @@ def test_unflatten_is_a_view_and_keeps_trailing_dimensions():
     folded[1, 2] = 1.0
     assert flat[5].tolist() == [1.0] * 5
     assert g.unflatten(np.arange(6)).tolist() == [[0, 1, 2], [3, 4, 5]]
-    with pytest.raises(ValueError, match=r"6 models, got \(5,\)"):
+    with pytest.raises(ValueError, match=r"flat must have 6 models .* not a float32 tensor of shape \[5\]"):
         g.unflatten(torch.zeros(5))
+
+
+def test_numbers_that_do_not_fit_into_memory_are_refused_before_there_are_any(monkeypatch):
+    monkeypatch.setattr("toykern.memory.free_memory", lambda device: 2**28)
+    with pytest.raises(MemoryError, match="axis 'seed' of the axes, with 1,000,000,000 points, would take"):
+        grid(seed=range(10**9))
+    g = grid(density=range(100_000), seed=range(100_000))
+    with pytest.raises(MemoryError, match="seed of 10,000,000,000 models would take 74.5 GiB"):
+        g.seed  # noqa: B018
 
 
 def test_axis_of_vectors():
@@ -96,8 +105,8 @@ def test_index_refuses(selectors, message):
     ("axes", "error", "message"),
     [
         ({}, ValueError, "at least one axis"),
-        ({"seed": []}, ValueError, "'seed' is empty"),
-        ({"seed": range(0)}, ValueError, "'seed' is empty"),
+        ({"seed": []}, ValueError, "'seed' of the axes is empty"),
+        ({"seed": range(0)}, ValueError, "'seed' of the axes is empty"),
         ({"importance": [1.0, float("nan")]}, ValueError, "must be finite, got nan at position 1"),
         ({"importance": [1.0, float("inf")]}, ValueError, "must be finite, got inf"),
         ({"importance": [[1.0, 2.0], [1.0, float("nan")]]}, ValueError, "at position 1"),
@@ -105,11 +114,13 @@ def test_index_refuses(selectors, message):
         ({"importance": 1.0}, ValueError, r"one-dimensional.*got shape \(\)"),
         ({"importance": np.zeros((1, 1, 1))}, ValueError, "got shape"),
         ({"importance": [[1.0], [1.0, 2.0]]}, ValueError, "different lengths"),
-        ({"name": ["a", "b"]}, TypeError, "'name' must hold integers or floats"),
-        ({"flag": [True, False]}, TypeError, "'flag' must hold integers or floats"),
-        ({"seed": (i for i in range(3))}, TypeError, "'seed' must hold integers"),
-        ({"seed": [2**64]}, TypeError, "'seed' must hold integers"),
+        ({"name": ["a", "b"]}, TypeError, "'name' of the axes must hold integers or floats"),
+        ({"flag": [True, False]}, TypeError, "'flag' of the axes must hold integers or floats"),
+        ({"seed": (i for i in range(3))}, TypeError, "'seed' of the axes must hold integers"),
+        ({"seed": [2**64]}, TypeError, "'seed' of the axes must hold integers"),
         ({"seed": np.array([2**63], dtype=np.uint64)}, ValueError, "larger than int64"),
+        ({"seed": range(2**40)}, ValueError, "'seed' of the axes must have at most 2147483647 points"),
+        ({"seed": range(2**80)}, ValueError, "'seed' of the axes must have at most 2147483647 points"),
         ({"shape": [1, 2]}, ValueError, "cannot be called 'shape'"),
         ({"unflatten": [1, 2]}, ValueError, "cannot be called 'unflatten'"),
         ({"record": [1, 2]}, ValueError, "cannot be called 'record'"),

@@ -172,7 +172,7 @@ def test_index_out_of_range(index):
 
 @pytest.mark.parametrize("index", ["0", 1.0, (0, 1), None, [0.5], True])
 def test_index_of_the_wrong_kind(index):
-    with pytest.raises(TypeError, match="models are chosen by"):
+    with pytest.raises(TypeError, match="index must"):
         TiedAutoencoder(5, 2, 4)[index]
 
 

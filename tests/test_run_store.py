@@ -541,7 +541,7 @@ def test_rerun_starts_from_weights_that_were_not_drawn():
 def test_rerun_refuses_a_model_that_is_not_there():
     run = trained()
     for i in (4, -5):
-        with pytest.raises(IndexError, match=f"model {i} is out of range for a run of 4"):
+        with pytest.raises(IndexError, match=f"i must be the number of one of 4 models, not {i}"):
             run.rerun(i)
 
 

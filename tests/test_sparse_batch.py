@@ -106,7 +106,7 @@ def test_the_good_one_is_good():
         ({"feature": torch.tensor([4, 1, 0])}, ValueError, "feature must rise strictly within a sample"),
         ({"feature": torch.tensor([1, 1, 0])}, ValueError, "sorted, none twice"),
         ({"feature": torch.ones(3)}, TypeError, "feature must be int32"),
-        ({"feature": torch.tensor([1, 2])}, ValueError, "feature must have the shape"),
+        ({"feature": torch.tensor([1, 2])}, ValueError, "feature and value must have the same shape"),
         ({"feature": [1, 4, 0]}, TypeError, "feature must be a tensor"),
         ({"row_start": torch.tensor([1, 2, 2, 3])}, ValueError, "row_start must begin with 0"),
         ({"row_start": torch.tensor([0, 2, 1, 3])}, ValueError, r"row_start must never fall .* \(sample 1\)"),
@@ -119,9 +119,9 @@ def test_the_good_one_is_good():
         ({"row_start": torch.tensor([0, 2, 3]).int()}, TypeError, "row_start must be int64"),
         ({"row_start": torch.zeros(0, dtype=torch.int64)}, ValueError, "row_start must have the shape"),
         ({"n_models": 2}, ValueError, "row_start must have the shape .* with models = 2"),
-        ({"value": torch.ones(3, 1)}, ValueError, "value must have the shape"),
+        ({"value": torch.ones(3, 1)}, ValueError, "feature and value must have the same shape"),
         ({"n_features": 0}, ValueError, "n_features must be"),
-        ({"n_features": 2**31}, ValueError, "n_features must be below"),
+        ({"n_features": 2**31}, ValueError, "n_features must be at most 2147483647"),
     ],
 )
 def test_refusals(arguments, error, message):

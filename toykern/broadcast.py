@@ -40,6 +40,25 @@ def as_tensor(
 
     TypeError where it holds no numbers, or where `dtype` is an integer type and it does not hold integers.
     """
+    tensor = real_tensor(name, value, detach=detach)
+    if not dtype.is_floating_point and tensor.is_floating_point():
+        raise TypeError(f"{name} must hold integers, not {describe(value)}")
+    return tensor.to(device=device or "cpu", dtype=dtype)
+
+
+def real_array(name: str, value: Any) -> np.ndarray:
+    """`value` (number, sequence, array or tensor) as a float64 array; TypeError where it holds no numbers.
+
+    >>> real_array("density", [1, 0.5])
+    array([1. , 0.5])
+    """
+    return as_tensor(name, value, torch.float64).numpy()
+
+
+def real_tensor(name: str, value: Any, *, detach: bool = True) -> torch.Tensor:
+    """`value` (number, sequence, array or tensor) as a tensor where it is, of the dtype it has; detached
+    unless told. TypeError where it holds no real numbers.
+    """
     if value is None or isinstance(value, str | bytes | bool | np.bool_):
         raise TypeError(
             f"{name} must be a number, a sequence of numbers, an array or a tensor, not {describe(value)}"
@@ -65,9 +84,7 @@ def as_tensor(
         ) from None
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, not {describe(value)}")
-    if not dtype.is_floating_point and tensor.is_floating_point():
-        raise TypeError(f"{name} must hold integers, not {describe(value)}")
-    return tensor.to(device=device or "cpu", dtype=dtype)
+    return tensor
 
 
 def broadcast_per_model(

@@ -77,6 +77,9 @@ def say(text: str) -> None:
         os.close(nowhere)
 
 
+_MAX_SIZE = 2**31 - 1  # toykern.errors.MAX_SIZE: a bad command line is refused before torch is imported
+
+
 class _Problem(Exception):
     """Something about the command line that its user can mend; the message is one line."""
 
@@ -222,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--threads",
-        type=_whole("--threads", 1),
+        type=_whole("--threads", 1, largest=4096),
         metavar="N",
         help="processor threads to use (default: as many as PyTorch uses)",
     )
@@ -250,8 +253,16 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from toykern.phase_diagram import train_phase_diagram
+    from toykern.phase_diagram import MAX_POINTS, train_phase_diagram
 
+    if max(shape) > MAX_POINTS:
+        given = _short(" ".join(arguments.grid))
+        raise _Problem(f"--grid must have at most {MAX_POINTS} points a side, not {given}")
+    if arguments.no_store and shape[0] * shape[1] * arguments.seeds > _MAX_SIZE:
+        raise _Problem(
+            f"--grid and --seeds make {shape[0] * shape[1] * arguments.seeds:,} networks, of which at most "
+            f"{_MAX_SIZE:,} can be trained without a store"
+        )
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     features, models = arguments.features, shape[0] * shape[1] * arguments.seeds
@@ -426,24 +437,29 @@ def _check_device(device: str) -> None:
 def _grid_shape(given: Sequence[str]) -> tuple[int, int]:
     """(importances, densities) from `48x48` or `48 48`."""
     parts = given[0].lower().split("x") if len(given) == 1 else list(given)
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) >= 2 for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and int(part[:10]) >= 2 for part in parts):
         raise _Problem(
-            f"--grid must be two numbers of at least 2, as 48x48 or 48 48, not {' '.join(given)!r}"
+            f"--grid must be two numbers of at least 2, as 48x48 or 48 48, not {_short(' '.join(given))}"
         )
-    return int(parts[0]), int(parts[1])
+    return int(parts[0][:10]), int(parts[1][:10])  # ten digits are too many anyhow
 
 
-def _whole(name: str, minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    """An argparse type: a whole number in a range."""
+def _whole(
+    name: str, minimum: int, maximum: int | None = None, largest: int = _MAX_SIZE
+) -> Callable[[str], int]:
+    """An argparse type: a whole number in a range; `largest` is for what has no maximum worth telling."""
 
     def parse(text: str) -> int:
         allowed = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        most = largest if maximum is None else maximum
         try:
             value = int(text)
-        except ValueError:
+        except ValueError:  # of no number, and of one with thousands of digits
             value = minimum - 1
-        if value < minimum or (maximum is not None and value > maximum):
-            raise argparse.ArgumentTypeError(f"must be a whole number {allowed}, not {text!r}")
+        if value > most and maximum is None:
+            allowed = f"at most {most}"
+        if not minimum <= value <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number {allowed}, not {_short(text)}")
         return value
 
     return parse
@@ -455,5 +471,10 @@ def _learning_rate(text: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {_short(text)}")
     return value
+
+
+def _short(text: str) -> str:
+    """What was given, fit for a line."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")

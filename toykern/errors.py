@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -62,7 +62,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_int(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
-    """`value` as an int; TypeError if it is none, ValueError outside [minimum, maximum] or of over 64 bits."""
+    """`value` as an int; TypeError if it is none, ValueError outside [minimum, maximum] or 64 bits."""
     if not is_int(value):
         raise TypeError(f"{name} must be an integer, not {describe(value)}")
     if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
@@ -132,14 +132,17 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     return value
 
 
-def check_path(name: str, value: Any) -> str:
-    """`value` as text, if it names a place in the file system; TypeError or ValueError otherwise."""
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"{name} must be a path, not {describe(value)}")
-    text = os.fspath(value)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ValueError(f"{name} must be a path, not {describe(value)}")
-    return text
+def check_function(name: str, value: Any, arguments: tuple[str, ...]) -> None:
+    """TypeError unless `value` is a function that can be called with that many arguments."""
+    wanted = f"{name} must be a function of ({', '.join(arguments)})"
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"{wanted}, not {describe(value)}")
+    try:
+        inspect.signature(value).bind(*arguments)
+    except ValueError:  # a function of C that does not say what it takes
+        return
+    except TypeError as error:
+        raise TypeError(f"{wanted}: {describe(value)} has {error}") from None
 
 
 def check_flag(name: str, value: Any) -> bool:

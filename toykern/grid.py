@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toykern.errors import check_dense_tensor, describe
+from toykern.errors import MAX_SIZE, check_dense_tensor, describe
+from toykern.memory import check_free_memory
 
 __all__ = ["Grid", "grid"]
 
@@ -102,6 +103,11 @@ class Grid:
             raise AttributeError(f"this grid has no axis {name!r}; its axes are {', '.join(self._axes)}")
         values = torch.from_numpy(self._axes[name].copy())
         trailing = values.shape[1:]
+        check_free_memory(
+            f"{name} of {self.n_models:,} models",
+            8 * self.n_models * trailing.numel(),
+            "take a grid of fewer points, or a part of it at a time (toykern.sweep)",
+        )
         at = self.dims.index(name)
         aligned = values.reshape([-1 if k == at else 1 for k in range(len(self.dims))] + list(trailing))
         return aligned.expand(*self.shape, *trailing).reshape(self.n_models, *trailing)
@@ -220,6 +226,8 @@ def _axis_values(name: str, values: Any) -> np.ndarray:
         raise ValueError(
             f"grid: an axis cannot be called {name!r}, a name that grids and their results use themselves"
         )
+    if isinstance(values, range):
+        _check_length(name, values)
     if isinstance(values, Tensor):
         values = check_dense_tensor(f"axis {name!r} of the axes", values).detach().cpu().numpy()
     try:
@@ -246,6 +254,18 @@ def _axis_values(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"axis {name!r} of the axes holds {unique[counts > 1][0]} more than once")
     array.setflags(write=False)
     return array
+
+
+def _check_length(name: str, values: range) -> None:
+    """A range takes no memory, its numbers do: ValueError or MemoryError before there are too many."""
+    points = max(0, -((values.start - values.stop) // values.step))  # len() takes 63 bits at most
+    if points > MAX_SIZE:
+        raise ValueError(
+            f"axis {name!r} of the axes must have at most {MAX_SIZE} points, not {describe(values)}"
+        )
+    check_free_memory(
+        f"axis {name!r} of the axes, with {points:,} points,", 64 * points, "give it fewer points"
+    )
 
 
 def _positions(name: str, coords: np.ndarray, selector: Any) -> np.ndarray:

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from toykern.broadcast import from_data
-from toykern.errors import check_int, check_number, describe
+from toykern.broadcast import real_array, real_tensor
+from toykern.errors import check_int, check_number, check_size, describe
 
 UNDEFINED, NOT_REPRESENTED, DEDICATED, SUPERPOSITION = -1, 0, 1, 2
 """The phases of a feature: `classify_phase` and `best_solution` return these numbers."""
@@ -102,8 +102,8 @@ def classify_phase(
     """
     w = _check_weight(weight)
     feature = check_int("feature", feature, minimum=-w.shape[-1], maximum=w.shape[-1] - 1)
-    check_number("norm_threshold", norm_threshold, minimum=0.0)
-    check_number("superposition_threshold", superposition_threshold, minimum=0.0)
+    norm_threshold = check_number("norm_threshold", norm_threshold, minimum=0.0)
+    superposition_threshold = check_number("superposition_threshold", superposition_threshold, minimum=0.0)
     norms, shares = _norm_and_shared(w)
     norm, shared = norms[feature], _superposition(norms, shares)[feature]
     phase = torch.where(shared >= superposition_threshold, SUPERPOSITION, DEDICATED)
@@ -121,6 +121,7 @@ def ignored_loss(density: ArrayLike, importance: ArrayLike = 1.0) -> NDArray[np.
     0.08333333333333331
     """
     p, importance = _check_density(density), _check_importance("importance", importance)
+    _check_together(density=p, importance=importance)
     return importance * (p / 3 - p**2 / 4)
 
 
@@ -138,6 +139,7 @@ def antipodal_loss(
     p = _check_density(density)
     first = _check_importance("importance", importance)
     second = _check_importance("other_importance", other_importance)
+    _check_together(density=p, importance=first, other_importance=second)
     return (first + second) * p**2 / 6
 
 
@@ -160,10 +162,12 @@ def solution_losses(
     {'last_ignored': 0.0154, 'other_ignored': 0.0308, 'antipodal_with_last': 0.0025}
     """
     n_features = check_int("n_features", n_features, minimum=2)
+    density, r = _check_density(density), _check_importance("relative_importance", relative_importance)
+    _check_together(density=density, relative_importance=r)
     losses = {
-        "last_ignored": ignored_loss(density, relative_importance),
+        "last_ignored": ignored_loss(density, r),
         "other_ignored": ignored_loss(density),
-        "antipodal_with_last": antipodal_loss(density, 1.0, relative_importance),
+        "antipodal_with_last": antipodal_loss(density, 1.0, r),
     }
     if n_features >= 3:
         losses["antipodal_others"] = antipodal_loss(density)
@@ -241,7 +245,8 @@ def polygon(n_vertices: int, n_features: int | None = None) -> CriticalPoint:
     (1.17046, -0.2823, 0.01583)
     """
     n_vertices = check_int("n_vertices", n_vertices, minimum=2, maximum=MAX_VERTICES)
-    n_features = check_int("n_features", n_vertices if n_features is None else n_features, minimum=n_vertices)
+    n_features = n_vertices if n_features is None else check_size("n_features", n_features)
+    check_int("n_features", n_features, minimum=n_vertices)
     cosines = torch.cos(
         2 * math.pi * torch.arange(1, n_vertices, dtype=torch.float64, device="cpu") / n_vertices
     )
@@ -352,7 +357,7 @@ def _superposition(norm: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
 
 
 def _check_weight(weight: Any) -> torch.Tensor:
-    tensor = from_data(weight)
+    tensor = real_tensor("weight", weight, detach=False)
     if not tensor.is_floating_point():
         raise TypeError(f"weight must hold floating-point numbers, not {describe(weight)}")
     if tensor.ndim not in (2, 3) or 0 in tensor.shape:
@@ -364,14 +369,22 @@ def _check_weight(weight: Any) -> torch.Tensor:
 
 
 def _check_density(density: ArrayLike) -> NDArray[np.float64]:
-    p = np.asarray(density, dtype=np.float64)
+    p = real_array("density", density)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"density must lie between 0 and 1, not {describe(density)}")
     return p
 
 
+def _check_together(**arrays: NDArray[np.float64]) -> None:
+    try:
+        np.broadcast_shapes(*(array.shape for array in arrays.values()))
+    except ValueError:
+        shapes = ", ".join(str(list(array.shape)) for array in arrays.values())
+        raise ValueError(f"{', '.join(arrays)} must broadcast with each other, not have {shapes}") from None
+
+
 def _check_importance(name: str, importance: ArrayLike) -> NDArray[np.float64]:
-    value = np.asarray(importance, dtype=np.float64)
+    value = real_array(name, importance)
     if not (np.isfinite(value) & (value >= 0)).all():
         raise ValueError(f"{name} must be finite and at least 0, not {describe(importance)}")
     return value

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from toykern import metrics
 from toykern.data.features import SparseFeatures
-from toykern.errors import check_flag, check_int, check_number, check_positive_int
+from toykern.errors import check_flag, check_int, check_number, check_size, describe
 from toykern.evaluate import evaluate
 from toykern.fit import fit
 from toykern.grid import Grid, grid
 from toykern.nn import TiedAutoencoder
 from toykern.optim import AdamW
 from toykern.run import Run
+from toykern.store_format import check_path
 from toykern.sweep import Sweep, sweep
 
 __all__ = ["PhaseDiagram", "diagram_of", "phase_diagram_grid", "train_phase_diagram"]
@@ -35,6 +36,8 @@ FRESH_LOSS = "fresh_loss"
 
 MINIMUM_IMPORTANCE, MAXIMUM_IMPORTANCE = 0.1, 10.0
 MINIMUM_DENSITY = 0.01
+MAX_POINTS = 1 << 16
+"""Largest number of points along importance or density."""
 _EVALUATION_SAMPLES = 1 << 14
 
 
@@ -151,15 +154,24 @@ def train_phase_diagram(
         >>> diagram.best.shape, diagram.run.n_models
         ((3, 3), 18)
     """
-    if len(shape) != 2:
-        raise ValueError(f"shape must be two numbers of points, importance and density, got {shape!r}")
-    shape = [check_int(f"shape[{at}]", points, minimum=2) for at, points in enumerate(shape)]
-    seeds = check_positive_int("seeds", seeds)
+    if not isinstance(shape, Sequence) or len(shape) != 2:
+        raise ValueError(
+            f"shape must be two numbers of points, importance and density, not {describe(shape)}"
+        )
+    shape = [
+        check_int(f"shape[{at}]", points, minimum=2, maximum=MAX_POINTS) for at, points in enumerate(shape)
+    ]
+    seeds = check_size("seeds", seeds)
     seed = check_int("seed", seed, minimum=0, maximum=2**31 - 1)
     lr = check_number("lr", lr, minimum=0.0)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
+    if store is not None:
+        check_path(store, "store")
     if store is None and (chunk is not None or resume or overwrite):
         raise ValueError("chunk, resume and overwrite are for a store: give store, or leave them out")
+    n_features, n_hidden = check_size("n_features", n_features), check_size("n_hidden", n_hidden)
+    if store is None:
+        check_size("the number of models, shape[0] · shape[1] · seeds,", shape[0] * shape[1] * seeds)
     whole = phase_diagram_grid(shape, seeds)
 
     def plan(points: Grid, index: Tensor) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from toykern import metrics
-from toykern.broadcast import from_data
+from toykern.broadcast import real_array, real_tensor
+from toykern.errors import check_flag, check_number, describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,15 +81,15 @@ def phase_diagram(
         >>> ax.get_ylabel()
         'feature density 1 − S (probability of being active)'
     """
-    importance, density = _array(importance), _array(density)
-    weight = from_data(weight).detach().cpu().to(torch.float64)
-    if weight.ndim != 4 or tuple(weight.shape[:2]) != (importance.size, density.size):
+    importance, density = _positive("importance", importance), _positive("density", density)
+    weight = real_tensor("weight", weight).cpu().to(torch.float64)
+    boundaries = None if boundaries is None else check_flag("boundaries", boundaries)
+    key = check_flag("key", key)
+    if weight.ndim != 4 or tuple(weight.shape[:2]) != (importance.size, density.size) or 0 in weight.shape:
         raise ValueError(
             "phase_diagram: weight must be [importances, densities, n_hidden, n_features] = "
             f"[{importance.size}, {density.size}, …], got {tuple(weight.shape)}"
         )
-    if min(importance.min(), density.min()) <= 0:
-        raise ValueError("phase_diagram: importance and density must be positive, both axes are logarithmic")
     hidden, features = weight.shape[2:]
     known = (features, hidden) in ((2, 1), (3, 2))
     if boundaries and not known:
@@ -132,7 +133,7 @@ def phase_colours(norm: Any, superposition: Any) -> np.ndarray:
     """
     from matplotlib.colors import to_rgb
 
-    norm, superposition = _array(norm), _array(superposition)
+    norm, superposition = real_array("norm", norm), real_array("superposition", superposition)
     strength = np.clip(np.nan_to_num(norm), 0.0, 1.0)[..., None]
     mixed = np.clip(np.nan_to_num(superposition), 0.0, 1.0)[..., None]
     own, shared = np.array(to_rgb(BLUE)), np.array(to_rgb(VERMILLION))
@@ -169,6 +170,12 @@ def loss_curves(
         2
     """
     groups, values, steps, ylabel = _loss_groups(loss, steps, by)
+    if labels is not None and (
+        isinstance(labels, str | bytes)
+        or not isinstance(labels, Sequence | np.ndarray)
+        or not all(isinstance(label, str) for label in labels)
+    ):
+        raise TypeError(f"loss_curves: labels must be a list of texts, not {describe(labels)}")
     names = list(groups) if labels is None else list(labels)
     if len(names) != len(groups):
         raise ValueError(f"loss_curves: labels must name {len(groups)} curves, got {len(names)}")
@@ -224,13 +231,12 @@ def feature_directions(
         >>> ax.get_xlabel()
         'hidden dimension 1'
     """
-    weight = _array(weight)
-    if weight.ndim == 3 and weight.shape[0] == 1:
-        weight = weight[0]
-    if weight.ndim != 2 or weight.shape[0] != 2:
+    weight = _one_model(weight)
+    if weight.ndim != 2 or weight.shape[0] != 2 or 0 in weight.shape:
         raise ValueError(f"feature_directions: weight must be [2, n_features], got {weight.shape}")
     features = weight.shape[1]
-    shade = np.arange(features) if importance is None else np.broadcast_to(_array(importance), (features,))
+    shade = np.arange(features) if importance is None else _per_feature("importance", importance, features)
+    numbers = features <= 12 if numbers is None else check_flag("numbers", numbers)
     ax = _axes(ax, figsize=(4.8, 4.4))
     reach = 1.18 * max(1.0, float(np.abs(weight).max()))
     turn = np.linspace(0.0, 2.0 * np.pi, 200)
@@ -240,7 +246,7 @@ def feature_directions(
     points = ax.scatter(
         weight[0], weight[1], c=shade, cmap="cividis", s=46, edgecolors="black", linewidths=0.6, zorder=3
     )
-    if numbers if numbers is not None else features <= 12:
+    if numbers:
         for i, (x, y) in enumerate(weight.T):
             length = np.hypot(x, y)
             away = (10 * x / length, 10 * y / length) if length > 0.05 else (7.0, 7.0)
@@ -285,18 +291,17 @@ def interference(weight: Any, bias: Any = None, *, title: str | None = None, ax:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-    weight = _array(weight)
-    if weight.ndim == 3 and weight.shape[0] == 1:
-        weight = weight[0]
-    if weight.ndim != 2:
+    weight = _one_model(weight)
+    if weight.ndim != 2 or 0 in weight.shape:
         raise ValueError(
             f"interference: weight must be one model, [n_hidden, n_features], got {weight.shape}"
         )
     features = weight.shape[1]
+    biases = np.zeros(0) if bias is None else _per_feature("bias", bias, features)
     ax = _axes(ax, figsize=(6.8, 4.6))
     diverging = LinearSegmentedColormap.from_list("blue_white_vermillion", [BLUE, "white", VERMILLION])
     gram = weight.T @ weight
-    reach = max(1.0, float(np.abs(gram).max()), 0.0 if bias is None else float(np.abs(_array(bias)).max()))
+    reach = max(1.0, float(np.abs(gram).max()), float(np.abs(biases).max(initial=0.0)))
     scale = Normalize(-reach, reach)
     image = ax.imshow(gram, cmap=diverging, norm=scale, interpolation="nearest")
     ax.set(xlabel="feature j", ylabel="feature i")
@@ -309,7 +314,7 @@ def interference(weight: Any, bias: Any = None, *, title: str | None = None, ax:
         width = max(1.0 / features, 0.05)
         column = ax.inset_axes((left, 0.0, width, 1.0))
         column.imshow(
-            _array(bias).reshape(features, 1),
+            biases.reshape(features, 1),
             cmap=diverging,
             norm=scale,
             interpolation="nearest",
@@ -319,7 +324,7 @@ def interference(weight: Any, bias: Any = None, *, title: str | None = None, ax:
         left += width + 0.05
     bars = ax.inset_axes((left, 0.0, 0.6, 1.0))
     norm = np.linalg.norm(weight, axis=0)
-    superposition = _array(metrics.superposition(from_data(weight)[None])[0])
+    superposition = metrics.superposition(torch.from_numpy(weight)).numpy()
     shades = ScalarMappable(Normalize(0.0, 1.0), "cividis")
     bars.barh(
         np.arange(features), norm, height=0.8, color=shades.to_rgba(np.where(norm > 1e-3, superposition, 0.0))
@@ -364,16 +369,18 @@ def dimensionality_scatter(
         >>> ax.get_ylabel()
         'dimensions per feature'
     """
-    weight = from_data(weight).detach().cpu().to(torch.float64)
-    density = _array(density)
-    if weight.ndim != 3 or density.shape != (weight.shape[0],):
+    weight = real_tensor("weight", weight).cpu().to(torch.float64)
+    density = _positive("density", density)
+    polytopes = check_flag("polytopes", polytopes)
+    minimum_norm = check_number("minimum_norm", minimum_norm, minimum=0.0)
+    if weight.ndim != 3 or density.shape != (weight.shape[0],) or 0 in weight.shape:
         raise ValueError(
             "dimensionality_scatter: weight must be [models, n_hidden, n_features] and density [models], "
             f"got {tuple(weight.shape)} and {density.shape}"
         )
     ax = _axes(ax, figsize=(7.4, 4.6))
     rarity = 1.0 / density
-    dimensionality = _array(metrics.feature_dimensionality(weight))
+    dimensionality = metrics.feature_dimensionality(weight).numpy()
     norm = weight.norm(dim=1).numpy()
     x = np.broadcast_to(rarity[:, None], dimensionality.shape)
     shown = norm >= minimum_norm
@@ -424,20 +431,46 @@ def dimensionality_scatter(
 
 
 def _axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
-    if ax is not None:
-        return ax
     try:
         import matplotlib.pyplot as plt
+        from matplotlib.axes import Axes
     except ImportError as error:
         raise ImportError("toykern.plot needs matplotlib: pip install 'toykern[plot]'") from error
+    if ax is not None:
+        if not isinstance(ax, Axes):
+            raise TypeError(f"ax must be a matplotlib Axes, not {describe(ax)}")
+        return ax
     return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
-def _array(values: Any) -> np.ndarray:
-    """Tensor, array or numbers as a float64 array."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=np.float64)
+def _one_model(weight: Any) -> np.ndarray:
+    """The weights of one model, float64; of a stack of one without its first dimension."""
+    array = real_array("weight", weight)
+    if not np.isfinite(array).all():
+        raise ValueError(f"weight must be finite, not {describe(weight)} with NaN or infinity in it")
+    return array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+
+
+def _per_feature(name: str, value: Any, features: int) -> np.ndarray:
+    """Finite numbers, one for all or one for each feature, float64 `[features]`."""
+    array = real_array(name, value)
+    array = array[0] if array.ndim == 2 and array.shape[0] == 1 else array
+    if array.shape not in ((), (1,), (features,)) or not np.isfinite(array).all():
+        raise ValueError(
+            f"{name} must be finite numbers, one for each of {features} features, not {describe(value)}"
+        )
+    return np.broadcast_to(array, (features,))
+
+
+def _positive(name: str, values: Any) -> np.ndarray:
+    """The places along a logarithmic axis, float64 `[places]`."""
+    array = real_array(name, values)
+    if array.ndim != 1 or not array.size or not (np.isfinite(array) & (array > 0)).all():
+        raise ValueError(
+            f"{name} must be positive and finite (its axis is logarithmic), one number for each place, not "
+            f"{describe(values)}"
+        )
+    return array
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
@@ -537,14 +570,21 @@ def _loss_groups(
             run.config.get("loss_reduction", ""), "loss"
         )
         loss = run.loss
-    values = np.atleast_2d(_array(loss))
-    if steps is None or _array(steps).shape != values.shape[1:]:
-        given = None if steps is None else _array(steps).shape
+    values = np.atleast_2d(real_array("loss", loss))
+    if values.ndim != 2 or 0 in values.shape:
         raise ValueError(
-            f"loss_curves: steps must give the step of each of {values.shape[1]} records, got shape {given}"
+            f"loss_curves: loss must be a Run, [models, records] or [records], not {describe(loss)}"
+        )
+    given = None if steps is None else real_array("steps", steps)
+    if given is None or given.shape != values.shape[1:]:
+        raise ValueError(
+            f"loss_curves: steps must give the step of each of {values.shape[1]} records of loss, got shape "
+            f"{None if given is None else given.shape}"
         )
     models = np.arange(len(values))
     if by is not None:
+        if not isinstance(by, str):
+            raise TypeError(f"loss_curves: by must be the name of an axis, not {describe(by)}")
         if grid is None or by not in grid.dims:
             raise ValueError(f"loss_curves: by={by!r} is not an axis of the run's grid")
         coordinates = grid.coords[by]
@@ -556,4 +596,4 @@ def _loss_groups(
         groups = {f"model {i}": models[i : i + 1] for i in models}
     else:
         groups = {f"median of {len(values):,} models, band 5–95%": models}
-    return groups, values, _array(steps), ylabel
+    return groups, values, given, ylabel

@@ -55,12 +55,12 @@ class OwnStoreError(StoreError):
     """Damaged or of another version, but written by toykern, so that it may be replaced when asked to."""
 
 
-def check_path(path: Any) -> Path:
+def check_path(path: Any, name: str = "path") -> Path:
     """The path of a store as a `Path`; TypeError or ValueError for what is none."""
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"path must be a string or a path, not {describe(path)}")
+        raise TypeError(f"{name} must be a string or a path, not {describe(path)}")
     if not os.fspath(path) or "\0" in os.fspath(path):
-        raise ValueError(f"path must name a directory, not {os.fspath(path)!r:.80}")
+        raise ValueError(f"{name} must name a directory, not {os.fspath(path)!r:.80}")
     return Path(path)
 
 

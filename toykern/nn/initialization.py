@@ -19,7 +19,7 @@ import torch
 
 from toykern.broadcast import broadcast_per_model
 from toykern.data.philox import normal
-from toykern.errors import check_choice, describe
+from toykern.errors import check_choice, check_size, describe
 
 INITIALIZATIONS = ("xavier", "xavier_stacked_features_hidden", "xavier_stacked_hidden_features")
 """The initialisations with a name; a standard deviation can be given instead."""
@@ -44,6 +44,8 @@ def initial_std(init: Any, n_features: int, n_hidden: int, n_models: int) -> tor
     >>> float(initial_std("xavier_stacked_features_hidden", 5, 2, n_models=10)[0].round(decimals=4))
     0.2582
     """
+    n_features, n_hidden = check_size("n_features", n_features), check_size("n_hidden", n_hidden)
+    n_models = check_size("n_models", n_models)
     if isinstance(init, str):
         name = check_choice("init", init, INITIALIZATIONS)
         if name == "xavier":

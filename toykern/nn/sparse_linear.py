@@ -116,6 +116,8 @@ class SparseLinear(SparseWeights):
         """
         capture = self._capture.number if self._capturing else 0
         relu = self.activation == "relu"
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"x must be a tensor, not {describe(x)}")
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(
                 f"x must have the shape [..., in_features] with in_features = {self.in_features}, "
@@ -176,8 +178,9 @@ class SparseLinear(SparseWeights):
 
     def to_linear(self, model: int = 0) -> nn.Linear:
         """One model as a dense `torch.nn.Linear` (a copy; the activation is not in it)."""
+        model = check_int("model", model)
         if not -self.n_models <= model < self.n_models:
-            raise IndexError(f"model {model} is out of range for a stack of {self.n_models}")
+            raise IndexError(f"model must be from {-self.n_models} to {self.n_models - 1}, not {model}")
         linear = nn.Linear(
             self.in_features,
             self.out_features,

@@ -159,8 +159,10 @@ class SparseTiedAutoencoder(SparseWeights):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs `[models, batch, n_features]` for x of that shape, or `[batch, n_features]` for all models.
 
-        ValueError for another shape.
+        ValueError for another shape, TypeError for what is no tensor or has another dtype than the weights.
         """
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"x must be a tensor, not {describe(x)}")
         stacked = x.unsqueeze(0) if x.ndim == 2 else x
         if (
             stacked.ndim != 3
@@ -208,6 +210,8 @@ class SparseTiedAutoencoder(SparseWeights):
         model its own gradient.
         """
         check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            raise TypeError(f"x must be a floating-point tensor, not {describe(x)}")
         if not x.numel():
             raise ValueError(f"x must hold at least one sample for a loss, not {describe(x)}")
         if isinstance(target, torch.Tensor):

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from toykern.errors import check_choice, check_int, check_non_negative_int, check_number, describe
+from toykern.errors import (
+    check_choice,
+    check_dense_tensor,
+    check_int,
+    check_non_negative_int,
+    check_number,
+    check_size,
+    describe,
+)
 from toykern.nn.sparse_linear import SparseLinear
 from toykern.sparse.draws import words64
 from toykern.sparse.topology import Topology
@@ -112,6 +120,7 @@ def layer_densities(
     [0.08, 0.23, 1.0]
     """
     check_choice("distribution", distribution, DISTRIBUTIONS)
+    shapes = _checked_shapes(shapes)
     density = check_number("density", density, minimum=0.0, maximum=1.0)
     if density == 0:
         raise ValueError("density must be above 0 and at most 1, not 0.0")
@@ -127,6 +136,21 @@ def layer_densities(
         if not over.any():
             return [float(d) for d in result]
         dense |= over & (raw == raw[over].max())
+
+
+def _checked_shapes(shapes: Any) -> list[tuple[int, int]]:
+    """The pairs of sizes, as ints; TypeError or ValueError for what is no such list."""
+    if isinstance(shapes, torch.Tensor):
+        check_dense_tensor("shapes", shapes)
+    if isinstance(shapes, torch.Tensor | np.ndarray):
+        shapes = shapes.tolist()
+    if isinstance(shapes, str | bytes) or not isinstance(shapes, Iterable):
+        raise TypeError(f"shapes must be a list of pairs (in_features, out_features), not {describe(shapes)}")
+    pairs = list(shapes)
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"shapes must hold pairs (in_features, out_features), not {describe(pair)}")
+    return [(check_size("a size in shapes", a), check_size("a size in shapes", b)) for a, b in pairs]
 
 
 def _close_shortcuts(module: nn.Module) -> None:
@@ -146,7 +170,12 @@ def _chosen(module: nn.Module, exclude: Iterable[str]) -> dict[str, nn.Linear]:
     """The layers to replace, by the first of their names."""
     if isinstance(exclude, str):
         raise TypeError(f"exclude must be a list of names, such as [{exclude!r}], not a string")
+    if isinstance(exclude, torch.Tensor) or not isinstance(exclude, Iterable):
+        raise TypeError(f"exclude must be a list of names, not {describe(exclude)}")
     patterns = list(exclude)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"exclude must hold names, not {describe(pattern)}")
     named = [
         (name, layer)
         for name, layer in module.named_modules(remove_duplicate=False)

@@ -14,7 +14,15 @@ from torch import nn
 from toykern.address import spans_its_storage
 from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed, from_data
 from toykern.data.sparse_batch import SparseBatch
-from toykern.errors import check_choice, check_flag, check_number, check_size, describe, is_int
+from toykern.errors import (
+    check_choice,
+    check_dense_tensor,
+    check_flag,
+    check_number,
+    check_size,
+    describe,
+    is_int,
+)
 from toykern.nn.factory import factory_device, factory_dtype
 from toykern.nn.initialization import initial_std, initial_weights
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
@@ -404,39 +412,46 @@ def _described_std(std: torch.Tensor) -> str | float:
 
 def model_index(index: Any, n_models: int) -> slice | torch.Tensor:
     """A slice (for an int or a slice) or int64 indices; IndexError outside the stack or if none is chosen."""
-    if isinstance(index, torch.Tensor | np.ndarray) and index.ndim == 0 and not isinstance(index, bool):
+    if isinstance(index, torch.Tensor | np.ndarray) and index.ndim == 0:
         index = index.item()
     if is_int(index):
         if not -n_models <= index < n_models:
-            raise IndexError(f"model {index} is out of range for a stack of {n_models}")
+            raise IndexError(f"index must be from {-n_models} to {n_models - 1}, not {describe(index)}")
         first = int(index) % n_models
         return slice(first, first + 1)
     if isinstance(index, slice):
         start, stop, step = index.indices(n_models)
         if step < 0:
             raise ValueError(
-                "a slice of models must have a positive step; for another order give a list of indices"
+                "index must be a slice with a positive step; for another order give a list of indices"
             )
         if stop <= start:
-            raise IndexError(f"{index} chooses none of {n_models} models")
+            raise IndexError(f"index {index} chooses none of {n_models} models")
         return slice(start, stop, step)
     if not isinstance(index, list | range | torch.Tensor | np.ndarray):
         raise TypeError(
-            f"models are chosen by an int, a slice, or a list or array of ints, not {describe(index)}"
+            f"index must be an int, a slice, or a list or array of ints or bools, not {describe(index)}"
         )
-    chosen = from_data(index).detach().cpu()
+    if isinstance(index, torch.Tensor):
+        check_dense_tensor("index", index)
+    try:
+        chosen = from_data(index).detach().cpu()
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(
+            f"index must be an int, a slice, or a list or array of ints or bools, not {describe(index)}"
+        ) from None
     if chosen.ndim != 1:
-        raise IndexError(f"an array of models must have one dimension, not {chosen.ndim}")
+        raise IndexError(f"index must have one dimension where it is an array, not be {describe(index)}")
     if chosen.dtype == torch.bool:
         if len(chosen) != n_models:
-            raise IndexError(f"a mask of models must have {n_models} entries, not {len(chosen)}")
+            raise IndexError(f"index must have {n_models} entries where it is a mask, not {len(chosen)}")
         chosen = chosen.nonzero()[:, 0]
     if len(chosen) == 0:
-        raise IndexError(f"the indices choose none of {n_models} models")
+        raise IndexError(f"index {describe(index)} chooses none of {n_models} models")
     if chosen.is_floating_point() or chosen.is_complex():
-        raise TypeError(f"models are chosen by integers, not {describe(index)}")
+        raise TypeError(f"index must hold integers or bools, not {describe(index)}")
     chosen = chosen.to(torch.int64)
     outside = (chosen < -n_models) | (chosen >= n_models)
     if bool(outside.any()):
-        raise IndexError(f"model {int(chosen[outside][0])} is out of range for a stack of {n_models}")
+        raise IndexError(f"index must be from {-n_models} to {n_models - 1}, not {int(chosen[outside][0])}")
     return chosen % n_models

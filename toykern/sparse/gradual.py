@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from toykern.errors import check_choice, check_non_negative_int, check_number
+from toykern.errors import check_choice, check_int, check_non_negative_int, check_number
 from toykern.sparse.change import Change
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.prune import Magnitude, PruneCriterion, drops_of
@@ -47,7 +47,11 @@ class GradualMagnitude(Recipe):
         density = check_number("final_density", self.final_density, minimum=0.0, below=1.0)
         if density == 0:
             raise ValueError("final_density must be above 0, not 0.0")
-        if self.end - self.begin < self.timing.interval:
+        timing = Timing(self.interval, self.begin)
+        object.__setattr__(self, "interval", timing.interval)
+        object.__setattr__(self, "begin", timing.begin)
+        object.__setattr__(self, "end", check_int("end", self.end))
+        if self.end - self.begin < self.interval:
             raise ValueError(
                 f"end must be at least begin + interval ({self.begin + self.interval}), not {self.end}"
             )

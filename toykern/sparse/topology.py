@@ -13,7 +13,14 @@ import numpy as np
 import torch
 
 from toykern.broadcast import broadcast_per_model, broadcast_seed
-from toykern.errors import check_int, check_non_negative_int, check_size, describe
+from toykern.errors import (
+    check_dense_tensor,
+    check_flag,
+    check_int,
+    check_non_negative_int,
+    check_size,
+    describe,
+)
 from toykern.ops import sparse_topology as native
 from toykern.sparse.draws import distinct, free_numbers
 from toykern.sparse.selection import largest
@@ -60,7 +67,7 @@ class Topology:
         self.row_start = row_start
         self.column = column
         self._row: torch.Tensor | None = None
-        if check:
+        if check_flag("check", check):
             self._check_arrays()
         self.n_models = row_start.shape[0]
         self.capacity = column.shape[0] // self.n_models
@@ -164,7 +171,7 @@ class Topology:
         >>> Topology.from_mask(torch.eye(3, dtype=torch.bool)).column.tolist()
         [0, 1, 2]
         """
-        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        if check_dense_tensor("mask", mask).dtype != torch.bool:
             raise TypeError(f"mask must be a bool tensor, not {describe(mask)}")
         stacked = _stacked("mask", mask)
         shape = _Shape(stacked.shape[2], stacked.shape[1], stacked.shape[0])
@@ -179,7 +186,7 @@ class Topology:
         >>> Topology.from_largest(torch.tensor([[1.0, -3.0], [2.0, 0.5]]), 0.5).to_mask().int().tolist()
         [[[0, 1], [1, 0]]]
         """
-        if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        if not check_dense_tensor("weight", weight).is_floating_point():
             raise TypeError(f"weight must be a floating-point tensor, not {describe(weight)}")
         stacked = _stacked("weight", weight.detach())
         shape = _Shape(stacked.shape[2], stacked.shape[1], stacked.shape[0])
@@ -285,6 +292,8 @@ class Topology:
 
     def to_dense(self, values: torch.Tensor) -> torch.Tensor:
         """`values` `[n_models · capacity]` at their places, else 0: `[n_models, out, in]`, differentiable."""
+        if not isinstance(values, torch.Tensor):
+            raise TypeError(f"values must be a tensor, not {describe(values)}")
         if values.shape != self.column.shape:
             raise ValueError(
                 f"values must have one entry for each slot, {list(self.column.shape)}, not {describe(values)}"

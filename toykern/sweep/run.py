@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from toykern.broadcast import from_data
-from toykern.errors import check_flag, check_positive_int, describe
+from toykern.errors import check_flag, check_function, check_positive_int, describe
 from toykern.fit import fit
 from toykern.grid import Grid
 from toykern.progress import SweepProgress
@@ -92,8 +92,11 @@ def sweep(
     import_zarr()
     if not isinstance(grid, Grid):
         raise TypeError(f"grid must be a Grid, as from toykern.grid, not {describe(grid)}")
-    if not callable(plan) or not (measure is None or callable(measure)):
-        raise TypeError("plan and measure must be functions")
+    check_function("plan", plan, ("points", "index"))
+    if measure is not None:
+        check_function("measure", measure, ("run", "points", "index"))
+    if progress is not None:
+        progress = check_flag("progress", progress)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     chunk = None if chunk is None else check_positive_int("chunk", chunk)
     for name in _OURS:
