@@ -343,7 +343,7 @@ def test_points_where_all_models_diverged_are_shown_as_such(monkeypatch):
 def test_train_phase_diagram_refuses():
     with pytest.raises(ValueError, match="shape must be two numbers"):
         train_phase_diagram(shape=(2, 2, 2))
-    with pytest.raises(ValueError, match=r"shape\[1\] must be an integer at least 2"):
+    with pytest.raises(ValueError, match=r"shape\[1\] must be an integer from 2 to 65536, not 1"):
         train_phase_diagram(shape=(2, 1))
     with pytest.raises(ValueError, match="seeds must be"):
         train_phase_diagram(seeds=0)
