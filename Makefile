@@ -21,7 +21,7 @@ CORE := $(addprefix tests/test_, import.py info.py broadcast.py models.py metric
 	run_store.py optim.py schedule.py sparse_modules.py sparsify.py topology_attached.py lottery.py \
 	fit_topology.py fit_results.py sweep_topology.py)
 
-.PHONY: help demo test test-newest core lint format bench gpu-check emulate emulate-all sanitize native clean
+.PHONY: help demo test test-newest core lint format bench gpu-check emulate emulate-all count sanitize native clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -34,6 +34,7 @@ help:
 	@echo "make bench     compare with PyTorch and JAX (installs JAX) and print the table"
 	@echo "make gpu-check build, test, sanitize and measure on a GPU, with the python3 that is there; writes a record"
 	@echo "make emulate   run the core of the GPU tests on an emulator of PTX (TOYKERN_EMULATOR); emulate-all: all of them"
+	@echo "make count     count a model-step's instructions there, for docs/gpu_trainer.md"
 	@echo "make sanitize  run the small tests on a build with ASan and UBSan"
 	@echo "make clean     remove what was built, and .venv"
 
@@ -84,6 +85,9 @@ emulate: $(VENV)/.with-test native
 
 emulate-all: $(VENV)/.with-test native
 	$(BIN)/python tools/emulate.py --all $(EMULATE)
+
+count: $(VENV)/.with-test native
+	$(BIN)/python tools/count_instructions.py --write
 
 # A second build of the module in a copy of the package under build/sanitize. The sanitizers' run-time libraries have
 # to be in the process before Python is, and libstdc++ with them, or they cannot see C++ exceptions.

@@ -1,13 +1,16 @@
-"""`make emulate`: what it says where there is no emulator, and that what it runs exists."""
+"""`make emulate` and `make count`: what they say without an emulator, and how instructions are told apart."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+import count_instructions  # noqa: E402
 import emulate  # noqa: E402
 
 
@@ -18,6 +21,8 @@ def test_without_an_emulator_one_line_says_so(monkeypatch, capsys, tmp_path):
         said = capsys.readouterr().out
         assert said.startswith(f"emulation {says}: no emulator in the folder that TOYKERN_EMULATOR names")
         assert said.count("\n") == 1
+    assert count_instructions.main([]) == 1
+    assert "no emulator" in capsys.readouterr().out
 
 
 def test_without_nvcc_one_line_says_so(monkeypatch, capsys, tmp_path):
@@ -34,3 +39,44 @@ def test_shares_of_the_core_have_names_of_their_own_and_files_that_exist():
         assert len({share.name for share in shares}) == len(shares)
         named = [a.partition("::")[0] for share in shares for a in share.arguments if a.startswith("tests")]
         assert named and all((ROOT / name).exists() for name in named)
+
+
+@pytest.mark.parametrize(
+    ("opcode", "kind"),
+    [
+        ("fma.rn.ftz.f32", "multiply-add"),
+        ("mad.lo.s32", "integer"),
+        ("add.ftz.f32", "add, multiply"),
+        ("mul.wide.u32", "integer"),
+        ("setp.gt.ftz.f32", "compare, select"),
+        ("setp.eq.s32", "integer"),
+        ("selp.f32", "compare, select"),
+        ("selp.b32", "integer"),
+        ("div.rn.ftz.f32", "special"),
+        ("div.u32", "integer"),
+        ("sqrt.rn.ftz.f32", "special"),
+        ("ld.shared.v4.f32", "shared"),
+        ("ld.global.nc.f32", "global"),
+        ("ld.param.u64", "parameter"),
+        ("st.f32", "global"),
+        ("atom.shared.add.u32", "shared"),
+        ("shfl.sync.idx.b32", "exchange"),
+        ("bar.warp.sync", "exchange"),
+        ("vote.sync.ballot.b32", "exchange"),
+        ("bra.uni", "branch, call"),
+        ("mov.b64", "move"),
+        ("cvt.rn.f32.u32", "convert"),
+        ("lop3.b32", "integer"),
+    ],
+)
+def test_kinds_of_instructions(opcode, kind):
+    assert count_instructions.kind_of(opcode) == kind and kind in count_instructions.KINDS
+
+
+def test_the_table_has_a_column_for_each_workload_and_sums_that_add_up():
+    found = dict.fromkeys(count_instructions.KINDS, 10.0) | {"lanes": 65.0}
+    lines = count_instructions.table([("pentagon", found), ("eighty", found)]).splitlines()
+    assert lines[0].count("|") == 4 and "5 → 2, S = 0.99" in lines[0]
+    cells = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines[2:]}
+    assert cells["**all of PTX**"] == "**130**" and cells["lanes at work"] == "50%"
+    assert cells["by hand, of machine code"] == "685" and cells["issue roof"] == "194"
