@@ -100,7 +100,7 @@ def phase_diagram(
     norm = flat[..., -1].norm(dim=-1).reshape(importance.size, density.size).numpy()
     superposition = metrics.superposition(flat)[:, -1].reshape(importance.size, density.size).numpy()
 
-    ax = _axes(ax, figsize=(6.6, 4.8) if key else (5.2, 4.8))
+    ax = axes_for(ax, figsize=(6.6, 4.8) if key else (5.2, 4.8))
     colours = phase_colours(norm, superposition)
     rows, columns = np.argsort(density), np.argsort(importance)
     ax.pcolormesh(
@@ -179,7 +179,7 @@ def loss_curves(
     names = list(groups) if labels is None else list(labels)
     if len(names) != len(groups):
         raise ValueError(f"loss_curves: labels must name {len(groups)} curves, got {len(names)}")
-    ax = _axes(ax, figsize=(6.4, 4.2))
+    ax = axes_for(ax, figsize=(6.4, 4.2))
     import matplotlib
 
     shades = matplotlib.colormaps["cividis"]
@@ -237,7 +237,7 @@ def feature_directions(
     features = weight.shape[1]
     shade = np.arange(features) if importance is None else _per_feature("importance", importance, features)
     numbers = features <= 12 if numbers is None else check_flag("numbers", numbers)
-    ax = _axes(ax, figsize=(4.8, 4.4))
+    ax = axes_for(ax, figsize=(4.8, 4.4))
     reach = 1.18 * max(1.0, float(np.abs(weight).max()))
     turn = np.linspace(0.0, 2.0 * np.pi, 200)
     ax.plot(np.cos(turn), np.sin(turn), color=GREY, linewidth=0.8, linestyle=":", zorder=1)
@@ -298,7 +298,7 @@ def interference(weight: Any, bias: Any = None, *, title: str | None = None, ax:
         )
     features = weight.shape[1]
     biases = np.zeros(0) if bias is None else _per_feature("bias", bias, features)
-    ax = _axes(ax, figsize=(6.8, 4.6))
+    ax = axes_for(ax, figsize=(6.8, 4.6))
     diverging = LinearSegmentedColormap.from_list("blue_white_vermillion", [BLUE, "white", VERMILLION])
     gram = weight.T @ weight
     reach = max(1.0, float(np.abs(gram).max()), float(np.abs(biases).max(initial=0.0)))
@@ -378,7 +378,7 @@ def dimensionality_scatter(
             "dimensionality_scatter: weight must be [models, n_hidden, n_features] and density [models], "
             f"got {tuple(weight.shape)} and {density.shape}"
         )
-    ax = _axes(ax, figsize=(7.4, 4.6))
+    ax = axes_for(ax, figsize=(7.4, 4.6))
     rarity = 1.0 / density
     dimensionality = metrics.feature_dimensionality(weight).numpy()
     norm = weight.norm(dim=1).numpy()
@@ -430,7 +430,8 @@ def dimensionality_scatter(
     return ax
 
 
-def _axes(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
+def axes_for(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
+    """`ax`, or that of a new figure; TypeError for what is no Axes of matplotlib."""
     try:
         import matplotlib.pyplot as plt
         from matplotlib.axes import Axes

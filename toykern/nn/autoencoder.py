@@ -20,6 +20,7 @@ class Autoencoder(StackedModel):
     n_hidden]`, `bias` `[models, n_features]` or None, `hidden_bias` `[models, n_hidden]` or None. ValueError
     or TypeError names the argument at fault.
 
+    >>> import torch
     >>> model = Autoencoder(n_features=3, n_hidden=6, n_models=2, hidden_activation="relu")
     >>> model.loss(-torch.ones(4, 3), target="abs").shape
     torch.Size([2])

@@ -10,7 +10,7 @@ import torch
 from torch import distributed, nn
 
 from toykern.data.philox import half_normal
-from toykern.errors import check_choice, describe
+from toykern.errors import check_choice, check_flag, describe
 from toykern.ops.sparse_topology import explore
 from toykern.ops.sparse_topology import move as move_together
 from toykern.sparse import rewind
@@ -151,7 +151,7 @@ class AttachedTopology:
 
     def put_weights_back(self, with_optimizer: bool) -> None:
         """Go back to what `keep_weights` remembered, as far as there still are connections."""
-        rewind.put_weights_back(self, with_optimizer)
+        rewind.put_weights_back(self, check_flag("with_optimizer", with_optimizer))
 
     # --- checkpoints --------------------------------------------------------------------------------------
 

@@ -78,6 +78,7 @@ class GradualMagnitude(Recipe):
 
     def density_at(self, step: int, initial: float) -> float:
         """The density after the update at `step`, for layers that began with `initial`."""
+        step, initial = check_int("step", step), check_number("initial", initial)
         whole = (self.end - self.begin) // self.interval * self.interval
         left = 1 - min(1.0, max(0.0, (step - self.begin) / whole))
         return self.final_density + (initial - self.final_density) * left**3

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from toykern.errors import describe
+from toykern.errors import check_flag, describe
 from toykern.ops import sparse_topology as native
 from toykern.sparse.draws import words64
 from toykern.sparse.layer import AttachedLayer
@@ -39,6 +39,9 @@ class Magnitude:
     """
 
     by_sign: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag("by_sign", self.by_sign)
 
     def score(self, layer: AttachedLayer, number: int) -> torch.Tensor:
         """|w| of every slot."""

@@ -115,10 +115,9 @@ QUANTITIES = {
 
 def plot_history(history: Sequence[Update], quantity: str, ax: Axes | None) -> Axes:
     """One line for each layer: the mean over models of a quantity of `LayerReport` against the step."""
-    import matplotlib.pyplot as plt
+    from toykern.plot import axes_for
 
-    if ax is None:
-        ax = plt.figure(figsize=(6.0, 3.8), layout="constrained").add_subplot()
+    ax = axes_for(ax, figsize=(6.0, 3.8))
     names = list(history[0].layers) if history else []
     steps = [update.step for update in history]
     for name in names:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from toykern.broadcast import broadcast_per_model, broadcast_seed
+from toykern.devices import check_device
 from toykern.errors import (
     check_dense_tensor,
     check_flag,
@@ -272,6 +273,8 @@ class Topology:
 
         Without those in `drop`, bool `[n_models · capacity]`, where it is given.
         """
+        if drop is not None:
+            self._check_drop(drop)
         if native.on_cpu(self.column, self.row_start):
             return native.keys(self.row_start, self.column, self.in_features, drop)
         if drop is not None:
@@ -325,11 +328,7 @@ class Topology:
         >>> changed.column.tolist(), old_slot.tolist()
         ([1, 2], [1, -1])
         """
-        if not isinstance(drop, torch.Tensor) or drop.dtype != torch.bool or drop.shape != self.column.shape:
-            raise ValueError(
-                f"drop must be a bool tensor with one entry for each slot, {list(self.column.shape)}, "
-                f"not {describe(drop)}"
-            )
+        self._check_drop(drop)
         grown = self._checked_growth(grow)
         if native.on_cpu(self.column, self.row_start):
             return self._merged(drop.to(self.device), grown)
@@ -399,9 +398,12 @@ class Topology:
 
     def to(self, device: torch.device | str) -> Topology:
         """This topology with its arrays on `device`."""
-        if torch.device(device) == self.device:
+        there = check_device(device)
+        if there is None:
+            raise TypeError("device must be a device such as 'cpu' or 'cuda', not None")
+        if there == self.device:
             return self
-        row_start, column = self.row_start.to(device), self.column.to(device)
+        row_start, column = self.row_start.to(there), self.column.to(there)
         return Topology(self.in_features, self.out_features, row_start, column, check=False)
 
     def __eq__(self, other: object) -> bool:
@@ -430,9 +432,21 @@ class Topology:
         row, column = divmod(key, self.in_features)
         return f"(model {row // self.out_features}, row {row % self.out_features}, column {column})"
 
+    def _check_drop(self, drop: Any) -> None:
+        if not isinstance(drop, torch.Tensor) or drop.dtype != torch.bool or drop.shape != self.column.shape:
+            raise ValueError(
+                f"drop must be a bool tensor with one entry for each slot, {list(self.column.shape)}, "
+                f"not {describe(drop)}"
+            )
+
     def _checked_growth(self, grow: Places) -> torch.Tensor:
         """The keys of `grow`, ascending; ValueError if one is out of range or named twice."""
-        if not isinstance(grow, tuple) or len(grow) != 3 or len({tuple(part.shape) for part in grow}) != 1:
+        if (
+            not isinstance(grow, tuple)
+            or len(grow) != 3
+            or not all(isinstance(part, torch.Tensor) for part in grow)
+            or len({tuple(part.shape) for part in grow}) != 1
+        ):
             raise ValueError(
                 "grow must be a tuple (model, row, column) of int64 tensors of the same length, "
                 f"not {describe(grow)}"
