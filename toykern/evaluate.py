@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from toykern.broadcast import broadcast_importance, broadcast_seed
-from toykern.data.features import SparseFeatures
-from toykern.errors import check_choice, check_positive_int
+from toykern.data.features import MAX_STEP, SparseFeatures
+from toykern.errors import check_choice, check_int
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS
 from toykern.resident import AnyModel, check_data, check_model, evaluate_models
 from toykern.stratified import stratified_loss
@@ -76,7 +76,7 @@ def evaluate(
     """
     check_model(model, "evaluate")
     check_data(data, model)
-    samples = check_positive_int("samples", samples)
+    samples = check_int("samples", samples, minimum=1, maximum=_BATCH * MAX_STEP)
     check_choice("method", method, METHODS)
     if seed is None and method == "stratified":
         seed = 0

@@ -24,13 +24,14 @@ from toykern.longer import check_longer, make_longer
 from toykern.nn import SparseTiedAutoencoder
 from toykern.optim import AdamW, Optimizer, optimizer_from_config
 from toykern.progress import BarMaker, bar_for
-from toykern.resident import AnyModel, Resident, check_data, check_model
+from toykern.resident import AnyModel, Resident, check_data, check_model, frozen_parameters
 from toykern.resident_topology import ResidentTopology, check_recipe
 from toykern.resume import check_resume
 from toykern.run import Run
 from toykern.run_checks import check_run
 from toykern.schedule import Schedule, check_schedule, multipliers, schedule_config, schedule_from_config
 from toykern.settings import METRICS, check_memory, check_settings, topology_config
+from toykern.sparse.named import Static
 from toykern.sparse.recipe import Recipe
 
 _STRETCH_SECONDS = 0.4  # of work in one native call: how often progress shows and Ctrl-C is heard
@@ -66,7 +67,8 @@ def fit(
     Args:
         model: a `TiedAutoencoder` or `Autoencoder` with float32 parameters, all on the CPU or all on one CUDA
             device, which is where it is trained. Everything else that the run keeps lies on the CPU. Or a
-            `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0.
+            `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0. Parameters without
+            `requires_grad` and their optimiser state stay as they are, for the whole run.
         data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of
             them.
         steps: updates of each model, at most 2³² − 1. Training starts at step 0 with a fresh optimiser state.
@@ -206,6 +208,8 @@ def _new_run(
         "record_every": settings.record_every, "record": list(settings.record),
         "snapshots": settings.snapshots,
     }  # fmt: skip
+    if frozen := frozen_parameters(model):
+        config["frozen"] = frozen
     if attached is not None:
         arrays["topology_seed"] = attached.seeds
         config["topology"] = topology_config(attached.recipe)
@@ -376,6 +380,11 @@ def _check_recipe(given: Any, model: AnyModel) -> Recipe:
         raise TypeError(
             "topology is for sparse models: give fit a tk.SparseTiedAutoencoder(n_features, n_hidden, "
             f"density=…), not {describe(model)}"
+        )
+    if not model.values.requires_grad and not isinstance(recipe, Static):
+        raise ValueError(
+            f"topology={type(recipe).__name__}(…) would replace connections of model.values, which is frozen "
+            "(requires_grad=False); use Static() or none"
         )
     return recipe
 

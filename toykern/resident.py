@@ -75,6 +75,11 @@ def _described_class(model: AnyModel) -> type[AnyModel]:
     return next(c for c in (TiedAutoencoder, Autoencoder, SparseTiedAutoencoder) if isinstance(model, c))
 
 
+def frozen_parameters(model: AnyModel) -> list[str]:
+    """Names of the parameters that training leaves as they are: those without `requires_grad`."""
+    return sorted(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
 def check_data(data: Any, model: AnyModel) -> SparseFeatures:
     """`data` if it fits the model; TypeError or ValueError that names what differs."""
     if isinstance(data, torch.Tensor):
@@ -229,6 +234,9 @@ class Resident:
                 key = f"{name}/{suffix}"
                 if key in state:
                     p.set_state(moment, number, self._at(key, state_there[key], torch.float32))
+        names = {"weight": 0, "values": 0, "encoder": 0, "decoder": 1, "bias": 2}
+        for name in frozen_parameters(model):
+            p.set_frozen(names[name], True)
         if self.layer is not None:
             p.network.sparse = True
             p.connected = self._at("connected", self.layer.connected, torch.uint8)

@@ -313,6 +313,7 @@ class Run:
                         parameter.copy_(rows[f"init/{name}"])
         model = model.to(next(self.model.parameters()).device)  # where its bits are made
         config = self.config
+        freeze(model, config.get("frozen", []))
         recipe = None
         if "topology" in config:
             if self.topology is None:
@@ -385,6 +386,13 @@ class Run:
         flat = np.arange(self.n_models, dtype=np.int64).reshape(self.grid.shape).transpose(kept + reduced)
         remaining = tuple(self.grid.shape[at] for at in kept)
         return flat.reshape(int(np.prod(remaining, dtype=np.int64)), -1), remaining
+
+
+def freeze(model: AnyModel, names: Sequence[str]) -> None:
+    """Parameters called `names` do not require a gradient any more, so that `fit` leaves them as they are."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
 
 
 def trained_arrays(run: Run) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from toykern.broadcast import broadcast_importance, broadcast_seed
 from toykern.errors import check_int, check_number, describe
 from toykern.nn import SparseTiedAutoencoder
 from toykern.optim import PER_MODEL, Optimizer, optimizer_from_config
-from toykern.resident import AnyModel, check_data, check_model
+from toykern.resident import AnyModel, check_data, check_model, frozen_parameters
 from toykern.resident_topology import ResidentTopology
 from toykern.run import Run
 from toykern.schedule import schedule_from_config
@@ -84,13 +84,18 @@ def _check(run: Run) -> None:
 def _check_config(run: Run, model: AnyModel) -> tuple[Settings, Optimizer]:
     """The settings and the optimiser that `run.config` describes, after comparing it with the run."""
     config = run.config
-    optional = ["topology"] if "topology" in config else []
+    optional = [name for name in ("frozen", "topology") if name in config]
     _check_names("config", config, [*_SETTINGS, *optional])
     for name, described in (("model", model.config()), ("data", run.data.config())):
         # A setting that the config does not have yet is one that came into being after it was written.
         told = config[name]
         if not isinstance(told, dict) or any(k not in described or described[k] != told[k] for k in told):
             raise ValueError(f"config[{name!r}] does not describe the run's {name}: {describe(told)}")
+    if frozen_parameters(model) != config.get("frozen", []):
+        raise ValueError(
+            f"the run was begun with {config.get('frozen', [])} frozen; requires_grad is now False for "
+            f"{frozen_parameters(model)}"
+        )
     arrays = run.arrays
     for name in ("lr", "weight_decay"):
         _check_array(f"arrays[{name!r}]", arrays.get(name), [model.n_models], torch.float64)

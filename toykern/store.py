@@ -258,7 +258,7 @@ def _read_array(source: Path, entry: dict[str, Any]) -> Tensor:
 def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor]) -> Run:
     from toykern.data.features import features_from_config
     from toykern.grid import Grid
-    from toykern.run import Run
+    from toykern.run import Run, freeze
     from toykern.schedule import schedule_from_config
 
     groups = {group: _take(tensors, f"{group}/") for group in ("model", "initialization", *_GROUPS)}
@@ -284,6 +284,7 @@ def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor]) -> Run:
         if config["schedule"]["name"] == "callable"
         else schedule_from_config(config["schedule"]),
     )
+    freeze(run.model, config.get("frozen", []))
     if "topology" in config:
         _restore_topology(run, attributes["topology"], _take(tensors, "topology/"))
     return run

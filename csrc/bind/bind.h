@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "bind/interpreter.h"
+
 namespace toykern {
 
 // An address, which is what Python passes for every pointer and stream. A bound function never takes the pointer itself: pybind11 makes a

@@ -4,6 +4,7 @@
 // Submodule `cuda` has the kernels on a device, `device_source_on_host` the same source run on the host, lanes in lock step, for tests.
 #include "toykern/cuda.h"
 #include "bind/bind.h"
+#include "bind/checks.h"
 #include "toykern/cuda_devices.h"
 #include "toykern/layer_cuda.h"
 #include "toykern/sparse_device.h"
@@ -28,7 +29,7 @@ void bind_devices(py::module_& m) {
         [] {
             CudaStatus status;
             {
-                py::gil_scoped_release release;
+                const Unlocked release;
                 status = cuda_status();
             }
             py::dict d;
@@ -43,7 +44,7 @@ void bind_devices(py::module_& m) {
     m.def(
         "cuda_synchronize",
         [](int device, uintptr_t stream, const std::string& doing) {
-            py::gil_scoped_release release;
+            const Unlocked release;
             cuda_synchronize(device, pointer<void>(stream), doing);
         },
         py::arg("device"), py::arg("stream"), py::arg("doing"),
@@ -53,7 +54,7 @@ void bind_devices(py::module_& m) {
         [](int device) {
             CudaDevice found;
             {
-                py::gil_scoped_release release;
+                const Unlocked release;
                 found = cuda_device(device);
             }
             py::dict d;
@@ -75,7 +76,7 @@ void bind_devices(py::module_& m) {
     m.def(
         "cuda_probe",
         [](int device, int threads, int64_t shared_bytes) {
-            py::gil_scoped_release release;
+            const Unlocked release;
             return cuda_probe(device, threads, shared_bytes);
         },
         py::arg("device"), py::arg("threads") = 32, py::arg("shared_bytes") = 4096,
@@ -88,7 +89,7 @@ void bind_trainer(py::module_& m, py::module_& c, py::module_& host) {
     m.def("tables_layout", &tables_layout, "Of a distribution whose pointers are on the host.");
     m.def("fill_tables",
           [](const Distribution& d, const TablesLayout& layout, int64_t n_models, uintptr_t out, int threads) {
-              py::gil_scoped_release release;
+              const Unlocked release;
               return fill_tables(d, layout, n_models, pointer<char>(out), threads);
           });
     m.def("step_scales", [](const TrainParams& p, uintptr_t out) { step_scales(p, pointer<double>(out)); });
@@ -111,13 +112,37 @@ void bind_trainer(py::module_& m, py::module_& c, py::module_& host) {
     });
     c.def("train_workspace", &cuda::train_workspace, "Bytes that train needs; the pointers are not read.");
     c.def("evaluate_workspace", &cuda::evaluate_workspace);
-    c.def("train", &cuda::train, py::call_guard<py::gil_scoped_release>());
-    c.def("evaluate", &cuda::evaluate, py::call_guard<py::gil_scoped_release>());
-    c.def("sample", &cuda::sample, py::call_guard<py::gil_scoped_release>());
+    c.def("train", [](const TrainParams& p, const Launch& launch) {
+        check(p, false);
+        const Unlocked release;
+        cuda::train(p, launch);
+    });
+    c.def("evaluate", [](const EvaluateParams& p, const Launch& launch) {
+        check(p, false);
+        const Unlocked release;
+        cuda::evaluate(p, launch);
+    });
+    c.def("sample", [](const SampleParams& p, const Launch& launch) {
+        check(p, false, true);
+        const Unlocked release;
+        cuda::sample(p, launch);
+    });
 
-    host.def("train", &host::train, py::call_guard<py::gil_scoped_release>());
-    host.def("evaluate", &host::evaluate, py::call_guard<py::gil_scoped_release>());
-    host.def("sample", &host::sample, py::call_guard<py::gil_scoped_release>());
+    host.def("train", [](const TrainParams& p, const Launch& launch, bool descending) {
+        check(p, false);
+        const Unlocked release;
+        host::train(p, launch, descending);
+    });
+    host.def("evaluate", [](const EvaluateParams& p, const Launch& launch, bool descending) {
+        check(p, false);
+        const Unlocked release;
+        host::evaluate(p, launch, descending);
+    });
+    host.def("sample", [](const SampleParams& p, const Launch& launch, bool descending) {
+        check(p, false, true);
+        const Unlocked release;
+        host::sample(p, launch, descending);
+    });
 }
 
 void bind_sparse_layers(py::module_& m, py::module_& c, py::module_& host) {
@@ -167,7 +192,7 @@ void bind_sparse_layers(py::module_& m, py::module_& c, py::module_& host) {
     bind_pointer(l, "workspace", &SparseLaunch::workspace);
     m.def("sparse_slots_workspace", &sparse_slots_workspace);
 
-    const auto release = py::call_guard<py::gil_scoped_release>();
+    const auto release = py::call_guard<Unlocked>();
     c.def("sparse_scatter", &cuda::sparse_scatter, release);
     c.def("sparse_gather", &cuda::sparse_gather, release);
     c.def("sparse_group_inputs", &cuda::sparse_group_inputs, release);
@@ -241,7 +266,7 @@ void bind_autoencoder_layer(py::module_& m, py::module_& c, py::module_& host) {
     m.def("layer_is_stacked", &layer_is_stacked, py::arg("n_features"), py::arg("n_hidden"), py::arg("tied"),
           py::arg("given") = true, py::arg("direct") = true, "Whether a network runs within a block's shared memory.");
     m.def("stacked_partial_floats", &stacked_partial_floats, "Scratch of one model; the pointers are not read.");
-    const auto unlocked = py::call_guard<py::gil_scoped_release>();
+    const auto unlocked = py::call_guard<Unlocked>();
     c.def("layer_stacked", &cuda::layer_stacked, unlocked);
     c.def(
         "layer_tile",

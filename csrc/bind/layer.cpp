@@ -1,10 +1,33 @@
 // The binding of the autoencoder layer.
 #include "bind/bind.h"
+#include "bind/checks.h"
 #include "toykern/api.h"
 
 namespace py = pybind11;
 
 namespace toykern {
+namespace {
+
+// Sizes and strides that a call can be made with; what an address leads to is for Python to know.
+void check(const LayerParams& p) {
+    check_range("task", p.task, 0, (int64_t)LayerTask::kBackward);
+    check_range("target", p.target, 0, (int64_t)LayerTarget::kTensor);
+    check_elements("n_models, n_hidden, n_features", p.n_models, p.n_hidden, p.n_features);
+    check_range("batch", p.batch, 0, kMostSamples);
+    if (p.batch) check_elements("n_models, batch, n_features", p.n_models, p.batch, p.n_features);
+    check_range("top_k", p.top_k, 0, p.n_hidden);
+    check_address("encoder", p.encoder);
+    check_address("decoder", p.decoder, !p.tied);
+    if (p.batch && !p.x) check_address("x or row_start", p.row_start);
+    check_stride("x_stride", p.x_stride, p.batch * p.n_features);
+    check_stride("row_stride", p.row_stride, p.batch);
+    check_stride("importance_stride", p.importance_stride, p.n_features);
+    check_stride("l1_stride", p.l1_stride, 1);
+    check_stride("target_stride", p.target_stride, p.batch * p.n_features);
+    if ((LayerTask)p.task == LayerTask::kLoss) check_address("loss", p.loss);
+}
+
+}  // namespace
 
 void bind_layer(py::module_& m) {
     py::class_<LayerParams> p(m, "LayerParams");
@@ -56,7 +79,7 @@ void bind_layer(py::module_& m) {
           [](uintptr_t row_start, int64_t rows, uintptr_t feature, int64_t entries, int64_t n_features, int threads) {
               EntryFault fault;
               {
-                  py::gil_scoped_release release;
+                  const Unlocked release;
                   fault = check_entries(reinterpret_cast<const int64_t*>(row_start), rows,
                                         reinterpret_cast<const int32_t*>(feature), entries, n_features, threads);
               }
@@ -64,7 +87,8 @@ void bind_layer(py::module_& m) {
           });
     m.def("layer_loop", [](const LayerParams& params) { return std::string(layer_loop(params)); });
     m.def("run_layer", [](const LayerParams& params) {
-        py::gil_scoped_release release;
+        check(params);
+        const Unlocked release;
         run_layer(params);
     });
 }

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/bind.h"
+#include "bind/checks.h"
 #include "toykern/api.h"
 
 #ifndef TOYKERN_COMMIT
@@ -83,6 +84,11 @@ void bind_structs(py::module_& m) {
         .def_readwrite("n_records", &TrainParams::n_records)
         .def_readwrite("total_steps", &TrainParams::total_steps)
         .def_readwrite("threads", &TrainParams::threads)
+        .def("set_frozen",
+             [](TrainParams& p, int tensor, bool frozen) {
+                 if (tensor < 0 || tensor > 2) throw std::out_of_range("frozen index");
+                 p.frozen[tensor] = frozen;
+             })
         .def("set_state", [](TrainParams& p, int moment, int tensor, uintptr_t address) {
             if (moment < 0 || moment > 1 || tensor < 0 || tensor > 2) throw std::out_of_range("state index");
             p.state[moment][tensor] = reinterpret_cast<float*>(address);
@@ -127,6 +133,19 @@ py::array_t<T> as_array(std::vector<T>&& values) {
     return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
 }
 
+// Calls `work`, whose kernels ask p.stop; raises what a signal's handler raised meanwhile, as Ctrl-C's does.
+template <class Params, class Work>
+void until_signal(Params& p, const Work& work) {
+    bool raised = false;
+    {
+        UnlockedUntilSignal release;
+        p.stop = release.stop();
+        work();
+        raised = release.raised();
+    }
+    if (raised) throw py::error_already_set();
+}
+
 const char* compiler() {
 #if defined(__clang__)
     return "clang " __clang_version__;
@@ -138,7 +157,7 @@ const char* compiler() {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-    m.doc() = "Native kernels of toykern. Use the Python API: nothing is checked here.";
+    m.doc() = "Native kernels of toykern. Use the Python API: only sizes are checked here.";
     py::register_exception_translator([](std::exception_ptr p) {
         try {
             if (p) std::rethrow_exception(p);
@@ -169,37 +188,36 @@ PYBIND11_MODULE(_native, m) {
     });
     m.def("regime", [](const Network& n) { return std::string(train_regime(n)); });
     m.def("train", [](const TrainParams& p) {
-        py::gil_scoped_release release;
+        check(p, true);
+        const Unlocked release;
         train(p);
     });
-    m.def("evaluate", [](const EvaluateParams& p) {
-        py::gil_scoped_release release;
-        evaluate(p);
+    m.def("evaluate", [](EvaluateParams p) {
+        check(p, true);
+        until_signal(p, [&] { evaluate(p); });
     });
-    m.def("sample", [](const SampleParams& p, int threads) {
-        py::gil_scoped_release release;
-        sample(p, threads);
+    m.def("sample", [](SampleParams p, int threads) {
+        check(p, true, true);
+        until_signal(p, [&] { sample(p, threads); });
     });
-    m.def("sample_entries", [](const SampleParams& p) {
+    m.def("sample_entries", [](SampleParams p) {
+        check(p, true, false);
         Entries e;
-        {
-            py::gil_scoped_release release;
-            e = sample_entries(p);
-        }
+        until_signal(p, [&] { e = sample_entries(p); });
         return py::make_tuple(as_array(std::move(e.model_start)), as_array(std::move(e.sample)),
                               as_array(std::move(e.feature)), as_array(std::move(e.value)));
     });
     m.def(
         "measure_fma_peak",
         [](int threads) {
-            py::gil_scoped_release release;
+            const Unlocked release;
             return 2.0 * measure_fma(threads);
         },
         "Floating-point operations a second (a multiply-add is two) on `threads` cores at the level in use.");
     m.def(
         "measure_random_words",
         [](int threads) {
-            py::gil_scoped_release release;
+            const Unlocked release;
             return measure_words(threads);
         },
         "Philox words a second on `threads` cores at the level in use.");

@@ -2,7 +2,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "bind/bind.h"
+#include "bind/checks.h"
 #include "toykern/api.h"
 #include "toykern/sparse_topology.h"
 
@@ -27,11 +30,19 @@ py::array_t<T> as_array(std::vector<T>&& values) {
     return py::array_t<T>(static_cast<py::ssize_t>(kept->size()), kept->data(), owner);
 }
 
+// Sizes of stacked layers that can be counted with.
+void check_shape(int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity) {
+    check_elements("n_models, out_features, in_features", n_models, out_features, in_features);
+    check_range("capacity", capacity, 0, kMostElements / n_models);
+}
+void check_count(const char* name, int64_t value) { check_range(name, value, 0, kMostElements); }
+
 void bind_topology_updates(py::module_& m) {
     m.def(
         "sparse_largest",
         [](uintptr_t score, uintptr_t counts, uintptr_t taken, int64_t n_taken, int64_t groups, int64_t size,
            bool is_double, bool absolute, int threads) {
+            for (const int64_t count : {n_taken, groups, size}) check_count("n_taken, groups, size", count);
             const LargestParams p = {pointer<const void>(score),
                                      pointer<const int64_t>(counts),
                                      pointer<const int64_t>(taken),
@@ -43,7 +54,7 @@ void bind_topology_updates(py::module_& m) {
                                      threads};
             std::vector<int64_t> chosen;
             {
-                py::gil_scoped_release release;
+                const Unlocked release;
                 chosen = sparse_largest(p);
             }
             return as_array(std::move(chosen));
@@ -56,7 +67,7 @@ void bind_topology_updates(py::module_& m) {
             "add",
             [](LargestStream& stream, uintptr_t score, int64_t first, int64_t n, uintptr_t taken, int64_t n_taken,
                int threads) {
-                py::gil_scoped_release release;
+                const Unlocked release;
                 stream.add(pointer<const float>(score), first, n, pointer<const int64_t>(taken), n_taken, threads);
             },
             py::arg("score"), py::arg("first"), py::arg("n"), py::arg("taken"), py::arg("n_taken"), py::arg("threads"))
@@ -70,6 +81,7 @@ void bind_topology_updates(py::module_& m) {
         "sparse_random_places",
         [](uintptr_t taken, int64_t n_taken, uintptr_t counts, uintptr_t seeds, uintptr_t ids, int64_t groups,
            int64_t size, uint32_t tag, uint32_t step, int threads) {
+            for (const int64_t count : {n_taken, groups, size}) check_count("n_taken, groups, size", count);
             const RandomPlacesParams p = {pointer<const int64_t>(taken),
                                           pointer<const int64_t>(counts),
                                           pointer<const int64_t>(seeds),
@@ -82,7 +94,7 @@ void bind_topology_updates(py::module_& m) {
                                           threads};
             std::vector<int64_t> chosen;
             {
-                py::gil_scoped_release release;
+                const Unlocked release;
                 chosen = sparse_random_places(p);
             }
             return as_array(std::move(chosen));
@@ -94,6 +106,7 @@ void bind_topology_updates(py::module_& m) {
         [](uintptr_t score, uintptr_t sign, uintptr_t allowed, uintptr_t counts, uintptr_t row_start, double fraction,
            int64_t n_models, int64_t out_features, int64_t capacity, bool is_double, uintptr_t drop, uintptr_t dropped,
            int threads) {
+            check_shape(n_models, out_features, 1, capacity);
             const LowestParams p = {pointer<const void>(score),
                                     pointer<const void>(sign),
                                     pointer<const uint8_t>(allowed),
@@ -107,7 +120,7 @@ void bind_topology_updates(py::module_& m) {
                                     pointer<uint8_t>(drop),
                                     pointer<int64_t>(dropped),
                                     threads};
-            py::gil_scoped_release release;
+            const Unlocked release;
             sparse_lowest(p);
         },
         py::arg("score"), py::arg("sign"), py::arg("allowed"), py::arg("counts"), py::arg("row_start"),
@@ -119,6 +132,8 @@ void bind_topology_updates(py::module_& m) {
            uintptr_t column, uintptr_t drop, uintptr_t grown, int64_t n_grown, bool keep_returning,
            uintptr_t new_row_start, uintptr_t new_column, uintptr_t old_slot, uintptr_t fresh, uintptr_t dropped,
            uintptr_t came, uintptr_t active_rows, uintptr_t active_columns, int threads) {
+            check_shape(n_models, out_features, in_features, capacity);
+            check_count("n_grown", n_grown);
             const MergeParams p = {n_models,
                                    out_features,
                                    in_features,
@@ -138,7 +153,7 @@ void bind_topology_updates(py::module_& m) {
                                    pointer<int64_t>(active_rows),
                                    pointer<int64_t>(active_columns),
                                    threads};
-            py::gil_scoped_release release;
+            const Unlocked release;
             return sparse_merge(p);
         },
         py::arg("n_models"), py::arg("out_features"), py::arg("in_features"), py::arg("capacity"), py::arg("row_start"),
@@ -149,6 +164,8 @@ void bind_topology_updates(py::module_& m) {
         "sparse_keys",
         [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity, int64_t room,
            uintptr_t row_start, uintptr_t column, uintptr_t drop, uintptr_t keys, int threads) {
+            check_shape(n_models, out_features, in_features, capacity);
+            check_count("room", room);
             const KeysParams p = {n_models,
                                   out_features,
                                   in_features,
@@ -159,7 +176,7 @@ void bind_topology_updates(py::module_& m) {
                                   pointer<const uint8_t>(drop),
                                   pointer<int64_t>(keys),
                                   threads};
-            py::gil_scoped_release release;
+            const Unlocked release;
             return sparse_keys(p);
         },
         py::arg("n_models"), py::arg("out_features"), py::arg("in_features"), py::arg("capacity"), py::arg("room"),
@@ -175,9 +192,10 @@ void bind_topology_updates(py::module_& m) {
                 data.push_back(pointer<void>(address));
                 bytes.push_back(size);
             }
+            check_count("count", count);
             const MoveParams p = {data.data(),          bytes.data(), pointer<const int64_t>(old_slot),
                                   (int64_t)data.size(), count,        threads};
-            py::gil_scoped_release release;
+            const Unlocked release;
             sparse_move(p);
         },
         py::arg("tensors"), py::arg("old_slot"), py::arg("count"), py::arg("threads"));
@@ -185,6 +203,7 @@ void bind_topology_updates(py::module_& m) {
         "sparse_explore",
         [](uintptr_t explored, uintptr_t keys, int64_t n_keys, int64_t n_models, int64_t positions, uintptr_t counts,
            int threads) {
+            for (const int64_t count : {n_keys, n_models, positions}) check_count("n_keys, n_models, positions", count);
             const ExploreParams p = {pointer<uint8_t>(explored),
                                      pointer<const int64_t>(keys),
                                      n_keys,
@@ -192,7 +211,7 @@ void bind_topology_updates(py::module_& m) {
                                      positions,
                                      pointer<int64_t>(counts),
                                      threads};
-            py::gil_scoped_release release;
+            const Unlocked release;
             sparse_explore(p);
         },
         py::arg("explored"), py::arg("keys"), py::arg("n_keys"), py::arg("n_models"), py::arg("positions"),
@@ -207,6 +226,8 @@ void bind_sparse(py::module_& m) {
     s.def(py::init([](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity, int64_t batch_size,
                       int scalar, int threads) {
         if (scalar < 0 || scalar > 2) throw std::out_of_range("scalar");
+        check_shape(n_models, out_features, in_features, capacity);
+        check_range("batch_size", batch_size, 0, kMostElements / std::max(in_features, out_features) / n_models);
         SparseLinearParams p = {};
         p.topology.n_models = n_models;
         p.topology.out_features = out_features;
@@ -233,15 +254,16 @@ void bind_sparse(py::module_& m) {
     bind_pointer(s, "dvalues", &SparseLinearParams::dvalues);
     bind_pointer(s, "dbias", &SparseLinearParams::dbias);
     m.def("sparse_linear_forward", [](const SparseLinearParams& p) {
-        py::gil_scoped_release release;
+        const Unlocked release;
         sparse_linear_forward(p);
     });
     m.def("sparse_linear_backward", [](const SparseLinearParams& p) {
-        py::gil_scoped_release release;
+        const Unlocked release;
         sparse_linear_backward(p);
     });
     m.def("sparse_check_index", [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity,
                                    uintptr_t row_start, uintptr_t column) {
+        check_shape(n_models, out_features, in_features, capacity);
         const SparseTransposeParams p = {n_models,
                                          out_features,
                                          in_features,
@@ -252,12 +274,13 @@ void bind_sparse(py::module_& m) {
                                          nullptr,
                                          nullptr,
                                          1};
-        py::gil_scoped_release release;
+        const Unlocked release;
         sparse_check_index(p);
     });
     m.def("sparse_transpose",
           [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity, uintptr_t row_start,
              uintptr_t column, uintptr_t column_start, uintptr_t row, uintptr_t slot, int threads) {
+              check_shape(n_models, out_features, in_features, capacity);
               const SparseTransposeParams p = {n_models,
                                                out_features,
                                                in_features,
@@ -268,7 +291,7 @@ void bind_sparse(py::module_& m) {
                                                reinterpret_cast<int32_t*>(row),
                                                reinterpret_cast<int32_t*>(slot),
                                                threads};
-              py::gil_scoped_release release;
+              const Unlocked release;
               sparse_transpose(p);
           });
 }

@@ -21,7 +21,8 @@ class LossRecord {
             const int64_t number = step / p.record_every;
             const double length = (double)(step + 1 - number * p.record_every);
             if (writer && p.loss_records) p.loss_records[model * p.n_records + number] = (float)(carry_ / length);
-            if ((step + 1) % p.record_every == 0) carry_ = 0.0;  // of a shorter last record it is kept: a run may be made longer
+            if ((step + 1) % p.record_every == 0)
+                carry_ = 0.0;  // of a shorter last record it is kept: a run may be made longer
             open(p, step + 1);
         }
         return true;

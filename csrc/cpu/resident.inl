@@ -73,6 +73,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
     }
     arrays.importance = p.importance + i * p.importance_stride;
     arrays.connected = p.connected ? p.connected + i * weights : nullptr;
+    for (int t = 0; t < 3; ++t) shared.model.frozen[t] = p.frozen[t];  // every rank has a model of its own in that
 
     worker.set_up(i);
     if (team.rank == 0) shared.model.load_model(arrays);
@@ -92,7 +93,8 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
         if ((step + 1) % p.record_every == 0 || step + 1 == p.total_steps) {
             if (team.rank == 0 && p.loss_records)
                 p.loss_records[i * p.n_records + r] = (float)(carry / (double)(step + 1 - r * p.record_every));
-            if ((step + 1) % p.record_every == 0) carry = 0.0;  // of a shorter last record it is kept: a run may be made longer
+            if ((step + 1) % p.record_every == 0)
+                carry = 0.0;  // of a shorter last record it is kept: a run may be made longer
         }
         const bool last = step + 1 == p.first_step + p.steps;
         shared.model.update(step_constants(p, i, step), (float)(2.0 * factor), shared.gradients, shared.stride,
@@ -118,9 +120,11 @@ void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Wor
     worker.set_up(i);
     shared.model.load_model(arrays);
     double sum = 0.0;
-    for (int64_t step = 0; step < p.batches; ++step)
+    for (int64_t step = 0; step < p.batches; ++step) {
+        if (p.stop.now()) return;
         sum += shared.batch(worker, stream_key(p.seed[i], (uint32_t)step, (uint32_t)Purpose::kEvaluation), p.batch_size,
                             Team());
+    }
     p.loss[i] = sum * mean_factor(p.network, p.batch_size) / (double)p.batches;
 }
 

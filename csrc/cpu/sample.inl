@@ -11,6 +11,8 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
+constexpr int64_t kRowsToAsk = 512;  // drawn between two looks whether to stop
+
 struct SampleRoom {
     StreamTables tables;
     RowCursor rows;
@@ -44,6 +46,7 @@ inline void sample_rows(const SampleParams& p, int64_t model, void* memory) {
     const StreamKey key = stream_key(p.seed[model * p.seed_stride], p.step, p.purpose);
     room.rows.begin(key, 0, p.batch_size);
     for (int64_t s = 0; !room.rows.done(); s += 32) {
+        if (s % kRowsToAsk == 0 && p.stop.now()) return;
         const int count = room.rows.next32(room.clean, n);
         if (p.noisy) room.rows.add_noise(room.clean, room.noisy, n, count);
         const size_t at = ((size_t)model * (size_t)p.batch_size + (size_t)s) * n;
@@ -65,6 +68,7 @@ inline void sample_entries(const SampleParams& p, int64_t model, void* memory, c
     if (room.tables.n_frequent || p.data.noise > 0.0f) {
         room.rows.begin(key, 0, p.batch_size);
         for (int64_t s = 0; !room.rows.done(); s += 32) {
+            if (s % kRowsToAsk == 0 && p.stop.now()) return;
             const int count = room.rows.next32(room.clean, n);
             if (p.data.noise > 0.0f) room.rows.add_noise(room.clean, room.noisy, n, count);
             const float* rows = p.data.noise > 0.0f ? room.noisy : room.clean;
@@ -78,6 +82,7 @@ inline void sample_entries(const SampleParams& p, int64_t model, void* memory, c
     room.rare.begin(key, 0, p.batch_size);
     room.list.count = 0;
     while (!room.rare.done()) {
+        if (p.stop.now()) return;
         room.rare.refill(room.list);
         for (int64_t i = 0; i < room.list.count; ++i)
             sink.put(sink.context, room.list.sample[i], room.list.feature[i], room.list.value[i]);

@@ -20,6 +20,7 @@ struct TilesModel {
     float* connected;         // [m][np] 1 or 0 (sparse), pads 0
     const float* importance;  // [np], padded with zeros
     float* importance_room;
+    bool frozen[3];  // encoder (tied: the weight), decoder, bias
 
     // Gradients of one part.
     struct Gradient {
@@ -96,16 +97,17 @@ struct TilesModel {
             for (int64_t r = k; r < k + rows && gradient_out; ++r)
                 for (int64_t j = 0; j < n; ++j) gradient_out[r * n + j] = first.d[r * np + j] * scale;
             if (sparse) mask_gradient(first.d + k * np, connected + k * np, rows * np);
+            if (frozen[tied ? 0 : 1]) continue;
             optimizer_step(c, d + k * np, first.d + k * np, d1 + k * np, d2 + k * np, rows * np, scale);
             transpose_into(d, np, dt, mp, k, k + rows, n, false);
         }
-        if (!tied) {
+        if (!tied && !frozen[0]) {
             const int64_t j0 = worker * n / workers, j1 = (worker + 1) * n / workers;
             for (int part = 1; part < parts; ++part)
                 add(first.et + j0 * mp, g + part * stride + et_offset + j0 * mp, (j1 - j0) * mp);
             optimizer_step(c, et + j0 * mp, first.et + j0 * mp, e1 + j0 * mp, e2 + j0 * mp, (j1 - j0) * mp, scale);
         }
-        if (worker == 0 && has_bias) {
+        if (worker == 0 && has_bias && !frozen[2]) {
             for (int part = 1; part < parts; ++part) add(first.b, g + part * stride + b_offset, np);
             optimizer_step(c, b, first.b, b1, b2, np, scale);
         }

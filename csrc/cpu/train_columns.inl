@@ -197,6 +197,7 @@ struct ColumnsModel {
     float* connected;         // [weights] 1 or 0 (sparse)
     const float* importance;  // [n]
     float* importance_room;
+    bool frozen[3];  // encoder (tied: the weight), decoder, bias
 
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, weights = n * m;
@@ -257,7 +258,12 @@ struct ColumnsModel {
         for (int64_t j = 0; j < n && gradient_out; ++j)
             for (int64_t k = 0; k < m; ++k) gradient_out[k * n + j] = g[j * m + k] * scale;
         if (sparse) mask_gradient(g, connected, weights);
-        optimizer_step(c, p, g, s1, s2, has_bias ? length : length - n, scale);
+        const int64_t trained = has_bias ? length : length - n;
+        if (!frozen[0] && !frozen[1] && !frozen[2]) return optimizer_step(c, p, g, s1, s2, trained, scale);
+        const int64_t end[3] = {weights, length - n, trained};
+        for (int64_t t = 0, from = 0; t < 3; from = end[t++])
+            if (!frozen[t] && end[t] > from)
+                optimizer_step(c, p + from, g + from, s1 + from, s2 + from, end[t] - from, scale);
     }
 };
 

@@ -288,13 +288,14 @@ struct WeightsLarge {
             TOYKERN_UNROLL
             for (int q = 0; q < 4; ++q) g.v[q] = (before.v[q] + sum.v[q]) * scale;
             if (t.p.connected) keep_connected(t, model, step, at, g);
+            if (t.p.frozen[which]) return;
             TOYKERN_UNROLL
             for (int q = 0; q < 4; ++q) value.v[q] = updated(constants, value.v[q], g.v[q], s1.v[q], s2.v[q]);
             store4(weight + at, value);
             store4(first + at, s1);
             store4(second + at, s2);
         });
-        if (!with_bias) return;
+        if (!with_bias || t.p.frozen[2]) return;
         float* value = t.at(model, s.weight[2]);
         float *b1 = t.at(model, s.moment[2][0]), *b2 = t.at(model, s.moment[2][1]);
         const float *importance = t.at(model, s.importance), *before = t.at(model, s.gradient[2]);

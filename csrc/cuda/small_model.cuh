@@ -165,11 +165,11 @@ TOYKERN_DEVICE_CALL bool finish_step(Block b, SmallRoom room, const TrainParams&
             if (k == s.m && empty > 0.0f) g = fused(empty_gradient(room, o, j), empty, g);
             g *= scale;
             if (p.connected && k < s.m) g = connected_gradient(p, step, (model * s.m + k) * (int64_t)s.n + j, g);
-            update_parameter(room, c, room.decoder()[i], g, 0, i);
+            if (!p.frozen[k == s.m ? 2 : s.tied ? 0 : 1]) update_parameter(room, c, room.decoder()[i], g, 0, i);
             if (s.tied || k == s.m) continue;
             const float encoder_g = room.encoder_sum()[i];
             room.encoder_sum()[i] = 0.0f;
-            update_parameter(room, c, room.encoder()[i], encoder_g * scale, 1, i);
+            if (!p.frozen[0]) update_parameter(room, c, room.encoder()[i], encoder_g * scale, 1, i);
         }
     });
     b.sync();  // a batch without any active unit has no other barrier before its empty samples read all biases

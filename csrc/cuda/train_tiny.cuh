@@ -272,7 +272,7 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
             TOYKERN_UNROLL
             for (int o = 0; o < Shape::kOwned; ++o) {
                 const int i = o * kHalf + lane % kHalf;
-                if (i >= parameters) continue;
+                if (i >= parameters || p.frozen[i < N * M ? 0 : 2]) continue;
                 const float g = totals[lane].value[o] * (float)(2.0 * task.mean_factor);
                 float& parameter = pair.parameter(lane, i);
                 parameter = updated(c, parameter, g, owned[lane].s1[o], owned[lane].s2[o]);

@@ -14,6 +14,13 @@ enum class Magnitude : int32_t { kUniform = 0, kSymmetric = 1, kHalfNormal = 2, 
 enum class UnitKind : uint8_t { kSingle = 0, kCorrelated = 1, kExclusive = 2 };
 enum class Purpose : uint32_t { kTraining = 0, kEvaluation = 1 };
 
+// Whether a call is to end before its work is done; kernels ask between batches. Without `asked` it never is.
+struct Stop {
+    bool (*asked)(void* context);
+    void* context;
+    bool now() const { return asked && asked(context); }
+};
+
 // A feature distribution (docs/data_stream.md §2). Shared by all models but for the probabilities.
 struct Distribution {
     int64_t n_features;
@@ -38,6 +45,7 @@ struct SampleParams {
     uint32_t purpose;  // Purpose
     float* clean;      // [K, batch, n] without noise, or null
     float* noisy;      // [K, batch, n] with noise, or null
+    Stop stop;         // the CPU's kernels ask it
 };
 
 // What one model is, and what its loss is. Options, not kernels: EXPERIMENTS "the family of models".
@@ -65,6 +73,7 @@ struct TrainParams {
     float* encoder;      // [K, m, n]
     float* decoder;      // [K, n, m]; null when tied
     float* bias;         // [K, n]; null without bias
+    bool frozen[3];      // encoder, decoder, bias: it and its state stay as they are
     float* state[2][3];  // first and second moment (or momentum) of encoder, decoder, bias; null where absent
     // With network.sparse. Where there is no connection, weight and state are 0 when the call begins, and stay so.
     const uint8_t* connected;  // [K, m, n] 1 where a connection exists, else 0
@@ -84,8 +93,8 @@ struct TrainParams {
     int64_t record_every;       // steps to a record
     float* loss_records;        // [K, n_records] mean loss of each record; null: not wanted
     int64_t n_records;
-    int64_t total_steps;   // of the whole run: the last record may be shorter than record_every
-    double* loss_carry;    // [K] sum of the losses of the record under way; of a last one that is shorter, at the end too
+    int64_t total_steps;  // of the whole run: the last record may be shorter than record_every
+    double* loss_carry;  // [K] sum of the losses of the record under way; of a last one that is shorter, at the end too
     int64_t* diverged_at;  // [K] step whose batch loss was not finite, or -1; such a model is left alone
 
     const int64_t* order;  // [K] the order in which models are taken, costliest first; null: 0 … K-1
@@ -106,6 +115,7 @@ struct EvaluateParams {
     const float* bias;
     double* loss;  // [K]
     int threads;
+    Stop stop;  // the CPU's kernels ask it
 };
 
 }  // namespace toykern

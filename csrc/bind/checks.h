@@ -1,0 +1,122 @@
+// What the kernels are told, checked where it comes in: that their loops end and stay within the sizes they are given, whatever Python
+// says by mistake. Whether an address leads to memory of that size is for Python to know (toykern/address.py).
+//
+// Cheap: no array of a model is read. ValueError says what is wrong.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "toykern/params.h"
+
+namespace toykern {
+
+constexpr int64_t kMostFeatures = (int64_t)1 << 24, kMostSamples = ((int64_t)1 << 31) - 1,
+                  kMostSteps = ((int64_t)1 << 32) - 1;
+constexpr int64_t kMostElements = (int64_t)1 << 60;  // of any one array
+
+[[noreturn]] inline void refuse(const char* name, int64_t value, const std::string& allowed) {
+    throw std::invalid_argument(std::string(name) + " must be " + allowed + ", not " + std::to_string(value));
+}
+inline void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
+    if (value < least || value > most)
+        refuse(name, value, "from " + std::to_string(least) + " to " + std::to_string(most));
+}
+inline void check_stride(const char* name, int64_t value, int64_t row) {
+    if (value != 0 && value != row) refuse(name, value, "0 or " + std::to_string(row));
+}
+inline void check_address(const char* name, const void* address, bool wanted = true) {
+    if ((address != nullptr) != wanted)
+        throw std::invalid_argument(std::string(name) + (wanted ? " must have an address" : " must have none"));
+}
+// The number of elements of an array of these lengths, each at least 1, is one that can be counted with.
+template <class... Lengths>
+void check_elements(const char* name, Lengths... lengths) {
+    int64_t product = 1;
+    for (const int64_t length : {(int64_t)lengths...}) {
+        if (length < 1 || length > kMostElements / product)
+            refuse(name, length, "at least 1, and all lengths together at most 2^60");
+        product *= length;
+    }
+}
+
+// `on_host`: its arrays are host memory, else device memory that cannot be looked into.
+inline void check(const Distribution& d, bool on_host) {
+    check_range("n_features", d.n_features, 1, kMostFeatures);
+    check_range("n_units", d.n_units, 1, d.n_features);
+    check_stride("probability_stride", d.probability_stride, d.n_features);
+    check_range("magnitude", d.magnitude, 0, (int64_t)Magnitude::kConstant);
+    if (!(std::isfinite(d.noise) && d.noise >= 0.0f))
+        throw std::invalid_argument("noise must be finite and at least 0");
+    check_address("unit_start", d.unit_start);
+    check_address("unit_member", d.unit_member);
+    check_address("unit_kind", d.unit_kind);
+    if (!on_host) return;
+    check_address("probability", d.probability);
+    if (d.unit_start[0] != 0 || d.unit_start[d.n_units] != d.n_features)
+        refuse("unit_start", d.unit_start[d.n_units], "from 0 to n_features = " + std::to_string(d.n_features));
+}
+
+inline void check(const Network& net, const Distribution& d, int64_t n_models, int64_t batch_size) {
+    check_range("the network's n_features", net.n_features, d.n_features, d.n_features);
+    check_elements("n_models, n_hidden, n_features", n_models, net.n_hidden, net.n_features);
+    check_range("batch_size", batch_size, 1, kMostSamples);
+}
+
+inline void check(const TrainParams& p, bool on_host) {
+    check(p.data, on_host);
+    check(p.network, p.data, p.n_models, p.batch_size);
+    check_range("optimizer", p.optimizer, 0, (int64_t)Optimizer::kAdamW);
+    check_stride("importance_stride", p.importance_stride, p.network.n_features);
+    check_range("total_steps", p.total_steps, 1, kMostSteps);
+    check_range("first_step", p.first_step, 0, p.total_steps);
+    check_range("steps", p.steps, 0, p.total_steps - p.first_step);
+    check_range("record_every", p.record_every, 1, INT64_MAX);
+    if (p.loss_records) {
+        const int64_t records = (p.total_steps - 1) / p.record_every + 1;
+        check_range("n_records", p.n_records, records, records);
+        check_elements("n_models, n_records", p.n_models, p.n_records);
+    }
+    if (p.network.sparse && !p.network.tied) throw std::invalid_argument("a sparse network must be tied");
+    check_address("seed", p.seed);
+    check_address("importance", p.importance);
+    check_address("encoder", p.encoder);
+    check_address("decoder", p.decoder, !p.network.tied);
+    check_address("bias", p.bias, p.network.has_bias);
+    check_address("connected", p.connected, p.network.sparse);
+    check_address("lr", p.lr);
+    check_address("weight_decay", p.weight_decay);
+    check_address("loss_carry", p.loss_carry);
+    check_address("diverged_at", p.diverged_at);
+    if (on_host) {
+        check_address("lr_factor", p.lr_factor);
+        for (int64_t i = 0; p.order && i < p.n_models; ++i) check_range("order", p.order[i], 0, p.n_models - 1);
+    }
+}
+
+inline void check(const EvaluateParams& p, bool on_host) {
+    check(p.data, on_host);
+    check(p.network, p.data, p.n_models, p.batch_size);
+    check_range("batches", p.batches, 1, kMostSteps);
+    check_stride("importance_stride", p.importance_stride, p.network.n_features);
+    check_address("seed", p.seed);
+    check_address("importance", p.importance);
+    check_address("encoder", p.encoder);
+    check_address("decoder", p.decoder, !p.network.tied);
+    check_address("bias", p.bias, p.network.has_bias);
+    check_address("loss", p.loss);
+}
+
+// `dense`: rows are written, into `clean` or `noisy`.
+inline void check(const SampleParams& p, bool on_host, bool dense) {
+    check(p.data, on_host);
+    check_range("batch_size", p.batch_size, 1, kMostSamples);
+    check_elements("n_models, batch_size, n_features", p.n_models, p.batch_size, p.data.n_features);
+    check_stride("seed_stride", p.seed_stride, 1);
+    check_range("purpose", p.purpose, 0, (int64_t)Purpose::kEvaluation);
+    check_address("seed", p.seed);
+    if (dense && !p.clean) check_address("clean or noisy", p.noisy);
+}
+
+}  // namespace toykern

@@ -1,0 +1,141 @@
+"""Sizes that Python says by mistake are refused where native code takes them, before a kernel sees one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import toykern as tk
+from toykern import _native, resident
+from toykern.broadcast import broadcast_importance
+
+MODELS, N, M, STEPS, EVERY = 3, 5, 2, 10, 4
+
+
+class Params:
+    """Those of a good call, and what their addresses lead to."""
+
+    def __init__(self) -> None:
+        self.data = tk.SparseFeatures(N, 0.3)
+        model = tk.TiedAutoencoder(N, M, MODELS)
+        self.kept = {
+            "seed": torch.arange(MODELS, dtype=torch.int64),
+            "importance": broadcast_importance(1.0, MODELS, N),
+            "encoder": model.weight.detach(),
+            "bias": model.bias.detach(),
+            "lr": torch.full((MODELS,), 0.1, dtype=torch.float64),
+            "weight_decay": torch.zeros(MODELS, dtype=torch.float64),
+            "lr_factor": torch.ones(STEPS, dtype=torch.float64),
+            "loss_records": torch.zeros(MODELS, 3, dtype=torch.float32),
+            "loss_carry": torch.zeros(MODELS, dtype=torch.float64),
+            "diverged_at": torch.full((MODELS,), -1, dtype=torch.int64),
+            "loss": torch.zeros(MODELS, dtype=torch.float64),
+            "clean": torch.zeros(MODELS, 8, N, dtype=torch.float32),
+            "order": torch.arange(MODELS, dtype=torch.int64),
+        }
+        network = resident.network_params(model, "identity", "mean")
+        self.train = self._filled(_native.TrainParams(), network=network, steps=STEPS, total_steps=STEPS)
+        self.train.record_every, self.train.n_records, self.train.threads = EVERY, 3, 1
+        self.evaluate = self._filled(_native.EvaluateParams(), network=network, batches=2, threads=1)
+        self.sample = self._filled(_native.SampleParams(), seed_stride=1)
+
+    def _filled(self, params: Any, **values: Any) -> Any:
+        values = {"data": self.data.native(), "n_models": MODELS, "batch_size": 8, **values}
+        values |= {name: t.data_ptr() for name, t in self.kept.items() if hasattr(params, name)}
+        for name, value in values.items():
+            setattr(params, name, value)
+        return params
+
+
+CALLS: dict[str, Callable[[Params], Any]] = {
+    "train": lambda p: _native.train(p.train),
+    "evaluate": lambda p: _native.evaluate(p.evaluate),
+    "sample": lambda p: _native.sample(p.sample, 1),
+    "sample_entries": lambda p: _native.sample_entries(p.sample),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_good_call_passes(call):
+    CALLS[call](Params())
+
+
+# Which parameters, the field (of data or network where there is a dot) and a value that it must not have.
+BAD = [
+    ("train", "n_records", 2),
+    ("train", "n_records", 4),
+    ("train", "record_every", 0),
+    ("train", "record_every", -3),
+    ("train", "record_every", 1),
+    ("train", "total_steps", 2000),
+    ("train", "total_steps", 9),
+    ("train", "steps", 11),
+    ("train", "steps", -1),
+    ("train", "first_step", 1),
+    ("train", "first_step", -1),
+    ("train", "optimizer", 3),
+    ("train", "optimizer", -1),
+    ("train", "order", "an order beyond the models"),
+    ("train", "lr", 0),
+    ("train", "weight_decay", 0),
+    ("train", "lr_factor", 0),
+    ("train", "loss_carry", 0),
+    ("train", "diverged_at", 0),
+    ("train", "decoder", 64),
+    ("train", "connected", 64),
+    ("train", "network.sparse", True),
+    ("evaluate", "batches", 0),
+    ("evaluate", "batches", 2**32),
+    ("evaluate", "loss", 0),
+    ("evaluate", "decoder", 64),
+    ("sample", "clean", 0),
+    ("sample", "purpose", 2),
+    ("sample", "seed_stride", 2),
+    ("sample", "seed_stride", -1),
+]
+for call in ("train", "evaluate", "sample"):
+    BAD += [(call, "n_models", value) for value in (0, -1, 2**60)]
+    BAD += [(call, "batch_size", value) for value in (0, -1, 2**31, 2**40)]
+    BAD += [
+        (call, "seed", 0),
+        (call, "data.n_features", 0),
+        (call, "data.n_features", 6),
+        (call, "data.n_units", 0),
+    ]
+    BAD += [(call, "data.n_units", 6), (call, "data.n_units", 4), (call, "data.magnitude", 4)]
+    BAD += [(call, "data.magnitude", -1), (call, "data.noise", -1.0), (call, "data.noise", float("nan"))]
+    BAD += [(call, "data.probability", 0), (call, "data.probability_stride", 3), (call, "data.unit_start", 0)]
+for call in ("train", "evaluate"):
+    BAD += [(call, "network.n_features", 6), (call, "network.n_hidden", 0), (call, "network.n_hidden", 2**60)]
+    BAD += [
+        (call, "network.tied", False),
+        (call, "network.has_bias", False),
+        (call, "bias", 0),
+        (call, "encoder", 0),
+    ]
+    BAD += [(call, "importance", 0), (call, "importance_stride", 1)]
+
+
+@pytest.mark.parametrize(("call", "field", "value"), BAD)
+def test_what_would_leave_its_memory_is_a_value_error(call, field, value):
+    good = Params()
+    before = {name: tensor.clone() for name, tensor in good.kept.items()}
+    if field == "order":
+        good.kept["order"][1] = MODELS
+        before["order"][1] = MODELS
+    else:
+        params, *inner = [getattr(good, call), *field.split(".")[:-1]]
+        if inner:  # structs come as copies
+            part = getattr(params, inner[0])
+            setattr(part, field.split(".")[1], value)
+            setattr(params, inner[0], part)
+        else:
+            setattr(params, field, value)
+    calls = [call, "sample_entries"] if call == "sample" and field != "clean" else [call]
+    for name in calls:
+        with pytest.raises(ValueError, match="must"):
+            CALLS[name](good)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in good.kept.items())
