@@ -328,6 +328,12 @@ def test_no_polygon_of_the_kind_is_better(k):
     assert metrics.polygon(k).loss <= loss.min().item() + 2e-4
 
 
+def test_a_polygon_that_does_not_fit_into_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("toykern.memory.free_memory", lambda device: 2**28)
+    with pytest.raises(MemoryError, match="n_features=1,000,000,000 features would take"):
+        metrics.polygon(5, 10**9)
+
+
 def test_bad_polygons():
     for k in (1, 13):
         with pytest.raises(ValueError, match="n_vertices must be an integer from 2 to 12"):

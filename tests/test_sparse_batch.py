@@ -93,6 +93,11 @@ def test_the_good_one_is_good():
     assert SparseBatch(**GOOD, n_models=3).shape == (3, 1, 5)
 
 
+def test_a_shape_with_more_samples_than_there_can_be_is_refused():
+    with pytest.raises(ValueError, match="shape must have at most 2147483647 samples of all models"):
+        tk.SparseBatch.from_coo(torch.zeros(3, 0, dtype=torch.int64), torch.zeros(0), (2**62, 2**62, 3))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

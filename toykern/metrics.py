@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from toykern.broadcast import real_array, real_tensor
 from toykern.errors import check_int, check_number, check_size, describe
+from toykern.memory import check_free_memory
 
 UNDEFINED, NOT_REPRESENTED, DEDICATED, SUPERPOSITION = -1, 0, 1, 2
 """The phases of a feature: `classify_phase` and `best_solution` return these numbers."""
@@ -247,6 +248,7 @@ def polygon(n_vertices: int, n_features: int | None = None) -> CriticalPoint:
     n_vertices = check_int("n_vertices", n_vertices, minimum=2, maximum=MAX_VERTICES)
     n_features = n_vertices if n_features is None else check_size("n_features", n_features)
     check_int("n_features", n_features, minimum=n_vertices)
+    check_free_memory(f"n_features={n_features:,} features", 24 * n_features, "take fewer")
     cosines = torch.cos(
         2 * math.pi * torch.arange(1, n_vertices, dtype=torch.float64, device="cpu") / n_vertices
     )

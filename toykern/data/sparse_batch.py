@@ -6,7 +6,8 @@ from typing import Any, Self
 
 import torch
 
-from toykern.errors import check_dense_tensor, check_int, check_size, describe
+from toykern.errors import MAX_SIZE, check_dense_tensor, check_int, check_size, describe
+from toykern.memory import check_free_memory
 from toykern.ops.gate import check_entries
 
 
@@ -103,6 +104,13 @@ class SparseBatch:
         if not isinstance(shape, tuple | list) or len(shape) != 3:
             raise TypeError(f"shape must be (models, batch_size, n_features), not {describe(shape)}")
         models, batch, n_features = (check_int("a size in shape", size, minimum=0) for size in shape)
+        if models * batch > MAX_SIZE:
+            raise ValueError(
+                f"shape must have at most {MAX_SIZE} samples of all models, not {describe(shape)}"
+            )
+        check_free_memory(
+            f"the rows of a batch of the shape {list(shape)}", 16 * models * batch, "take fewer"
+        )
         check_dense_tensor("indices", indices)
         check_dense_tensor("values", values)
         if indices.ndim != 2 or indices.shape[0] != 3 or indices.dtype != torch.int64:
