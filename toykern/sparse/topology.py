@@ -22,6 +22,7 @@ from toykern.errors import (
     check_size,
     describe,
 )
+from toykern.memory import check_free_memory
 from toykern.ops import sparse_topology as native
 from toykern.sparse.draws import distinct, free_numbers
 from toykern.sparse.selection import largest
@@ -540,6 +541,11 @@ class _Shape:
         self.positions = self.in_features * self.out_features
         if self.positions * self.n_models >= 2**62:
             raise ValueError("in_features · out_features · n_models must be below 2⁶²")
+        check_free_memory(
+            f"the rows of n_models={self.n_models:,}, out_features={self.out_features:,}",
+            8 * self.n_models * (self.out_features + 1),
+            "take fewer",
+        )
 
     def counts_at(self, name: str, density: Any) -> np.ndarray:
         """round(density · positions) for each model, int64; ValueError outside (0, 1] and where it is 0."""
