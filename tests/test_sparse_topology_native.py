@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from toykern.ops import sparse_topology as native
 from toykern.ops.sparse_linear import SparseIndex
+from toykern.ops.sparse_ties import Ties
 from toykern.sparse.change import Change, changed, changed_anywhere
 from toykern.sparse.draws import distinct, free_numbers
 from toykern.sparse.prune import lowest_anywhere, lowest_of_layer
@@ -262,6 +263,9 @@ class _Layer:
     def of_units(self, score):
         return score
 
+    def ties_of_slots(self, number):
+        return Ties(torch.arange(self.topology.n_models) + 5, self.topology.capacity, 137, number)
+
     def per_model(self, slots):
         return slots.reshape(self.topology.n_models, self.topology.capacity)
 
@@ -286,7 +290,7 @@ def test_what_goes_is_what_pytorch_chooses(n_models, shape, by_sign, dtype):
         counts = torch.randint(0, int(fraction * mask[0].numel()) + 1, (n_models,), generator=generator)
         for allowed in (None, may_go & topology.occupied()):
             for options in ({"fraction": fraction}, {"counts": counts}):
-                given = (layer, values.abs(), allowed)
+                given = (layer, values.abs(), allowed, 3)
                 expected = lowest_anywhere(*given, by_sign=by_sign, **options)
                 for threads in (1, 3):
                     torch.set_num_threads(threads)

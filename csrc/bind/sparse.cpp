@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "bind/bind.h"
 #include "bind/checks.h"
@@ -37,11 +38,21 @@ void check_shape(int64_t n_models, int64_t out_features, int64_t in_features, in
 }
 void check_count(const char* name, int64_t value) { check_range(name, value, 0, kMostElements); }
 
+// How ties are decided, as toykern.ops.sparse_ties.Ties says it: (address of seeds or 0, size, first, tag, step).
+using TieArguments = std::tuple<uintptr_t, int64_t, int64_t, uint32_t, uint32_t>;
+
+TieSequences tie_sequences(const TieArguments& ties) {
+    const auto& [seeds, size, first, tag, step] = ties;
+    check_range("ties: size", size, 1, kMostElements);
+    check_range("ties: first", first, 0, kMostElements);
+    return {pointer<const int64_t>(seeds), size, first, tag, step};
+}
+
 void bind_topology_updates(py::module_& m) {
     m.def(
         "sparse_largest",
         [](uintptr_t score, uintptr_t counts, uintptr_t taken, int64_t n_taken, int64_t groups, int64_t size,
-           bool is_double, bool absolute, int threads) {
+           bool is_double, bool absolute, const TieArguments& ties, int threads) {
             for (const int64_t count : {n_taken, groups, size}) check_count("n_taken, groups, size", count);
             const LargestParams p = {pointer<const void>(score),
                                      pointer<const int64_t>(counts),
@@ -51,6 +62,7 @@ void bind_topology_updates(py::module_& m) {
                                      size,
                                      is_double,
                                      absolute,
+                                     tie_sequences(ties),
                                      threads};
             std::vector<int64_t> chosen;
             {
@@ -60,9 +72,12 @@ void bind_topology_updates(py::module_& m) {
             return as_array(std::move(chosen));
         },
         py::arg("score"), py::arg("counts"), py::arg("taken"), py::arg("n_taken"), py::arg("groups"), py::arg("size"),
-        py::arg("is_double"), py::arg("absolute"), py::arg("threads"));
+        py::arg("is_double"), py::arg("absolute"), py::arg("ties"), py::arg("threads"));
     py::class_<LargestStream>(m, "LargestStream")
-        .def(py::init<int64_t, bool>(), py::arg("count"), py::arg("absolute"))
+        .def(py::init([](int64_t count, bool absolute, const TieArguments& ties, int64_t first) {
+                 return new LargestStream(count, absolute, tie_sequences(ties).of(first));
+             }),
+             py::arg("count"), py::arg("absolute"), py::arg("ties"), py::arg("first"))
         .def(
             "add",
             [](LargestStream& stream, uintptr_t score, int64_t first, int64_t n, uintptr_t taken, int64_t n_taken,
@@ -104,8 +119,8 @@ void bind_topology_updates(py::module_& m) {
     m.def(
         "sparse_lowest",
         [](uintptr_t score, uintptr_t sign, uintptr_t allowed, uintptr_t counts, uintptr_t row_start, double fraction,
-           int64_t n_models, int64_t out_features, int64_t capacity, bool is_double, uintptr_t drop, uintptr_t dropped,
-           int threads) {
+           int64_t n_models, int64_t out_features, int64_t capacity, bool is_double, const TieArguments& ties,
+           uintptr_t drop, uintptr_t dropped, int threads) {
             check_shape(n_models, out_features, 1, capacity);
             const LowestParams p = {pointer<const void>(score),
                                     pointer<const void>(sign),
@@ -117,6 +132,7 @@ void bind_topology_updates(py::module_& m) {
                                     out_features,
                                     capacity,
                                     is_double,
+                                    tie_sequences(ties),
                                     pointer<uint8_t>(drop),
                                     pointer<int64_t>(dropped),
                                     threads};
@@ -125,7 +141,7 @@ void bind_topology_updates(py::module_& m) {
         },
         py::arg("score"), py::arg("sign"), py::arg("allowed"), py::arg("counts"), py::arg("row_start"),
         py::arg("fraction"), py::arg("n_models"), py::arg("out_features"), py::arg("capacity"), py::arg("is_double"),
-        py::arg("drop"), py::arg("dropped"), py::arg("threads"));
+        py::arg("ties"), py::arg("drop"), py::arg("dropped"), py::arg("threads"));
     m.def(
         "sparse_merge",
         [](int64_t n_models, int64_t out_features, int64_t in_features, int64_t capacity, uintptr_t row_start,

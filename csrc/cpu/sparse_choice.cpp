@@ -1,12 +1,12 @@
 // Choosing connections: the largest scores, the lowest of a model's, and free places at random.
 //
-// Integers and comparisons. Every result is defined without reference to threads or to the order of work (ties go to the smallest index),
-// and equals what toykern/sparse computes in PyTorch and NumPy elsewhere. Linear in what is looked at: histograms instead of sorts.
+// Integers and comparisons. Every result is defined without reference to threads or to the order of work (ties: cpu/sparse_ties.h), and equals what toykern/sparse computes in PyTorch and NumPy elsewhere. Linear in what is looked at: histograms instead of sorts.
 #include <cmath>
 #include <vector>
 
 #include "cpu/shares.h"
 #include "cpu/sparse_scores.h"
+#include "cpu/sparse_ties.h"
 #include "toykern/sparse_topology.h"
 
 namespace toykern {
@@ -72,22 +72,27 @@ void largest_of(const LargestParams& p, int64_t first, int64_t last, int64_t cou
     if (count <= 0) return;
     int64_t equals = 0;
     const Key least = threshold(keys, count - above, &equals);
-    // The equals to take, slice by slice: the first ones.
-    std::vector<int64_t> take((size_t)slices);
-    for (int64_t s = 0; s < slices; ++s) {
-        const auto& part = parts[(size_t)s];
-        take[(size_t)s] = std::min<int64_t>(equals, std::count(part.begin(), part.end(), least));
-        equals -= take[(size_t)s];
+    const bool all_equals = std::count(keys.begin(), keys.end(), least) == equals;
+    std::vector<std::vector<Tie>> tied((size_t)slices);
+    std::vector<Tie> ties;
+    Tie last_one = {};
+    if (!all_equals) {
+        const TieSequence sequence = p.ties.of(first);
+        for_each(slices, threads, [&](int64_t s) {
+            TieWords words(sequence, *level().choice_kernels());
+            visit_free<T>(p, bound(s), bound(s + 1), [&](int64_t i, Key key) {
+                if (key == least) tied[(size_t)s].push_back(words(i));
+            });
+        });
+        for (const auto& part : tied) ties.insert(ties.end(), part.begin(), part.end());
+        last_one = last_chosen(ties, equals);
     }
     std::vector<std::vector<int64_t>> chosen((size_t)slices);
     for_each(slices, threads, [&](int64_t s) {
-        int64_t left = take[(size_t)s];
+        const Tie* tie = tied[(size_t)s].data();
         auto& mine = chosen[(size_t)s];
         visit_free<T>(p, bound(s), bound(s + 1), [&](int64_t i, Key key) {
-            if (key > least)
-                mine.push_back(i);
-            else if (key == least && left > 0)
-                --left, mine.push_back(i);
+            if (key > least || (key == least && (all_equals || !(last_one < *tie++)))) mine.push_back(i);
         });
     });
     for (const auto& mine : chosen) out.insert(out.end(), mine.begin(), mine.end());
@@ -104,7 +109,7 @@ std::vector<int64_t> largest_all(const LargestParams& p) {
                 const int64_t* taken = std::lower_bound(p.taken, p.taken + p.n_taken, g * p.size);
                 std::vector<int64_t> place;
                 std::vector<float> unused;
-                LargestStream stream(p.counts[g], p.absolute);
+                LargestStream stream(p.counts[g], p.absolute, p.ties.of(g * p.size));
                 stream.add(score, g * p.size, p.size, taken, p.taken + p.n_taken - taken, threads);
                 stream.finish(place, unused);
                 out.insert(out.end(), place.begin(), place.end());
@@ -200,13 +205,22 @@ void lowest_of(const LowestParams& p, int64_t model, int threads) {
             for (const int64_t i : part.close[c]) keys.push_back(key_of(i));
         int64_t equals = 0;
         const Key least = threshold(keys, count[c] - above[c], &equals);
+        const bool all_equals = std::count(keys.begin(), keys.end(), least) == equals;
+        std::vector<Tie> ties;
+        const TieSequence sequence = p.ties.of(first);
+        TieWords words(sequence, *level().choice_kernels());
         for (const Slice& part : parts)
             for (const int64_t i : part.close[c]) {
                 const Key key = key_of(i);
-                const bool gone = key > least || (key == least && equals-- > 0);
+                const bool gone = key > least || (key == least && all_equals);
                 drop[i] = gone;
                 p.dropped[model] += gone;
+                if (key == least && !all_equals) ties.push_back(words(first + i));
             }
+        if (ties.empty()) continue;
+        last_chosen(ties, equals);
+        for (int64_t i = 0; i < equals; ++i) drop[ties[(size_t)i].at - first] = 1;
+        p.dropped[model] += equals;
     }
 }
 

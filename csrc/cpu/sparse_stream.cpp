@@ -3,11 +3,13 @@
 // A threshold rises as scores are seen: the lower edge of the bin (cpu/sparse_scores.h) in which the count-th best so far stands. A piece
 // is scanned for what reaches it. Early on that is much of a piece; so a sample of the piece says to which bin the threshold
 // will rise, and if no fewer than the count are found above that one, nothing below can matter; otherwise the piece, which is
-// still there, is scanned again. So the choice is exact, and follows from the scores and their places alone.
+// still there, is scanned again. So the choice is exact, and follows from the scores and their places alone. Equals of the count-th
+// best come in as well, since the random words of ties may prefer them to what is held.
 #include <cstring>
 
 #include "cpu/shares.h"
 #include "cpu/sparse_scores.h"
+#include "cpu/sparse_ties.h"
 #include "toykern/api.h"
 
 namespace toykern {
@@ -48,7 +50,7 @@ int64_t LargestStream::scan(const float* score, int64_t first, int64_t n, const 
 
 void LargestStream::add(const float* score, int64_t first, int64_t n, const int64_t* taken, int64_t n_taken,
                         int threads) {
-    if (count_ <= 0 || n <= 0 || full_) return;
+    if (count_ <= 0 || n <= 0) return;
     threads = threads_for(n, threads);
     bins_.resize(kBins);
     slices_.resize((size_t)std::max<int64_t>(threads == 1 ? 1 : 2 * threads, n / (int64_t(1) << 31) + 1));
@@ -147,21 +149,27 @@ void LargestStream::select() {
         size_t at = counts.size() - 1;
         for (; counts[at] < missing; --at) missing -= counts[at];
         last |= (uint32_t)at << low;
-        equals = missing;  // of the equal ones, the first
+        equals = missing;  // to take of the equal ones
         shift = low;
     }
+    std::vector<Tie> ties;
+    TieWords words(ties_, *level().choice_kernels());
+    for (size_t i = 0; i < key_.size(); ++i)
+        if (key_[i] == last) ties.push_back(words(place_[i]));
+    std::vector<Tie> ordered = ties;
+    const Tie last_one = last_chosen(ordered, equals);
+    const Tie* tie = ties.data();
     size_t kept = 0;
     for (size_t i = 0; i < key_.size(); ++i) {
         const uint32_t key = key_[i];
-        const bool stays = key > last || (key == last && equals-- > 0);
+        const bool stays = key > last || (key == last && !(last_one < *tie++));
         key_[kept] = key;
         place_[kept] = place_[i];
         kept += stays;
     }
     key_.resize(kept);
     place_.resize(kept);
-    full_ = last == 0xFFFFFFFFu;  // equal ones that come later lose
-    least_ = full_ ? last : last + 1;
+    least_ = last;
 }
 
 void LargestStream::finish(std::vector<int64_t>& place, std::vector<float>& score) {

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from toykern import _native
 from toykern.address import address, address_of_array
 from toykern.errors import describe
+from toykern.ops.sparse_ties import BY_INDEX, Ties, first_of_ties
 from toykern.threads import kernel_threads
 
 LARGEST_BITMAP = 1 << 28
@@ -43,10 +44,12 @@ def largest_indices(
     taken: torch.Tensor | None = None,
     *,
     absolute: bool = False,
+    ties: Ties | None = None,
 ) -> torch.Tensor:
     """Flat indices, ascending, of the `counts[g]` largest entries of every row g of `score` `[groups, size]`.
 
-    Of equal scores the first are chosen; NaN counts as larger than any number, −0 equals 0. `taken` are
+    Of equal scores those are chosen that `ties` says (entries are flat indices into `score`, a row is of one
+    model), or the first; NaN counts as larger than any number, −0 equals 0. `taken` are
     ascending flat indices that are not to be had; where a row has fewer others than its count, all of them
     are chosen. With `absolute`, the largest |score|. int64 `[chosen]`.
 
@@ -65,6 +68,7 @@ def largest_indices(
         size=score.shape[1],
         is_double=score.dtype == torch.float64,
         absolute=absolute,
+        ties=BY_INDEX if ties is None else ties.native(score.numel()),
         threads=kernel_threads(),
     )
     return torch.from_numpy(chosen)
@@ -73,8 +77,9 @@ def largest_indices(
 class LargestOfPieces:
     """The `count` places of largest |score| where scores come piece by piece and are not kept.
 
-    Of equal ones the first are chosen, NaN is larger than any number: the choice of `largest_indices` on all
-    pieces together. What it holds beside a piece is some multiples of `count` and of the piece.
+    Of equal ones those are chosen that `ties` says, by their places, or the first; NaN is larger than any
+    number: the choice of `largest_indices` on all pieces together. `first` is a place of the model that the
+    pieces are of. What it holds beside a piece is some multiples of `count` and of the piece.
 
     >>> pieces = LargestOfPieces(2)
     >>> pieces.add(torch.tensor([1.0, -3.0]), 10, torch.tensor([10]))
@@ -83,9 +88,11 @@ class LargestOfPieces:
     [[11, 12], [3.0, 2.0]]
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, ties: Ties | None = None, first: int = 0) -> None:
         self._count = count
-        self._stream = _native.LargestStream(count, True)
+        self._ties = ties
+        sequences = BY_INDEX if ties is None else ties.native(first + 1)
+        self._stream = _native.LargestStream(count, True, sequences, first)
         self._other: tuple[torch.Tensor, torch.Tensor] | None = None  # what float64 is chosen from
 
     def add(self, score: torch.Tensor, first: int, taken: torch.Tensor) -> None:
@@ -105,13 +112,30 @@ class LargestOfPieces:
             )
             return
         count = torch.tensor([self._count], dtype=torch.int64, device="cpu")
-        best = largest_indices(score[None], count, taken - first, absolute=True)
+        ties = None if self._ties is None else self._ties.from_entry(first)
+        best = largest_indices(score[None], count, taken - first, absolute=True, ties=ties)
         place, score = best + first, score[best].abs()
         if self._other is not None:
             place, score = (torch.cat(both) for both in zip(self._other, (place, score), strict=True))
-            best = largest_indices(score[None], count)
+            best = self._best_of_both(place, score)
             place, score = place[best], score[best]
         self._other = place, score
+
+    def _best_of_both(self, place: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        """The indices of the best of a few places, ascending, int64."""
+        best = largest_indices(score[None], torch.tensor([self._count], dtype=torch.int64, device="cpu"))
+        if self._ties is None or not 0 < len(best) < len(score):
+            return best
+        numbers = score[best][~score[best].isnan()]
+        least = numbers.min() if len(numbers) else score[best[0]]  # NaN is larger than any number
+        equal = ((score == least) | (score.isnan() & least.isnan())).nonzero()[:, 0]
+        above = best[~torch.isin(best, equal)]
+        group, missing = (
+            torch.zeros_like(equal),
+            torch.tensor([len(best) - len(above)], dtype=torch.int64, device="cpu"),
+        )
+        chosen = first_of_ties(group, self._ties.words(place[equal]), missing)
+        return torch.sort(torch.cat([above, equal[chosen]])).values
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(places, ascending, int64; their |scores|), all of them where there were fewer. Call it once."""
@@ -129,18 +153,20 @@ def lowest_slots(
     fraction: float = 0.0,
     sign: torch.Tensor | None = None,
     allowed: torch.Tensor | None = None,
+    ties: Ties | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(chosen bool `[n_models · capacity]`, how many int64 `[n_models]`): each model's lowest scores.
 
     Args:
-        score: `[n_models · capacity]`, float32 or float64 on the CPU; that of slack is ignored. Of equal ones
-            the first slots are chosen, NaN counts as lowest.
+        score: `[n_models · capacity]`, float32 or float64 on the CPU; that of slack is ignored. NaN
+            counts as lowest.
         row_start: int64 `[n_models, out + 1]`, a topology's.
         counts: int64 `[n_models]`; without it `fraction` of the connections, rounded down.
         sign: of the shape and dtype of `score`: where it is negative and where it is not, connections are
             chosen from by themselves, `fraction` of each.
         allowed: bool of the shape of `score`, which may be chosen; None: all. Fewer are chosen where fewer
             are allowed.
+        ties: which of equal scores are chosen, entries being slots; None: the first ones.
 
     >>> score, start = torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor([[0, 3]])
     >>> [part.tolist() for part in lowest_slots(score, start, counts=torch.tensor([2]))]
@@ -173,6 +199,7 @@ def lowest_slots(
         out_features=row_start.shape[1] - 1,
         capacity=len(score) // n_models,
         is_double=score.dtype == torch.float64,
+        ties=BY_INDEX if ties is None else ties.native(len(score)),
         drop=address("drop", drop, torch.bool),
         dropped=address("dropped", dropped, torch.int64),
         threads=kernel_threads(),

@@ -17,7 +17,18 @@ from toykern.data.philox import philox
 KIND_TOPOLOGY = 9
 """The kind of all random choices about connections (docs/data_stream.md §1)."""
 
-PURPOSES = {"initial": 0, "grow": 1, "prune": 2, "candidates": 3, "minimum": 4, "value": 5, "layer": 6}
+PURPOSES = {
+    "initial": 0,
+    "grow": 1,
+    "prune": 2,
+    "candidates": 3,
+    "minimum": 4,
+    "value": 5,
+    "layer": 6,
+    "grow_ties": 7,
+    "prune_ties": 8,
+    "output_ties": 9,
+}
 """What a choice is for; each has sequences of its own."""
 
 _LOW = np.uint64(0xFFFFFFFF)
@@ -25,6 +36,11 @@ _SHIFT = np.uint64(32)
 _BLOCKS_AT_ONCE = 1 << 14  # the arrays of one pass stay in the cache
 
 Ints: TypeAlias = NDArray[np.int64]
+
+
+def tag_of(purpose: str, layer: int) -> int:
+    """The fourth counter word of what is drawn for a purpose, for the layer of that number."""
+    return KIND_TOPOLOGY + 16 * PURPOSES[purpose] + 256 * layer
 
 
 def words64(
@@ -43,7 +59,7 @@ def words64(
     lanes, chunks = min(16, count), -(-count // 32)
     words = np.empty((len(seeds), chunks, 2, lanes), dtype=np.uint64)
     rows = words.reshape(len(seeds) * chunks, 2, lanes)
-    tag = KIND_TOPOLOGY + 16 * PURPOSES[purpose] + 256 * layer
+    tag = tag_of(purpose, layer)
     rows_at_once = max(1, _BLOCKS_AT_ONCE // max(1, lanes))
     for start in range(0, len(rows), rows_at_once):
         row = np.arange(start, min(start + rows_at_once, len(rows)), dtype=np.uint64)

@@ -34,11 +34,11 @@ class ConstantFanIn(PruneAndGrow):
         ablate_last: ablate outputs of the model's last sparse
             layer too; it usually is the output of the network.
 
-    The other arguments are those of `PruneAndGrow`, with scope="layer", no redistribution and no
-    minimum_fan_in (the fan-in is the minimum), and a grow criterion that can fill any row (random, dense or
-    momentum). An ablated output comes back when its free places are among the best again. The authors' code
-    counts the K largest gradients over all positions in step 2; here those of free ones count, as connections
-    that stay are counted already.
+    The other arguments are those of `PruneAndGrow`, with scope="layer", no redistribution, no minimum_fan_in
+    (the fan-in is the minimum) and no minimum_fan_out, and a grow criterion that fills any row (random,
+    dense or momentum). An ablated output comes back when its free places are among the best again. The
+    authors' code counts the K largest gradients over all positions in step 2; here those of free ones count,
+    as connections that stay are counted already.
     """
 
     ablation: float = 0.3
@@ -48,10 +48,11 @@ class ConstantFanIn(PruneAndGrow):
         super().__post_init__()
         check_number("ablation", self.ablation, minimum=0.0, maximum=1.0)
         check_flag("ablate_last", self.ablate_last)
-        if self.moves_between_layers or self.minimum_fan_in:
+        if self.moves_between_layers or self.minimum_fan_in or self.minimum_fan_out:
             raise ValueError(
-                "constant fan-in goes with scope='layer', redistribution=None and minimum_fan_in=0, not "
-                f"{self.scope!r}, {self.redistribution!r} and {self.minimum_fan_in}"
+                "constant fan-in goes with scope='layer', redistribution=None, minimum_fan_in=0 and "
+                f"minimum_fan_out=0, not {self.scope!r}, {self.redistribution!r}, {self.minimum_fan_in} and "
+                f"{self.minimum_fan_out}"
             )
         if not self.grow.grows_dropped:
             raise ValueError(
@@ -80,7 +81,7 @@ class ConstantFanIn(PruneAndGrow):
         score = self.prune.score(layer, number)
         occupied = topology.occupied()
         counts = fractions(fraction, topology.n_connections)
-        drop, _ = lowest_of_layer(layer, score, None, counts=counts)
+        drop, _ = lowest_of_layer(layer, score, None, number, counts=counts)
         slot = (occupied & ~drop).nonzero()[:, 0]
         row = slot // max(1, topology.capacity) * topology.out_features + topology.row[slot]
         key = row * topology.in_features + topology.column[slot]
@@ -88,17 +89,22 @@ class ConstantFanIn(PruneAndGrow):
         if ablation:
             best, _ = self.grow.propose(layer, key, counts, False, number)
             salient = salient + torch.bincount(best // topology.in_features, minlength=len(salient))
-        active = self._active(layer, salient.reshape(shape), ablation)
+        active = self._active(layer, salient.reshape(shape), ablation, number)
         fan_in = (layer.budget // active.sum(dim=1).clamp(min=1)).clamp(max=topology.in_features)
         wanted = (active * fan_in[:, None]).reshape(-1)
-        keep = largest_of_groups(score[slot].nan_to_num(nan=-torch.inf), row, wanted)
+        ties = layer.ties_of_slots(number)
+        keep = largest_of_groups(
+            score[slot].nan_to_num(nan=-torch.inf), row, wanted, lambda entry: ties.words(slot[entry])
+        )
         missing = wanted - torch.bincount(row[keep], minlength=len(wanted))
         drop = occupied.clone()
         drop[slot[keep]] = False
         grow, _ = self.grow.propose(layer, key[keep], missing, True, number)
         return Change(drop, grow)
 
-    def _active(self, layer: AttachedLayer, salient: torch.Tensor, ablation: float) -> torch.Tensor:
+    def _active(
+        self, layer: AttachedLayer, salient: torch.Tensor, ablation: float, number: int
+    ) -> torch.Tensor:
         """The outputs that stay, bool `[n_models, out_features]`."""
         topology = layer.topology
         if ablation == 0:
@@ -107,4 +113,5 @@ class ConstantFanIn(PruneAndGrow):
         active = salient >= least[:, None]
         needed = (layer.budget + topology.in_features - 1) // topology.in_features
         enough = active.sum(dim=1) >= needed
-        return torch.where(enough[:, None], active, largest(salient.double(), needed))
+        best = largest(salient.double(), needed, layer.ties_of_outputs(number))
+        return torch.where(enough[:, None], active, best)

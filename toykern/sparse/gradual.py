@@ -24,8 +24,8 @@ class GradualMagnitude(Recipe):
         begin, interval, end: t₀, Δt and t₀ + n Δt; `end` is moved down to a whole number of intervals.
         prune: which connections go first.
         scope: "layer", or "global" to compare connections over all layers of a model.
-        minimum_fan_in: every output keeps that many inputs, if it had as many; the density may then end
-            higher.
+        minimum_fan_in: every output keeps that many inputs, if it had as many, and minimum_fan_out: every
+            input that many outputs; the density may then end higher.
         seed, track_explored, grown_std: see `Recipe`.
 
     A layer's slots stay: memory follows the initial connections, time the current ones.
@@ -41,6 +41,7 @@ class GradualMagnitude(Recipe):
     prune: PruneCriterion = field(default_factory=Magnitude)
     scope: str = "layer"
     minimum_fan_in: int = 0
+    minimum_fan_out: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +58,7 @@ class GradualMagnitude(Recipe):
             )
         check_choice("scope", self.scope, SCOPES)
         check_non_negative_int("minimum_fan_in", self.minimum_fan_in)
+        check_non_negative_int("minimum_fan_out", self.minimum_fan_out)
 
     @property
     def timing(self) -> Timing:
@@ -103,6 +105,7 @@ class GradualMagnitude(Recipe):
             number,
             scope=self.scope,
             minimum_fan_in=self.minimum_fan_in,
+            minimum_fan_out=self.minimum_fan_out,
             counts=surplus,
         )
         return [Change(drop, drop.new_empty(0, dtype=torch.int64)) for drop, _ in drops]

@@ -14,7 +14,7 @@ import torch
 
 from toykern.errors import check_choice, check_number
 from toykern.ops import sparse_topology as native
-from toykern.sparse.draws import KIND_TOPOLOGY, PURPOSES, distinct, free_numbers
+from toykern.sparse.draws import distinct, free_numbers, tag_of
 from toykern.sparse.guided import DISTRIBUTIONS, guided_places
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.selection import largest, largest_of_groups
@@ -101,8 +101,8 @@ class DenseGradient:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The largest scores of each group."""
         if "gradient" in layer.memory:
-            return best_of_dense(layer, self.score(layer), taken, counts, by_row)
-        return best_of_tiles(layer, taken, counts, by_row)
+            return best_of_dense(layer, self.score(layer), taken, counts, by_row, number)
+        return best_of_tiles(layer, taken, counts, by_row, number)
 
     def connected(self, layer: AttachedLayer) -> torch.Tensor:
         """|gradient| at the connections there are."""
@@ -180,7 +180,8 @@ class SampledGradient:
         key = layer.memory["candidates"]
         score = layer.of_candidates(layer.reduce(layer.memory["gradient"].clone()).abs_())
         group = key // (topology.in_features * (1 if by_row else topology.out_features))
-        chosen = largest_of_groups(score, group, counts)
+        ties = layer.ties_of_positions(number)
+        chosen = largest_of_groups(score, group, counts, lambda entry: ties.words(key[entry]))
         return key[chosen], score[chosen]
 
     def connected(self, layer: AttachedLayer) -> torch.Tensor:
@@ -203,7 +204,7 @@ def random_places(
             np.repeat(layer.seeds, rows),
             np.tile(np.arange(rows), topology.n_models),
             size,
-            tag=KIND_TOPOLOGY + 16 * PURPOSES[purpose] + 256 * layer.number,
+            tag=tag_of(purpose, layer.number),
             step=number,
         )
     used = taken.cpu().numpy()
@@ -223,22 +224,31 @@ def random_places(
 
 
 def best_of_dense(
-    layer: AttachedLayer, score: torch.Tensor, taken: torch.Tensor, counts: torch.Tensor, by_row: bool
+    layer: AttachedLayer,
+    score: torch.Tensor,
+    taken: torch.Tensor,
+    counts: torch.Tensor,
+    by_row: bool,
+    number: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best places of each group by a score at all positions (which is overwritten): (key, score)."""
+    """The best places of each group by a score at all positions (which is overwritten): (key, score).
+
+    Of equal ones those that the layer's ties of update `number` say.
+    """
+    ties = layer.ties_of_positions(number)
     topology = layer.topology
     size = topology.in_features * (1 if by_row else topology.out_features)
     if native.can_choose(score):
-        key = native.largest_indices(score.reshape(-1, size), counts, taken)
+        key = native.largest_indices(score.reshape(-1, size), counts, taken, ties=ties)
         return key, score[key]
     free = size - torch.bincount(taken // size, minlength=score.numel() // size)
     score[taken] = -torch.inf
-    key = largest(score.reshape(-1, size), counts.minimum(free)).reshape(-1).nonzero()[:, 0]
+    key = largest(score.reshape(-1, size), counts.minimum(free), ties).reshape(-1).nonzero()[:, 0]
     return key, score[key]
 
 
 def best_of_tiles(
-    layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool
+    layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best places of each group by |gradient| of the last backward pass: (key, score).
 
@@ -247,24 +257,31 @@ def best_of_tiles(
     """
     topology = layer.topology
     size = topology.in_features * (1 if by_row else topology.out_features)
+    ties = layer.ties_of_positions(number)
     keys, scores = [], []
     open_group: native.LargestOfPieces | None = None  # of which some tiles have been seen
     for first, tile in layer.gradient_tiles():
         flat = layer.reduce(tile).reshape(-1)
         if not native.can_choose(flat):  # on a device: the one tile is all there is
-            return best_of_dense(layer, flat.abs_(), taken, counts, by_row)
+            return best_of_dense(layer, flat.abs_(), taken, counts, by_row, number)
         taken_keys = taken.numpy()
         last = first + len(flat)
         begin, end = np.searchsorted(taken_keys, (first, last))
         mine = taken[begin:end]
         if first % size == 0 and len(flat) % size == 0:  # whole groups
             group = slice(first // size, last // size)
-            best = native.largest_indices(flat.reshape(-1, size), counts[group], mine - first, absolute=True)
+            best = native.largest_indices(
+                flat.reshape(-1, size),
+                counts[group],
+                mine - first,
+                absolute=True,
+                ties=ties.from_entry(first),
+            )
             keys.append(best + first)
             scores.append(flat[best].abs())
             continue
         if open_group is None:
-            open_group = native.LargestOfPieces(int(counts[first // size]))
+            open_group = native.LargestOfPieces(int(counts[first // size]), ties, first)
         open_group.add(flat, first, mine)
         if last % size == 0:
             for parts, part in zip((keys, scores), open_group.finish(), strict=True):

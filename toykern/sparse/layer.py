@@ -11,7 +11,9 @@ from torch import nn
 
 from toykern.address import refuse_distributed
 from toykern.broadcast import broadcast_seed
+from toykern.ops.sparse_ties import Ties
 from toykern.sparse.change import Change, Changed, changed
+from toykern.sparse.draws import tag_of
 from toykern.sparse.topology import Topology
 
 
@@ -166,6 +168,22 @@ class AttachedLayer:
         """`[n_models · capacity]` as `[n_models, capacity]`."""
         topology = self.topology
         return slots.reshape(topology.n_models, topology.capacity)
+
+    def ties_of_positions(self, number: int) -> Ties:
+        """What decides between places of equal score in update `number`; entries are keys."""
+        topology = self.topology
+        return self._ties("grow_ties", topology.in_features * topology.out_features, number)
+
+    def ties_of_slots(self, number: int) -> Ties:
+        """The same between connections; entries are slots, counted over the models."""
+        return self._ties("prune_ties", self.topology.capacity, number)
+
+    def ties_of_outputs(self, number: int) -> Ties:
+        """The same between outputs, model · out_features + row."""
+        return self._ties("output_ties", self.topology.out_features, number)
+
+    def _ties(self, purpose: str, size: int, number: int) -> Ties:
+        return Ties(torch.from_numpy(self.seeds), size, tag_of(purpose, self.number), number)
 
     def free_positions(self) -> torch.Tensor:
         """How many positions of each model have no connection, int64 `[n_models]`."""

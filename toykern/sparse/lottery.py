@@ -38,7 +38,7 @@ class LotteryTicket(Recipe):
             `rewind_to`, so they take round_steps − rewind_to more steps.
         drop_fraction: of the remaining connections, what each round drops, in (0, 1); 0.2 in the paper.
         rewind_to: 0 is the initial weights (the weights when the recipe is attached).
-        prune, scope, minimum_fan_in: as for `PruneAndGrow`.
+        prune, scope, minimum_fan_in, minimum_fan_out: as for `PruneAndGrow`.
         rewind_optimizer: whether the optimiser's state goes back too; False: it goes on from the end of the
             round.
         seed, track_explored, grown_std: see `Recipe`.
@@ -58,6 +58,7 @@ class LotteryTicket(Recipe):
     prune: PruneCriterion = field(default_factory=Magnitude)
     scope: str = "layer"
     minimum_fan_in: int = 0
+    minimum_fan_out: int = 0
     rewind_optimizer: bool = True
 
     def __post_init__(self) -> None:
@@ -69,6 +70,7 @@ class LotteryTicket(Recipe):
         check_int("rewind_to", self.rewind_to, minimum=0, maximum=self.round_steps - 1)
         check_choice("scope", self.scope, SCOPES)
         check_non_negative_int("minimum_fan_in", self.minimum_fan_in)
+        check_non_negative_int("minimum_fan_out", self.minimum_fan_out)
 
     def check(self, layers: list[AttachedLayer]) -> None:
         """ValueError if layers are compared that are stacks of different sizes."""
@@ -113,6 +115,7 @@ class LotteryTicket(Recipe):
             number,
             scope=self.scope,
             minimum_fan_in=self.minimum_fan_in,
+            minimum_fan_out=self.minimum_fan_out,
             fraction=self.drop_fraction,
         )
         return [Change(drop, drop.new_empty(0, dtype=torch.int64)) for drop, _ in drops]

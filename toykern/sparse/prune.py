@@ -14,6 +14,7 @@ import torch
 
 from toykern.errors import check_flag, describe
 from toykern.ops import sparse_topology as native
+from toykern.ops.sparse_ties import Ties, first_of_ties
 from toykern.sparse.draws import words64
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.selection import largest, largest_of_groups
@@ -86,18 +87,37 @@ def fractions(fraction: float, connections: torch.Tensor) -> torch.Tensor:
 
 
 def lowest(
-    scores: list[torch.Tensor], available: list[torch.Tensor], counts: torch.Tensor
+    scores: list[torch.Tensor], available: list[torch.Tensor], counts: torch.Tensor, ties: list[Ties]
 ) -> list[torch.Tensor]:
     """The `counts[k]` lowest scores of model k over all of several layers, among those available.
 
     `scores` and `available` (bool) are `[n_models, slots]` for each layer, with the same `n_models`; `counts`
-    is int64 `[n_models]`. Of equal scores those in earlier layers and slots go; NaN goes first. Returns bool
-    tensors of the same shapes; fewer than `counts` where fewer are available.
+    is int64 `[n_models]`. NaN goes first; of equal scores those go that `ties` says, of each layer's slots.
+    Returns bool tensors of the same shapes; fewer than `counts` where fewer are available.
     """
+    sizes = [score.shape[1] for score in scores]
     mask = torch.cat(available, dim=1)
     score = torch.cat([-score for score in scores], dim=1).masked_fill(~mask, -torch.inf)
-    chosen = largest(score, counts.minimum(mask.sum(dim=1))) & mask
-    return list(chosen.split([score.shape[1] for score in scores], dim=1))
+    counts = counts.to(mask.device).minimum(mask.sum(dim=1))
+    chosen = largest(score, counts)
+    # The lowest score that is chosen, and what has the same.
+    numbers = chosen & ~score.isnan()
+    edge = score.masked_fill(~numbers, torch.inf).amin(dim=1, keepdim=True)
+    edge = edge.where(numbers.any(dim=1, keepdim=True), torch.nan)
+    equal = mask & ((score == edge) | (score.isnan() & edge.isnan()))
+    left_out = (equal & ~chosen).any(dim=1) | (chosen & ~mask).any(dim=1)
+    if not bool((left_out & (counts > 0)).any()):
+        return list((chosen & mask).split(sizes, dim=1))
+    chosen &= mask & ~equal
+    model, slot = (equal & (counts > 0)[:, None]).nonzero(as_tuple=True)
+    words = torch.zeros_like(slot)
+    first = 0
+    for size, tie in zip(sizes, ties, strict=True):
+        mine = (slot >= first) & (slot < first + size)
+        words[mine] = tie.words(model[mine] * size + slot[mine] - first)
+        first += size
+    chosen[model, slot] = first_of_ties(model, words, counts - chosen.sum(dim=1))
+    return list(chosen.split(sizes, dim=1))
 
 
 def _checked(score: Any, layer: AttachedLayer, criterion: PruneCriterion) -> torch.Tensor:
@@ -123,6 +143,7 @@ def drops_of(
     *,
     scope: str,
     minimum_fan_in: int,
+    minimum_fan_out: int,
     fraction: float = 0.0,
     counts: list[torch.Tensor] | None = None,
     by_sign: bool = False,
@@ -131,9 +152,13 @@ def drops_of(
 
     `counts` (int64 `[n_models]` for each layer), or `fraction` of the connections, rounded down: of every
     layer by itself, or with scope "global" as many as that makes over all layers, compared with each other.
+    Of equal scores those go that the layers' ties of update `number` say.
     """
     scores = [_checked(criterion.score(layer, number), layer, criterion) for layer in layers]
-    free = [available(layer, score, minimum_fan_in) for layer, score in zip(layers, scores, strict=True)]
+    free = [
+        available(layer, score, minimum_fan_in, minimum_fan_out, number)
+        for layer, score in zip(layers, scores, strict=True)
+    ]
     if scope == "global":
         if counts is None:
             of_all = torch.stack([layer.topology.n_connections for layer in layers]).sum(dim=0)
@@ -147,6 +172,7 @@ def drops_of(
                 for layer, may_go in zip(layers, free, strict=True)
             ],
             total.clamp(min=0),
+            [layer.ties_of_slots(number) for layer in layers],
         )
         return [(drop.reshape(-1), drop.sum(dim=1)) for drop in chosen]
     return [
@@ -154,6 +180,7 @@ def drops_of(
             layer,
             score,
             may_go,
+            number,
             counts=None if counts is None else counts[i].clamp(min=0),
             fraction=fraction,
             by_sign=by_sign,
@@ -166,6 +193,7 @@ def lowest_of_layer(
     layer: AttachedLayer,
     score: torch.Tensor,
     allowed: torch.Tensor | None,
+    number: int,
     *,
     counts: torch.Tensor | None = None,
     fraction: float = 0.0,
@@ -174,8 +202,8 @@ def lowest_of_layer(
     """The lowest scores of every model of one layer: (bool `[n_models · capacity]`, int64 `[n_models]`).
 
     `counts` of them, or `fraction` of the connections (of each sign of the values by itself with `by_sign`);
-    fewer where fewer are `allowed` (bool for every slot; None: all that hold a connection). Of equal scores
-    those in earlier slots go; NaN goes first.
+    fewer where fewer are `allowed` (bool for every slot; None: all that hold a connection). NaN goes first;
+    of equal scores those go that the layer's ties of update `number` say.
     """
     if native.can_choose(score):
         sign = None
@@ -189,14 +217,16 @@ def lowest_of_layer(
             fraction=fraction,
             sign=sign,
             allowed=allowed,
+            ties=layer.ties_of_slots(number),
         )
-    return lowest_anywhere(layer, score, allowed, counts=counts, fraction=fraction, by_sign=by_sign)
+    return lowest_anywhere(layer, score, allowed, number, counts=counts, fraction=fraction, by_sign=by_sign)
 
 
 def lowest_anywhere(
     layer: AttachedLayer,
     score: torch.Tensor,
     allowed: torch.Tensor | None,
+    number: int,
     *,
     counts: torch.Tensor | None = None,
     fraction: float = 0.0,
@@ -212,24 +242,46 @@ def lowest_anywhere(
     drop = torch.zeros_like(occupied)
     for members in classes:
         wanted = fractions(fraction, members.sum(dim=1)) if counts is None else counts
-        drop |= lowest([layer.per_model(score)], [free & members], wanted)[0]
+        ties = [layer.ties_of_slots(number)]
+        drop |= lowest([layer.per_model(score)], [free & members], wanted, ties)[0]
     return drop.reshape(-1), drop.sum(dim=1)
 
 
-def available(layer: AttachedLayer, score: torch.Tensor, minimum_fan_in: int) -> torch.Tensor | None:
+def available(
+    layer: AttachedLayer, score: torch.Tensor, minimum_fan_in: int, minimum_fan_out: int, number: int
+) -> torch.Tensor | None:
     """The connections that may go, bool `[n_models · capacity]`; None: all of them."""
-    if minimum_fan_in == 0:
+    if minimum_fan_in == 0 and minimum_fan_out == 0:
         return None
-    return layer.topology.occupied() & ~protected(layer, score, minimum_fan_in)
+    free = layer.topology.occupied()
+    for minimum, by_input in ((minimum_fan_in, False), (minimum_fan_out, True)):
+        if minimum:
+            free &= ~protected(layer, score, minimum, by_input, number)
+    return free
 
 
-def protected(layer: AttachedLayer, score: torch.Tensor, minimum_fan_in: int) -> torch.Tensor:
-    """The `minimum_fan_in` best-scored connections of every output, bool `[n_models · capacity]`."""
+def protected(
+    layer: AttachedLayer, score: torch.Tensor, minimum: int, by_input: bool, number: int
+) -> torch.Tensor:
+    """The `minimum` best-scored connections of every output, or of every input; bool `[n_models · capacity]`.
+
+    Outputs that share their inputs count one by one.
+    """
     topology = layer.topology
     keep = torch.zeros_like(topology.occupied())
     slot = topology.occupied_slots()
-    rows = topology.n_models * topology.out_features
-    row = slot // max(1, topology.capacity) * topology.out_features + topology.row[slot]
-    counts = torch.full((rows,), minimum_fan_in, dtype=torch.int64, device=slot.device)
-    keep[slot] = largest_of_groups(score[slot].nan_to_num(nan=-torch.inf), row, counts)
+    model = slot // max(1, topology.capacity)
+    if by_input:
+        of_model, member = topology.in_features, topology.column[slot].long()
+        minimum = -(-minimum // layer.group)
+    else:
+        of_model, member = topology.out_features, topology.row[slot]
+    counts = torch.full((topology.n_models * of_model,), minimum, dtype=torch.int64, device=slot.device)
+    ties = layer.ties_of_slots(number)
+    keep[slot] = largest_of_groups(
+        score[slot].nan_to_num(nan=-torch.inf),
+        model * of_model + member,
+        counts,
+        lambda entry: ties.words(slot[entry]),
+    )
     return keep

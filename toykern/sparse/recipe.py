@@ -136,7 +136,8 @@ class PruneAndGrow(Recipe):
             none at all; `tk.sparsify(capacity=…)`).
         redistribution: None, or "score": with scope "layer", what is dropped anywhere is grown in the layers
             in proportion to the mean score of their connections (SNFS), as far as there is room.
-        minimum_fan_in: no output ends an update's dropping with fewer inputs, if it had as many.
+        minimum_fan_in: no output ends an update's dropping with fewer inputs, if it had as many;
+            minimum_fan_out: no input with fewer outputs, likewise (docs/sparse_layers.md: rare features).
         accumulate: over how many steps up to an update the gradients for the score of growth are summed.
         seed, track_explored, grown_std: see `Recipe`.
 
@@ -158,6 +159,7 @@ class PruneAndGrow(Recipe):
     scope: str = "layer"
     redistribution: str | None = None
     minimum_fan_in: int = 0
+    minimum_fan_out: int = 0
     accumulate: int = 1
 
     def __post_init__(self) -> None:
@@ -173,6 +175,7 @@ class PruneAndGrow(Recipe):
         if check_choice("scope", self.scope, SCOPES) == "global" and getattr(self.prune, "by_sign", False):
             raise ValueError("by_sign is for scope='layer', not 'global'")
         check_non_negative_int("minimum_fan_in", self.minimum_fan_in)
+        check_non_negative_int("minimum_fan_out", self.minimum_fan_out)
         accumulate = check_positive_int("accumulate", self.accumulate)
         if accumulate > self.interval:
             raise ValueError(f"accumulate must be at most the interval ({self.interval}), not {accumulate}")
@@ -264,6 +267,7 @@ class PruneAndGrow(Recipe):
             number,
             scope=self.scope,
             minimum_fan_in=self.minimum_fan_in,
+            minimum_fan_out=self.minimum_fan_out,
             fraction=fraction,
             by_sign=bool(getattr(self.prune, "by_sign", False)),
         )
@@ -311,8 +315,19 @@ class PruneAndGrow(Recipe):
             keys // (layer.topology.in_features * layer.topology.out_features)
             for layer, (keys, _) in zip(layers, proposals, strict=True)
         ]
-        chosen = largest_of_groups(torch.cat(scores), torch.cat(model), total)
-        parts = chosen.split([len(keys) for keys, _ in proposals])
+        sizes = [len(keys) for keys, _ in proposals]
+        every_key = torch.cat([keys for keys, _ in proposals])
+        layer_of = torch.repeat_interleave(torch.tensor(sizes, dtype=torch.int64, device=every_key.device))
+
+        def words(entry: torch.Tensor) -> torch.Tensor:
+            found = torch.zeros_like(entry)
+            for i, layer in enumerate(layers):
+                mine = layer_of[entry] == i
+                found[mine] = layer.ties_of_positions(number).words(every_key[entry[mine]])
+            return found
+
+        chosen = largest_of_groups(torch.cat(scores), torch.cat(model), total, words)
+        parts = chosen.split(sizes)
         return [keys[part] for (keys, _), part in zip(proposals, parts, strict=True)]
 
     def _mean_score(self, layer: AttachedLayer) -> torch.Tensor:

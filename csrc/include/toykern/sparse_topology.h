@@ -6,13 +6,34 @@
 
 namespace toykern {
 
-// The counts[g] largest of each group, of equal ones the first, among those that are not taken; all where there are fewer.
+// Random words that decide between equal scores (cpu/sparse_ties.h): the entry `at` has word at - origin of (seed, step, tag), and of equal
+// ones those with the smallest words are chosen; not drawn: the first.
+struct TieSequence {
+    bool drawn = false;
+    int64_t seed = 0, origin = 0;
+    uint32_t tag = 0, step = 0;
+};
+
+// The same for entries of several models, `size` each; entry 0 is number `first` of all.
+struct TieSequences {
+    const int64_t* seeds;  // [models], or null: nothing is drawn
+    int64_t size, first;
+    uint32_t tag, step;
+    TieSequence of(int64_t entry) const {  // of the model that this entry belongs to
+        if (!seeds) return {};
+        const int64_t model = (first + entry) / size;
+        return {true, seeds[model], model * size - first, tag, step};
+    }
+};
+
+// The counts[g] largest of each group (part of one model) among those that are not taken; all where there are fewer.
 struct LargestParams {
     const void* score;      // [groups, size] float, or double
     const int64_t* counts;  // [groups]
     const int64_t* taken;   // [n_taken] ascending indices into score that are not to be had
     int64_t n_taken, groups, size;
     bool is_double, absolute;  // absolute: the largest |score|
+    TieSequences ties;
     int threads;
 };
 std::vector<int64_t> sparse_largest(const LargestParams& params);  // ascending indices into score
@@ -22,7 +43,8 @@ std::vector<int64_t> sparse_largest(const LargestParams& params);  // ascending 
 class LargestStream {
   public:
     // absolute: the largest |score|.
-    LargestStream(int64_t count, bool absolute) : count_(count), absolute_(absolute) {}
+    LargestStream(int64_t count, bool absolute, const TieSequence& ties)
+        : count_(count), absolute_(absolute), ties_(ties) {}
     // Scores of the places first … first + n - 1, which come after all before; `taken` are ascending places that are not to be had.
     void add(const float* score, int64_t first, int64_t n, const int64_t* taken, int64_t n_taken, int threads);
     // The places chosen, ascending, and their scores (magnitudes, with absolute); all there were where there were fewer. Only once.
@@ -36,9 +58,10 @@ class LargestStream {
     void select();  // exactly the count best, of more; leaves the bins
 
     int64_t count_;
-    bool absolute_, full_ = false;  // full: nothing can come in any more
-    uint32_t floor_ = 0;            // the edge of a bin below which no key held is among the count best
-    uint32_t least_ = 1;            // what a key must reach to come in; where keys equal the count-th best, one more
+    bool absolute_;
+    TieSequence ties_;
+    uint32_t floor_ = 0;  // the edge of a bin below which no key held is among the count best
+    uint32_t least_ = 1;  // what a key must reach to come in
     std::vector<uint32_t> key_;
     std::vector<int64_t> place_;
     std::vector<int64_t> bins_, sample_;  // of the keys held; of some of a piece
@@ -61,7 +84,7 @@ struct RandomPlacesParams {
 };
 std::vector<int64_t> sparse_random_places(const RandomPlacesParams& params);  // ascending keys
 
-// The counts[k] lowest scores among a model's connections, of equal ones the first slots; NaN counts as lowest, -0 equals 0.
+// The counts[k] lowest scores among a model's connections; NaN counts as lowest, -0 equals 0. Ties are between slots.
 struct LowestParams {
     const void* score;  // [K · capacity] float, or double
     const void*
@@ -72,6 +95,7 @@ struct LowestParams {
     double fraction;
     int64_t n_models, out_features, capacity;
     bool is_double;
+    TieSequences ties;
     uint8_t* drop;     // [K · capacity], 1 where chosen; fewer where fewer are allowed
     int64_t* dropped;  // [K]
     int threads;
