@@ -151,13 +151,13 @@ def test_large_groups_over_many_tiles(monkeypatch):
     for count in (0, 1, 5000, 60_000, 540_000, 600_000):
         counts = torch.tensor([count])
         whole = attached.dense_gradient().abs()
-        expected = best_of_dense(attached, whole.clone(), taken, counts, False)
-        key, score = best_of_tiles(attached, taken, counts, False)
+        expected = best_of_dense(attached, whole.clone(), taken, counts, False, 1)
+        key, score = best_of_tiles(attached, taken, counts, False, 1)
         assert torch.equal(key, expected[0]) and torch.equal(score, whole[key])
         assert len(key) == min(count, 540_000)
     counts = torch.randint(0, 300, (2000,))
-    expected = best_of_dense(attached, attached.dense_gradient().abs(), taken, counts, True)
-    key, score = best_of_tiles(attached, taken, counts, True)
+    expected = best_of_dense(attached, attached.dense_gradient().abs(), taken, counts, True, 1)
+    key, score = best_of_tiles(attached, taken, counts, True, 1)
     assert torch.equal(key, expected[0]) and torch.equal(score, expected[1])
 
 
