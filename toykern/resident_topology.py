@@ -15,7 +15,6 @@ import torch
 from toykern.errors import describe
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
 from toykern.sparse.attached import AttachedTopology
-from toykern.sparse.change import Change
 from toykern.sparse.distributed import Ranks, fingerprint
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.lottery import LotteryTicket
@@ -134,10 +133,19 @@ class DenseLayer:
 class ResidentLayer(AttachedLayer):
     """An attached layer whose module is a `DenseLayer` while `fit` trains."""
 
-    def value_gradient(self) -> torch.Tensor:
-        """The gradient of the values in the step just made."""
-        gradient: torch.Tensor = self.module.value_gradient()
-        return gradient
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._trained = self.module
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the model's values do not require a gradient."""
+        return not self._trained.values.requires_grad
+
+    def _gradient_of_values(self) -> torch.Tensor | None:
+        if not isinstance(self.module, DenseLayer):
+            return super()._gradient_of_values()
+        return self.module.value_gradient()
 
     def gradient_tiles(self) -> Iterator[tuple[int, torch.Tensor]]:
         """One: the kernels hold the gradient at all positions anyway, and without ranks it stays as it is."""
@@ -274,13 +282,12 @@ class ResidentTopology(AttachedTopology):
                 kept = tensor.where(self._diverged.view(-1, *[1] * (tensor.ndim - 1)), kept)
             tensor.copy_(kept)
 
-    def _prepare(self, layer: AttachedLayer, change: Change) -> Any:
-        if self._diverged is not None:
-            topology = layer.topology
-            drop = layer.per_model(change.drop) & ~self._diverged[:, None]
-            model = change.grow // (topology.in_features * topology.out_features)
-            change = Change(drop.reshape(-1), change.grow[~self._diverged[model]])
-        return super()._prepare(layer, change)
+    def _check_held(self, active: list[AttachedLayer]) -> None:
+        """Nothing: the arrays of the optimiser are the trainer's own."""
+
+    def _left_alone(self) -> torch.Tensor | None:
+        """Models that have diverged."""
+        return None if self._diverged is None else self._diverged.cpu()
 
     def _set_capture(self) -> None:
         """Nothing: see `DenseLayer.capture_gradient`."""
@@ -303,7 +310,7 @@ def stored_state(topology: ResidentTopology) -> tuple[dict[str, Any], dict[str, 
     tensors |= {f"history/{name}": tensor for name, tensor in _history_arrays(topology.history).items()}
     plain = {name: state[name] for name in ("version", "recipe", "steps", "updates", "fingerprint")}
     plain["history"] = [
-        {name: getattr(update, name) for name in ("step", "number", "drop_fraction", "rewound_to")}
+        {name: getattr(update, name) for name in ("step", "number", "drop_fraction", "rewound_to", "skipped")}
         for update in topology.history
     ]
     return plain, tensors

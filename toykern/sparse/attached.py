@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ from toykern.sparse.distributed import Ranks, fingerprint
 from toykern.sparse.draws import words64
 from toykern.sparse.groups import GroupedLayer
 from toykern.sparse.layer import AttachedLayer, is_sparse_layer
-from toykern.sparse.optimizer_state import as_optimizers, check_held, state_of
+from toykern.sparse.optimizer_state import as_optimizers, beginnings_of, check_held, state_of
+from toykern.sparse.optimizer_watch import OptimizerWatch
 from toykern.sparse.recipe import Recipe
-from toykern.sparse.report import QUANTITIES, LayerReport, Update, plot_history, report_of
+from toykern.sparse.report import QUANTITIES, LayerReport, Update, plot_history, report_of, unchanged_report
 from toykern.sparse.topology import Topology
 
 if TYPE_CHECKING:
@@ -61,15 +63,14 @@ class AttachedTopology:
                 f"model has no sparse layer: {type(model).__name__} holds no tk.SparseLinear; "
                 "tk.sparsify(model, density) makes them of its Linears"
             )
-        for name, module in found:
-            check_held(self.optimizers, module.values, name)
         layers = [
             (GroupedLayer if getattr(module, "group", 1) > 1 else AttachedLayer)(
                 name, number, module, recipe.seed, recipe.track_explored, ranks.average
             )
             for number, (name, module) in enumerate(found)
         ]
-        recipe.check(layers)
+        self._check_held([layer for layer in layers if not layer.frozen])
+        recipe.check([layer for layer in layers if not layer.frozen])
         ranks.check_same([layer.topology for layer in layers], "when the recipe is attached")
         self._begin(recipe, layers, ranks)
 
@@ -83,6 +84,17 @@ class AttachedTopology:
         self.history: list[Update] = []
         self.memory: dict[str, Any] = {}  # what recipes keep for the model as a whole
         self._expected: int | None = None  # fingerprint of the topology that belongs to a loaded state
+        self._said_skipped = False
+        self._watch = OptimizerWatch(self.optimizers, layers)
+        layers[-1].is_last = True
+        frozen = [layer.name for layer in layers if layer.frozen]
+        if frozen:
+            warnings.warn(
+                f"{type(recipe).__name__} leaves the connections of {frozen} as they are, whose values do "
+                "not require a gradient; they change when that is set again",
+                UserWarning,
+                stacklevel=4,
+            )
         self._set_capture()
         recipe.attached_to(self)
 
@@ -99,33 +111,57 @@ class AttachedTopology:
     def step(self) -> Update | None:
         """Count a step, and change the topology if it is time; the `Update`, or None.
 
-        RuntimeError where gradients are needed and there are none; ValueError where an optimiser keeps
-        something that cannot follow its connections. Nothing is changed then, not even the count.
+        Layers whose values do not require a gradient keep their connections, and so do models whose gradients
+        are not finite (`Update.skipped`, and a warning the first time).
+
+        RuntimeError where gradients are needed and there are none, or another optimiser took over since the
+        recipe was attached; ValueError where an optimiser keeps something that cannot follow its connections.
+        Nothing is changed then, not even the count.
         """
         self._check_loaded()
+        self._watch.check()
         step, number = self.steps + 1, self.updates + 1
-        memories = [dict(layer.memory) for layer in self._layers]
+        is_update = self.recipe.is_update(step)
+        memories = [layer.memory for layer in self._layers]
         try:
+            active = []
+            for layer in self._layers:
+                layer.memory = {} if layer.frozen else dict(layer.memory)
+                layer.forget_not_finite()
+                if not layer.frozen:
+                    active.append(layer)
             if self.recipe.observes(step):
-                for layer in self._layers:
+                for layer in active:
                     self.recipe.observe(layer, step, number)
             update = None
-            if self.recipe.is_update(step):
-                changes = self.recipe.plan(self._layers, step, number)
-                prepared = [
-                    self._prepare(layer, change) for layer, change in zip(self._layers, changes, strict=True)
-                ]
+            if is_update:
+                self._check_held(active)
+                changes = self.recipe.plan(active, step, number) if active else []
+                skipped, alone = self._skipped(active), self._left_alone()
+                leave = _either(skipped, alone)
+                prepared = {
+                    layer.name: self._prepare(layer, _without(layer, change, leave))
+                    for layer, change in zip(active, changes, strict=True)
+                }
         except BaseException:
             for layer, memory in zip(self._layers, memories, strict=True):
                 layer.memory = memory
             raise
         self.steps = step
-        if self.recipe.is_update(step):
-            reports = {layer.name: apply() for layer, apply in zip(self._layers, prepared, strict=True)}
+        self._watch.forget()
+        if is_update:
+            reports = {
+                layer.name: prepared[layer.name]() if layer.name in prepared else unchanged_report(layer)
+                for layer in self._layers
+            }
             self.updates = number
             rewound_to = self.recipe.finished(self, step, True)
-            update = Update(step, number, self.recipe.fraction(step), reports, rewound_to)
+            if skipped is not None and alone is not None:
+                skipped &= ~alone  # what has gone wrong with these was said elsewhere
+            which = () if skipped is None else tuple(skipped.nonzero()[:, 0].tolist())
+            update = Update(step, number, self.recipe.fraction(step), reports, rewound_to, which)
             self.history.append(update)
+            self._say_skipped(update)
             self._ranks.check_same(
                 [layer.topology for layer in self._layers], f"after the update at step {step}"
             )
@@ -216,10 +252,14 @@ class AttachedTopology:
         """All of a layer's change that can fail; the result applies it and reports on it."""
         new = layer.with_changes(change)
         states = state_of(self.optimizers, layer.module.values, layer.name)
+        beginnings = beginnings_of(self.optimizers, layer.module.values)
         values = self._grown_values(layer, new.topology)
 
         def apply() -> LayerReport:
             move_together([*states, *layer.slot_memory.values()], new.old_slot)
+            for state, beginning in zip(states, beginnings, strict=True):
+                if beginning:
+                    state.masked_fill_(new.old_slot < 0, beginning)
             layer.module.set_topology(new.topology, new.old_slot, values)
             marked = None
             if layer.explored is not None:
@@ -246,6 +286,38 @@ class AttachedTopology:
         values = torch.from_numpy(draws).to(layer.module.values)
         return torch.where(new.occupied(), values, 0)
 
+    def _check_held(self, active: list[AttachedLayer]) -> None:
+        """ValueError unless the optimisers hold the values of these layers."""
+        for layer in active:
+            check_held(self.optimizers, layer.module.values, layer.name)
+
+    def _skipped(self, active: list[AttachedLayer]) -> torch.Tensor | None:
+        """The models whose gradients are not finite in any layer, on the CPU, bool `[n_models]`; None: none.
+
+        Layers that are stacks of different sizes have no models in common: there all are skipped.
+        """
+        marks = [layer.not_finite.cpu() for layer in active]
+        if not any(bool(mark.any()) for mark in marks):
+            return None
+        if len({len(mark) for mark in marks}) > 1:
+            return torch.ones(max(len(mark) for mark in marks), dtype=torch.bool, device="cpu")
+        return torch.stack(marks).any(dim=0)
+
+    def _left_alone(self) -> torch.Tensor | None:
+        """Models that no update may change, bool `[n_models]` on the CPU; None: no model."""
+        return None
+
+    def _say_skipped(self, update: Update) -> None:
+        if update.skipped and not self._said_skipped:
+            self._said_skipped = True
+            of_models = f" of {len(update.skipped)} models" if update.skipped != (0,) else ""
+            warnings.warn(
+                f"the gradient{of_models} is not finite at step {update.step}: no connection changes there "
+                "(Update.skipped says which models; this is said once)",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
     def _set_capture(self) -> None:
         needed = self.recipe.observes(self.steps + 1)
         for layer in self._layers:
@@ -260,6 +332,24 @@ class AttachedTopology:
                 "state_dict of the same checkpoint too"
             )
         self._expected = None
+
+
+def _either(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
+    """Models in one or in the other."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one | other
+
+
+def _without(layer: AttachedLayer, change: Change, models: torch.Tensor | None) -> Change:
+    """The change but for some models, bool `[n_models]`, which stay as they are."""
+    if models is None:
+        return change
+    topology = layer.topology
+    models = models[: topology.n_models].to(topology.device)
+    drop = layer.per_model(change.drop) & ~models[:, None]
+    model = change.grow // (topology.in_features * topology.out_features)
+    return Change(drop.reshape(-1), change.grow[~models[model]])
 
 
 def _layer_state(layer: AttachedLayer) -> dict[str, Any]:

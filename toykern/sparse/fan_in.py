@@ -67,12 +67,12 @@ class ConstantFanIn(PruneAndGrow):
     def plan(self, layers: list[AttachedLayer], step: int, number: int) -> list[Change]:
         """The four steps above for every layer."""
         fraction = self.fraction(step)
-        last = len(layers) - 1
+        self.mark_not_finite(layers)
         return [
             self._plan_layer(
-                layer, fraction, number, 0.0 if i == last and not self.ablate_last else self.ablation
+                layer, fraction, number, 0.0 if layer.is_last and not self.ablate_last else self.ablation
             )
-            for i, layer in enumerate(layers)
+            for layer in layers
         ]
 
     def _plan_layer(self, layer: AttachedLayer, fraction: float, number: int, ablation: float) -> Change:
@@ -87,7 +87,7 @@ class ConstantFanIn(PruneAndGrow):
         key = row * topology.in_features + topology.column[slot]
         salient = torch.bincount(row, minlength=shape[0] * shape[1])
         if ablation:
-            best, _ = self.grow.propose(layer, key, counts, False, number)
+            best, _ = self.proposed(layer, key, counts, False, number)
             salient = salient + torch.bincount(best // topology.in_features, minlength=len(salient))
         active = self._active(layer, salient.reshape(shape), ablation, number)
         fan_in = (layer.budget // active.sum(dim=1).clamp(min=1)).clamp(max=topology.in_features)
@@ -99,7 +99,7 @@ class ConstantFanIn(PruneAndGrow):
         missing = wanted - torch.bincount(row[keep], minlength=len(wanted))
         drop = occupied.clone()
         drop[slot[keep]] = False
-        grow, _ = self.grow.propose(layer, key[keep], missing, True, number)
+        grow, _ = self.proposed(layer, key[keep], missing, True, number)
         return Change(drop, grow)
 
     def _active(

@@ -88,9 +88,10 @@ class DenseGradient:
         return kind.observe is DenseGradient.observe and kind.score is DenseGradient.score
 
     def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
-        """Add the gradient at all positions to the window's sum."""
+        """Add the gradient at all positions to the window's sum, but of models where it is not finite."""
         gradient = layer.dense_gradient()
-        layer.memory["gradient"] = gradient if first else layer.memory["gradient"] + gradient
+        finite = layer.finite_models(gradient)
+        _add_to_sum(layer, _zero_where_not(finite, gradient), finite, first)
 
     def score(self, layer: AttachedLayer) -> torch.Tensor:
         """|sum of the gradients| over ranks and the window, flat `[n_models · out · in]`."""
@@ -101,11 +102,13 @@ class DenseGradient:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The largest scores of each group."""
         if "gradient" in layer.memory:
+            _mark_unseen(layer)
             return best_of_dense(layer, self.score(layer), taken, counts, by_row, number)
         return best_of_tiles(layer, taken, counts, by_row, number)
 
     def connected(self, layer: AttachedLayer) -> torch.Tensor:
         """|gradient| at the connections there are."""
+        _mark_unseen(layer)
         return at_connections(layer, self.score(layer))
 
 
@@ -121,11 +124,21 @@ class MomentumGrowth(DenseGradient):
         object.__setattr__(self, "decay", check_number("decay", self.decay, minimum=0.0, below=1.0))
 
     def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
-        """Smooth the gradient at all positions."""
+        """Smooth the gradient at all positions; of models where it is not finite the step does not count."""
         gradient = layer.dense_gradient()
+        finite = layer.finite_models(gradient)
         before = layer.memory.get("gradient")
-        smoothed = gradient * (1 - self.decay)
-        layer.memory["gradient"] = smoothed if before is None else smoothed + self.decay * before
+        smoothed = _zero_where_not(finite, gradient) * (1 - self.decay)
+        if before is not None:
+            summed = smoothed + self.decay * before
+            rows = (len(finite), -1)
+            smoothed = (
+                summed
+                if bool(finite.all())
+                else summed.reshape(rows).where(finite[:, None], before.reshape(rows)).reshape(-1)
+            )
+        seen = layer.memory.get("seen", torch.full_like(finite, before is not None))
+        layer.memory["gradient"], layer.memory["seen"] = smoothed, seen | finite
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,7 @@ class SampledGradient:
     def observe(self, layer: AttachedLayer, first: bool, number: int) -> None:
         """Draw the candidates (`first`), and add the gradient there to the window's sum."""
         topology = layer.topology
+        first = first or "candidates" not in layer.memory
         if first:
             wanted = (self.ratio * topology.n_connections.double()).ceil().long()
             if self.distribution == "uniform":
@@ -167,15 +181,20 @@ class SampledGradient:
             else:
                 key = guided_places(layer, self.distribution, wanted, number)
             layer.memory["candidates"] = key
-            layer.memory["gradient"] = layer.gradient_at(key)
-        else:
-            gradient = layer.gradient_at(layer.memory["candidates"])
-            layer.memory["gradient"] = layer.memory["gradient"] + gradient
+        key = layer.memory["candidates"]
+        gradient = layer.gradient_at(key)
+        model = key // (topology.in_features * topology.out_features)
+        model = model.repeat_interleave(layer.group)
+        finite = layer.finite_at(gradient, model) & layer.finite_values_gradient()
+        if not bool(finite.all()):
+            gradient = gradient.masked_fill(~finite[model], 0)
+        _add_to_sum(layer, gradient, finite, first)
 
     def propose(
         self, layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool, number: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The largest scores of each group among the candidates."""
+        _mark_unseen(layer)
         topology = layer.topology
         key = layer.memory["candidates"]
         score = layer.of_candidates(layer.reduce(layer.memory["gradient"].clone()).abs_())
@@ -186,7 +205,32 @@ class SampledGradient:
 
     def connected(self, layer: AttachedLayer) -> torch.Tensor:
         """|gradient| of the values in the last backward pass."""
+        layer.mark_not_finite(~layer.finite_values_gradient())
         return layer.of_units(layer.reduce(layer.value_gradient().clone()).abs_())
+
+
+def _zero_where_not(finite: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient at all positions, flat, with 0 for the models that are not `finite` (bool `[n_models]`)."""
+    if bool(finite.all()):
+        return gradient
+    return gradient.reshape(len(finite), -1).masked_fill(~finite[:, None], 0).reshape(-1)
+
+
+def _add_to_sum(layer: AttachedLayer, gradient: torch.Tensor, finite: torch.Tensor, first: bool) -> None:
+    """Add to the window's sum; `seen` are the models of which a step so far was finite."""
+    before = None if first else layer.memory.get("gradient")
+    if before is None:
+        layer.memory["gradient"], layer.memory["seen"] = gradient, finite
+        return
+    seen = layer.memory.get("seen", torch.ones_like(finite))  # checkpoints of before had only the sum
+    layer.memory["gradient"], layer.memory["seen"] = before + gradient, seen | finite
+
+
+def _mark_unseen(layer: AttachedLayer) -> None:
+    """Mark the models of which no step was finite: their sum says nothing."""
+    seen = layer.memory.get("seen")
+    if seen is not None:
+        layer.mark_not_finite(~seen)
 
 
 def random_places(

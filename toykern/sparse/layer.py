@@ -72,6 +72,7 @@ class AttachedLayer:
 
     Attributes:
         name, number: where it is in the model, and which sparse layer it is; the number goes into its draws.
+        is_last: whether it is the model's last sparse layer.
         module: the layer.
         seeds: int64 `[n_models]`, NumPy.
         budget: int64 `[n_models]`, how many connections each model had when the recipe was attached.
@@ -79,6 +80,8 @@ class AttachedLayer:
         slot_memory: the same with an entry for each slot; these follow their connections.
         explored: bool `[n_models · out · in]`, the positions that ever had a connection; None if not tracked.
         reduce: averages a tensor over all ranks (the identity where there is one).
+        not_finite: bool `[n_models]`, models whose gradients in the step at hand say nothing, since they are
+            not finite; criteria mark them (`mark_not_finite`), and such a model keeps its connections.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class AttachedLayer:
         refuse_distributed(**{f"{name}.values" if name else "values": getattr(module, "values", None)})
         self.name = name
         self.number = number
+        self.is_last = False
         self.module: Any = module
         self.reduce = reduce
         topology = self.topology
@@ -101,6 +105,43 @@ class AttachedLayer:
         self.memory: dict[str, torch.Tensor] = {}
         self.slot_memory: dict[str, torch.Tensor] = {}
         self.explored = topology.to_mask().reshape(-1) if track_explored else None
+        self.forget_not_finite()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the layer's values are not trained, so that its connections stay too."""
+        return not self.module.values.requires_grad
+
+    def forget_not_finite(self) -> None:
+        """No model is marked any more."""
+        self.not_finite = torch.zeros(self.topology.n_models, dtype=torch.bool, device=self.topology.device)
+
+    def mark_not_finite(self, models: torch.Tensor) -> None:
+        """Mark models, bool `[n_models]`; the same ones on all ranks."""
+        self.not_finite = self.not_finite | models
+
+    def finite_models(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Which models have only finite numbers in `gradient` `[n_models, …]`, on all ranks: bool
+        `[n_models]`."""
+        rows = gradient.reshape(self.topology.n_models, -1)
+        if rows.shape[1] == 0:
+            return torch.ones_like(self.not_finite)
+        least, most = rows.aminmax(dim=1)  # NaN is handed on, and nothing as large as the gradient is made
+        return self._on_all_ranks(least.isfinite() & most.isfinite())
+
+    def finite_at(self, gradient: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+        """The same where `gradient` `[n]` is of the models `model` int64 `[n]`."""
+        finite = torch.ones_like(self.not_finite)
+        finite[model[~gradient.isfinite()]] = False
+        return self._on_all_ranks(finite)
+
+    def finite_values_gradient(self) -> torch.Tensor:
+        """The same of the gradient at the connections; where there is none it speaks against no model."""
+        gradient = self._gradient_of_values()
+        return torch.ones_like(self.not_finite) if gradient is None else self.finite_models(gradient)
+
+    def _on_all_ranks(self, finite: torch.Tensor) -> torch.Tensor:
+        return self.reduce(finite.double()) == 1
 
     @property
     def topology(self) -> Topology:
@@ -159,6 +200,7 @@ class AttachedLayer:
     def move_to(self, device: torch.device) -> None:
         """All that is kept beside the layer goes to a device."""
         self.budget = self.budget.to(device)
+        self.not_finite = self.not_finite.to(device)
         self.memory = {name: tensor.to(device) for name, tensor in self.memory.items()}
         self.slot_memory = {name: tensor.to(device) for name, tensor in self.slot_memory.items()}
         if self.explored is not None:
@@ -192,13 +234,17 @@ class AttachedLayer:
 
     def value_gradient(self) -> torch.Tensor:
         """The gradient of the values from the last backward; RuntimeError if there is none."""
-        gradient = self.module.values.grad
+        gradient = self._gradient_of_values()
         if gradient is None:
             raise RuntimeError(
                 f"the values of the sparse layer {self.name!r} have no gradient: call topology.step() after "
                 "loss.backward() and optimizer.step(), before zero_grad()"
             )
         return gradient.detach().to(self.values.dtype)
+
+    def _gradient_of_values(self) -> torch.Tensor | None:
+        gradient: torch.Tensor | None = self.module.values.grad
+        return gradient
 
     def dense_gradient(self) -> torch.Tensor:
         """The gradient at all positions from the last backward, flat `[n_models · out · in]`."""

@@ -2,12 +2,16 @@
 
 Whatever an optimiser keeps for a layer's values in their shape (momentum, second moments, sums of squares,
 their maxima) is one number for each slot, so it moves with the slots; a connection that was just grown starts
-from zero. Numbers for the parameter as a whole (the count of steps) stay. Anything else cannot be told where
-to go, and is refused rather than left pointing at the wrong connections.
+from what the optimiser itself begins with. Numbers for the parameter as a whole (the count of steps) stay.
+Anything else cannot be told where to go, and is refused rather than left pointing at the wrong connections.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
+import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -59,7 +63,7 @@ def check_held(optimizers: Sequence[Optimizer], values: torch.Tensor, name: str)
     if not any(p is values for p in held):
         raise ValueError(
             f"optimizer does not hold the values of the sparse layer {name!r}; make it from "
-            "model.parameters() after the sparse layers are in the model"
+            "model.parameters() after the sparse layers are in the model, and attach the recipe to that"
         )
 
 
@@ -85,6 +89,80 @@ def state_of(optimizers: Iterable[Optimizer], values: torch.Tensor, name: str) -
                 f"({list(values.shape)}), which cannot follow their connections"
             )
     return found
+
+
+def beginnings_of(optimizers: Iterable[Optimizer], values: torch.Tensor) -> list[float]:
+    """What every tensor of `state_of` begins with, in the same order.
+
+    An optimiser of the same class and options is given a parameter of one zero and a gradient of 0, and what
+    it keeps after that step is taken: Adagrad's initial accumulator, Rprop's step size. Where no such
+    optimiser can be made, 0 and a RuntimeWarning.
+    """
+    found = []
+    for optimizer in optimizers:
+        kept = optimizer.state.get(values, {})
+        keys = [
+            key
+            for key, entry in kept.items()
+            if isinstance(entry, torch.Tensor) and entry.shape == values.shape
+        ]
+        fresh = _fresh_state(optimizer, values) if keys else {}
+        found += [float(fresh.get(key, 0.0)) for key in keys]
+    return found
+
+
+def _fresh_state(optimizer: Optimizer, values: torch.Tensor) -> dict[str, Any]:
+    """The state of one entry that has seen a single gradient, 0."""
+    optimizer = _wrapped(optimizer)
+    group = next(group for group in optimizer.param_groups if any(p is values for p in group["params"]))
+    probe_of = torch.nn.Parameter(torch.zeros(1, dtype=values.dtype, device=values.device))
+    probe_of.grad = torch.zeros_like(probe_of)
+    options = {**group, "params": [probe_of]}
+    faults = []
+    for make in (_of_same_class, _emptied_copy):
+        try:
+            with torch.no_grad():
+                probe = make(optimizer, options)
+                step = type(probe).step
+                if getattr(step, "hooked", False):  # hooks are not to see this step
+                    step = step.__wrapped__  # type: ignore[attr-defined]
+                step(probe)
+            return {
+                key: entry
+                for key, entry in probe.state[probe_of].items()
+                if isinstance(entry, torch.Tensor) and entry.shape == probe_of.shape
+            }
+        except Exception as error:  # whatever an optimiser of one's own may raise
+            faults.append(f"{type(error).__name__}: {error}")
+    warnings.warn(
+        f"what {type(optimizer).__name__} begins with could not be found ({'; '.join(faults)}), so its state "
+        "for grown connections begins with 0",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return {}
+
+
+def _wrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimiser that keeps the state: itself, or what it wraps and shares the state with."""
+    for part in vars(optimizer).values():
+        if isinstance(part, Optimizer) and part is not optimizer and part.state is optimizer.state:
+            return _wrapped(part)
+    return optimizer
+
+
+def _of_same_class(optimizer: Optimizer, options: dict[str, Any]) -> Optimizer:
+    taken = inspect.signature(type(optimizer).__init__).parameters
+    defaults = {name: value for name, value in optimizer.defaults.items() if name in taken}
+    return type(optimizer)([options], **defaults)
+
+
+def _emptied_copy(optimizer: Optimizer, options: dict[str, Any]) -> Optimizer:
+    if any(isinstance(part, Optimizer) for part in vars(optimizer).values()):
+        raise TypeError("it wraps an optimizer, whose own parameters a step would change")
+    probe = copy.copy(optimizer)
+    probe.param_groups, probe.state = [options], defaultdict(dict)
+    return probe
 
 
 def move(tensor: torch.Tensor, old_slot: torch.Tensor) -> None:

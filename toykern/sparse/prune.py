@@ -56,6 +56,7 @@ class Sensitivity:
 
     def score(self, layer: AttachedLayer, number: int) -> torch.Tensor:
         """|w · gradient| of every slot; RuntimeError if the values have no gradient."""
+        layer.mark_not_finite(~layer.finite_values_gradient())
         return layer.of_units((layer.values * layer.reduce(layer.value_gradient().clone())).abs())
 
 

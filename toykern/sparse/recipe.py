@@ -236,12 +236,16 @@ class PruneAndGrow(Recipe):
         coming = self.timing.next_update(step)
         assert coming is not None
         if self.looks_once and layer.group == 1 and getattr(self.grow, "looks_once", False):
-            layer.memory.pop("gradient", None)  # propose() looks at the pass itself
+            for kept in ("gradient", "seen"):
+                layer.memory.pop(kept, None)  # propose() looks at the pass itself
             return
         self.grow.observe(layer, step == coming - self.accumulate + 1, number)
 
     def plan(self, layers: list[AttachedLayer], step: int, number: int) -> list[Change]:
         """Drop by the prune criterion, then grow by the grow criterion, as the scope says."""
+        if self.moves_between_layers:
+            _check_one_stack(layers, "scope='global' or redistribution")
+        self.mark_not_finite(layers)
         drops = self.drops(layers, self.fraction(step), number)
         taken = [
             layer.topology.keys(drop if self.grow.grows_dropped else None)
@@ -252,7 +256,7 @@ class PruneAndGrow(Recipe):
             grown = self._grow_between_layers(layers, taken, counts, number)
         else:
             grown = [
-                self.grow.propose(layer, keys, count, False, number)[0]
+                self.proposed(layer, keys, count, False, number)[0]
                 for layer, keys, count in zip(layers, taken, counts, strict=True)
             ]
         return [Change(drop, keys) for (drop, _), keys in zip(drops, grown, strict=True)]
@@ -271,6 +275,29 @@ class PruneAndGrow(Recipe):
             fraction=fraction,
             by_sign=bool(getattr(self.prune, "by_sign", False)),
         )
+
+    def mark_not_finite(self, layers: list[AttachedLayer]) -> None:
+        """Mark models whose last gradient is not finite, where an update looks at that one alone."""
+        if self.grow.window == "update" and self.accumulate == 1:
+            for layer in layers:
+                layer.mark_not_finite(~layer.finite_values_gradient())
+
+    def proposed(
+        self, layer: AttachedLayer, taken: torch.Tensor, counts: torch.Tensor, by_row: bool, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the grow criterion proposes; models with a score that is not finite are marked.
+
+        NaN and infinity are larger than any number, so where a free place has them they are chosen.
+        """
+        keys, score = self.grow.propose(layer, taken, counts, by_row, number)
+        if score is not None:
+            positions = layer.topology.in_features * layer.topology.out_features
+            bad = ~score.isfinite()
+            if bool(bad.any()):
+                marks = torch.zeros_like(layer.not_finite)
+                marks[keys[bad] // positions] = True
+                layer.mark_not_finite(marks)
+        return keys, score
 
     def _grow_between_layers(
         self,
@@ -295,12 +322,12 @@ class PruneAndGrow(Recipe):
             shares = torch.stack([self._mean_score(layer) for layer in layers], dim=1)
             dealt = shared_out(total, shares, room)
             return [
-                self.grow.propose(layer, keys, dealt[:, i], False, number)[0]
+                self.proposed(layer, keys, dealt[:, i], False, number)[0]
                 for i, (layer, keys) in enumerate(zip(layers, taken, strict=True))
             ]
         # The best over all layers are among the best that each has room for.
         proposals = [
-            self.grow.propose(layer, keys, total.minimum(room[:, i]), False, number)
+            self.proposed(layer, keys, total.minimum(room[:, i]), False, number)
             for i, (layer, keys) in enumerate(zip(layers, taken, strict=True))
         ]
         scores = [score for _, score in proposals if score is not None]
@@ -308,7 +335,7 @@ class PruneAndGrow(Recipe):
             free = torch.stack([layer.free_positions().double() for layer in layers], dim=1)
             dealt = shared_out(total, free, room)
             return [
-                self.grow.propose(layer, keys, dealt[:, i], False, number)[0]
+                self.proposed(layer, keys, dealt[:, i], False, number)[0]
                 for i, (layer, keys) in enumerate(zip(layers, taken, strict=True))
             ]
         model = [
@@ -336,7 +363,7 @@ class PruneAndGrow(Recipe):
         if score is None:
             raise ValueError('redistribution="score" needs a grow criterion with a score')
         sums = layer.per_model(score.double() * layer.topology.occupied()).sum(dim=1)
-        return (sums / layer.topology.n_connections.clamp(min=1)).nan_to_num(nan=0.0)
+        return (sums / layer.topology.n_connections.clamp(min=1)).nan_to_num(nan=0.0, posinf=0.0)
 
 
 _EXAMPLES = {"prune": "tk.sparse.Magnitude()", "grow": "tk.sparse.RandomGrowth()"}

@@ -45,6 +45,7 @@ class Update:
         drop_fraction: what fraction was to be dropped; None where a recipe goes by a density.
         layers: a `LayerReport` by the layer's name.
         rewound_to: the step whose weights were put back (lottery tickets), else None.
+        skipped: the models that kept their connections, since their gradients were not finite.
     """
 
     step: int
@@ -52,6 +53,7 @@ class Update:
     drop_fraction: float | None
     layers: dict[str, LayerReport]
     rewound_to: int | None = None
+    skipped: tuple[int, ...] = ()
 
     @property
     def dropped(self) -> int:
@@ -71,6 +73,8 @@ class Update:
             parts.append(f"explored={float(mean):.3g}")
         if self.rewound_to is not None:
             parts.append(f"rewound_to={self.rewound_to}")
+        if self.skipped:
+            parts.append(f"skipped={len(self.skipped)}")
         return f"Update({', '.join(parts)})"
 
     def state(self) -> dict[str, Any]:
@@ -100,6 +104,24 @@ def report_of(layer: AttachedLayer, new: Changed, marked: torch.Tensor | None) -
         active_neurons=new.active_neurons.cpu() * layer.group,
         active_inputs=new.active_inputs.cpu().clone(),
     )
+
+
+def unchanged_report(layer: AttachedLayer) -> LayerReport:
+    """The report on a layer that an update left alone."""
+    topology = layer.topology
+    none = torch.zeros_like(topology.n_connections)
+    new = Changed(
+        topology=layer.module.topology,
+        old_slot=none,
+        fresh=none,
+        dropped=none,
+        grown=none,
+        active_neurons=(topology.fan_in > 0).sum(dim=1),
+        active_inputs=(topology.fan_out > 0).sum(dim=1),
+    )
+    explored = layer.explored
+    marked = None if explored is None else explored.reshape(topology.n_models, -1).count_nonzero(dim=1)
+    return report_of(layer, new, marked)
 
 
 QUANTITIES = {
