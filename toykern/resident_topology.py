@@ -7,7 +7,7 @@ layers with one value for each connection; `DenseLayer` is that view of the dens
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -332,7 +332,7 @@ def state_from_store(plain: dict[str, Any], tensors: dict[str, torch.Tensor]) ->
     return {**plain, "layers": {"weight": layer}, "history": history, "memory": below("of_the_run/")}
 
 
-def _history_arrays(history: list[Update]) -> dict[str, torch.Tensor]:
+def _history_arrays(history: Sequence[Update]) -> dict[str, torch.Tensor]:
     """What every update said of every model, by name: `[models, updates]` each."""
     if not history:
         return {}

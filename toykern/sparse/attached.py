@@ -19,6 +19,7 @@ from toykern.sparse.change import Change
 from toykern.sparse.distributed import Ranks, fingerprint
 from toykern.sparse.draws import words64
 from toykern.sparse.groups import GroupedLayer
+from toykern.sparse.history import History
 from toykern.sparse.layer import AttachedLayer, is_sparse_layer
 from toykern.sparse.optimizer_state import as_optimizers, beginnings_of, check_held, state_of
 from toykern.sparse.optimizer_watch import OptimizerWatch
@@ -29,7 +30,8 @@ from toykern.sparse.topology import Topology
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
+_STATE_VERSIONS = (1, 2)  # 1 had a list of updates for a history
 _STATE_KEYS = ("recipe", "layers", "steps", "updates", "history", "memory", "fingerprint")
 
 
@@ -41,7 +43,8 @@ class AttachedTopology:
     Attributes:
         recipe: what it follows.
         steps: how often `step` was called; updates: how often the topology changed.
-        history: an `Update` for each change, in order.
+        history: an `Update` for each change, in order; of more than 1,000 every second, fourth, … and the newest
+            (`toykern.sparse.history.History`).
         layers: the sparse layers, by name.
     """
 
@@ -81,7 +84,12 @@ class AttachedTopology:
         self._layers = layers
         self.steps = 0
         self.updates = 0
-        self.history: list[Update] = []
+        self.history = History(
+            {
+                layer.name: layer.topology.in_features * layer.topology.out_features * layer.group
+                for layer in layers
+            }
+        )
         self.memory: dict[str, Any] = {}  # what recipes keep for the model as a whole
         self._expected: int | None = None  # fingerprint of the topology that belongs to a loaded state
         self._said_skipped = False
@@ -202,7 +210,7 @@ class AttachedTopology:
             "updates": self.updates,
             "fingerprint": fingerprint([layer.topology for layer in self._layers]),
             "layers": {layer.name: _layer_state(layer) for layer in self._layers},
-            "history": [update.state() for update in self.history],
+            "history": self.history.state(),
             "memory": _copied(self.memory),
         }
 
@@ -212,7 +220,7 @@ class AttachedTopology:
         ValueError if the state is of another recipe or other layers; this object is left as it was. At the
         next `step()`, RuntimeError if the model's topology is not the one that the state belongs to.
         """
-        if not isinstance(state, dict) or state.get("version") != _STATE_VERSION:
+        if not isinstance(state, dict) or state.get("version") not in _STATE_VERSIONS:
             raise ValueError(
                 f"state must come from state_dict() of an attached recipe, not {describe(state)}"
             )
@@ -229,7 +237,7 @@ class AttachedTopology:
         for layer in self._layers:
             _check_layer_state(layer, state["layers"][layer.name])
         steps, updates, expected = int(state["steps"]), int(state["updates"]), int(state["fingerprint"])
-        history = [Update.from_state(update) for update in state["history"]]
+        history = self.history.load(state["history"])
         for layer in self._layers:
             saved = _copied(state["layers"][layer.name])
             layer.budget, layer.explored = saved["budget"], saved["explored"]
