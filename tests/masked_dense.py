@@ -173,7 +173,7 @@ class TwinLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight, bias = self.values, self.bias
         if len(weight) == 1:
-            y = nn.functional.linear(x, weight[0], None if bias is None else bias[0])
+            y = nn.functional.linear(x, weight[0], None if bias is None else bias)
         else:
             y = x @ weight.mT if bias is None else x @ weight.mT + bias[:, None]
         return y.relu() if self.relu else y

@@ -112,8 +112,12 @@ def test_dead_layers_and_what_cannot_be():
     )
     with pytest.raises(RuntimeError, match="saw no backward pass"):
         topology.step()
-    (layer(torch.zeros(4, 10)) * torch.tensor(float("nan"))).sum().backward()
+    (layer(torch.zeros(4, 10)) * 0).sum().backward()
     assert topology.step().grown > 0  # all places are equally likely then
+    layer.zero_grad()
+    (layer(torch.zeros(4, 10)) * torch.tensor(float("nan"))).sum().backward()
+    with pytest.warns(RuntimeWarning, match="the gradient is not finite at step 2"):
+        assert topology.step().grown == 0
     with pytest.raises(ValueError, match="distribution must be one of"):
         sparse.SampledGradient(distribution="gradient")
     model = tk.SparseTiedAutoencoder(6, 4, density=0.5, seed=0)

@@ -12,6 +12,7 @@ import torch
 from masked_dense import Mixed, batch, loss_of
 from topology_kit import assert_same, everything
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import toykern as tk
@@ -451,3 +452,66 @@ def test_changes_that_do_not_fit(kind):
             topology.with_changes(no_drop, tuple(torch.tensor([part]) for part in place))
     assert_same(tensors(layer), before)
     assert layer.topology is topology
+
+
+# --- names and shapes of parameters -------------------------------------------------------------------------
+
+
+class _Abs(nn.Module):
+    def forward(self, x):
+        return x.abs()
+
+
+def test_the_bias_of_one_model_is_a_vector_and_old_states_load():
+    layer, stack = tk.SparseLinear(20, 5, 0.3, seed=0), tk.SparseLinear(20, 5, 0.3, n_models=2, seed=0)
+    assert layer.bias.shape == (5,) and stack.bias.shape == (2, 5)
+    decayed = [name for name, p in nn.Sequential(layer).named_parameters() if p.ndim >= 2]
+    assert decayed == []
+    x = torch.randn(8, 20)
+    for relu in ("none", "relu"):
+        layer.activation = stack.activation = relu
+        stack.load_state_dict(stack.state_dict())
+        assert torch.equal(layer(x), stack(x)[0])
+        (layer(x) ** 2).sum().backward()
+        (stack(x)[0] ** 2).sum().backward()
+        assert torch.equal(layer.bias.grad, stack.bias.grad[0]) and layer.bias.grad.shape == (5,)
+    state = layer.state_dict()
+    old = {**state, "bias": state["bias"][None] + 1}
+    layer.load_state_dict(old)
+    assert torch.equal(layer.bias, old["bias"][0])
+    nested = nn.Sequential(layer)
+    nested.load_state_dict({f"0.{name}": value for name, value in old.items()})
+    with pytest.raises(RuntimeError, match=r"bias must have the shape \[5\], not \[4\]"):
+        layer.load_state_dict({**state, "bias": torch.zeros(4)})
+
+
+def test_values_can_be_parametrised():
+    layer = tk.SparseLinear(20, 5, 0.3, seed=0)
+    x, dense = torch.randn(8, 20), layer.to_dense()[0].detach()
+    parametrize.register_parametrization(layer, "values", _Abs())
+    expected = nn.functional.linear(x, dense.abs(), layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    layer(x).square().sum().backward()
+    original = layer.parametrizations["values"].original
+    assert original is layer.get_parameter("parametrizations.values.original")
+    assert bool(original.grad.any()) and [n for n, _ in layer.named_parameters()] == [
+        "bias",
+        "parametrizations.values.original",
+    ]
+    torch.optim.AdamW(layer.parameters(), lr=0.1).step()
+    assert bool((layer.to_dense() >= 0).all())
+    other = tk.SparseLinear(20, 5, 0.3, seed=1)
+    parametrize.register_parametrization(other, "values", _Abs())
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x)) and other.topology == layer.topology
+    doubled = {name: 2 * p for name, p in layer.named_parameters()}
+    torch.testing.assert_close(torch.func.functional_call(layer, doubled, x), 2 * layer(x))
+    copied = copy.deepcopy(layer)
+    assert torch.equal(copied(x), layer(x))
+    with pytest.raises(RuntimeError, match="values is parametrised"):
+        layer.set_topology(layer.topology, torch.arange(len(layer.values)))
+    with pytest.raises(ValueError, match="values of the sparse layer '' are parametrised"):
+        tk.SET(interval=1).attach(layer, torch.optim.SGD(layer.parameters(), 0.1))
+    parametrize.remove_parametrizations(layer, "values")
+    assert isinstance(layer.values, nn.Parameter) and bool((layer.values >= 0).all())
+    tk.SET(interval=1).attach(layer, torch.optim.SGD(layer.parameters(), 0.1)).step()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import toykern as tk
 from toykern.nn.sparsify import layer_densities
@@ -63,7 +65,7 @@ def test_largest_keeps_weights_and_bias():
         count = int(kept.sum())
         assert count == int(0.2 * weight.numel() + 0.5)
         assert weight.abs()[kept].min() >= weight.abs()[~kept].max()
-    assert torch.equal(model[0].bias[0], dense[0].bias)
+    assert torch.equal(model[0].bias, dense[0].bias)
 
 
 def test_seeds():
@@ -205,3 +207,98 @@ def test_what_is_refused(make, arguments, error, match):
     with pytest.raises(error, match=match):
         tk.sparsify(model, **arguments)
     assert repr(model) == before
+
+
+def test_hooks_of_calls_go_over_and_their_handles_work():
+    model, seen = classifier(), []
+    handles = [
+        model[0].register_forward_hook(lambda *a: seen.append("forward")),
+        model[0].register_forward_hook(
+            lambda *a, **k: seen.append("with kwargs"), with_kwargs=True, always_call=True
+        ),
+        model[0].register_forward_pre_hook(lambda *a: seen.append("before")),
+        model[0].register_full_backward_hook(lambda *a: seen.append("backward")),
+        model[0].register_full_backward_pre_hook(lambda *a: seen.append("before backward")),
+    ]
+    tk.sparsify(model, 0.3)
+    x = torch.randn(2, 64, requires_grad=True)
+    model(x).sum().backward()
+    assert seen == ["before", "forward", "with kwargs", "before backward", "backward"]
+    for handle in handles:
+        handle.remove()
+    model(x).sum().backward()
+    assert len(seen) == 5
+    alone = nn.Linear(8, 4)
+    alone.register_forward_hook(lambda *a: seen.append("alone"))
+    sparse = tk.sparsify(alone, 0.5)
+    sparse(torch.zeros(1, 8))
+    assert seen[5:] == ["alone"]
+    sparse.register_forward_hook(lambda *a: seen.append("of the sparse one"))
+    alone(torch.zeros(1, 8))
+    assert seen[6:] == ["alone"]
+
+
+@pytest.mark.parametrize(
+    ("do", "match"),
+    [
+        (lambda layer: setattr(layer, "forward", lambda x: x), "a forward of its own"),
+        (lambda layer: layer.weight.register_hook(lambda g: g), "a hook of the gradient of its weight"),
+        (
+            lambda layer: layer.bias.register_post_accumulate_grad_hook(lambda p: None),
+            "a hook of the gradient of its bias",
+        ),
+        (lambda layer: layer._register_state_dict_hook(lambda *a: None), "hooks of its state_dict"),
+        (lambda layer: layer.register_load_state_dict_post_hook(lambda *a: None), "hooks of its state_dict"),
+    ],
+)
+def test_what_cannot_go_over_is_refused(do, match):
+    model = classifier()
+    do(model[2])
+    before = list(model)
+    with pytest.raises(ValueError, match=f"layer '2' has {match}"):
+        tk.sparsify(model, 0.3)
+    assert list(model) == before
+    tk.sparsify(model, 0.3, exclude=["2"])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
+def test_what_stays_dense_is_said():
+    model = nn.ModuleDict(
+        {
+            "plain": nn.Linear(4, 4),
+            "lazy": nn.LazyLinear(4),
+            "conv": nn.Conv2d(1, 2, 3),
+            "lstm": nn.LSTM(4, 4),
+            "cell": nn.GRUCell(4, 4),
+            "attention": nn.MultiheadAttention(4, 2),
+            "parametrised": parametrizations.orthogonal(nn.Linear(4, 4)),
+            "old_norm": nn.utils.weight_norm(nn.Linear(4, 4)),
+            "pruned": prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5),
+            "norm": nn.LayerNorm(4),
+            "embedding": nn.Embedding(4, 4),
+        }
+    )
+    kinds = {name: type(layer) for name, layer in model.items()}
+    with pytest.warns(UserWarning, match="sparsify leaves dense") as said:
+        tk.sparsify(model, 0.5)
+    text = str(said[0].message)
+    for name in ("lazy", "conv", "lstm", "cell", "attention", "parametrised", "old_norm", "pruned"):
+        assert repr(name) in text and type(model[name]) is kinds[name]
+    for name in ("plain", "norm", "embedding"):
+        assert f"'{name}'" not in text
+    assert list(layers_of(model)) == ["plain"]
+    model["plain"] = nn.Linear(4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        others = ["lazy", "conv", "lstm", "cell", "attention*", "parametrised", "old_norm", "pruned"]
+        tk.sparsify(model, 0.5, exclude=others)
+    with pytest.raises(ValueError, match="to make sparse; it has Conv1d, which stay dense"):
+        tk.sparsify(nn.Sequential(nn.Conv1d(1, 1, 1)), 0.5)
+
+
+def test_a_frozen_bias_stays_frozen():
+    for source in ("random", "largest"):
+        linear = nn.Linear(8, 4)
+        linear.bias.requires_grad_(False)
+        layer = tk.sparsify(linear, 0.5, from_weights=source)
+        assert not layer.bias.requires_grad and layer.values.requires_grad

@@ -267,7 +267,7 @@ def with_snapshot(model, optimizer, topology, match, error=RuntimeError):
     steps = topology.steps
     with pytest.raises(error, match=match):
         topology.step()
-    assert topology.steps == steps and len(topology.history) == 0
+    assert topology.steps == steps and topology.history == []
     assert_same(everything(model, optimizer, topology), before)
 
 

@@ -259,7 +259,7 @@ OPTIMIZERS = {
     "Adagrad": (torch.optim.Adagrad, {"initial_accumulator_value": 0.1, "weight_decay": 0.1}, {"sum": 0.1}),
     "Adam": (torch.optim.Adam, {"amsgrad": True}, {}),
     "AdamW": (torch.optim.AdamW, {}, {}),
-    "Adamax": (torch.optim.Adamax, {}, {"exp_inf": 1e-8}),  # |gradient| + eps, as of any other step
+    "Adamax": (torch.optim.Adamax, {}, {}),  # not the eps that the first step leaves
     "ASGD": (torch.optim.ASGD, {}, {}),
     "NAdam": (torch.optim.NAdam, {}, {}),
     "RAdam": (torch.optim.RAdam, {}, {}),

@@ -54,6 +54,8 @@ def test_an_update_comes_back_as_it_was():
         history.append(update)
     loaded = History({"a": 700}).load(history.state())
     old = History({"a": 700}).load([update.state() for update in updates])
+    assert history == updates and history == loaded == old and history != updates[:3]
+    assert history != [*updates[:3], _update(9)] and history != [updates[0], *updates[:3]]
     for made in (history, loaded, old):
         assert len(made) == 4 and made[-1].number == 4 and [u.number for u in made[1:3]] == [2, 3]
         for ours, theirs in zip(made, updates, strict=True):
@@ -67,7 +69,7 @@ def test_the_record_is_thinned_evenly_and_stays_small():
         history.append(_update(number))
         numbers = [update.number for update in history]
         assert len(numbers) <= 10 and numbers[0] == 1 and numbers[-1] == number
-        assert len(set(b - a for a, b in zip(numbers[:-1], numbers[1:-1], strict=False))) <= 1  # but the last
+        assert len({b - a for a, b in zip(numbers[:-1], numbers[1:-1], strict=False)}) <= 1  # but the last
     assert numbers == [1, 17, 33, 49, 65, 81, 83]
     again = History({"a": 700}, limit=10).load(history.state())
     for number in range(84, 200):

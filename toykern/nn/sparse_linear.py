@@ -40,8 +40,9 @@ class SparseLinear(SparseWeights):
         dtype, device: float32, bfloat16 (summed in float32) or float64, on the CPU or a GPU; None is torch's
             default.
 
-    Parameters: `values` `[n_models · capacity]`, `bias` `[n_models, out_features]` or None. Any torch
-    optimiser takes them. ValueError or TypeError names the argument at fault.
+    Parameters: `values` `[n_models · capacity]`, `bias` `[out_features]` for one model, `[n_models,
+    out_features]` for several, or None. Any torch optimiser takes them; docs/sparse_layers.md says which to
+    decay. ValueError or TypeError names the argument at fault.
 
     >>> layer = SparseLinear(64, 32, density=0.1)
     >>> layer(torch.zeros(8, 64)).shape
@@ -102,6 +103,7 @@ class SparseLinear(SparseWeights):
         self.register_parameter("bias", None)
         if has_bias:
             start = initial_bias(chosen, seeds, init)
+            start = start[0] if n_models == 1 else start
             self.bias = nn.Parameter(start.to(device=device, dtype=self.values.dtype))
         with torch.no_grad():
             self.values.copy_(values)
@@ -172,7 +174,8 @@ class SparseLinear(SparseWeights):
             _, row, column = topology.places()
             layer.values[slot] = linear.weight[row, column]
             if layer.bias is not None:
-                layer.bias.copy_(linear.bias.unsqueeze(0))
+                layer.bias.copy_(linear.bias)
+                layer.bias.requires_grad_(linear.bias.requires_grad)
         layer.values.requires_grad_(linear.weight.requires_grad)
         return layer.train(linear.training)
 
@@ -191,8 +194,15 @@ class SparseLinear(SparseWeights):
         with torch.no_grad():
             linear.weight.copy_(self.to_dense()[model])
             if self.bias is not None:
-                linear.bias.copy_(self.bias[model])
+                linear.bias.copy_(self.bias if self.n_models == 1 else self.bias[model])
         return linear.train(self.training)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        given = state_dict.get(f"{prefix}bias")
+        if self.n_models == 1 and isinstance(given, torch.Tensor) and given.shape == (1, self.out_features):
+            # What was saved when the bias of one model was a row.
+            state_dict = {**state_dict, f"{prefix}bias": given[0]}
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:
         """Shape and options, for `repr(layer)`."""

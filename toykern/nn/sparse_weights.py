@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from toykern.address import storage_address
 from toykern.broadcast import broadcast_per_model
@@ -29,6 +30,27 @@ GRADIENT_TILE_BYTES = 8 << 20
 """How much of a dense gradient is formed at a time on the CPU: still in the cache when it is looked at."""
 
 _INDEX_BUFFERS = ("row_start", "column", "column_start", "row", "slot")
+
+
+class _Parametrizations(nn.ModuleDict):
+    """What torch.nn.utils.parametrize keeps in a module, by the parameter's name, which here may be "values".
+
+    nn.ModuleDict refuses that name, as it has a method of it. Here it is what was registered, so that paths
+    such as "parametrizations.values.original" lead to it.
+    """
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As ever, but that "values" is a name too."""
+        if name == "values" and module is not None:
+            self._modules[name] = module
+        else:
+            super().add_module(name, module)
+
+    @property
+    def values(self) -> Any:
+        """What was registered for "values"; as in a dictionary where nothing was."""
+        found = self._modules.get("values")
+        return self._modules.values if found is None else found
 
 
 class SparseWeights(nn.Module):
@@ -75,6 +97,11 @@ class SparseWeights(nn.Module):
         for name in _INDEX_BUFFERS:
             self.register_buffer(name, None, persistent=name in ("row_start", "column"))
         self._take_topology(topology, device)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "parametrizations" and type(value) is nn.ModuleDict and not len(value):
+            value = _Parametrizations()
+        super().__setattr__(name, value)
 
     # --- how products are computed ------------------------------------------------------------------------
 
@@ -127,8 +154,14 @@ class SparseWeights(nn.Module):
             grown: the values that new connections begin with: a number, or `[n_models · capacity]`.
 
         `values` is changed in place. An optimiser's moments are the recipe's to move
-        (`toykern.sparse`). ValueError where the arguments do not fit; then the module is left as it was.
+        (`toykern.sparse`). ValueError where the arguments do not fit, RuntimeError where `values` is
+        parametrised, and so no tensor that can be changed; then the module is left as it was.
         """
+        if is_parametrized(self, "values"):
+            raise RuntimeError(
+                "values is parametrised, so it is computed, and cannot follow its connections: "
+                'torch.nn.utils.parametrize.remove_parametrizations(layer, "values") before set_topology'
+            )
         shape = (self.n_models, self.out_features, self.in_features, len(self.values))
         given = (topology.n_models, topology.out_features, topology.in_features, len(topology.column))
         if given != shape:
@@ -351,7 +384,9 @@ class SparseWeights(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        names = ("values", "row_start", "column", "shape")
+        names: tuple[str, ...] = ("values", "row_start", "column", "shape")
+        if is_parametrized(self, "values"):
+            names = names[1:]  # torch loads what they are computed from, which has as many entries
         given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         if len(given) == len(names):
             misfit = self._misfit(given)
@@ -363,13 +398,15 @@ class SparseWeights(nn.Module):
             index = self._index_of(
                 Topology(self.in_features, self.out_features, given["row_start"], given["column"]), device
             )
-            if given["values"].shape != self.values.shape:  # another number of connections
+            if (
+                "values" in given and given["values"].shape != self.values.shape
+            ):  # another number of connections
                 self.values.data = self.values.data.new_zeros(given["values"].shape)
                 self.values.grad = None
             self._take_index(index)
         elif given:
             error_msgs.append(
-                f"{prefix[:-1] or 'the layer'}: values, row_start, column and shape must be loaded together; "
+                f"{prefix[:-1] or 'the layer'}: {', '.join(names[:-1])} and shape must be loaded together; "
                 f"given are {', '.join(given)}"
             )
             return
@@ -388,10 +425,11 @@ class SparseWeights(nn.Module):
                 reduced(topology, self.group)
         except (TypeError, ValueError) as error:
             return str(error)
-        if given["values"].shape != topology.column.shape:
+        values = given.get("values", self.values)
+        if values.shape != topology.column.shape:
             return (
                 f"values must have one entry for each slot, {list(topology.column.shape)}, "
-                f"not {list(given['values'].shape)}"
+                f"not {list(values.shape)}"
             )
         return None
 

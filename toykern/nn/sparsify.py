@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -44,14 +45,17 @@ def sparsify(
 
     Args:
         module: any network. Layers of exactly the type nn.Linear are replaced, also where one stands in
-            several places; subclasses, which may compute something else, and other layers stay. A Linear by
-            itself is not changed, and its sparse layer returned.
+            several places, and their hooks of forward and backward go over. A Linear by itself is not
+            changed, and its sparse layer returned. What stays dense is said in a warning: Linears that may
+            compute something else (subclasses, lazy and parametrised ones, weight_norm, pruned ones),
+            convolutions, recurrent layers, Bilinear and attention's own projections.
         density: the fraction of connections of all replaced layers together, in (0, 1].
         distribution: "uniform" gives every layer that density. "erdos-renyi" gives layer l a density in
             proportion to (in + out)/(in · out), so that larger layers are sparser, but at most 1 (Mocanu et
             al. 2018, eq. 3; Evci et al. 2020, §3 (1)). "erk" counts the kernels of convolutions too, and is
             the same for Linears.
-        exclude: names of layers that stay dense, as in `module.named_modules()`; "*" and "?" match anything.
+        exclude: names of layers that stay dense, as in `module.named_modules()`, without a warning; "*" and
+            "?" match anything.
         from_weights: "random" draws connections, and values and biases anew, by the actual fan-in (as
             `SparseLinear` does). "largest" keeps each layer's connections of largest |weight|, with their
             values, and its bias.
@@ -60,8 +64,10 @@ def sparsify(
             recipes that move connections between layers.
         seed: of what is drawn; None takes it from torch's generator.
 
-    ValueError or TypeError names the argument at fault, and a density that leaves a layer without connections
-    or with too few; the module is then as it was. Make the optimiser afterwards: the parameters are new ones.
+    ValueError or TypeError names the argument at fault, a density that leaves a layer without connections or
+    with too few, and what a sparse layer cannot take over (shared parameters, hooks of a weight, of states, a
+    forward of one layer's own); the module is then as it was. Make the optimiser afterwards: the parameters
+    are new ones.
 
     >>> network = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     >>> sparsify(network, 0.1, exclude=["2"])
@@ -82,8 +88,10 @@ def sparsify(
     if seed is None:
         seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
     check_int("seed", seed, minimum=0, maximum=2**63 - 1)
-    linears = _chosen(module, exclude)
+    linears, left = _chosen(module, exclude)
     _check_untied(module, linears)
+    for name, linear in linears.items():
+        _check_hooks(name, linear)
     densities = layer_densities(
         [(linear.in_features, linear.out_features) for linear in linears.values()], density, distribution
     )
@@ -98,6 +106,8 @@ def sparsify(
             )
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from None
+    for linear in linears.values():
+        _carry_hooks(linear, made[id(linear)], shared=linear is not module)
     if id(module) in made:
         return made[id(module)]
     for parent in list(module.modules()):
@@ -105,6 +115,11 @@ def sparsify(
             if id(child) in made:
                 parent._modules[name] = made[id(child)]
     _close_shortcuts(module)
+    if left:
+        described = ", ".join(f"{name!r} ({kind})" for name, kind in left.items())
+        warnings.warn(
+            f"sparsify leaves dense: {described}; name them in exclude where that is meant", stacklevel=2
+        )
     return module
 
 
@@ -166,8 +181,24 @@ def _close_shortcuts(module: nn.Module) -> None:
                 part.use_nested_tensor = False
 
 
-def _chosen(module: nn.Module, exclude: Iterable[str]) -> dict[str, nn.Linear]:
-    """The layers to replace, by the first of their names."""
+_DENSE = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether it is a Linear of weight and bias, and nothing else."""
+    return type(layer) is nn.Linear and set(layer._parameters) == {"weight", "bias"}
+
+
+def _chosen(module: nn.Module, exclude: Iterable[str]) -> tuple[dict[str, nn.Linear], dict[str, str]]:
+    """The layers to replace, and the kinds of those with dense weights that are neither replaced nor
+    excluded, by the first of their names."""
     if isinstance(exclude, str):
         raise TypeError(f"exclude must be a list of names, such as [{exclude!r}], not a string")
     if isinstance(exclude, torch.Tensor) or not isinstance(exclude, Iterable):
@@ -176,24 +207,87 @@ def _chosen(module: nn.Module, exclude: Iterable[str]) -> dict[str, nn.Linear]:
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"exclude must hold names, not {describe(pattern)}")
-    named = [
+    every = [
         (name, layer)
         for name, layer in module.named_modules(remove_duplicate=False)
-        if type(layer) is nn.Linear
+        if isinstance(layer, _DENSE)
     ]
-    unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name, _ in named)]
+    named = [(name, layer) for name, layer in every if isinstance(layer, nn.Linear) and _is_plain(layer)]
+    unused = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name, _ in every)]
     if unused:
         raise ValueError(
-            f"exclude names {unused}, which is no Linear of the module; it has {[name for name, _ in named]}"
+            f"exclude names {unused}, which is no Linear of the module, nor another layer with dense "
+            f"weights; it has {[name for name, _ in every]}"
         )
-    excluded = {id(layer) for name, layer in named if any(fnmatchcase(name, p) for p in patterns)}
+    excluded = {id(layer) for name, layer in every if any(fnmatchcase(name, p) for p in patterns)}
     found: dict[str, nn.Linear] = {}
     for name, layer in named:
         if id(layer) not in excluded and not any(layer is other for other in found.values()):
             found[name] = layer
+    left: dict[str, str] = {}
+    seen = excluded | {id(layer) for layer in found.values()}
+    for name, other in every:
+        if id(other) not in seen:
+            seen.add(id(other))
+            left[name] = _kind(other)
     if not found:
-        raise ValueError("module has no torch.nn.Linear to make sparse" + " but those excluded" * bool(named))
-    return found
+        others = f"; it has {', '.join(left.values())}, which stay dense" if left else ""
+        raise ValueError(
+            "module has no torch.nn.Linear to make sparse" + " but those excluded" * bool(named) + others
+        )
+    return found, left
+
+
+def _kind(layer: nn.Module) -> str:
+    """What to call a layer that stays dense."""
+    name = type(layer).__name__
+    if type(layer) is nn.Linear:
+        parameters = ", ".join(layer._parameters)
+        return f"{name} with {parameters} for parameters"
+    return name
+
+
+_CALL_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def _check_hooks(name: str, linear: nn.Linear) -> None:
+    """ValueError for what is done to a layer and would be lost or meaningless with a sparse one."""
+    if "forward" in vars(linear):
+        raise ValueError(
+            f"layer {name!r} has a forward of its own, which a sparse one would lose; exclude it"
+        )
+    if any(vars(linear).get(kind) for kind in _STATE_HOOKS):
+        raise ValueError(
+            f"layer {name!r} has hooks of its state_dict, whose entries a sparse one has not; exclude it"
+        )
+    for of, parameter in linear.named_parameters(recurse=False):
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise ValueError(
+                f"layer {name!r} has a hook of the gradient of its {of}, which is another in a sparse one; "
+                "exclude it, or register the hook afterwards"
+            )
+
+
+def _carry_hooks(linear: nn.Linear, layer: SparseLinear, shared: bool) -> None:
+    """The hooks of calls go over; `shared` with their very containers, so that handles still remove them."""
+    for kind in _CALL_HOOKS:
+        hooks = vars(linear)[kind]
+        setattr(layer, kind, hooks if shared else hooks.copy())
+    layer._is_full_backward_hook = linear._is_full_backward_hook
 
 
 def _check_untied(module: nn.Module, linears: dict[str, nn.Linear]) -> None:
@@ -237,4 +331,6 @@ def _sparse(
         device=linear.weight.device,
     )
     layer.values.requires_grad_(linear.weight.requires_grad)
+    if layer.bias is not None:
+        layer.bias.requires_grad_(linear.bias.requires_grad)
     return layer.train(linear.training)

@@ -196,7 +196,7 @@ def sparse_linear(
         x: `[n_models, batch, in_features]`, or `[1, batch, in_features]` for all models alike; where there is
             one model `[…, in_features]`, as for `nn.Linear`.
         values: `[n_models · capacity]`, of the dtype of x: float32, bfloat16 (sums in float32) or float64.
-        bias: `[n_models, out_features]`, or None.
+        bias: `[n_models, out_features]`, for one model also `[out_features]`, or None.
         index: which connections exist.
         relu: whether act is ReLU (its derivative at 0 is 0) or nothing.
         capture: the `number` of a `GradientCapture` that keeps x and dy, or 0.
@@ -218,7 +218,10 @@ def sparse_linear(
         dtype = torch.get_autocast_dtype(kind)
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    flat = bias is not None and bias.ndim == 1 and index.row_start.shape[0] == 1
     if kind == "cuda":
+        if flat:
+            bias = bias.unsqueeze(0)  # type: ignore[union-attr]
         return _device.sparse_linear_on_device(x, values, bias, index, relu, capture, backend, group, width)
     if torch.is_grad_enabled() and (
         x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
@@ -235,7 +238,8 @@ def sparse_linear(
             relu,
             capture,
         )
-    return torch.ops.toykern.sparse_linear_forward(x, values, bias, index.row_start, index.column, relu)
+    rows = bias.unsqueeze(0) if flat else bias  # type: ignore[union-attr]
+    return torch.ops.toykern.sparse_linear_forward(x, values, rows, index.row_start, index.column, relu)
 
 
 def by_column(values: torch.Tensor, index: SparseIndex, transposed: SparseIndex) -> torch.Tensor:
@@ -291,7 +295,10 @@ class _SparseLinear(torch.autograd.Function):
         relu: bool,
         capture: int,
     ) -> torch.Tensor:
-        y = torch.ops.toykern.sparse_linear_forward(x, values, bias, row_start, column, relu)
+        # One model's bias is a vector, made a row here, where autograd follows no view.
+        ctx.flat = bias is not None and bias.ndim == 1 and row_start.shape[0] == 1
+        rows = bias.unsqueeze(0) if ctx.flat else bias  # type: ignore[union-attr]
+        y = torch.ops.toykern.sparse_linear_forward(x, values, rows, row_start, column, relu)
         ctx.save_for_backward(x, values, y if relu else None, row_start, column, column_start, row, slot)
         ctx.relu, ctx.capture = relu, capture
         return y
@@ -315,6 +322,8 @@ class _SparseLinear(torch.autograd.Function):
             wanted,
             ctx.capture,
         )
+        if ctx.flat:
+            made = (*made[:2], made[2].reshape(-1))
         return (*(g if want else None for g, want in zip(made, wanted, strict=True)), *[None] * 7)
 
 

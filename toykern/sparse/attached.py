@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import distributed, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from toykern.data.philox import half_normal
 from toykern.errors import check_choice, check_flag, describe
@@ -43,8 +44,8 @@ class AttachedTopology:
     Attributes:
         recipe: what it follows.
         steps: how often `step` was called; updates: how often the topology changed.
-        history: an `Update` for each change, in order; of more than 1,000 every second, fourth, … and the newest
-            (`toykern.sparse.history.History`).
+        history: an `Update` for each change, in order; of more than 1,000 every second, fourth, … and the
+            newest (`toykern.sparse.history.History`).
         layers: the sparse layers, by name.
     """
 
@@ -66,6 +67,12 @@ class AttachedTopology:
                 f"model has no sparse layer: {type(model).__name__} holds no tk.SparseLinear; "
                 "tk.sparsify(model, density) makes them of its Linears"
             )
+        for name, module in found:
+            if isinstance(module, nn.Module) and is_parametrized(module, "values"):
+                raise ValueError(
+                    f"the values of the sparse layer {name!r} are parametrised, so what an optimizer keeps "
+                    "for them cannot follow their connections; attach recipes to layers that are not"
+                )
         layers = [
             (GroupedLayer if getattr(module, "group", 1) > 1 else AttachedLayer)(
                 name, number, module, recipe.seed, recipe.track_explored, ranks.average

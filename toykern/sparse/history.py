@@ -29,6 +29,23 @@ class _Kept:
     counts: dict[str, np.ndarray]
 
 
+def _same(a: Update, b: Update) -> bool:
+    """Whether two updates say the same."""
+    if a is b:
+        return True
+    if any(getattr(a, name) != getattr(b, name) for name in vars(a) if name != "layers"):
+        return False
+    return a.layers.keys() == b.layers.keys() and all(
+        _equal(part, getattr(b.layers[layer], name))
+        for layer, report in a.layers.items()
+        for name, part in vars(report).items()
+    )
+
+
+def _equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    return torch.equal(a, b) if a is not None and b is not None else a is b
+
+
 class History(Sequence[Update]):
     """The updates in order, at most `limit` of them: all as long as they fit, then every second one, every
     fourth and so on, with the first and the newest always among them.
@@ -77,6 +94,15 @@ class History(Sequence[Update]):
 
     def __iter__(self) -> Iterator[Update]:
         return map(self._update, self._kept)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or not all(isinstance(update, Update) for update in other):
+            return NotImplemented
+        if len(other) != len(self):
+            return False
+        return all(_same(ours, theirs) for ours, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self)!r})"

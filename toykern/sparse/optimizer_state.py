@@ -12,7 +12,8 @@ import copy
 import inspect
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -94,9 +95,9 @@ def state_of(optimizers: Iterable[Optimizer], values: torch.Tensor, name: str) -
 def beginnings_of(optimizers: Iterable[Optimizer], values: torch.Tensor) -> list[float]:
     """What every tensor of `state_of` begins with, in the same order.
 
-    An optimiser of the same class and options is given a parameter of one zero and a gradient of 0, and what
-    it keeps after that step is taken: Adagrad's initial accumulator, Rprop's step size. Where no such
-    optimiser can be made, 0 and a RuntimeWarning.
+    An optimiser of the same class and options is given a parameter of one zero and makes a step with a
+    gradient of 0; what it first puts into its state is taken: Adagrad's initial accumulator, Rprop's step
+    size. Where no such optimiser can be made, 0 and a RuntimeWarning.
     """
     found = []
     for optimizer in optimizers:
@@ -112,7 +113,7 @@ def beginnings_of(optimizers: Iterable[Optimizer], values: torch.Tensor) -> list
 
 
 def _fresh_state(optimizer: Optimizer, values: torch.Tensor) -> dict[str, Any]:
-    """The state of one entry that has seen a single gradient, 0."""
+    """The tensors that an optimiser with one entry to train first puts into its state."""
     optimizer = _wrapped(optimizer)
     group = next(group for group in optimizer.param_groups if any(p is values for p in group["params"]))
     probe_of = torch.nn.Parameter(torch.zeros(1, dtype=values.dtype, device=values.device))
@@ -126,12 +127,12 @@ def _fresh_state(optimizer: Optimizer, values: torch.Tensor) -> dict[str, Any]:
                 step = type(probe).step
                 if getattr(step, "hooked", False):  # hooks are not to see this step
                     step = step.__wrapped__  # type: ignore[attr-defined]
+                # Adagrad's state is there before the first step.
+                there = {key: _Begun(state) for key, state in probe.state.items()}
+                probe.state = defaultdict(_Begun, there)
                 step(probe)
-            return {
-                key: entry
-                for key, entry in probe.state[probe_of].items()
-                if isinstance(entry, torch.Tensor) and entry.shape == probe_of.shape
-            }
+            state = probe.state[probe_of]
+            return state.first if isinstance(state, _Begun) else dict(state)
         except Exception as error:  # whatever an optimiser of one's own may raise
             faults.append(f"{type(error).__name__}: {error}")
     warnings.warn(
@@ -141,6 +142,31 @@ def _fresh_state(optimizer: Optimizer, values: torch.Tensor) -> dict[str, Any]:
         stacklevel=2,
     )
     return {}
+
+
+class _Begun(dict[str, Any]):
+    """State of a parameter that remembers what each tensor was when it was first put there."""
+
+    def __init__(self, state: Mapping[str, Any] = MappingProxyType({})) -> None:
+        super().__init__()
+        self.first: dict[str, torch.Tensor] = {}
+        self.update(state)
+
+    def __setitem__(self, key: str, entry: Any) -> None:
+        if key not in self and isinstance(entry, torch.Tensor) and entry.numel() == 1:
+            self.first[key] = entry.detach().clone()
+        super().__setitem__(key, entry)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """By way of `__setitem__`."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def update(self, *others: Any, **more: Any) -> None:
+        """Likewise."""
+        for key, entry in dict(*others, **more).items():
+            self[key] = entry
 
 
 def _wrapped(optimizer: Optimizer) -> Optimizer:

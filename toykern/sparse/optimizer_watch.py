@@ -62,9 +62,9 @@ class OptimizerWatch:
             if keeps or not self._stepped:
                 raise RuntimeError(
                     f"the values of the sparse layer {layer.name!r} were updated by another optimizer "
-                    f"({name}) than the recipe was attached with ({', '.join(knows)}), whose state would not "
-                    "follow its connections: attach the recipe to the one in use, recipe.attach(model, optimizer), "
-                    "and load_state_dict(topology.state_dict()) into that"
+                    f"({name}) than the recipe was attached with ({', '.join(knows)}), whose state would "
+                    "not follow its connections: attach the recipe to the one in use, "
+                    "recipe.attach(model, optimizer), and load_state_dict(topology.state_dict()) into that"
                 )
 
     def __setstate__(self, state: dict[str, Any]) -> None:

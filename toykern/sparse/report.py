@@ -20,9 +20,10 @@ class LayerReport:
     """One layer after one update; every tensor is `[n_models]`.
 
     Attributes:
-        dropped, grown: int64, connections that went and came. These are net changes: one that was to be dropped
-            and was among the best to grow in the same update stayed, with its value, and is neither. So both
-            may be below the drop fraction of the connections, by much where small values have large gradients.
+        dropped, grown: int64, connections that went and came. These are net changes: one that was to be
+            dropped and was among the best to grow in the same update stayed, with its value, and is neither.
+            So both may be below the drop fraction of the connections, by much where small values have large
+            gradients.
         connections: int64, how many there are now; `density`: float64, as a fraction of all positions.
         explored: float64, the fraction of all positions that ever had a connection: the exploration rate R_s
             of Liu et al. 2021 (In-Time Over-Parameterization, §3.1); None where it is not tracked.
