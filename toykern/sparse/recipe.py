@@ -129,7 +129,8 @@ class PruneAndGrow(Recipe):
             which come: `RandomGrowth()`, `DenseGradient()`, `SampledGradient()`, `MomentumGrowth()`,
             likewise.
         drop_fraction: of its connections, what each model drops at first, in [0, 1]; rounded down.
-        schedule: how the fraction goes on: "constant", "cosine", "linear" or a callable (step) -> fraction.
+        schedule: how the fraction goes on from `begin` to `end`: "constant", "cosine", "linear" or a callable
+            (step) -> fraction. "cosine" is eq. 1 of Evci et al. 2020 moved to start at `begin`.
         interval: steps between updates; begin, end: the updates lie in begin < step ≤ end (None: no end).
         scope: "layer" compares connections within a layer, "global" over all layers of a model; then
             connections move between layers, as far as the layers' capacity has room (a warning where there is
