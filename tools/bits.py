@@ -1,14 +1,13 @@
-"""Prints a hash of the bits of every loop's outcomes, so that a change of the code can be shown to change
-none.
+"""Hashes the outcomes of every loop, so that a change of the code can be shown to change no bits.
 
     python tools/bits.py > before.txt      # then change the code, build, and
     python tools/bits.py --against before.txt
 
 A line for each case of tests/cases.py and each way to run it: `fit` and `evaluate` at every instruction-set
 level and by the device's source on the host (each loop that takes the shape), tied and untied, dense and
-sparse; the layer's output, loss and gradients in every dtype, likewise. `--against` lists what differs,
-what is new and what is gone, and exits with 1 if anything differs or is gone. `--only WORD` runs the ways
-whose name holds the word.
+sparse; the layer's output, loss and gradients in every dtype, likewise. `--against` lists what differs, what
+is new and what is gone, and exits with 1 if anything differs or is gone. `--only WORD` runs the ways whose
+name holds the word.
 """
 
 from __future__ import annotations

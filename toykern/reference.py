@@ -24,13 +24,12 @@ from typing import Any, TypeAlias
 
 import torch
 
+from toykern.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from toykern.broadcast import broadcast_importance
 from toykern.errors import check_choice, check_non_negative_int, check_positive_int
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
 from toykern.nn.stacked import (
-    HIDDEN_ACTIVATIONS,
     LOSS_REDUCTIONS,
-    OUTPUT_ACTIVATIONS,
     TARGETS,
     StackedModel,
 )

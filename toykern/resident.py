@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from toykern import _native
+from toykern.activations import ACTIVATIONS
 from toykern.address import address, address_of_array, storage_address
 from toykern.data.features import SparseFeatures
 from toykern.device_launch import DeviceLaunch
@@ -19,7 +20,7 @@ from toykern.errors import describe
 from toykern.model_checks import check_as_described
 from toykern.nn.autoencoder import Autoencoder
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
-from toykern.nn.stacked import StackedModel
+from toykern.nn.stacked import TARGETS, StackedModel
 from toykern.nn.tied_autoencoder import TiedAutoencoder
 from toykern.optim import SGD, Adam, AdamW, Optimizer
 from toykern.resident_topology import DenseLayer
@@ -122,10 +123,10 @@ def network_params(model: AnyModel, target: str, loss_reduction: str) -> Any:
     network.n_features = model.n_features
     network.n_hidden = model.n_hidden
     network.tied = is_tied(model)
-    network.hidden_relu = model.hidden_activation == "relu"
-    network.output_relu = model.output_activation == "relu"
+    network.hidden_activation = ACTIVATIONS[model.hidden_activation].number
+    network.output_activation = ACTIVATIONS[model.output_activation].number
     network.has_bias = model.bias is not None
-    network.target_abs = target == "abs"
+    network.target = TARGETS.index(target)
     network.loss_sum = loss_reduction == "sum"
     return network
 

@@ -1,6 +1,7 @@
 // The binding of the autoencoder layer.
 #include "bind/bind.h"
 #include "bind/checks.h"
+#include "common/activation.h"
 #include "toykern/api.h"
 
 namespace py = pybind11;
@@ -11,7 +12,9 @@ namespace {
 // Sizes and strides that a call can be made with; what an address leads to is for Python to know.
 void check(const LayerParams& p) {
     check_range("task", p.task, 0, (int64_t)LayerTask::kBackward);
-    check_range("target", p.target, 0, (int64_t)LayerTarget::kTensor);
+    check_range("hidden_activation", p.hidden_activation, 0, kActivations - 1);
+    check_range("output_activation", p.output_activation, 0, kActivations - 1);
+    check_range("target", p.target, 0, (int64_t)Target::kTensor);
     check_elements("n_models, n_hidden, n_features", p.n_models, p.n_hidden, p.n_features);
     check_range("batch", p.batch, 0, kMostSamples);
     if (p.batch) check_elements("n_models, batch, n_features", p.n_models, p.batch, p.n_features);
@@ -30,6 +33,8 @@ void check(const LayerParams& p) {
 }  // namespace
 
 void bind_layer(py::module_& m) {
+    m.def("slope_from_output", &slope_from_output, py::arg("activation"),
+          "Whether an activation's slope follows from its output.");
     py::class_<LayerParams> p(m, "LayerParams");
     p.def(py::init([] { return LayerParams{}; }))
         .def_readwrite("task", &LayerParams::task)
@@ -37,6 +42,8 @@ void bind_layer(py::module_& m) {
         .def_readwrite("tied", &LayerParams::tied)
         .def_readwrite("hidden_activation", &LayerParams::hidden_activation)
         .def_readwrite("output_activation", &LayerParams::output_activation)
+        .def_readwrite("hidden_option", &LayerParams::hidden_option)
+        .def_readwrite("output_option", &LayerParams::output_option)
         .def_readwrite("target", &LayerParams::target)
         .def_readwrite("top_k", &LayerParams::top_k)
         .def_readwrite("n_models", &LayerParams::n_models)

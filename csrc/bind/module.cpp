@@ -59,10 +59,12 @@ void bind_structs(py::module_& m) {
         .def_readwrite("n_features", &Network::n_features)
         .def_readwrite("n_hidden", &Network::n_hidden)
         .def_readwrite("tied", &Network::tied)
-        .def_readwrite("hidden_relu", &Network::hidden_relu)
-        .def_readwrite("output_relu", &Network::output_relu)
+        .def_readwrite("hidden_activation", &Network::hidden_activation)
+        .def_readwrite("output_activation", &Network::output_activation)
+        .def_readwrite("hidden_option", &Network::hidden_option)
+        .def_readwrite("output_option", &Network::output_option)
         .def_readwrite("has_bias", &Network::has_bias)
-        .def_readwrite("target_abs", &Network::target_abs)
+        .def_readwrite("target", &Network::target)
         .def_readwrite("loss_sum", &Network::loss_sum)
         .def_readwrite("sparse", &Network::sparse);
 

@@ -1,5 +1,11 @@
 // One optimiser step of one parameter, with PyTorch's arithmetic (torch.optim.SGD, Adam, AdamW; decoupled decay of Loshchilov & Hutter
-// 2019). The CPU kernels have the same on vectors (cpu/optimizer.inl, which writes the equations out).
+// 2019), over a lane type (common/lanes.h). Scalars that depend on the step are made in double and rounded once.
+//
+//   AdamW  p *= 1 - lr·wd;  m += (g - m)(1 - β1);  v = β2 v + (1 - β2) g²;  p -= lr/bc1 · m / (√v/√bc2 + eps)
+//   Adam   the same with g += wd·p instead of the decay
+//   SGD    g += wd·p;  b = μ b + (1 - dampening) g (b = g at step 0);  p -= lr·(nesterov ? g + μ b : b)
+//
+// Elementwise: no order of sums, no limits.
 #pragma once
 #include "common/stream.h"
 #include "toykern/params.h"
@@ -15,15 +21,15 @@ struct UpdateConstants {
     float mu, undamped;
 };
 
-// `scale` is the step's row of Launch::step_scale.
-TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, int64_t model, int64_t step,
-                                                const double* scale) {
+// `lr` is the step's learning rate, `corrected` the same over bc1, `inverse_bc2` is 1 / √bc2 (1 each where there is no correction).
+TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, int64_t model, int64_t step, double lr,
+                                                double corrected, double inverse_bc2) {
     UpdateConstants c = {};
     c.kind = (Optimizer)p.optimizer;
     c.first = step == 0;
     const double wd = p.weight_decay[model];
-    c.lr = (float)(p.lr[model] * scale[1]);
-    c.inverse_bc2 = (float)scale[2];
+    c.lr = (float)corrected;
+    c.inverse_bc2 = (float)inverse_bc2;
     if (c.kind == Optimizer::kSGD) {
         c.l2 = (float)wd;
         c.mu = (float)p.beta1;
@@ -32,7 +38,7 @@ TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, int64_t mo
         c.momentum = p.beta1 != 0.0;
         return c;
     }
-    c.decay = c.kind == Optimizer::kAdamW ? (float)(1.0 - p.lr[model] * scale[0] * wd) : 1.0f;
+    c.decay = c.kind == Optimizer::kAdamW ? (float)(1.0 - lr * wd) : 1.0f;
     c.l2 = c.kind == Optimizer::kAdam ? (float)wd : 0.0f;
     c.mix1 = (float)(1.0 - p.beta1);
     c.beta2 = (float)p.beta2;
@@ -40,30 +46,38 @@ TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, int64_t mo
     c.eps = (float)p.eps;
     return c;
 }
+// The same where a step's numbers come as a row of Launch::step_scale.
+TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, int64_t model, int64_t step,
+                                                const double* scale) {
+    return update_constants(p, model, step, p.lr[model] * scale[0], p.lr[model] * scale[1], scale[2]);
+}
 
-// The parameter after the step; g is its gradient, s1 and s2 its moments (s1 alone: the momentum).
-TOYKERN_SHARED float updated(const UpdateConstants& c, float w, float g, float& s1, float& s2) {
-#if defined(__CUDA_ARCH__)
-    const auto fma1 = [](float a, float b, float d) { return fmaf(a, b, d); };
-    const auto root = [](float a) { return sqrtf(a); };
-#else
-    const auto fma1 = [](float a, float b, float d) { return __builtin_fmaf(a, b, d); };
-    const auto root = [](float a) { return __builtin_sqrtf(a); };
-#endif
-    if (c.kind == Optimizer::kSGD) {
-        float d = fma1(c.l2, w, g);
-        if (c.momentum) {
-            s1 = c.first ? d : fma1(c.mu, s1, c.undamped * d);
-            d = c.nesterov ? fma1(c.mu, s1, d) : s1;
-        }
-        return w - c.lr * d;
+// The parameter after the step; g is its gradient, s1 its momentum.
+template <class V>
+TOYKERN_MATHS V sgd_step(const UpdateConstants& c, V w, V g, V& s1) {
+    V d = fmadd(Lanes<V>::all(c.l2), w, g);
+    if (c.momentum) {
+        s1 = c.first ? d : fmadd(Lanes<V>::all(c.mu), s1, Lanes<V>::all(c.undamped) * d);
+        d = c.nesterov ? fmadd(Lanes<V>::all(c.mu), s1, d) : s1;
     }
-    w = w * c.decay;
-    const float d = fma1(c.l2, w, g);
-    s1 = fma1(d - s1, c.mix1, s1);
-    s2 = fma1(c.mix2 * d, d, c.beta2 * s2);
+    return w - Lanes<V>::all(c.lr) * d;
+}
+
+// Adam and AdamW; s1 and s2 are the moments.
+template <class V>
+TOYKERN_MATHS V adam_step(const UpdateConstants& c, V w, V g, V& s1, V& s2) {
+    w = w * Lanes<V>::all(c.decay);
+    const V d = fmadd(Lanes<V>::all(c.l2), w, g);
+    s1 = fmadd(d - s1, Lanes<V>::all(c.mix1), s1);
+    s2 = fmadd(Lanes<V>::all(c.mix2) * d, d, Lanes<V>::all(c.beta2) * s2);
+    const V step = s1 / fmadd(fsqrt(s2), Lanes<V>::all(c.inverse_bc2), Lanes<V>::all(c.eps));
     // 0/0 (eps = 0, a gradient that was never anything but zero) is no update.
-    return s1 == 0.0f ? w : w - c.lr * (s1 / fma1(root(s2), c.inverse_bc2, c.eps));
+    return w - Lanes<V>::all(c.lr) * keep(nonzero(s1), step);
+}
+
+template <class V>
+TOYKERN_MATHS V updated(const UpdateConstants& c, V w, V g, V& s1, V& s2) {
+    return c.kind == Optimizer::kSGD ? sgd_step(c, w, g, s1) : adam_step(c, w, g, s1, s2);
 }
 
 // What the optimiser sees of the gradient of a sparse model's weight, which stands at `at` in the caller's arrays: 0 where there is no

@@ -5,15 +5,8 @@
 #pragma once
 #include <cstdint>
 
+#include "common/lanes.h"
 #include "toykern/params.h"
-
-#if defined(__CUDACC__)
-#define TOYKERN_HD __host__ __device__
-#else
-#define TOYKERN_HD
-#endif
-// Internal linkage: a per-level file must not share code with one compiled for another CPU (cpu/simd.h).
-#define TOYKERN_SHARED TOYKERN_HD static inline
 
 namespace toykern {
 

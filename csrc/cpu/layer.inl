@@ -34,7 +34,9 @@ class Layer {
         room_.carve(rw, p);
         s_ = sh_.s;
         task_ = (LayerTask)p.task;
-        row_ = output_row_for<T>(task_, (OutputActivation)p.output_activation);
+        row_ = output_row_for<T>(task_, p.output_activation);
+        hidden_ = AnyActivation<V>::of(p.hidden_activation, p.hidden_option);
+        gated_ = keeps_gate(p);
         z_needed_ = task_ != LayerTask::kBackward || !p.output;
         weight_grads_ = p.encoder_grad || p.decoder_grad;
     }
@@ -98,9 +100,7 @@ class Layer {
     }
 
     // ---- pass 0: rows ----
-    bool merge_empty() const {
-        return task_ == LayerTask::kLoss && p_.target != (int32_t)LayerTarget::kTensor && !x_grad_;
-    }
+    bool merge_empty() const { return task_ == LayerTask::kLoss && p_.target != (int32_t)Target::kTensor && !x_grad_; }
     void find_rows() {
         const int64_t blocks = blocks_of(samples_, kRowBlock);
         for (int64_t b = team_.rank; b < blocks; b += team_.size)
@@ -250,14 +250,15 @@ class Layer {
         T* h = sh_.h + r * s_.mp;
         V sum = Lane<T>::zero();
         const V zero = Lane<T>::zero();
-        const bool relu = p_.hidden_activation == (int32_t)HiddenActivation::kRelu;
         for (int64_t k = 0; k < s_.mp; k += kStep) {
+            const auto in = Lane<T>::first(s_.m - k);
             V a = load(h + k);
-            if (hidden_bias_) a = a + load_first(hidden_bias_ + k, Lane<T>::first(s_.m - k));
-            if (relu) a = fmax(zero, a);
-            store(h + k, a);
+            if (hidden_bias_) a = a + load_first(hidden_bias_ + k, in);
+            const Activated<V> code = hidden_.at(a);
+            store(h + k, keep(in, code.y));  // pads stay 0, whatever f(0) is
+            if (gated_) store(sh_.gate + r * s_.mp + k, code.slope);
         }
-        if (p_.hidden_activation == (int32_t)HiddenActivation::kTopK)
+        if (p_.hidden_activation == (int32_t)Activation::kTopK)
             keep_largest(h, s_.m, s_.mp, p_.top_k, room_.list.index, sh_.gate + r * s_.mp);
         sh_.row_loss[r] = 0.0;
         if (l1_ != (T)0)
@@ -305,9 +306,10 @@ class Layer {
         OutputRow<T> row = {};
         row.count = j1 - j0;
         row.bias = sh_.bias;
+        row.option = (T)p_.output_option;
         row.importance = sh_.importance;
         row.bias_sum = sh_.bias_sum + b * s_.chunk;
-        row.target_magnitude = p_.target == (int32_t)LayerTarget::kMagnitude;
+        row.target_magnitude = p_.target == (int32_t)Target::kMagnitude;
         for (int64_t j = 0; j < s_.chunk; ++j) row.bias_sum[j] = (T)0;
         for (int64_t r = r0; r < r1; ++r) {
             const int64_t at = (first_ + sh_.sample[r]) * s_.n + j0;
@@ -332,7 +334,7 @@ class Layer {
     // Where a row's target is, and where its gradient goes.
     void aim(OutputRow<T>& row, int64_t r, int64_t j0, int64_t j1, int64_t at) {
         row.direct_grad = nullptr;
-        if (p_.target == (int32_t)LayerTarget::kTensor) {
+        if (p_.target == (int32_t)Target::kTensor) {
             row.target = target_ + at;
             if (target_grad_) row.direct_grad = target_grad_ + at;
             if (!x_) room_.list.count = 0;
@@ -438,8 +440,10 @@ class Layer {
                 const V code = load(h + k);
                 V d = load(dh + k);
                 if (l1_ != (T)0) d = d + signed_like(l1, code);
-                if (p_.hidden_activation == (int32_t)HiddenActivation::kRelu) d = keep(gt_or_nan(code, zero), d);
-                if (p_.hidden_activation == (int32_t)HiddenActivation::kTopK) d = keep(nonzero(load(gate + k)), d);
+                if (p_.hidden_activation == (int32_t)Activation::kTopK)
+                    d = keep(nonzero(load(gate + k)), d);
+                else
+                    d = hidden_.back(code, gated_ ? load(gate + k) : hidden_.slope_of(code), d);
                 store(dh + k, d);
                 store(sums + k, load(sums + k) + d);
             }
@@ -555,6 +559,8 @@ class Layer {
     LayerSizes s_;
     LayerTask task_;
     OutputRowFunction<T> row_;
+    AnyActivation<V> hidden_;
+    bool gated_;
     bool z_needed_, weight_grads_;
 
     int64_t model_, first_, samples_, rows_, blocks_, n_active_;

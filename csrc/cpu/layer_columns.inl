@@ -6,7 +6,7 @@
 // Owner      one worker a model
 // Zeros      all-zero samples share one closed-form term; a strip of which more than one entry in four is not zero is transposed whole
 // Order      as in train_columns.inl, strips in order
-// Limits     float32, m <= 8, n·m <= 128, no hidden bias, top-k, GELU, L1, gradient to x or target tensor: layer.inl takes the rest
+// Limits     float32, m <= 8, n·m <= 128, no hidden bias, top-k, GELU, codes that are not 0 where x is, L1, gradient to x or target tensor: layer.inl takes the rest
 // Roof       one read of x from memory; the pass over columns as in train_columns.inl
 #pragma once
 #include "cpu/layer.inl"
@@ -15,11 +15,14 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
+// GELU outputs stay with layer.inl, which had them first: their bits would be others here.
 inline bool layer_columns_fit(const LayerParams& p) {
-    return !p.is_double && p.task == (int32_t)LayerTask::kLoss && p.n_hidden <= kColumnsMaxHidden &&
-           p.n_features * p.n_hidden <= kColumnsMaxWeights && p.hidden_activation != (int32_t)HiddenActivation::kTopK &&
-           p.output_activation != (int32_t)OutputActivation::kGelu && p.target != (int32_t)LayerTarget::kTensor &&
-           !p.hidden_bias && !p.l1 && !p.x_grad && !p.value_grad && !p.active;
+    const bool activations = p.hidden_activation != (int32_t)Activation::kTopK &&
+                             activation_at_zero(p.hidden_activation) == 0.0 &&
+                             p.output_activation != (int32_t)Activation::kGelu;
+    return activations && !p.is_double && p.task == (int32_t)LayerTask::kLoss && p.n_hidden <= kColumnsMaxHidden &&
+           p.n_features * p.n_hidden <= kColumnsMaxWeights && p.target != (int32_t)Target::kTensor && !p.hidden_bias &&
+           !p.l1 && !p.x_grad && !p.value_grad && !p.active;
 }
 
 class LayerColumns {
@@ -46,7 +49,7 @@ class LayerColumns {
 
     void run(const LayerParams& p, int64_t i) {
         import(p, i);
-        pass_ = p.tied ? columns_pass_for<true>((int)n_, (int)m_) : columns_pass_for<false>((int)n_, (int)m_);
+        pass_ = columns_pass_for((int)n_, (int)m_, p.tied, p.hidden_activation, p.output_activation);
         loss_ = 0.0;
         visited_ = held_ = 0;
         columns_ = cleared_ = 0;
@@ -56,8 +59,7 @@ class LayerColumns {
             entries(p, i);
         pass();
         put_away();
-        if (p.batch > visited_)
-            loss_ += empty_columns(n_, bias_, importance_, args_.output_floor, p.batch - visited_, g_ + length_ - n_);
+        if (p.batch > visited_) loss_ += empty_columns(args_, p.batch - visited_, g_ + length_ - n_);
         static_cast<float*>(p.loss)[i] = (float)(loss_ * p.loss_scale);
         export_to(p, i);
     }
@@ -81,9 +83,11 @@ class LayerColumns {
         args_.decoder = decoder_;
         args_.bias = bias_;
         args_.importance = importance_;
-        args_.hidden_floor = p.hidden_activation == (int32_t)HiddenActivation::kRelu ? 0.0f : -__builtin_inff();
-        args_.output_floor = p.output_activation == (int32_t)OutputActivation::kRelu ? 0.0f : -__builtin_inff();
-        args_.target_bits = p.target == (int32_t)LayerTarget::kMagnitude ? 0x7FFFFFFFu : 0xFFFFFFFFu;
+        args_.hidden_activation = p.hidden_activation;
+        args_.output_activation = p.output_activation;
+        args_.hidden_option = p.hidden_option;
+        args_.output_option = p.output_option;
+        args_.target_bits = target_bits(p.target);
         args_.encoder_sum = sums_;
         args_.decoder_sum = p.tied ? sums_ : sums_ + weights_;
         args_.bias_sum = sums_ + length_ - n_;

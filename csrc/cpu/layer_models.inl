@@ -8,7 +8,7 @@
 //            transposed whole
 // Order      a model's samples in order, one after the other, and nothing else: neither neighbours nor the way in (entries, packed,
 //            transposed) change a bit, since a lane without a sample adds exact zeros
-// Limits     what layer_columns.inl takes, and n·m <= 32, batch <= 512, batch · n <= 8192
+// Limits     what layer_columns.inl takes of activations none and ReLU, and n·m <= 32, batch <= 512, batch · n <= 8192
 // Sums       in float32, never longer than the batch; the loss together with what its rounding takes
 // Roof       one read of x from memory. 10,000 5 -> 2, batch 128, S = .99 (25.6 MB): .42 ms with x in the third-level cache and .80 washed out of
 //            it, where a sum over x by PyTorch takes .21 and .70 (v4, two cores); about a third of the time in cache is the scan of x
@@ -23,18 +23,19 @@ constexpr int64_t kModelsMaxWeights = 32, kModelsMaxBatch = 512, kModelsMaxValue
 
 // A function of a model's shape alone, so that the number of models never changes the bits of one.
 inline bool layer_models_fit(const LayerParams& p) {
-    return layer_columns_fit(p) && p.n_features * p.n_hidden <= kModelsMaxWeights && p.batch <= kModelsMaxBatch &&
+    return layer_columns_fit(p) && is_floor(p.hidden_activation) && is_floor(p.output_activation) &&
+           p.n_features * p.n_hidden <= kModelsMaxWeights && p.batch <= kModelsMaxBatch &&
            p.batch * p.n_features <= kModelsMaxValues;
 }
 
 // What a pass over columns reads and adds to. Arrays of vectors, a lane a model.
 struct ModelsPass {
-    int n, count;                             // features, columns
-    const float* x;                           // [count][n][lanes]
-    const F *encoder, *decoder;               // [m][n] [n][m] (tied: not read)
-    const F *bias, *importance;               // [n] [n]
-    float hidden_floor, output_floor;         // 0 with ReLU, -inf without
-    uint32_t target_bits;                     // 0x7FFFFFFF for |x|, all ones otherwise
+    int n, count;                // features, columns
+    const float* x;              // [count][n][lanes]
+    const F *encoder, *decoder;  // [m][n] [n][m] (tied: not read)
+    const F *bias, *importance;  // [n] [n]
+    FloorActivation<F> hidden, output;
+    uint32_t target_bits;                     // of the input
     F *encoder_sum, *decoder_sum, *bias_sum;  // [m][n] [n][m] [n]
     F loss, visited;                          // squared errors; samples that were not all zero
 };
@@ -59,7 +60,9 @@ void models_pass(ModelsPass& a) {
     }
     if (!kN)
         for (int j = 0; j < kMostN; ++j) dz[j] = fzero();  // all that are read are written; compilers cannot know
-    const F hidden_floor = bcast(a.hidden_floor), output_floor = bcast(a.output_floor), one = bcast(1.0f);
+    const FloorActivation<F> hidden = a.hidden, output = a.output;
+    const F one = bcast(1.0f);
+    F no_slope;  // a floor's is in what it is given
     F loss = fzero(), lost = fzero(), visited = fzero();
     for (const float *x = a.x, *end = x + (int64_t)a.count * n * kLanes; x < end; x += n * kLanes) {
         M some = mask_first(0);
@@ -74,7 +77,7 @@ void models_pass(ModelsPass& a) {
             for (int k = 0; k < kM; ++k) h[k] = fmadd(a.encoder[k * n + j], xj, h[k]);
         }
 #pragma GCC unroll 8
-        for (int k = 0; k < kM; ++k) h[k] = keep(some, fmax(hidden_floor, h[k]));
+        for (int k = 0; k < kM; ++k) h[k] = keep(some, hidden.value(h[k], no_slope));
         visited = visited + keep(some, one);
         F column = fzero();
 #pragma GCC unroll 8
@@ -84,10 +87,8 @@ void models_pass(ModelsPass& a) {
             F y = a.bias[j];
 #pragma GCC unroll 8
             for (int k = 0; k < kM; ++k) y = fmadd(w[k * step], h[k], y);
-            const F r = keep(some, fmax(output_floor, y) - and_bits(load(x + j * kLanes), a.target_bits));
-            const F weighted = r * a.importance[j];
-            column = fmadd(weighted, r, column);
-            const F d = keep(gt_or_nan(y, output_floor), weighted);
+            const F r = keep(some, output.value(y, no_slope) - and_bits(load(x + j * kLanes), a.target_bits));
+            const F d = output.back(y, no_slope, add_squared_error(r, a.importance[j], column));
             dz[j] = d;
             gb[j] = gb[j] + d;
 #pragma GCC unroll 8
@@ -97,7 +98,7 @@ void models_pass(ModelsPass& a) {
         lost = lost + (column - (sum - loss));
         loss = sum;
 #pragma GCC unroll 8
-        for (int k = 0; k < kM; ++k) dh[k] = keep(gt_or_nan(h[k], hidden_floor) & some, dh[k]);
+        for (int k = 0; k < kM; ++k) dh[k] = keep(some, hidden.back(h[k], no_slope, dh[k]));
 #pragma GCC unroll 8
         for (int j = 0; j < n; ++j) {
             const F xj = load(x + j * kLanes);
@@ -225,9 +226,9 @@ class LayerModels {
         a.decoder = decoder_;
         a.bias = bias_;
         a.importance = importance_;
-        a.hidden_floor = p.hidden_activation == (int32_t)HiddenActivation::kRelu ? 0.0f : -__builtin_inff();
-        a.output_floor = p.output_activation == (int32_t)OutputActivation::kRelu ? 0.0f : -__builtin_inff();
-        a.target_bits = p.target == (int32_t)LayerTarget::kMagnitude ? 0x7FFFFFFFu : 0xFFFFFFFFu;
+        a.hidden = FloorActivation<F>::of(p.hidden_activation, p.hidden_option);
+        a.output = FloorActivation<F>::of(p.output_activation, p.output_option);
+        a.target_bits = target_bits(p.target);
         a.encoder_sum = encoder_sum_;
         a.decoder_sum = decoder_sum_;
         a.bias_sum = bias_sum_;
@@ -237,13 +238,14 @@ class LayerModels {
     }
     // All-zero samples: x = 0, h = 0, y = g(b).
     void add_empty(const LayerParams& p, ModelsPass& a) const {
-        const F floor = bcast(a.output_floor), empty = bcast((float)p.batch) - a.visited;
+        const F empty = bcast((float)p.batch) - a.visited;
         const M some = gt(empty, fzero());
         F loss = fzero();
         for (int64_t j = 0; j < n_; ++j) {
-            const F y = fmax(floor, bias_[j]), weighted = keep(some, importance_[j] * y);
-            loss = fmadd(weighted, keep(some, y), loss);
-            bias_sum_[j] = fmadd(keep(gt_or_nan(bias_[j], floor), weighted), empty, bias_sum_[j]);
+            F no_slope;
+            const F y = keep(some, a.output.value(bias_[j], no_slope));
+            const F d = a.output.back(bias_[j], no_slope, add_squared_error(y, importance_[j], loss));
+            bias_sum_[j] = fmadd(d, empty, bias_sum_[j]);
         }
         a.loss = fmadd(loss, empty, a.loss);
     }

@@ -3,6 +3,7 @@
 // The batch is taken in segments of rows (samples, all-zero ones merged where they may be), the features in chunks, so that memory does
 // not grow with the batch, and with n by a few words a feature only. Measured: 50 MiB in all at n = 262,144, m = 512, batch 1024.
 #pragma once
+#include "common/activation.h"
 #include "cpu/layer_lists.inl"
 #include "cpu/workspace.h"
 #include "toykern/layer.h"
@@ -48,12 +49,17 @@ inline LayerSizes layer_sizes(const LayerParams& p) {
     return s;
 }
 
+// Whether the slope of the hidden activation has to be remembered: where the code does not tell it.
+inline bool keeps_gate(const LayerParams& p) {
+    return p.hidden_activation == (int32_t)Activation::kTopK || !slope_from_output(p.hidden_activation);
+}
+
 template <class T>
 struct LayerShared {
     LayerSizes s;
     T *encoder_rows, *decoder_rows;     // [chunk or all][mp] weights by feature; the same when tied
     T* decoder_lanes;                   // [m][chunk] packed
-    T *h, *dh, *gate;                   // [rows][mp]; gate (top-k only): slope of the hidden activation
+    T *h, *dh, *gate;                   // [rows][mp]; gate (where keeps_gate): slope of the hidden activation
     T *h_packed, *dh_packed;            // [rows][mp] packed
     T* z;                               // [rows][z_row]
     uint64_t* active;                   // [rows][chunk / 64]
@@ -81,7 +87,7 @@ struct LayerShared {
         decoder_lanes = w.take<T>(chunk * (size_t)s.m);
         h = w.take<T>(rows * mp);
         dh = w.take<T>(gradients ? rows * mp : 0);
-        gate = w.take<T>(p.hidden_activation == (int32_t)HiddenActivation::kTopK ? rows * mp : 0);
+        gate = w.take<T>(keeps_gate(p) ? rows * mp : 0);
         h_packed = w.take<T>(gradients ? rows * mp : 0);
         dh_packed = w.take<T>(gradients ? rows * mp : 0);
         z = w.take<T>(rows * (size_t)s.z_row);

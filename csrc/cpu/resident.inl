@@ -3,6 +3,7 @@
 // The batch is cut into parts, a number that follows from the shape alone; each part's gradient is summed by one worker and the parts are
 // added in order. A team of one does all parts itself: the same bits whoever does what.
 #pragma once
+#include "common/records.h"
 #include "cpu/train_columns.inl"
 #include "cpu/train_tiles.inl"
 #include "toykern/api.h"
@@ -23,11 +24,6 @@ inline int batch_parts(const Network& net, int64_t batch_size) {
 inline int64_t part_start(int64_t batch_size, int parts, int part) {
     const int64_t blocks = (batch_size + 31) / 32, at = part * blocks / parts * 32;
     return at < batch_size ? at : batch_size;
-}
-
-// The loss is the sum over samples and features times this; the gradient twice that.
-inline double mean_factor(const Network& net, int64_t batch_size) {
-    return 1.0 / ((double)batch_size * (net.loss_sum ? 1.0 : (double)net.n_features));
 }
 
 // What a team shares.
@@ -79,23 +75,11 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
     if (team.rank == 0) shared.model.load_model(arrays);
     team.meet();
     const double factor = mean_factor(p.network, p.batch_size);
-    double carry = p.loss_carry[i];
+    LossRecord record(p, i);
     for (int64_t step = p.first_step; step < p.first_step + p.steps; ++step) {
         const StreamKey key = stream_key(p.seed[i], (uint32_t)step, (uint32_t)Purpose::kTraining);
         const double loss = shared.batch(worker, key, p.batch_size, team) * factor;
-        if (!(loss - loss == 0.0)) {  // not finite: every rank sees the same sum and leaves
-            team.meet();
-            if (team.rank == 0) p.diverged_at[i] = step;
-            break;
-        }
-        carry += loss;
-        const int64_t r = step / p.record_every;
-        if ((step + 1) % p.record_every == 0 || step + 1 == p.total_steps) {
-            if (team.rank == 0 && p.loss_records)
-                p.loss_records[i * p.n_records + r] = (float)(carry / (double)(step + 1 - r * p.record_every));
-            if ((step + 1) % p.record_every == 0)
-                carry = 0.0;  // of a shorter last record it is kept: a run may be made longer
-        }
+        if (!record.add(p, i, step, loss, team.rank == 0)) break;  // every rank sees the same sum and leaves
         const bool last = step + 1 == p.first_step + p.steps;
         shared.model.update(step_constants(p, i, step), (float)(2.0 * factor), shared.gradients, shared.stride,
                             shared.parts, team.rank, team.size,
@@ -103,7 +87,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
         team.meet();
     }
     if (team.rank == 0) {
-        p.loss_carry[i] = carry;
+        record.close(p, i, true);
         shared.model.store_model(arrays);
     }
     team.meet();

@@ -73,7 +73,7 @@ struct TilesModel {
     // One optimiser step from the gradients of all parts, [parts][stride], added in order. Workers share the hidden units (and, untied,
     // the encoder's features) in blocks, so the result does not depend on how many there are. The (tied) weights' gradient goes to
     // `gradient_out` [m][n] too, unless that is null.
-    void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int workers,
+    void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int workers,
                 float* gradient_out) const {
         const Gradient first = gradient(g);
         const int64_t dt_offset = first.dt - g, et_offset = first.et - g, b_offset = first.b - g;

@@ -11,7 +11,9 @@
 // Limits     m <= 8 and n·m <= 128; train_tiles.inl takes the rest
 // Roof       5 n m fused multiply-adds and about 7 n elementwise operations per sixteen samples
 #pragma once
+#include "common/loss.h"
 #include "cpu/optimizer.inl"
+#include "cpu/simd_lanes.h"
 #include "cpu/stream.inl"
 
 namespace toykern {
@@ -30,21 +32,23 @@ struct ColumnsPass {
     int64_t stride;                                      // of a row of x
     const float *x, *clean;                              // [n][stride] input; the same without noise (the target)
     const float *encoder, *decoder, *bias, *importance;  // [n][m] [n][m] [n] [n]
-    float hidden_floor, output_floor;                    // 0 with ReLU, -inf without
-    uint32_t target_bits;                                // 0x7FFFFFFF for |x|, all ones otherwise
-    F *encoder_sum, *decoder_sum, *bias_sum;             // [n][m] [n][m] (tied: the same) [n]
-    F* residual;                                         // [n][2] scratch
+    int32_t hidden_activation, output_activation;
+    double hidden_option, output_option;
+    uint32_t target_bits;                     // of the input
+    F *encoder_sum, *decoder_sum, *bias_sum;  // [n][m] [n][m] (tied: the same) [n]
+    F* residual;                              // [n][2] scratch
     F loss;
 };
 
 // Columns come in runs of this many; the ones past the last are zeros.
 constexpr int kColumnRun = 32;
 
-// kN = 0: n at run time. kTied: decoder = encoder and so are their sums. kG lane groups go side by side where the registers last: each
-// weight and each sum in L1 is then touched once for all of them.
-template <int kN, int kM, bool kTied>
+// kN = 0: n at run time. kTied: decoder = encoder and so are their sums. A: FloorActivation, or CalledActivation for all others. kG lane
+// groups go side by side where the registers last: each weight and each sum in L1 is then touched once for all of them.
+template <int kN, int kM, bool kTied, class A>
 void columns_pass(ColumnsPass& a) {
-    constexpr int kG = kN || kM > 5 || 2 * kLanes > kColumnRun ? 1 : 2;
+    constexpr bool kFloor = std::is_same<A, FloorActivation<F>>::value;
+    constexpr int kG = kN || kM > 5 || 2 * kLanes > kColumnRun || !kFloor ? 1 : 2;
     constexpr int kE = kN ? kN * kM : 1, kD = kN && !kTied ? kN * kM : 1, kB = kN ? kN : 1;
     F local_e[kE], local_d[kD], local_b[kB], local_r[kB];
     const int n = kN ? kN : a.n;
@@ -60,13 +64,13 @@ void columns_pass(ColumnsPass& a) {
 #pragma GCC unroll 32
         for (int j = 0; j < kB; ++j) gb[j] = a.bias_sum[j];
     }
-    const F hidden_floor = bcast(a.hidden_floor), output_floor = bcast(a.output_floor);
+    const A hidden = A::of(a.hidden_activation, a.hidden_option), output = A::of(a.output_activation, a.output_option);
     F loss[kG];
     for (int g = 0; g < kG; ++g) loss[g] = g ? fzero() : a.loss;
     for (int c = 0; c < a.count; c += kG * kLanes) {
         const float *x = a.x + c, *clean = a.clean + c;
         M lanes[kG];
-        F h[kG][kM], dh[kG][kM];
+        F h[kG][kM], dh[kG][kM], slope[kG][kM];
 #pragma GCC unroll 2
         for (int g = 0; g < kG; ++g) {
             const int left = a.count - c - g * kLanes;
@@ -85,7 +89,7 @@ void columns_pass(ColumnsPass& a) {
 #pragma GCC unroll 2
         for (int g = 0; g < kG; ++g)
 #pragma GCC unroll 8
-            for (int k = 0; k < kM; ++k) h[g][k] = fmax(hidden_floor, h[g][k]);
+            for (int k = 0; k < kM; ++k) h[g][k] = hidden.value(h[g][k], slope[g][k]);
 #pragma GCC unroll 8
         for (int j = 0; j < n; ++j) {
             F y[kG];
@@ -101,10 +105,9 @@ void columns_pass(ColumnsPass& a) {
 #pragma GCC unroll 2
             for (int g = 0; g < kG; ++g) {
                 const F t = and_bits(load(clean + j * a.stride + g * kLanes), a.target_bits);
-                const F r = keep(lanes[g], fmax(output_floor, y[g]) - t);
-                const F weighted = r * bcast(a.importance[j]);
-                loss[g] = fmadd(weighted, r, loss[g]);
-                y[g] = keep(gt_or_nan(y[g], output_floor), weighted);
+                F at_output;  // the slope there
+                const F r = keep(lanes[g], output.value(y[g], at_output) - t);
+                y[g] = output.back(y[g], at_output, add_squared_error(r, bcast(a.importance[j]), loss[g]));
                 d[j * kG + g] = y[g];
                 sum = sum + y[g];
             }
@@ -119,7 +122,7 @@ void columns_pass(ColumnsPass& a) {
 #pragma GCC unroll 2
         for (int g = 0; g < kG; ++g)
 #pragma GCC unroll 8
-            for (int k = 0; k < kM; ++k) dh[g][k] = keep(gt_or_nan(h[g][k], hidden_floor), dh[g][k]);
+            for (int k = 0; k < kM; ++k) dh[g][k] = hidden.back(h[g][k], slope[g][k], dh[g][k]);
 #pragma GCC unroll 8
         for (int j = 0; j < n; ++j) {
             F xj[kG], dj[kG];
@@ -152,39 +155,46 @@ void columns_pass(ColumnsPass& a) {
 
 using ColumnsPassFunction = void (*)(ColumnsPass&);
 
-template <bool kTied>
-inline ColumnsPassFunction columns_pass_for(int n, int m) {
-    if (kTied) {
-        if (n == 2 && m == 1) return columns_pass<2, 1, true>;
-        if (n == 3 && m == 1) return columns_pass<3, 1, true>;
-        if (n == 3 && m == 2) return columns_pass<3, 2, true>;
-        if (n == 4 && m == 2) return columns_pass<4, 2, true>;
-        if (n == 5 && m == 2) return columns_pass<5, 2, true>;
-        if (n == 6 && m == 2) return columns_pass<6, 2, true>;
+template <bool kTied, class A>
+inline ColumnsPassFunction columns_pass_of(int n, int m) {
+    if (kTied && std::is_same<A, FloorActivation<F>>::value) {
+        if (n == 2 && m == 1) return columns_pass<2, 1, true, FloorActivation<F>>;
+        if (n == 3 && m == 1) return columns_pass<3, 1, true, FloorActivation<F>>;
+        if (n == 3 && m == 2) return columns_pass<3, 2, true, FloorActivation<F>>;
+        if (n == 4 && m == 2) return columns_pass<4, 2, true, FloorActivation<F>>;
+        if (n == 5 && m == 2) return columns_pass<5, 2, true, FloorActivation<F>>;
+        if (n == 6 && m == 2) return columns_pass<6, 2, true, FloorActivation<F>>;
     }
     switch (m) {
-        case 1: return columns_pass<0, 1, kTied>;
-        case 2: return columns_pass<0, 2, kTied>;
-        case 3: return columns_pass<0, 3, kTied>;
-        case 4: return columns_pass<0, 4, kTied>;
-        case 5: return columns_pass<0, 5, kTied>;
-        case 6: return columns_pass<0, 6, kTied>;
-        case 7: return columns_pass<0, 7, kTied>;
-        default: return columns_pass<0, 8, kTied>;
+        case 1: return columns_pass<0, 1, kTied, A>;
+        case 2: return columns_pass<0, 2, kTied, A>;
+        case 3: return columns_pass<0, 3, kTied, A>;
+        case 4: return columns_pass<0, 4, kTied, A>;
+        case 5: return columns_pass<0, 5, kTied, A>;
+        case 6: return columns_pass<0, 6, kTied, A>;
+        case 7: return columns_pass<0, 7, kTied, A>;
+        default: return columns_pass<0, 8, kTied, A>;
     }
 }
 
+inline ColumnsPassFunction columns_pass_for(int n, int m, bool tied, int32_t hidden, int32_t output) {
+    if (is_floor(hidden) && is_floor(output))
+        return tied ? columns_pass_of<true, FloorActivation<F>>(n, m)
+                    : columns_pass_of<false, FloorActivation<F>>(n, m);
+    return tied ? columns_pass_of<true, CalledActivation>(n, m) : columns_pass_of<false, CalledActivation>(n, m);
+}
+
 // All-zero samples: x = 0, h = 0, y = g(b). Adds their bias gradient; returns their loss.
-inline double empty_columns(int64_t n, const float* bias, const float* importance, float output_floor, int64_t count,
-                            float* bias_g) {
-    const F floor = bcast(output_floor), times = bcast((float)count);
+inline double empty_columns(const ColumnsPass& a, int64_t count, float* bias_g) {
+    const CalledActivation output = CalledActivation::of(a.output_activation, a.output_option);
+    const F times = bcast((float)count);
     F loss = fzero();
-    for (int64_t j = 0; j < n; j += kLanes) {
-        const M m = mask_first((int)(n - j < kLanes ? n - j : kLanes));
-        const F b = load_first(bias + j, m), y = fmax(floor, b);
-        const F weighted = keep(m, load_first(importance + j, m) * y);
-        loss = fmadd(weighted, keep(m, y), loss);
-        store_first(bias_g + j, fmadd(keep(gt_or_nan(b, floor), weighted), times, load_first(bias_g + j, m)), m);
+    for (int64_t j = 0; j < a.n; j += kLanes) {
+        const M m = mask_first(a.n - (int)j < kLanes ? a.n - (int)j : kLanes);
+        F slope;
+        const F b = load_first(a.bias + j, m), y = keep(m, output.value(b, slope));
+        const F d = output.back(b, slope, add_squared_error(y, load_first(a.importance + j, m), loss));
+        store_first(bias_g + j, fmadd(d, times, load_first(bias_g + j, m)), m);
     }
     return (double)fsum(loss) * (double)count;
 }
@@ -250,7 +260,7 @@ struct ColumnsModel {
 
     // One optimiser step from the gradients of all parts, [parts][stride], added in order. The weights' gradient goes to `gradient_out`
     // [m][n] too, unless that is null.
-    void update(const StepConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int,
+    void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int,
                 float* gradient_out) const {
         if (worker) return;
         for (int part = 1; part < parts; ++part)
@@ -287,8 +297,7 @@ class ColumnsWorker {
         residual_ = w.take<F>(2 * n);
         scratch_ = w.take<float>((weights * 2 + n + 32));
         net_ = net;
-        pass_ = net.tied ? columns_pass_for<true>((int)n, (int)net.n_hidden)
-                         : columns_pass_for<false>((int)n, (int)net.n_hidden);
+        pass_ = columns_pass_for((int)n, (int)net.n_hidden, net.tied, net.hidden_activation, net.output_activation);
     }
     void set_up(int64_t model) { tables_.set_up(model); }
 
@@ -309,9 +318,7 @@ class ColumnsWorker {
         else
             from_list(key, first, last);
         put_away();
-        if (last - first > visited_)
-            loss_ += empty_columns(model.n, args_.bias, args_.importance, args_.output_floor, last - first - visited_,
-                                   model.bias(g));
+        if (last - first > visited_) loss_ += empty_columns(args_, last - first - visited_, model.bias(g));
         return loss_;
     }
 
@@ -325,9 +332,11 @@ class ColumnsWorker {
         args_.decoder = model.decoder(model.p);
         args_.bias = model.bias(model.p);
         args_.importance = model.importance;
-        args_.hidden_floor = net_.hidden_relu ? 0.0f : -__builtin_inff();
-        args_.output_floor = net_.output_relu ? 0.0f : -__builtin_inff();
-        args_.target_bits = net_.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu;
+        args_.hidden_activation = net_.hidden_activation;
+        args_.output_activation = net_.output_activation;
+        args_.hidden_option = net_.hidden_option;
+        args_.output_option = net_.output_option;
+        args_.target_bits = target_bits(net_.target);
         args_.encoder_sum = sums_;
         args_.decoder_sum = model.tied ? sums_ : sums_ + model.weights;
         args_.bias_sum = sums_ + model.length - model.n;

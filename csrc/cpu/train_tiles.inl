@@ -12,6 +12,8 @@
 // Limits     none but memory (scratch about 7 n·m floats a model, and 2 gradients a part); any shape runs here
 // Roof       fused multiply-adds: n m forward, 2 n m backward when dense, a row; blocks of 8 rows × 3 lane groups in registers
 #pragma once
+#include "common/loss.h"
+#include "cpu/simd_lanes.h"
 #include "cpu/stream.inl"
 #include "cpu/tiles_model.inl"
 
@@ -22,13 +24,13 @@ namespace TOYKERN_LEVEL {
 constexpr int64_t kSparseBackward = 10;
 constexpr int64_t kDenseEntries = 3;  // with more than one entry in three active the dense product is no slower
 
-// Output block: y = D h + b, residual, loss, and the gradient at the output.
+// Output block: y = D h + b, residual, loss, and the gradient at the output. Other activations than these take outputs() below.
 struct OutputPass {
     const float *h, *b, *importance, *target;
     Panel panel;  // of the decoder
     float* out;
     int64_t mp, np;
-    float output_floor;
+    FloorActivation<F> activation;
     uint32_t target_bits;
     F loss;
     int64_t active;
@@ -49,7 +51,6 @@ struct OutputBlock {
         multiply<kR, kV>(p.h + row * p.mp, p.mp, 1, p.panel.at, p.panel.at_k, p.panel.depth, c);
 #pragma GCC unroll 3
         for (int v = 0; v < kV; ++v) weight[v] = load(p.importance + lane + v * kLanes);
-        const F floor = bcast(p.output_floor);
         F loss = p.loss;
         int64_t active = 0;
         uint64_t rows[kV] = {};
@@ -58,10 +59,10 @@ struct OutputBlock {
 #pragma GCC unroll 3
             for (int v = 0; v < kV; ++v) {
                 const int64_t at = (row + r) * p.np + lane + v * kLanes;
-                const F residual = fmax(floor, c[r][v]) - and_bits(load(p.target + at), p.target_bits);
-                const F weighted = residual * weight[v];
-                loss = fmadd(weighted, residual, loss);
-                const M on = gt(c[r][v], floor);
+                F slope;
+                const F error = p.activation.value(c[r][v], slope) - and_bits(load(p.target + at), p.target_bits);
+                const F weighted = add_squared_error(error, weight[v], loss);
+                const M on = p.activation.on(c[r][v], slope);
                 active += __builtin_popcount(bits(on));
                 rows[v] |= (uint64_t)(bits(on) != 0) << r;
                 store(p.out + at, keep(on, weighted));
@@ -91,6 +92,7 @@ class TilesWorker {
         out_ = w.take<float>((size_t)(held * np));
         h_ = w.take<float>((size_t)(held * mp));
         dh_ = w.take<float>((size_t)(held * mp));
+        slope_ = w.take<float>(is_floor(net.hidden_activation) ? 0 : (size_t)(held * mp));
         const size_t entries = (size_t)(held * np) + 128 * tables_.max_members + 2 * kLanes;
         row_ = w.take<uint32_t>(entries);
         feature_ = w.take<uint32_t>(entries);
@@ -110,8 +112,6 @@ class TilesWorker {
         model_ = &model;
         g_ = model.gradient(g);
         for (int64_t i = 0; i < g_.length; i += kLanes) store(g + i, fzero());
-        hidden_floor_ = net_.hidden_relu ? 0.0f : -__builtin_inff();
-        output_floor_ = net_.output_relu ? 0.0f : -__builtin_inff();
         loss_ = 0.0;
         visited_ = 0;
         if (tables_.n_frequent || tables_.data->noise > 0.0f)
@@ -207,7 +207,6 @@ class TilesWorker {
               const float* x, const float* target) {
         const TilesModel& w = *model_;
         const int64_t mp = w.mp, np = w.np;
-        const F floor = bcast(hidden_floor_);
         visited_ += rows;
         const bool dense = entries * kDenseEntries > rows * w.n;
         if (dense) {
@@ -218,24 +217,89 @@ class TilesWorker {
             for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fzero());
             add_rows(entries, row, feature, value, w.et, h_);
         }
-        for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fmax(floor, load(h_ + i)));
-        for (int64_t j = 0; j < np / kLanes; ++j) active_rows_[j] = 0;
-        const Panel decoder = {w.d, np, w.m, far_apart(np, w.m) && rows > kBlockRows ? panel_ : nullptr};
-        OutputPass pass = {h_,      w.b, w.importance, target,        decoder,
-                           out_,    mp,  np,           output_floor_, net_.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu,
-                           fzero(), 0,   active_rows_};
-        for_blocks<OutputBlock>(rows, np, pass);
-        loss_ += (double)fsum(pass.loss);
-        if (net_.output_relu && pass.active * kSparseBackward < rows * w.n)
+        activate_codes(rows);
+        const int64_t active = outputs(rows, target);
+        if (net_.output_activation == (int32_t)Activation::kRelu && active * kSparseBackward < rows * w.n)
             backward_active(rows);
         else
             backward_dense(rows);
-        for (int64_t i = 0; i < rows * mp; i += kLanes) store(dh_ + i, keep(gt(load(h_ + i), floor), load(dh_ + i)));
+        gate_codes(rows);
         if (dense) {
             multiply_all({x, 1, np, {dh_, mp, rows, nullptr}, g_.et, mp, true}, w.n, mp, panel_);
         } else {
             add_rows(entries, feature, row, value, dh_, g_.et);
         }
+    }
+
+    // h = f(a), in place.
+    void activate_codes(int64_t rows) {
+        const int64_t values = rows * model_->mp;
+        if (is_floor(net_.hidden_activation)) {
+            const auto hidden = FloorActivation<F>::of(net_.hidden_activation, net_.hidden_option);
+            F slope;
+            for (int64_t i = 0; i < values; i += kLanes) store(h_ + i, hidden.value(load(h_ + i), slope));
+            return;
+        }
+        const auto hidden = AnyActivation<F>::of(net_.hidden_activation, net_.hidden_option);
+        for (int64_t i = 0; i < values; i += kLanes) {
+            const Activated<F> a = hidden.at(load(h_ + i));
+            store(h_ + i, a.y);
+            store(slope_ + i, a.slope);
+        }
+    }
+    // dL/da from dL/dh, in place.
+    void gate_codes(int64_t rows) {
+        const int64_t values = rows * model_->mp;
+        if (is_floor(net_.hidden_activation)) {
+            const auto hidden = FloorActivation<F>::of(net_.hidden_activation, net_.hidden_option);
+            const F none = fzero();
+            for (int64_t i = 0; i < values; i += kLanes) store(dh_ + i, hidden.back(load(h_ + i), none, load(dh_ + i)));
+            return;
+        }
+        const auto hidden = AnyActivation<F>::of(net_.hidden_activation, net_.hidden_option);
+        for (int64_t i = 0; i < values; i += kLanes)
+            store(dh_ + i, hidden.back(load(h_ + i), load(slope_ + i), load(dh_ + i)));
+    }
+
+    // out_ = the gradients at the outputs of a tile, and their loss; returns how many outputs are active (all, unless it is ReLU).
+    int64_t outputs(int64_t rows, const float* target) {
+        const TilesModel& w = *model_;
+        const int64_t np = w.np;
+        const Panel decoder = {w.d, np, w.m, far_apart(np, w.m) && rows > kBlockRows ? panel_ : nullptr};
+        if (is_floor(net_.output_activation)) {
+            for (int64_t j = 0; j < np / kLanes; ++j) active_rows_[j] = 0;
+            OutputPass pass = {h_,
+                               w.b,
+                               w.importance,
+                               target,
+                               decoder,
+                               out_,
+                               w.mp,
+                               np,
+                               FloorActivation<F>::of(net_.output_activation, net_.output_option),
+                               target_bits(net_.target),
+                               fzero(),
+                               0,
+                               active_rows_};
+            for_blocks<OutputBlock>(rows, np, pass);
+            loss_ += (double)fsum(pass.loss);
+            return pass.active;
+        }
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t j = 0; j < np; j += kLanes) store(out_ + r * np + j, load(w.b + j));
+        multiply_all({h_, w.mp, 1, {w.d, np, w.m, nullptr}, out_, np, true}, rows, np, panel_);
+        const auto output = AnyActivation<F>::of(net_.output_activation, net_.output_option);
+        F loss = fzero();
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t j = 0; j < np; j += kLanes) {
+                const F z = load(out_ + r * np + j);
+                const Activated<F> a = output.at(z);
+                const F error = a.y - and_bits(load(target + r * np + j), target_bits(net_.target));
+                const F weighted = add_squared_error(error, load(w.importance + j), loss);
+                store(out_ + r * np + j, output.back(z, a.slope, weighted));
+            }
+        loss_ += (double)fsum(loss);
+        return rows * w.n;
     }
 
     // h of rows with many entries: a row's sum stays in registers.
@@ -322,12 +386,14 @@ class TilesWorker {
     }
 
     void add_empty(int64_t count) {
-        const F floor = bcast(output_floor_), times = bcast((float)count);
+        const auto output = AnyActivation<F>::of(net_.output_activation, net_.output_option);
+        const F times = bcast((float)count);
         F loss = fzero();
         for (int64_t j = 0; j < model_->np; j += kLanes) {
-            const F b = load(model_->b + j), y = fmax(floor, b), weighted = load(model_->importance + j) * y;
-            loss = fmadd(weighted, y, loss);
-            store(g_.b + j, fmadd(keep(gt(b, floor), weighted), times, load(g_.b + j)));
+            const F b = load(model_->b + j);
+            const Activated<F> a = output.at(b);
+            const F d = output.back(b, a.slope, add_squared_error(a.y, load(model_->importance + j), loss));
+            store(g_.b + j, fmadd(d, times, load(g_.b + j)));
         }
         loss_ += (double)fsum(loss) * (double)count;
     }
@@ -343,7 +409,7 @@ class TilesWorker {
     uint32_t *row_, *feature_, *active_row_, *active_feature_;
     uint64_t* active_rows_;
     float *x_, *clean_, *out_, *h_, *dh_, *value_, *active_value_, *panel_;
-    float hidden_floor_, output_floor_;
+    float* slope_;  // [rows][mp] of the codes, where h does not tell it
     double loss_;
 };
 

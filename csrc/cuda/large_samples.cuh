@@ -238,7 +238,8 @@ struct OutputLarge {
                 TOYKERN_UNROLL
                 for (int q = 0; q < 4; ++q) {
                     const float u = target.v[q];
-                    const float residual = raised(floor, z.v[q]) - (t.p.network.target_abs && u < 0.0f ? -u : u);
+                    const float residual = raised(floor, z.v[q]) -
+                                           (t.p.network.target == (int32_t)Target::kMagnitude && u < 0.0f ? -u : u);
                     const float weighted = residual * weight.v[q];
                     sum = fused(weighted, residual, sum);
                     gradient.v[q] = z.v[q] > floor ? weighted : 0.0f;

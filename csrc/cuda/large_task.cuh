@@ -11,6 +11,7 @@
 //            dense (with noise, or more than one entry in kDenseShare expected to be active): x is whole, every sample is a row. With
 //            noise x is the noisy input, and d holds the targets until it is overwritten by the gradient at the output.
 #pragma once
+#include "common/loss.h"
 #include "common/optimizer_step.h"
 #include "common/records.h"
 #include "cuda/entries.cuh"
@@ -123,26 +124,23 @@ struct LargeTask {
     TOYKERN_DEVICE bool skips(int64_t model) const { return training() && p.diverged_at[first_model + model] >= 0; }
     TOYKERN_DEVICE bool noisy() const { return p.data.noise > 0.0f; }
     TOYKERN_HD int64_t samples() const { return last - first; }
-    TOYKERN_DEVICE float hidden_floor() const { return floor_of(p.network.hidden_relu); }
-    TOYKERN_DEVICE float output_floor() const { return floor_of(p.network.output_relu); }
+    TOYKERN_DEVICE float hidden_floor() const { return floor_of(p.network.hidden_activation); }
+    TOYKERN_DEVICE float output_floor() const { return floor_of(p.network.output_activation); }
     TOYKERN_DEVICE TablesView view(int64_t model) const {
         return {tables + (first_model + model) * tables_stride, &layout};
     }
     TOYKERN_DEVICE StepKey key(int64_t model) const {
         return {philox_key(p.seed[first_model + model]), (uint32_t)step(), purpose};
     }
-    // The loss is the sum over samples and features times this; the gradient twice that.
-    TOYKERN_DEVICE double mean_factor() const {
-        return 1.0 / ((double)p.batch_size * (p.network.loss_sum ? 1.0 : (double)size.n));
-    }
+    TOYKERN_DEVICE double mean_factor() const { return toykern::mean_factor(p.network, p.batch_size); }
 
   private:
-    static TOYKERN_DEVICE float floor_of(bool relu) {
+    static TOYKERN_DEVICE float floor_of(int32_t activation) {
         union {
             uint32_t u;
             float f;
         } infinity = {0xFF800000u};
-        return relu ? 0.0f : infinity.f;
+        return activation == (int32_t)Activation::kRelu ? 0.0f : infinity.f;
     }
 };
 

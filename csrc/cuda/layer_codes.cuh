@@ -30,11 +30,11 @@ struct LargeCodes {
         b.each([&](int thread) {
             for (int64_t k = thread; k < m; k += b.threads) {
                 const float a = c ? h[k] + c[k] : h[k];
-                h[k] = p.hidden_activation == (int32_t)HiddenActivation::kRelu ? floored(0.0f, a) : a;
+                h[k] = p.hidden_activation == (int32_t)Activation::kRelu ? floored(0.0f, a) : a;
             }
         });
         // No barrier: a thread's own codes are all that is read before those of count().
-        if (p.hidden_activation == (int32_t)HiddenActivation::kTopK) keep_largest(b, h, m, p.top_k, counts);
+        if (p.hidden_activation == (int32_t)Activation::kTopK) keep_largest(b, h, m, p.top_k, counts);
         PerThread<float> magnitudes;
         b.each([&](int thread) {
             magnitudes[thread] = 0.0f;

@@ -32,7 +32,7 @@ struct LargeOutput {
         float* tile = reinterpret_cast<float*>(shared);  // of entries: x, then what goes straight to it
         float* sums = tile + kTileRows * kTileColumns;
         const bool loss = p.task == (int32_t)LayerTask::kLoss, backward = p.task == (int32_t)LayerTask::kBackward;
-        const bool tensor = p.target == (int32_t)LayerTarget::kTensor;
+        const bool tensor = p.target == (int32_t)Target::kTensor;
         const bool by_entries = loss && !p.x && !tensor;
         if (by_entries) {
             b.each([&](int thread) {
@@ -76,9 +76,9 @@ struct LargeOutput {
                     if (x_grad) x_grad[there] = stored<T>(tensor ? 0.0f : found.direct);
                     if (by_entries) tile[r * kTileColumns + c] = found.direct;
                 } else if (backward) {
-                    const bool saved = output && p.output_activation != (int32_t)OutputActivation::kGelu;
+                    const bool saved = output && p.output_activation != (int32_t)Activation::kGelu;
                     const float y = saved ? number(output[there]) : 0.0f;
-                    const bool relu = p.output_activation == (int32_t)OutputActivation::kRelu;
+                    const bool relu = p.output_activation == (int32_t)Activation::kRelu;
                     const float slope = !saved                      ? activate(p.output_activation, z).slope
                                         : !relu || slope_of_relu(y) ? 1.0f
                                                                     : 0.0f;

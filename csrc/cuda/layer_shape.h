@@ -54,7 +54,7 @@ inline StackedShape stacked_shape(int64_t n, int64_t m, int64_t batch, bool tied
 
 inline StackedShape stacked_shape(const LayerParams& p) {
     const bool backward = p.task == (int32_t)LayerTask::kBackward, loss = p.task == (int32_t)LayerTask::kLoss;
-    const bool given = backward || (loss && p.target == (int32_t)LayerTarget::kTensor);
+    const bool given = backward || (loss && p.target == (int32_t)Target::kTensor);
     return stacked_shape(p.n_features, p.n_hidden, p.batch, p.tied, p.encoder_grad != nullptr, given,
                          p.x_grad || p.value_grad || p.target_grad);
 }

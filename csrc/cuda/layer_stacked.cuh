@@ -187,7 +187,7 @@ struct Stacked {
     }
 
     TOYKERN_DEVICE void encode(const Block& b, int rows, PerThread<float>& magnitudes) const {
-        const bool top = p.hidden_activation == (int32_t)HiddenActivation::kTopK;
+        const bool top = p.hidden_activation == (int32_t)Activation::kTopK;
         b.each_warp([&](const Warp& w) {
             for (int k0 = 4 * w.number; k0 < m; k0 += 4 * b.warps()) {
                 const int k1 = min_of(k0 + 1, m - 1), k2 = min_of(k0 + 2, m - 1), k3 = min_of(k0 + 3, m - 1);
@@ -203,7 +203,7 @@ struct Stacked {
                     }
                     TOYKERN_UNROLL
                     for (int q = 0; q < 4; ++q) {
-                        const bool relu = p.hidden_activation == (int32_t)HiddenActivation::kRelu;
+                        const bool relu = p.hidden_activation == (int32_t)Activation::kRelu;
                         on[q][lane] = lane < rows && (!relu || slope_of_relu(a[q]));
                         if (k0 + q < m) f[s.codes + (k0 + q) * kP + lane] = relu ? floored(0.0f, a[q]) : a[q];
                     }
@@ -283,7 +283,7 @@ struct Stacked {
             const Activated a = activate(p.output_activation, z);
             dz = f[s.given + at] * a.slope;
         } else if (here) {
-            const bool tensor = p.target == (int32_t)LayerTarget::kTensor;
+            const bool tensor = p.target == (int32_t)Target::kTensor;
             const OutputLoss loss = output_loss(p, z, f[(tensor ? s.given : s.x) + at], f[s.importance + j]);
             square += loss.square;
             dz = loss.dz, to_given = loss.direct;
@@ -355,7 +355,7 @@ struct Stacked {
     TOYKERN_DEVICE void direct_gradients(const Block& b, int64_t row, int rows) const {
         if (p.target_grad) write_tile(b, s.direct, static_cast<T*>(p.target_grad), row, rows);
         if (!p.x_grad && !p.value_grad) return;
-        const bool tensor = p.target == (int32_t)LayerTarget::kTensor;
+        const bool tensor = p.target == (int32_t)Target::kTensor;
         b.each_warp([&](const Warp& w) {
             for (int j = w.number; j < n; j += b.warps()) {
                 w.each([&](int lane) {

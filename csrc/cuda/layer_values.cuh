@@ -72,8 +72,8 @@ struct Activated {
     float y, slope;
 };
 TOYKERN_DEVICE Activated activate(int32_t g, float z) {
-    if (g == (int32_t)OutputActivation::kRelu) return {floored(0.0f, z), slope_of_relu(z) ? 1.0f : 0.0f};
-    if (g == (int32_t)OutputActivation::kGelu) {
+    if (g == (int32_t)Activation::kRelu) return {floored(0.0f, z), slope_of_relu(z) ? 1.0f : 0.0f};
+    if (g == (int32_t)Activation::kGelu) {
         const float below = normal_distribution(z);
         return {z * below, fused(z, normal_density(z), below)};
     }
@@ -86,19 +86,19 @@ struct OutputLoss {
 };
 TOYKERN_DEVICE OutputLoss output_loss(const LayerParams& p, float z, float given, float importance) {
     const Activated a = activate(p.output_activation, z);
-    const bool magnitude = p.target == (int32_t)LayerTarget::kMagnitude;
+    const bool magnitude = p.target == (int32_t)Target::kMagnitude;
     const float error = a.y - (magnitude ? magnitude_of(given) : given), weighted = error * importance;
     const float slope = weighted * (float)(2.0 * p.loss_scale);
-    const float dz = p.output_activation == (int32_t)OutputActivation::kGelu ? slope * a.slope
-                     : a.slope != 0.0f                                       ? slope
-                                                                             : 0.0f;
+    const float dz = p.output_activation == (int32_t)Activation::kGelu ? slope * a.slope
+                     : a.slope != 0.0f                                 ? slope
+                                                                       : 0.0f;
     return {weighted * error, dz, magnitude ? with_sign_of(-slope, given) : -slope};
 }
 
 // The part of dh that goes on to da: 1 where the code is on. `code` is h, with −0 for what top-k has dropped.
 TOYKERN_DEVICE bool code_is_on(int32_t f, float code) {
-    if (f == (int32_t)HiddenActivation::kRelu) return slope_of_relu(code);
-    return f != (int32_t)HiddenActivation::kTopK || word_of(code) != 0x80000000u;
+    if (f == (int32_t)Activation::kRelu) return slope_of_relu(code);
+    return f != (int32_t)Activation::kTopK || word_of(code) != 0x80000000u;
 }
 TOYKERN_DEVICE float sign_of(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f; }
 

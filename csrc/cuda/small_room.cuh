@@ -2,6 +2,7 @@
 #pragma once
 #include <cmath>
 
+#include "common/loss.h"
 #include "cuda/small_shape.h"
 #include "cuda/warp.h"
 
@@ -67,9 +68,9 @@ struct SmallOptions {
     uint32_t target_bits;              // what of a target's bits counts: all but the sign for |x|
 
     TOYKERN_DEVICE explicit SmallOptions(const Network& net)
-        : hidden_floor(net.hidden_relu ? 0.0f : -HUGE_VALF),
-          output_floor(net.output_relu ? 0.0f : -HUGE_VALF),
-          target_bits(net.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu) {}
+        : hidden_floor(net.hidden_activation == (int32_t)Activation::kRelu ? 0.0f : -HUGE_VALF),
+          output_floor(net.output_activation == (int32_t)Activation::kRelu ? 0.0f : -HUGE_VALF),
+          target_bits(toykern::target_bits(net.target)) {}
 };
 
 TOYKERN_DEVICE float with_bits(float v, uint32_t mask) {

@@ -7,6 +7,7 @@
 #pragma once
 #include <cmath>
 
+#include "common/loss.h"
 #include "cuda/warp.h"
 #include "toykern/params.h"
 
@@ -31,8 +32,8 @@ struct PassOptions {
 
 // On the host: a kernel has them in its parameters.
 inline PassOptions pass_options(const Network& net) {
-    return {net.hidden_relu ? 0.0f : -INFINITY, net.output_relu ? 0.0f : -INFINITY,
-            net.target_abs ? 0x7FFFFFFFu : 0xFFFFFFFFu};
+    return {net.hidden_activation == (int32_t)Activation::kRelu ? 0.0f : -INFINITY,
+            net.output_activation == (int32_t)Activation::kRelu ? 0.0f : -INFINITY, toykern::target_bits(net.target)};
 }
 
 // Adds one sample to the sums, if it is `valid`. x is what the model sees, clean what the target is made from.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from toykern.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from toykern.address import spans_its_storage
 from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed, from_data
 from toykern.data.sparse_batch import SparseBatch
@@ -28,8 +29,6 @@ from toykern.nn.initialization import initial_std, initial_weights
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
 from toykern.ops.tied_autoencoder_call import Options, check_top_k
 
-HIDDEN_ACTIVATIONS = ("none", "relu", "topk")
-OUTPUT_ACTIVATIONS = ("relu", "none", "gelu")
 TARGETS = ("identity", "abs")
 LOSS_REDUCTIONS = ("mean", "sum")
 
@@ -176,10 +175,9 @@ class StackedModel(nn.Module):
         {'hidden_activation': 'topk', 'top_k': 2}
         """
         options: dict[str, Any] = {}
-        if self.hidden_activation == "topk":
-            options["hidden_activation"] = "topk"
-        if self.output_activation == "gelu":
-            options["output_activation"] = "gelu"
+        for name in ("hidden_activation", "output_activation"):
+            if not ACTIVATIONS[getattr(self, name)].fitted:
+                options[name] = getattr(self, name)
         return options | self._layer_options()
 
     def forward(self, x: torch.Tensor | SparseBatch) -> torch.Tensor:

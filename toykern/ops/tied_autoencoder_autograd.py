@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from toykern import _native
+from toykern.activations import ACTIVATIONS
 from toykern.address import refuse_distributed
 from toykern.ops.tied_autoencoder_call import PLAIN, Optional, Options
 
@@ -188,8 +190,9 @@ class _Output(torch.autograd.Function):
             x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options.hidden_activation,
             options.output_activation, options.top_k, options.centered,
         )  # fmt: skip
-        # ReLU's slope follows from the output and the identity has none; GELU's is computed again.
-        saved = output if options.output_activation != "gelu" else None
+        # Where the slope does not follow from the output, the output is computed again.
+        number = ACTIVATIONS[options.output_activation].number
+        saved = output if _native.slope_from_output(number) else None
         ctx.save_for_backward(x, row_start, feature, weight, decoder, bias, hidden_bias, saved)
         ctx.batch, ctx.options, ctx.wanted = batch, options, wanted
         return output

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from toykern import _native
+from toykern.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from toykern.address import address
 from toykern.errors import check_choice, check_flag, check_int
 from toykern.ops.gate import check_like, check_shape, shared_over_models
 
-HIDDEN = ("none", "relu", "topk")
-OUTPUT = ("none", "relu", "gelu")
 TARGETS = ("identity", "abs", "tensor")
 REDUCTIONS = ("mean", "sum")
 _TASKS = {"forward": 0, "loss": 1, "backward": 2}
@@ -45,8 +44,8 @@ class Options:
 
     def check(self, n_hidden: int) -> None:
         """ValueError or TypeError for a name that is none, or a top_k that does not fit."""
-        check_choice("hidden_activation", self.hidden_activation, HIDDEN)
-        check_choice("output_activation", self.output_activation, OUTPUT)
+        check_choice("hidden_activation", self.hidden_activation, HIDDEN_ACTIVATIONS)
+        check_choice("output_activation", self.output_activation, OUTPUT_ACTIVATIONS)
         check_flag("centered", self.centered)
         check_top_k(self.hidden_activation, self.top_k, n_hidden)
 
@@ -99,8 +98,8 @@ class Call:
         self.params = p = _native.LayerParams()
         p.task, p.tied, p.top_k = _TASKS[task], self.tied, options.top_k
         p.n_models, p.batch, p.n_features, p.n_hidden = models, self.batch, n, m
-        p.hidden_activation = HIDDEN.index(options.hidden_activation)
-        p.output_activation = OUTPUT.index(options.output_activation)
+        p.hidden_activation = ACTIVATIONS[options.hidden_activation].number
+        p.output_activation = ACTIVATIONS[options.output_activation].number
         self.weight = self.take("weight", weight)
         p.encoder = self.at("weight", self.weight)
         self.decoder = self._take_if("decoder", decoder, [models, n, m])

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from toykern import _native
-from toykern.ops.tied_autoencoder_call import OUTPUT, Optional
+from toykern.activations import ACTIVATIONS
+from toykern.ops.tied_autoencoder_call import Optional
 from toykern.ops.tied_autoencoder_plan import TILE_COLUMNS, TILE_ROWS, plan
 
 if TYPE_CHECKING:
@@ -44,9 +45,11 @@ class Large:
         self.weights_wanted = call.encoder_grad is not None
         self.input_wanted = call.input_grad is not None
         self.codes_wanted = self.weights_wanted or self.input_wanted  # their gradient
-        self.z_wanted = call.task != "backward" or not p.output or p.output_activation == OUTPUT.index("gelu")
+        self.z_wanted = (
+            call.task != "backward" or not p.output or not _native.slope_from_output(p.output_activation)
+        )
         work = call.models * call.batch * self.n * self.m
-        relu = p.output_activation == OUTPUT.index("relu")
+        relu = p.output_activation == ACTIVATIONS["relu"].number
         self.may_look = self.codes_wanted and relu and work >= ACTIVE_WORK and self.kernels.can_look()
         self.plan = plan(
             call.models, call.batch, self.n, self.m, bf16=self.bf16, entries=call.entries,

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "toykern/network.h"
+
 namespace toykern {
 
 enum class LayerTask : int32_t {
@@ -13,18 +15,15 @@ enum class LayerTask : int32_t {
     kLoss = 1,      // loss and, where wanted, the gradients of the sum of the losses
     kBackward = 2,  // gradients from output_grad
 };
-enum class HiddenActivation : int32_t { kNone = 0, kRelu = 1, kTopK = 2 };
-enum class OutputActivation : int32_t { kNone = 0, kRelu = 1, kGelu = 2 };
-enum class LayerTarget : int32_t { kInput = 0, kMagnitude = 1, kTensor = 2 };
 
 struct LayerParams {
     int32_t task;  // LayerTask
     bool is_double;
-    bool tied;                  // decoder = encoderᵀ
-    int32_t hidden_activation;  // HiddenActivation
-    int32_t output_activation;  // OutputActivation
-    int32_t target;             // LayerTarget
-    int64_t top_k;              // hidden units kept by kTopK
+    bool tied;                                     // decoder = encoderᵀ
+    int32_t hidden_activation, output_activation;  // Activation
+    double hidden_option, output_option;           // what the activation takes, if it takes something
+    int32_t target;                                // Target
+    int64_t top_k;                                 // hidden units kept by kTopK
     int64_t n_models, batch, n_features, n_hidden;
     int threads;
 
@@ -42,7 +41,7 @@ struct LayerParams {
     int64_t row_stride;         // B, or 0 where all models share the entries
     int64_t value_grad_stride;  // entries, where all models share them; else 0
 
-    const void* target_values;  // T [K | 1, B, n] with LayerTarget::kTensor
+    const void* target_values;  // T [K | 1, B, n] with Target::kTensor
     int64_t target_stride;
     const void* importance;  // T [K | 1, n]
     int64_t importance_stride;

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "toykern/network.h"
+
 namespace toykern {
 
 constexpr int kStreamVersion = 1;
@@ -46,17 +48,6 @@ struct SampleParams {
     float* clean;      // [K, batch, n] without noise, or null
     float* noisy;      // [K, batch, n] with noise, or null
     Stop stop;         // the CPU's kernels ask it
-};
-
-// What one model is, and what its loss is. Options, not kernels: EXPERIMENTS "the family of models".
-struct Network {
-    int64_t n_features, n_hidden;
-    bool tied;  // decoder = encoderᵀ
-    bool hidden_relu, output_relu;
-    bool has_bias;
-    bool target_abs;  // target |x| instead of x
-    bool loss_sum;    // sum over features, mean over batch; else mean over both
-    bool sparse;      // not all connections exist (TrainParams::connected). Tied networks
 };
 
 enum class Optimizer : int32_t { kSGD = 0, kAdam = 1, kAdamW = 2 };

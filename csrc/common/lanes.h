@@ -1,0 +1,89 @@
+// The lane type that the mathematics of this folder is written over, and its smallest member: one float.
+//
+// A lane type V is a vector of floats or doubles (cpu/simd.h, cpu/simd_double.h), or a float (here, for a thread of a device and for
+// scalar code of the CPU). What it must bring, found by argument:
+//
+//   + - * /   fmadd(a, b, c) = a b + c, rounded once   fsqrt   magnitude = |a|
+//   fmax(bound, x): x where x is NaN, so that a NaN shows
+//   gt_or_nan(a, b) -> M: a > b, or either is NaN   nonzero(a) -> M   keep(M, a): a, else 0   select(M, a, b): a, else b
+//   exp_minus(u) = e^−u for u >= 0   log1p_unit(u) = ln(1 + u) for u in [0, 1]   (common/functions.h has both for floats)
+//   normal_of(z, Φ, φ): the standard normal distribution and its density
+//   Lanes<V>::all(x): x in all lanes
+//
+// Multiply-adds are fused where fmadd says so and nowhere else (the build turns contraction off), so a float of a device, of
+// the host and of a vector have the same bits; the exceptions are normal_of, whose erf and exp are each side's own.
+#pragma once
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define TOYKERN_HD __host__ __device__
+#define TOYKERN_MATHS static __host__ __device__ __forceinline__
+#else
+#define TOYKERN_HD
+#define TOYKERN_MATHS static inline __attribute__((always_inline))
+#endif
+// Internal linkage: a per-level file must not share code with one compiled for another CPU (cpu/simd.h).
+#define TOYKERN_SHARED TOYKERN_HD static inline
+
+namespace toykern {
+
+template <class V>
+struct Lanes;
+template <>
+struct Lanes<float> {
+    TOYKERN_MATHS float all(double x) { return (float)x; }
+};
+
+union FloatBits {
+    float f;
+    uint32_t u;
+};
+TOYKERN_MATHS float fmadd(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+    return fmaf(a, b, c);
+#else
+    return __builtin_fmaf(a, b, c);
+#endif
+}
+TOYKERN_MATHS float fsqrt(float a) {
+#if defined(__CUDA_ARCH__)
+    return sqrtf(a);
+#else
+    return __builtin_sqrtf(a);
+#endif
+}
+TOYKERN_MATHS float fmax(float bound, float x) {
+#if defined(__CUDA_ARCH__)
+    float r;  // fmaxf would give the bound for a NaN, and hide that a model diverged
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(bound), "f"(x));
+    return r;
+#else
+    return x <= bound ? bound : x;
+#endif
+}
+TOYKERN_MATHS bool gt_or_nan(float a, float b) { return !(a <= b); }
+TOYKERN_MATHS bool nonzero(float a) { return !(a == 0.0f); }
+TOYKERN_MATHS float keep(bool m, float a) { return m ? a : 0.0f; }
+TOYKERN_MATHS float select(bool m, float a, float b) { return m ? a : b; }
+TOYKERN_MATHS float magnitude(float a) {
+    FloatBits x = {a};
+    x.u &= 0x7FFFFFFFu;
+    return x.f;
+}
+// p · 2^k, where `shifted` is 1.5·2^23 + k: its last bits are the integer.
+TOYKERN_MATHS float times_power(float p, float shifted) {
+    FloatBits x = {p}, s = {shifted}, magic = {12582912.0f};
+    x.u += (s.u - magic.u) << 23;
+    return x.f;
+}
+TOYKERN_MATHS void normal_of(float z, float& distribution, float& density) {
+#if defined(__CUDA_ARCH__)
+    distribution = 0.5f * erfcf(z * -0.70710678f);
+    density = 0.39894228f * expf(-0.5f * z * z);
+#else
+    distribution = 0.5f * __builtin_erfcf(z * -0.70710678f);
+    density = 0.39894228f * __builtin_expf(-0.5f * z * z);
+#endif
+}
+
+}  // namespace toykern

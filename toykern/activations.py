@@ -1,0 +1,43 @@
+"""The activations there are: one row each, read by the models, the ops and the trainer.
+
+The mathematics of a row stands in `csrc/common/activation.h` (for the kernels) and in `toykern/reference.py`
+(float64); its number is that of `toykern::Activation` in `csrc/include/toykern/network.h`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What may be told of an activation without computing it.
+
+    Attributes:
+        name: as users write it.
+        number: as the kernels know it.
+        hidden, output: where a layer takes it: for its codes, for its outputs.
+        fitted: whether `toykern.fit` trains models with it.
+        option: the name of the number that it takes, or None.
+    """
+
+    name: str
+    number: int
+    hidden: bool = True
+    output: bool = True
+    fitted: bool = True
+    option: str | None = None
+
+
+ACTIVATIONS = {
+    row.name: row
+    for row in (
+        Activation("none", 0),
+        Activation("relu", 1),
+        Activation("topk", 2, output=False, fitted=False, option="top_k"),
+        Activation("gelu", 3),
+    )
+}
+
+HIDDEN_ACTIVATIONS = tuple(name for name, row in ACTIVATIONS.items() if row.hidden)
+OUTPUT_ACTIVATIONS = tuple(name for name, row in ACTIVATIONS.items() if row.output)
