@@ -294,9 +294,9 @@ def test_repr_shows_shape_and_options():
         ({"n_models": 0}, ValueError, "n_models must"),
         ({"n_models": 2.0}, TypeError, "n_models must be an integer, not 2.0"),
         (
-            {"hidden_activation": "gelu"},
+            {"hidden_activation": "tanh"},
             ValueError,
-            "hidden_activation must be one of 'none', 'relu', 'topk', not 'gelu'",
+            "hidden_activation must be one of 'none', 'relu', 'topk', 'gelu', not 'tanh'",
         ),
         ({"output_activation": None}, TypeError, "output_activation must be one of"),
         ({"bias": 1}, TypeError, "bias must be True or False"),

@@ -17,7 +17,8 @@ class Activation:
         name: as users write it.
         number: as the kernels know it.
         hidden, output: where a layer takes it: for its codes, for its outputs.
-        fitted: whether `toykern.fit` trains models with it.
+        fitted: whether `toykern.fit` and `toykern.evaluate` take models with it.
+        cuda: which of "hidden", "output" and "fit" the CUDA kernels have too.
         option: the name of the number that it takes, or None.
     """
 
@@ -26,6 +27,7 @@ class Activation:
     hidden: bool = True
     output: bool = True
     fitted: bool = True
+    cuda: frozenset[str] = frozenset({"hidden", "output", "fit"})
     option: str | None = None
 
 
@@ -35,7 +37,7 @@ ACTIVATIONS = {
         Activation("none", 0),
         Activation("relu", 1),
         Activation("topk", 2, output=False, fitted=False, option="top_k"),
-        Activation("gelu", 3),
+        Activation("gelu", 3, cuda=frozenset({"output"})),
     )
 }
 

@@ -30,7 +30,6 @@ AnyModel: TypeAlias = StackedModel | SparseTiedAutoencoder
 """What the kernels train and evaluate."""
 
 _ORDERED_MODELS = 4096
-_ACTIVATIONS = ("none", "relu")  # what the kernels know; another one has to be named here, and taught to them
 _OPTIMIZERS = {SGD: 0, Adam: 1, AdamW: 2}
 
 
@@ -43,8 +42,10 @@ def check_model(model: Any, action: str) -> AnyModel:
         )
     check_as_described(model, _described_class(model), trains=action == "fit")
     options = model.unfitted_options() if isinstance(model, StackedModel) else {}
+    on_cuda = any(parameter.device.type == "cuda" for parameter in model.parameters())
     for name in ("hidden_activation", "output_activation"):
-        if getattr(model, name) not in _ACTIVATIONS:
+        row = ACTIVATIONS.get(getattr(model, name))
+        if row is None or not row.fitted or (on_cuda and "fit" not in row.cuda):
             options[name] = getattr(model, name)
     if options:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -48,21 +48,6 @@ struct Relu {
     }
 };
 
-// max(z, 0) + option · min(z, 0), option >= 0; the slope at 0 is the option.
-struct LeakyRelu {
-    static constexpr bool kSelects = false, kSlopeFromOutput = true;
-    static constexpr double kAtZero = 0.0;
-    template <class V>
-    TOYKERN_MATHS Activated<V> at(V z, V option) {
-        const V slope = slope_of(z, option);
-        return {z * slope, slope};
-    }
-    template <class V>
-    TOYKERN_MATHS V slope_of(V y, V option) {
-        return select(gt_or_nan(y, Lanes<V>::all(0.0)), Lanes<V>::all(1.0), option);
-    }
-};
-
 // z Φ(z) with the slope Φ(z) + z φ(z) (Hendrycks & Gimpel 2016).
 struct Gelu {
     static constexpr bool kSelects = false, kSlopeFromOutput = false;
@@ -79,28 +64,10 @@ struct Gelu {
     }
 };
 
-// ln(1 + e^z) = max(z, 0) + ln(1 + e^−|z|), without a threshold; the slope is 1 / (1 + e^−z).
-struct Softplus {
-    static constexpr bool kSelects = false, kSlopeFromOutput = false;
-    static constexpr double kAtZero = 0.6931471805599453;
-    template <class V>
-    TOYKERN_MATHS Activated<V> at(V z, V) {
-        const V zero = Lanes<V>::all(0.0), one = Lanes<V>::all(1.0);
-        const V e = exp_minus(magnitude(z)), part = one / (one + e);
-        return {fmax(zero, z) + log1p_unit(e), select(gt_or_nan(z, zero), part, e * part)};
-    }
-    template <class V>
-    TOYKERN_MATHS V slope_of(V y, V) {
-        return y;  // never asked for: of a large negative z the output has lost the digits
-    }
-};
-
 #define TOYKERN_ACTIVATION(kind, CALL)                                                          \
     switch (kind) {                                                                             \
         case (int32_t)Activation::kRelu: return CALL(Relu);                                     \
-        case (int32_t)Activation::kLeakyRelu: return CALL(LeakyRelu);                           \
         case (int32_t)Activation::kGelu: return CALL(Gelu);                                     \
-        case (int32_t)Activation::kSoftplus: return CALL(Softplus);                             \
         default: return CALL(NoActivation); /* top-k too: what it selects is not elementwise */ \
     }
 

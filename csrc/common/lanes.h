@@ -5,8 +5,8 @@
 //
 //   + - * /   fmadd(a, b, c) = a b + c, rounded once   fsqrt   magnitude = |a|
 //   fmax(bound, x): x where x is NaN, so that a NaN shows
-//   gt_or_nan(a, b) -> M: a > b, or either is NaN   nonzero(a) -> M   keep(M, a): a, else 0   select(M, a, b): a, else b
-//   exp_minus(u) = e^−u for u >= 0   log1p_unit(u) = ln(1 + u) for u in [0, 1]   (common/functions.h has both for floats)
+//   gt_or_nan(a, b) -> M: a > b, or either is NaN   nonzero(a) -> M   keep(M, a): a, else 0
+//   times_power(p, s) = p · 2^k, the k in the last bits of s (vectors of floats, for common/functions.h)
 //   normal_of(z, Φ, φ): the standard normal distribution and its density
 //   Lanes<V>::all(x): x in all lanes
 //
@@ -64,7 +64,6 @@ TOYKERN_MATHS float fmax(float bound, float x) {
 TOYKERN_MATHS bool gt_or_nan(float a, float b) { return !(a <= b); }
 TOYKERN_MATHS bool nonzero(float a) { return !(a == 0.0f); }
 TOYKERN_MATHS float keep(bool m, float a) { return m ? a : 0.0f; }
-TOYKERN_MATHS float select(bool m, float a, float b) { return m ? a : b; }
 TOYKERN_MATHS float magnitude(float a) {
     FloatBits x = {a};
     x.u &= 0x7FFFFFFFu;

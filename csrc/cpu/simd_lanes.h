@@ -6,22 +6,10 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-TOYKERN_INLINE F select(M m, F a, F b) { return as_floats(select(m, as_words(a), as_words(b))); }
-TOYKERN_INLINE D select(MD m, D a, D b) { return {(DoubleVector)(((DoubleMask)a.v & m.v) | ((DoubleMask)b.v & ~m.v))}; }
-
 // p · 2^k, where `shifted` is 1.5·2^23 + k: its last bits are the integer.
 TOYKERN_INLINE F times_power(F p, F shifted) {
     return as_floats(as_words(p) + shl(as_words(shifted) - as_words(bcast(12582912.0f)), 23));
 }
-TOYKERN_INLINE D exp_minus(D u) {
-    for (int i = 0; i < kDoubleLanes; ++i) u.v[i] = __builtin_exp(-u.v[i]);
-    return u;
-}
-TOYKERN_INLINE D log1p_unit(D u) {
-    for (int i = 0; i < kDoubleLanes; ++i) u.v[i] = __builtin_log1p(u.v[i]);
-    return u;
-}
-
 // Φ(z) and φ(z) of the standard normal distribution; erf in single precision after Abramowitz & Stegun 7.1.26 (an error below
 // 1.5e-7, says its source), in double precision by libm.
 TOYKERN_INLINE void normal_of(F z, F& distribution, F& density) {

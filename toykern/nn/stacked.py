@@ -38,7 +38,7 @@ class StackedModel(nn.Module):
 
     Attributes:
         n_features, n_hidden, n_models: the shape.
-        hidden_activation: "none", "relu" or "topk"; output_activation: "none", "relu" or "gelu". The
+        hidden_activation: "none", "relu", "gelu" or "topk"; output_activation: "none", "relu" or "gelu". The
             derivative of ReLU at 0 is 0.
         top_k: how many codes of a sample "topk" keeps; otherwise 0.
         centered: whether the encoder sees x − bias.

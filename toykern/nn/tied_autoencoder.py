@@ -19,8 +19,8 @@ class TiedAutoencoder(StackedModel):
         n_features: n, the size of input and output.
         n_hidden: m, the size of the hidden layer.
         n_models: how many models are stacked; each is independent of the others.
-        hidden_activation: f, "none" (default), "relu", or "topk", which keeps the `top_k` largest codes of a
-            sample as they are and makes the others 0 (Gao et al. 2024).
+        hidden_activation: f, "none" (default), "relu", "gelu" (by erf), or "topk", which keeps the `top_k`
+            largest codes of a sample as they are and makes the others 0 (Gao et al. 2024).
         output_activation: g, "relu" (default), "none" (the linear model; the bias stays) or "gelu" (by erf).
         bias: whether there is a b; it begins at 0.
         init: the initial weights' standard deviation: "xavier", "xavier_stacked_features_hidden",
@@ -33,7 +33,8 @@ class TiedAutoencoder(StackedModel):
         centered: h = f(W (x − b) + c), as sparse autoencoders have it (Bricken et al. 2023).
         top_k: for hidden_activation="topk", 1 … n_hidden.
 
-    The last three, "topk" and "gelu" are for loops of one's own: `toykern.fit` refuses them.
+    The last three and "topk" are for loops of one's own: `toykern.fit` refuses them. On a GPU there is "gelu"
+    for the outputs of such loops alone.
 
     Parameters: `weight` `[models, n_hidden, n_features]`, `bias` `[models, n_features]` or None,
     and `hidden_bias` `[models, n_hidden]` or None.

@@ -30,8 +30,8 @@ class Options:
     """What a network is: activations, top-k, and whether the decoder's bias is taken off the input.
 
     Attributes:
-        hidden_activation: "none", "relu", or "topk": the `top_k` largest codes of a sample stay as they are,
-            the others become 0 (Gao et al. 2024).
+        hidden_activation: "none", "relu", "gelu", or "topk": the `top_k` largest codes of a sample stay as
+            they are, the others become 0 (Gao et al. 2024).
         output_activation: "none", "relu" or "gelu" (the exact one, by erf).
         top_k: for "topk"; else 0.
         centered: the encoder sees x − b, as sparse autoencoders do (Bricken et al. 2023).

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from toykern import _native
+from toykern.activations import ACTIVATIONS
 from toykern.devices import check_kernels
 from toykern.errors import describe
 from toykern.ops.gate import check_entry_tensors
@@ -95,6 +96,10 @@ class CudaCall(Call):
                 "weight must be float32 or bfloat16 on CUDA (float64 runs on the CPU), "
                 f"not {describe(weight)}"
             )
+        for name, layer in (("hidden_activation", "hidden"), ("output_activation", "output")):
+            chosen = getattr(options, name)
+            if chosen in ACTIVATIONS and layer not in ACTIVATIONS[chosen].cuda:
+                raise ValueError(f"{name}={chosen!r} has no CUDA kernels yet; use model.cpu()")
         self.bf16 = weight.dtype == torch.bfloat16
         super().__init__(
             task, x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options, weight.dtype,
