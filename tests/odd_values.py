@@ -23,7 +23,7 @@ import toykern as tk
 from toykern import metrics, plot
 from toykern.nn import initial_std, layer_densities, model_from_config
 from toykern.phase_diagram import train_phase_diagram
-from toykern.sparse import MomentumGrowth, SampledGradient
+from toykern.sparse import DenseGradient, Magnitude, MomentumGrowth, SampledGradient
 
 VALUES: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
@@ -203,6 +203,18 @@ CALLS: dict[str, PublicCall] = {
     "Static": _of(tk.Static),
     "SampledGradient": _of(SampledGradient),
     "MomentumGrowth": _of(MomentumGrowth),
+    "Magnitude": _of(Magnitude),
+    "DenseGradient": _of(DenseGradient),
+    "GradualMagnitude.density_at": _method(
+        lambda: tk.GradualMagnitude(final_density=0.1, end=1000), "density_at", step=500, initial=1.0
+    ),
+    "AttachedTopology.plot": _method(lambda: _attached(), "plot", quantity="density"),
+    "AttachedTopology.put_weights_back": _method(
+        lambda: _attached(), "put_weights_back", with_optimizer=True
+    ),
+    "AttachedTopology.load_state_dict": _method(
+        lambda: _attached(), "load_state_dict", state=lambda: _attached().state_dict()
+    ),
     "Recipe.attach": _method(
         tk.SET, "attach", model=lambda: _sparse_network()[0], optimizer=lambda: _held["network"][1]
     ),
@@ -220,12 +232,27 @@ CALLS: dict[str, PublicCall] = {
     "Topology.to_dense": _method(
         lambda: tk.Topology.from_mask(torch.eye(3).bool()), "to_dense", values=lambda: torch.ones(3)
     ),
+    "Topology.to": _method(lambda: tk.Topology.from_mask(torch.eye(3).bool()), "to", device="cpu"),
+    "Topology.with_changes": _method(
+        lambda: tk.Topology.from_mask(torch.eye(3).bool()),
+        "with_changes",
+        drop=lambda: torch.tensor([True, False, False]),
+        grow=lambda: tuple(torch.tensor([i]) for i in (0, 0, 2)),
+    ),
+    "Topology.keys": _method(
+        lambda: tk.Topology.from_mask(torch.eye(3).bool()),
+        "keys",
+        drop=lambda: torch.tensor([True, False, False]),
+    ),
     "TiedAutoencoder.from_published": _of(tk.TiedAutoencoder.from_published, weight=_weight),
     "model[i]": _method(_model, "__getitem__", index=0),
     "model.forward": _method(_model, "forward", x=lambda: torch.ones(4, 3)),
     "model.loss": _method(_model, "loss", x=lambda: torch.ones(4, 3)),
     "SparseTiedAutoencoder.loss": _method(
         lambda: tk.SparseTiedAutoencoder(3, 2, 0.5), "loss", x=lambda: torch.ones(4, 3)
+    ),
+    "SparseTiedAutoencoder.forward": _method(
+        lambda: tk.SparseTiedAutoencoder(3, 2, 0.5), "forward", x=lambda: torch.ones(4, 3)
     ),
     "SparseTiedAutoencoder[i]": _method(
         lambda: tk.SparseTiedAutoencoder(3, 2, 0.5, n_models=2), "__getitem__", index=0
@@ -284,6 +311,21 @@ UNCALLED = {
     "metrics": "a module, its functions are in the list",
     "plot": "a module, its functions are in the list",
     "sparse": "a module, for recipes of one's own; its public classes are in the list",
+    "StackedModel": "what TiedAutoencoder and Autoencoder are made of",
+    "AttachedLayer": "made by attach; what a recipe of one's own is given",
+    "Change": "what a recipe of one's own returns; checked as drop and grow of Topology.with_changes",
+    "ConstantFanIn": "takes nothing to choose",
+    "GrowCriterion": "a protocol",
+    "LayerReport": "made by an update",
+    "NoBackwardPass": "an exception",
+    "Places": "a type",
+    "PruneCriterion": "a protocol",
+    "RandomGrowth": "takes nothing to choose",
+    "RandomPrune": "takes nothing to choose",
+    "Sensitivity": "takes nothing to choose",
+    "SparseLayer": "a protocol",
+    "Update": "made by an update",
+    "is_sparse_layer": "takes anything",
 }
 """Public names that are not called, and why."""
 
@@ -306,6 +348,15 @@ def _saved_sweep() -> Path:
         _held["sweep"] = _place("sweep.zarr")
         tk.sweep(_grid(), _plan, _held["sweep"], progress=False)
     return _held["sweep"]
+
+
+def _attached() -> Any:
+    """A recipe at a network, the same one always."""
+    if "attached" not in _held:
+        network, optimizer = _sparse_network()
+        _held["attached"] = tk.SET(**_RECIPE).attach(network, optimizer)
+        _held["attached"].keep_weights()
+    return _held["attached"]
 
 
 def _sparse_network() -> tuple[nn.Module, torch.optim.Optimizer]:

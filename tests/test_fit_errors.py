@@ -108,7 +108,7 @@ def test_fit_names_the_argument_and_trains_nothing(name, value, error, text):
 EVALUATE = [row for row in BAD if row[0] in ("importance", "seed", "target", "loss_reduction")]
 EVALUATE += [row for row in BAD if row[0] in ("data", "model") and row[1] is not None]
 EVALUATE += [
-    ("samples", 0, ValueError, "at least 1, not 0"),
+    ("samples", 0, ValueError, "from 1 to 17592186040320, not 0"),
     ("samples", 1e4, TypeError, "10000.0"),
     ("data", None, TypeError, "SparseFeatures, not None"),
 ]

@@ -111,6 +111,12 @@ for call in ("train", "evaluate", "sample"):
 for call in ("train", "evaluate"):
     BAD += [(call, "network.n_features", 6), (call, "network.n_hidden", 0), (call, "network.n_hidden", 2**60)]
     BAD += [
+        (call, f"network.{layer}_activation", number)
+        for layer in ("hidden", "output")
+        for number in (-1, 2, 4)
+    ]
+    BAD += [(call, "network.target", 2)]
+    BAD += [
         (call, "network.tied", False),
         (call, "network.has_bias", False),
         (call, "bias", 0),

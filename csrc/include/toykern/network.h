@@ -12,6 +12,7 @@ enum class Activation : int32_t {
     kTopK = 2,  // the largest codes of a sample stay: of codes alone, and of the layer alone
     kGelu = 3,  // the exact one, z Φ(z)
 };
+constexpr int32_t kActivations = 4;
 
 enum class Target : int32_t { kInput = 0, kMagnitude = 1, kTensor = 2 };  // x, |x|, or what the layer is given
 
