@@ -9,7 +9,7 @@
 // A loop holds one of two things, which have the same members:
 //   FloorActivation    none (bound −∞) and ReLU (bound 0), which differ in a number; for loops that list these two
 //   AnyActivation      all that there are, by a branch that goes the same way for the whole loop
-// To add one: its number in toykern/network.h, its struct and its two cases here. docs/adding_an_option.md has the rest.
+// To add one: its number in toykern/network.h, its struct and its case here. docs/adding_an_option.md has the rest.
 #pragma once
 #include "common/functions.h"
 #include "toykern/network.h"
