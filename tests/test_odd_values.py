@@ -43,6 +43,9 @@ def problems(name: str) -> Iterator[str]:
                 placed = isinstance(error, tk.StoreError) and VALUES["text"]() in message
                 if not placed and not re.search(rf"\b{re.escape(argument)}\b", message):
                     yield f"{argument} = {odd}: {type(error).__name__} without its name: {error}"
+            except RuntimeError as error:  # a device that is not here is one
+                if argument != "device" or not re.search(r"\bdevice\b", str(error)):
+                    yield f"{argument} = {odd}: RuntimeError: {error}"
             except Exception as error:
                 yield f"{argument} = {odd}: {type(error).__name__}: {error}"
             plt.close("all")

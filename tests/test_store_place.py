@@ -106,9 +106,10 @@ def test_of_many_saves_to_one_path_one_succeeds(renaming, tmp_path, monkeypatch)
         won = [number for number in range(4 * path, 4 * path + 4) if outcomes[number] is None]
         assert len(won) == 1
         assert_same(runs[won[0]], Run.load(tmp_path / f"{path}.zarr"))
-    assert [
-        o for o in outcomes if o is not None and "already holds a toykern store; overwrite=" not in o
-    ] == []
+    refused = ["already holds a toykern store; overwrite="]
+    if renaming != "system":  # there the winner claims the name by an empty folder, which a loser may see
+        refused.append("exists and is not a toykern store; it will not be overwritten")
+    assert [o for o in outcomes if o is not None and not any(text in o for text in refused)] == []
 
 
 def appears(monkeypatch, make) -> None:
