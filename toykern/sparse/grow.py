@@ -137,8 +137,8 @@ class MomentumGrowth(DenseGradient):
                 if bool(finite.all())
                 else summed.reshape(rows).where(finite[:, None], before.reshape(rows)).reshape(-1)
             )
-        seen = layer.memory.get("seen", torch.full_like(finite, before is not None))
-        layer.memory["gradient"], layer.memory["seen"] = smoothed, seen | finite
+        seen = layer.memory.get("gradient_is_finite", torch.full_like(finite, before is not None))
+        layer.memory["gradient"], layer.memory["gradient_is_finite"] = smoothed, seen | finite
 
 
 @dataclass(frozen=True)
@@ -220,15 +220,17 @@ def _add_to_sum(layer: AttachedLayer, gradient: torch.Tensor, finite: torch.Tens
     """Add to the window's sum; `seen` are the models of which a step so far was finite."""
     before = None if first else layer.memory.get("gradient")
     if before is None:
-        layer.memory["gradient"], layer.memory["seen"] = gradient, finite
+        layer.memory["gradient"], layer.memory["gradient_is_finite"] = gradient, finite
         return
-    seen = layer.memory.get("seen", torch.ones_like(finite))  # checkpoints of before had only the sum
-    layer.memory["gradient"], layer.memory["seen"] = before + gradient, seen | finite
+    seen = layer.memory.get(
+        "gradient_is_finite", torch.ones_like(finite)
+    )  # checkpoints of before had only the sum
+    layer.memory["gradient"], layer.memory["gradient_is_finite"] = before + gradient, seen | finite
 
 
 def _mark_unseen(layer: AttachedLayer) -> None:
     """Mark the models of which no step was finite: their sum says nothing."""
-    seen = layer.memory.get("seen")
+    seen = layer.memory.get("gradient_is_finite")
     if seen is not None:
         layer.mark_not_finite(~seen)
 

@@ -237,7 +237,7 @@ class PruneAndGrow(Recipe):
         coming = self.timing.next_update(step)
         assert coming is not None
         if self.looks_once and layer.group == 1 and getattr(self.grow, "looks_once", False):
-            for kept in ("gradient", "seen"):
+            for kept in ("gradient", "gradient_is_finite"):
                 layer.memory.pop(kept, None)  # propose() looks at the pass itself
             return
         self.grow.observe(layer, step == coming - self.accumulate + 1, number)
