@@ -22,7 +22,7 @@ ENTRIES = {
     **{name: getattr(_native.cuda, name) for name in dir(_native.cuda) if not name.startswith("_")},
 }
 CLASSES = {name: value for name, value in vars(_native).items() if isinstance(value, type)}
-MADE_BY_NATIVE_CODE = {"TablesLayout"}
+MADE_BY_NATIVE_CODE = {"TablesLayout", "LargestStream"}  # or with nothing that could be set
 
 
 def parameters(function: Any) -> list[tuple[str, str]]:
@@ -59,8 +59,11 @@ def test_the_entries_are_found():
 
 @pytest.mark.parametrize("name", sorted(ENTRIES.keys() - PURE))
 def test_every_entry_takes_integers_and_answers_with_the_error_of_the_driver(name):
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises((RuntimeError, ValueError)) as caught:
         ENTRIES[name](*arguments(ENTRIES[name]))
+    if isinstance(caught.value, ValueError):  # the border refuses sizes of 0 before a device is asked
+        assert name in ("train", "evaluate", "sample") and " must be " in str(caught.value)
+        return
     says = rf"this build has no CUDA kernels|driver|no CUDA-capable device|CUDA device {NO_DEVICE}\b"
     assert re.search(says, str(caught.value)), caught.value
 

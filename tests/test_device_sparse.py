@@ -382,7 +382,7 @@ def test_the_gradient_for_growth(backend, through_the_device):
     kept = layer._capture
     assert (len(kept.dense), len(kept.passes)) == ((2, 0) if backend == "dense" else (0, 2))
     weight = layer.to_dense()[0].detach().requires_grad_()
-    (2 * torch.nn.functional.linear(x, weight, layer.bias[0]).square().sum()).backward()
+    (2 * torch.nn.functional.linear(x, weight, layer.bias).square().sum()).backward()
     torch.testing.assert_close(layer.dense_gradient()[0], weight.grad)
     model, row, column = torch.tensor([0, 0]), torch.tensor([6, 2]), torch.tensor([0, 8])
     torch.testing.assert_close(layer.gradient_at(model, row, column), weight.grad[row, column])

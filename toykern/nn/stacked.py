@@ -176,7 +176,8 @@ class StackedModel(nn.Module):
         """
         options: dict[str, Any] = {}
         for name in ("hidden_activation", "output_activation"):
-            if not ACTIVATIONS[getattr(self, name)].fitted:
+            row = ACTIVATIONS.get(getattr(self, name))
+            if row is None or not row.fitted:
                 options[name] = getattr(self, name)
         return options | self._layer_options()
 

@@ -220,8 +220,6 @@ def sparse_linear(
         bias = None if bias is None else bias.to(dtype)
     flat = bias is not None and bias.ndim == 1 and index.row_start.shape[0] == 1
     if kind == "cuda":
-        if flat:
-            bias = bias.unsqueeze(0)  # type: ignore[union-attr]
         return _device.sparse_linear_on_device(x, values, bias, index, relu, capture, backend, group, width)
     if torch.is_grad_enabled() and (
         x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)

@@ -61,6 +61,8 @@ def sparse_linear_on_device(
         raise ValueError(f"backend must be one of {allowed}, not {backend!r}")
     if backend == "groups" and (group < 2 or width < 1):
         raise ValueError("backend='groups' needs rows that share their inputs: make the layer with group=…")
+    if bias is not None and bias.ndim == 1 and index.row_start.shape[0] == 1:
+        bias = bias.unsqueeze(0)
     needed = x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
     stacked, rest = _stacked(x, index.row_start), (values, bias, *index[1:], relu, backend, group, width)
     if torch.is_grad_enabled() and needed:
