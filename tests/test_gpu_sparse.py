@@ -213,7 +213,7 @@ def test_autocast_is_that_of_a_dense_layer(backend):
     x = torch.randn(33, 96, device=DEVICE)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = layer(x)
-        expected = torch.relu(torch.nn.functional.linear(x, layer.to_dense()[0], layer.bias[0]))
+        expected = torch.relu(torch.nn.functional.linear(x, layer.to_dense()[0], layer.bias))
     assert y.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
     y.float().square().mean().backward()
