@@ -16,6 +16,12 @@ from toykern.address import refuse_distributed
 from toykern.ops.tied_autoencoder_call import PLAIN, Optional, Options
 
 
+# Asked of the kernels once, at import: a compiled graph cannot call the native module while it is traced.
+SLOPE_FROM_OUTPUT = frozenset(
+    name for name, row in ACTIVATIONS.items() if _native.slope_from_output(row.number)
+)
+
+
 class _FirstDerivative(torch.autograd.Function):
     """The identity, for gradients that are not differentiable themselves."""
 
@@ -191,8 +197,7 @@ class _Output(torch.autograd.Function):
             options.output_activation, options.top_k, options.centered,
         )  # fmt: skip
         # Where the slope does not follow from the output, the output is computed again.
-        number = ACTIVATIONS[options.output_activation].number
-        saved = output if _native.slope_from_output(number) else None
+        saved = output if options.output_activation in SLOPE_FROM_OUTPUT else None
         ctx.save_for_backward(x, row_start, feature, weight, decoder, bias, hidden_bias, saved)
         ctx.batch, ctx.options, ctx.wanted = batch, options, wanted
         return output
