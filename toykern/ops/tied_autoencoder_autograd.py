@@ -15,7 +15,6 @@ from toykern.activations import ACTIVATIONS
 from toykern.address import refuse_distributed
 from toykern.ops.tied_autoencoder_call import PLAIN, Optional, Options
 
-
 # Asked of the kernels once, at import: a compiled graph cannot call the native module while it is traced.
 SLOPE_FROM_OUTPUT = frozenset(
     name for name, row in ACTIVATIONS.items() if _native.slope_from_output(row.number)
