@@ -39,7 +39,7 @@ VARIED = [*TINY, *SMALL, *LARGE]
 
 # The other shapes that the tiny regime has kernels for; batches of which nothing is drawn, so that few
 # barriers stand between what one thread writes and another reads; samples enough for the largest
-# output tiles of the large regime (csrc/cuda/train_large.cuh), nearly all of them empty.
+# output tiles of the large regime (csrc/cuda/large/train_large.cuh), nearly all of them empty.
 OTHER_TINY = [BY_NAME[name] for name in ("3,1", "4,2 batch 33", "6,2")]
 NOTHING_ACTIVE = FitCase("129,1 nothing active", 129, 1, 0.0, 40, steps=20)
 LARGE_TILES = FitCase("1100,33 large tiles", 1100, 33, 1e-5, 1800, n_models=1, steps=2)

@@ -309,7 +309,7 @@ def toy(tmp_path):
 
 def test_which_sources_are_built_with_and_without_cuda(toy, fake):
     def names(cuda):
-        return {path.name for path in native_build.sources(toy(cuda)) if path.parent.name == "cuda"}
+        return {path.name for path in native_build.sources(toy(cuda)) if path.is_relative_to("csrc/cuda")}
 
     assert names(Cuda("not built: a test")) == {"toy_stub.cpp", "host_toy.cpp"}
     assert names(choose({"CUDACXX": str(fake().nvcc)}, ["g++"])) == {"toy.cu", "other.cu", "host_toy.cpp"}
@@ -414,12 +414,14 @@ def kernels() -> list[ptxas_report.Kernel]:
         pytest.skip(f"CUDA kernels are {state}")
     if not build_folder().exists():
         pytest.skip("the objects of the build are not here (installed, not built in place)")
-    reports = [build_folder() / "cuda" / f"{path.stem}.cu.o.ptxas" for path in cuda_sources()]
+    reports = [
+        build_folder() / path.relative_to(ROOT / "csrc").with_suffix(".cu.o.ptxas") for path in cuda_sources()
+    ]
     return ptxas_report.read(reports)
 
 
 def cuda_sources() -> list[Path]:
-    return sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    return sorted((ROOT / "csrc/cuda").rglob("*.cu"))
 
 
 def promises() -> list[tuple[str, int, int, int]]:
@@ -526,7 +528,7 @@ def test_stubs_stand_in_for_all_that_the_rest_of_the_module_calls(kernels, tmp_p
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         return set(re.findall(r"^[0-9a-f ]* [UTBDR] (toykern::.+)$", text, re.MULTILINE))
 
-    stubs = sorted((ROOT / "csrc/cuda").glob("*_stub.cpp"))
+    stubs = sorted((ROOT / "csrc/cuda").rglob("*_stub.cpp"))
     assert all(stub.with_name(stub.name.replace("_stub.cpp", ".cu")).exists() for stub in stubs)
     for stub in stubs:
         command = [

@@ -1,4 +1,4 @@
-"""The small regime's CUDA source (csrc/cuda/train_small.cuh), run on the host: it computes what the reference
+"""The small regime's CUDA source (csrc/cuda/small/train_small.cuh), run on the host: it computes what the reference
 does, and nothing but the model itself decides a bit."""
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def test_the_tiles_that_many_models_make_worth_while_change_no_bit():
 
 
 def test_a_block_goes_from_one_model_to_the_next():
-    """Blocks with a workspace are at most 1,024 (csrc/cuda/small_shape.h); the first have two models each."""
+    """Blocks with a workspace are at most 1,024 (csrc/cuda/small/shape.h); the first have two models each."""
     case = FitCase("100,1", 100, 1, 0.02, 3, n_models=1030, steps=2)
     seeds = torch.arange(case.n_models)
     whole = fit_on_gpu(case, seed=seeds, record_every=1)

@@ -40,8 +40,8 @@ END = "<!-- counts: end -->"
 
 # Sources whose kernels count, and which of them: the others trap.
 COUNTED = {
-    "csrc/cuda/train_tiny.cu": r"train_tiny\w*ILi(2ELi1|5ELi2)E",
-    "csrc/cuda/train_small.cu": r"train_smallILi[05]E",
+    "csrc/cuda/tiny/train_tiny.cu": r"train_tiny\w*ILi(2ELi1|5ELi2)E",
+    "csrc/cuda/small/train_small.cu": r"train_smallILi[05]E",
 }
 KINDS = (
     "multiply-add", "add, multiply", "compare, select", "special", "integer", "convert", "move", "shared",

@@ -131,7 +131,7 @@ def sources(settings: Settings) -> list[Path]:
         path.relative_to(settings.root)
         for folder in SOURCE_FOLDERS
         for suffix in suffixes
-        for path in sorted((settings.root / folder).glob(f"*{suffix}"))
+        for path in sorted((settings.root / folder).rglob(f"*{suffix}"))
     ]
     if not found:
         raise BuildError(f"no sources under {settings.root / 'csrc'}: is the checkout complete?")
@@ -147,9 +147,9 @@ def compile_flags(settings: Settings, source: Path) -> list[str]:
         # GCC 12's own AVX-512 headers start from undefined registers and warn about it (its bug 105593).
         flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     # torch's threads are libgomp's. Clang links that, but makes no code of `#pragma omp` for it: what has to
-    # run in parallel under Clang too must call libgomp's own entry points (csrc/cpu/parallel.h).
+    # run in parallel under Clang too must call libgomp's own entry points (csrc/cpu/threads/parallel.h).
     flags += ["-fopenmp=libgomp" if settings.clang else "-fopenmp"]
-    optimized = LIGHTLY if source.parent in LIGHT_FOLDERS else OPTIMIZED
+    optimized = LIGHTLY if any(source.is_relative_to(folder) for folder in LIGHT_FOLDERS) else OPTIMIZED
     flags += [f"-fsanitize={settings.sanitize}", *SANITIZED] if settings.sanitize else optimized
     flags += INCLUDES
     if settings.only_base:
@@ -300,7 +300,7 @@ def _cuda_rule(settings: Settings) -> list[str]:
 
 
 def _is_stub(source: Path) -> bool:
-    return source.parent == Path("csrc/cuda") and source.stem.endswith("_stub")
+    return source.is_relative_to("csrc/cuda") and source.stem.endswith("_stub")
 
 
 def _level(source: Path) -> str:

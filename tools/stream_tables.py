@@ -1,6 +1,6 @@
 """The two tables of the data stream (docs/data_stream.md §3 and §6), and the two files made from them.
 
-    python tools/stream_tables.py > csrc/common/stream_tables.h
+    python tools/stream_tables.py > csrc/common/stream/tables.h
     python tools/stream_tables.py --python > toykern/data/stream_tables.py
 
 The tables are part of the definition of stream version 1: the committed header is the definition, this file
@@ -66,7 +66,7 @@ def half_normal_table() -> np.ndarray:
 
 
 def header() -> str:
-    """The text of csrc/common/stream_tables.h."""
+    """The text of csrc/common/stream/tables.h."""
     lines = [
         "// Made by tools/stream_tables.py; part of the definition of stream version 1 "
         "(docs/data_stream.md).",

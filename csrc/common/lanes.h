@@ -1,6 +1,6 @@
 // The lane type that the mathematics of this folder is written over, and its smallest member: one float.
 //
-// A lane type V is a vector of floats or doubles (cpu/simd.h, cpu/simd_double.h), or a float (here, for a thread of a device and for
+// A lane type V is a vector of floats or doubles (cpu/simd/simd.h, cpu/simd/double.h), or a float (here, for a thread of a device and for
 // scalar code of the CPU). What it must bring, found by argument:
 //
 //   + - * /   fmadd(a, b, c) = a b + c, rounded once   fsqrt   magnitude = |a|
@@ -22,7 +22,7 @@
 #define TOYKERN_HD
 #define TOYKERN_MATHS static inline __attribute__((always_inline))
 #endif
-// Internal linkage: a per-level file must not share code with one compiled for another CPU (cpu/simd.h).
+// Internal linkage: a per-level file must not share code with one compiled for another CPU (cpu/simd/simd.h).
 #define TOYKERN_SHARED TOYKERN_HD static inline
 
 namespace toykern {

@@ -7,7 +7,7 @@
 //
 // Elementwise: no order of sums, no limits.
 #pragma once
-#include "common/stream.h"
+#include "common/stream/stream.h"
 #include "toykern/params.h"
 
 namespace toykern {

@@ -1,6 +1,6 @@
 // The loss record of one model under training: means over runs of record_every steps, cut anywhere by a stretch's end.
 #pragma once
-#include "common/stream.h"
+#include "common/stream/stream.h"
 #include "toykern/params.h"
 
 namespace toykern {

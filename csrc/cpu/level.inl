@@ -1,12 +1,12 @@
 // One instruction-set level's table. Included once per level by level_<name>.cpp.
 #pragma once
-#include "cpu/layer_level.inl"
+#include "cpu/layer/level.inl"
 #include "cpu/measure.inl"
-#include "cpu/resident.inl"
-#include "cpu/sample.inl"
-#include "cpu/sparse_choice.inl"
-#include "cpu/sparse_level.inl"
-#include "cpu/unit_tables.inl"
+#include "cpu/resident/resident.inl"
+#include "cpu/stream/sample.inl"
+#include "cpu/sparse/choice.inl"
+#include "cpu/sparse/level.inl"
+#include "cpu/stream/unit_tables.inl"
 
 #define TOYKERN_TEXT2(x) #x
 #define TOYKERN_TEXT(x) TOYKERN_TEXT2(x)

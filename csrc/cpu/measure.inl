@@ -1,6 +1,6 @@
 // The two peaks that the bench sets beside the kernels: fused multiply-adds from registers, and Philox words into L1.
 #pragma once
-#include "cpu/stream.inl"
+#include "cpu/stream/stream.inl"
 
 namespace toykern {
 namespace TOYKERN_LEVEL {

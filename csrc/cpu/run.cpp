@@ -8,7 +8,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "cpu/workers.h"
+#include "cpu/threads/workers.h"
 
 namespace toykern {
 namespace {

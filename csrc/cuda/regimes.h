@@ -29,7 +29,7 @@ struct AnyTinyShape {
 };
 constexpr int64_t kTinyBatch = 65536;  // longer batches would leave most of a device idle for want of models
 
-size_t small_shared_bytes(const Network& network);  // of one block: small_shape.h
+size_t small_shared_bytes(const Network& network);  // of one block: cuda/small/shape.h
 size_t small_workspace(const Network& network, int64_t n_models);
 constexpr size_t kSmallSharedLimit = 99 * 1024;  // what every device of sm_80 and newer can give a block
 

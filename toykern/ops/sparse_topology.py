@@ -1,5 +1,5 @@
-"""Updates of a topology on the CPU: choosing and drawing (csrc/cpu/sparse_choice.cpp), merging and moving
-(csrc/cpu/sparse_topology.cpp).
+"""Updates of a topology on the CPU: choosing and drawing (csrc/cpu/sparse/choice.cpp), merging and moving
+(csrc/cpu/sparse/topology.cpp).
 
 Every function gives what `toykern.sparse` computes in PyTorch and NumPy for other devices and dtypes, to the
 last bit; `can_choose`, `can_draw` and `on_cpu` say whether it can.

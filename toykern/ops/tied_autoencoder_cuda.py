@@ -1,6 +1,6 @@
 """The autoencoder ops on CUDA: one launch for many small models, torch's products between kernels for large.
 
-    small   weights and gradients within a block's shared memory: csrc/cuda/layer_stacked.cuh
+    small   weights and gradients within a block's shared memory: csrc/cuda/layer/stacked.cuh
     large   tiles of features: tied_autoencoder_large.py
 
 Work goes to torch's current stream of the tensors' device, memory comes from torch. Nothing here waits for

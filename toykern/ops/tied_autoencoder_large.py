@@ -1,7 +1,7 @@
 """The autoencoder ops of a large model on CUDA: the walk over tiles of models, samples and features.
 
 Products by torch.mm and torch.bmm (cuBLAS; TF32 as torch.backends.cuda.matmul says, bfloat16 with float32
-sums), what is between them by csrc/cuda/layer_large.cuh; tied_autoencoder_plan.py says how large a tile is.
+sums), what is between them by csrc/cuda/layer/large.cuh; tied_autoencoder_plan.py says how large a tile is.
 
 Outside of a CUDA graph's capture a call waits for the device to look at how many outputs of a tile have a
 gradient, and takes only those where they are few. A captured call multiplies them all; its bits may differ

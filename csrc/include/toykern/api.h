@@ -11,7 +11,7 @@
 
 namespace toykern {
 
-// ---- what a per-level kernel is handed (no std:: inline functions here: see cpu/simd.h) ----
+// ---- what a per-level kernel is handed (no std:: inline functions here: see cpu/simd/simd.h) ----
 
 // The workers that hold one model together.
 struct Team {

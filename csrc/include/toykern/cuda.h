@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "common/unit_tables.h"
+#include "common/stream/unit_tables.h"
 #include "toykern/cuda_devices.h"
 #include "toykern/params.h"
 

@@ -20,13 +20,13 @@ struct LayerLaunch {
     int64_t first_model = 0, models = 0;  // the stacked kernel: a group; `partial` is [models][stacked_partial_floats]
 };
 
-// ---- many small models, each within one block's shared memory (cuda/layer_stacked.cuh) ----
+// ---- many small models, each within one block's shared memory (cuda/layer/stacked.cuh) ----
 
 // `given`: with a tensor of targets or output gradients; `direct`: with a gradient to x or to the target.
 bool layer_is_stacked(int64_t n_features, int64_t n_hidden, bool tied, bool given, bool direct);
 int64_t stacked_partial_floats(const LayerParams& params);  // of one model; 0 where a model's batch is one block's work
 
-// ---- large models: what happens between the products (cuda/layer_large.cuh) ----
+// ---- large models: what happens between the products (cuda/layer/large.cuh) ----
 
 // A tile of the work: some models, rows (samples) and features. Scratch is float unless it says T.
 struct LayerTileParams {

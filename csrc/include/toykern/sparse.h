@@ -54,7 +54,7 @@ struct SparseTransposeParams {
     int threads;
 };
 
-// ---- between the entry points (cpu/sparse_linear.cpp) and the kernels of a level ----
+// ---- between the entry points (cpu/sparse/sparse_linear.cpp) and the kernels of a level ----
 
 // Samples of one tile put side by side: panel[f][s] = x[s][f], in the type of the computation.
 struct SparsePack {

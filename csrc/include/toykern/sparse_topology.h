@@ -1,4 +1,4 @@
-// The contract of a topology's updates (cpu/sparse_topology.cpp). A place is a key: (model · out + row) · in + column.
+// The contract of a topology's updates (cpu/sparse/topology.cpp). A place is a key: (model · out + row) · in + column.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -6,7 +6,7 @@
 
 namespace toykern {
 
-// Random words that decide between equal scores (cpu/sparse_ties.h): the entry `at` has word at - origin of (seed, step, tag), and of equal
+// Random words that decide between equal scores (cpu/sparse/ties.h): the entry `at` has word at - origin of (seed, step, tag), and of equal
 // ones those with the smallest words are chosen; not drawn: the first.
 struct TieSequence {
     bool drawn = false;
@@ -156,13 +156,13 @@ struct ExploreParams {
 };
 void sparse_explore(const ExploreParams& params);
 
-// ---- between the entry points (cpu/sparse_choice.cpp) and the kernels of a level ----
+// ---- between the entry points (cpu/sparse/choice.cpp) and the kernels of a level ----
 
 struct ChoiceKernels {
     // 64-bit words number 32·chunk … 32·(chunk + chunks) - 1 of the sequence of (seed, group, step, tag).
     void (*draw)(int64_t seed, uint32_t group, uint32_t step, uint32_t tag, uint32_t chunk, int64_t chunks,
                  uint64_t* words);
-    // Of `count` scores (below 2^32), the keys (cpu/sparse_scores.h; with `absolute`, of magnitudes) that are at least `least` (>= 1) and where
+    // Of `count` scores (below 2^32), the keys (cpu/sparse/scores.h; with `absolute`, of magnitudes) that are at least `least` (>= 1) and where
     // they stand, in order; returns how many. `taken` are ascending places first + i that are not to be had. Both outputs have room for
     // count + 64.
     int64_t (*scan)(const float* score, int64_t count, bool absolute, const int64_t* taken, int64_t n_taken,

@@ -1,0 +1,160 @@
+// The resident run: many steps of one model without leaving the worker (or the team of workers) that holds it.
+//
+// The batch is cut into parts, a number that follows from the shape alone; each part's gradient is summed by one worker and the parts are
+// added in order. A team of one does all parts itself: the same bits whoever does what.
+#pragma once
+#include "common/records.h"
+#include "cpu/resident/train_columns.inl"
+#include "cpu/resident/train_tiles.inl"
+#include "toykern/api.h"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+// Parts of a batch: enough that cores can share a large model, one where a step is shorter than a meeting of threads.
+inline int batch_parts(const Network& net, int64_t batch_size) {
+    const double work = 3.0 * (double)batch_size * (double)net.n_features * (double)net.n_hidden;
+    int64_t parts = work < 2e6 ? 1 : work < 16e6 ? 2 : work < 64e6 ? 4 : work < 512e6 ? 8 : 16;
+    // A part has gradients of its own: where they do not fit the cache, it must have samples enough to be worth them.
+    const int64_t least = net.n_features * net.n_hidden > 65536 ? 128 : 32;
+    const int64_t most = (batch_size + least - 1) / least;
+    return (int)(parts < most ? parts : most);
+}
+
+inline int64_t part_start(int64_t batch_size, int parts, int part) {
+    const int64_t blocks = (batch_size + 31) / 32, at = part * blocks / parts * 32;
+    return at < batch_size ? at : batch_size;
+}
+
+// What a team shares.
+template <class Model>
+struct Shared {
+    Model model;
+    float* gradients;  // [parts][stride]
+    double* loss;      // [parts]
+    int64_t stride;
+    int parts;
+
+    void carve(Workspace& w, const Network& net, int64_t batch_size) {
+        model.carve(w, net);
+        parts = batch_parts(net, batch_size);
+        stride = (model.gradient_length() + 63) / 16 * 16;
+        gradients = w.take<float>((size_t)(stride * parts));
+        loss = w.take<double>((size_t)parts);
+    }
+
+    // Sum of squared errors of one batch, after the team has met.
+    template <class Worker>
+    double batch(Worker& worker, const StreamKey& key, int64_t batch_size, const Team& team) {
+        for (int part = team.rank; part < parts; part += team.size)
+            loss[part] = worker.accumulate(model, key, part_start(batch_size, parts, part),
+                                           part_start(batch_size, parts, part + 1), gradients + part * stride);
+        team.meet();
+        double sum = 0.0;
+        for (int part = 0; part < parts; ++part) sum += loss[part];
+        return sum;
+    }
+};
+
+template <class Model, class Worker>
+void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& worker, const Team& team) {
+    if (p.diverged_at[i] >= 0) return;
+    const int64_t n = p.network.n_features, weights = n * p.network.n_hidden;
+    ModelArrays arrays;
+    float* const base[3] = {p.encoder, p.decoder, p.bias};
+    const int64_t size[3] = {weights, weights, n};
+    for (int t = 0; t < 3; ++t) {
+        arrays.parameter[t] = base[t] ? base[t] + i * size[t] : nullptr;
+        for (int s = 0; s < 2; ++s) arrays.state[s][t] = p.state[s][t] ? p.state[s][t] + i * size[t] : nullptr;
+    }
+    arrays.importance = p.importance + i * p.importance_stride;
+    arrays.connected = p.connected ? p.connected + i * weights : nullptr;
+    for (int t = 0; t < 3; ++t) shared.model.frozen[t] = p.frozen[t];  // every rank has a model of its own in that
+
+    worker.set_up(i);
+    if (team.rank == 0) shared.model.load_model(arrays);
+    team.meet();
+    const double factor = mean_factor(p.network, p.batch_size);
+    LossRecord record(p, i);
+    for (int64_t step = p.first_step; step < p.first_step + p.steps; ++step) {
+        const StreamKey key = stream_key(p.seed[i], (uint32_t)step, (uint32_t)Purpose::kTraining);
+        const double loss = shared.batch(worker, key, p.batch_size, team) * factor;
+        if (!record.add(p, i, step, loss, team.rank == 0)) break;  // every rank sees the same sum and leaves
+        const bool last = step + 1 == p.first_step + p.steps;
+        shared.model.update(step_constants(p, i, step), (float)(2.0 * factor), shared.gradients, shared.stride,
+                            shared.parts, team.rank, team.size,
+                            last && p.gradient ? p.gradient + i * weights : nullptr);
+        team.meet();
+    }
+    if (team.rank == 0) {
+        record.close(p, i, true);
+        shared.model.store_model(arrays);
+    }
+    team.meet();
+}
+
+template <class Model, class Worker>
+void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Worker& worker) {
+    const int64_t n = p.network.n_features, weights = n * p.network.n_hidden;
+    ModelArrays arrays = {};
+    arrays.parameter[0] = const_cast<float*>(p.encoder) + i * weights;
+    arrays.parameter[1] = p.decoder ? const_cast<float*>(p.decoder) + i * weights : nullptr;
+    arrays.parameter[2] = p.bias ? const_cast<float*>(p.bias) + i * n : nullptr;
+    arrays.importance = p.importance + i * p.importance_stride;
+    worker.set_up(i);
+    shared.model.load_model(arrays);
+    double sum = 0.0;
+    for (int64_t step = 0; step < p.batches; ++step) {
+        if (p.stop.now()) return;
+        sum += shared.batch(worker, stream_key(p.seed[i], (uint32_t)step, (uint32_t)Purpose::kEvaluation), p.batch_size,
+                            Team());
+    }
+    p.loss[i] = sum * mean_factor(p.network, p.batch_size) / (double)p.batches;
+}
+
+template <class Model, class Worker>
+struct Regime {
+    static size_t shared_bytes(const Network& net, int64_t batch_size) {
+        Workspace w;
+        Shared<Model> shared;
+        shared.carve(w, net, batch_size);
+        return w.bytes();
+    }
+    static size_t worker_bytes(const Network& net, const Distribution& data) {
+        Workspace w;
+        Worker worker;
+        worker.carve(w, net, data);
+        return w.bytes();
+    }
+    static void train(const TrainParams& p, void* shared_memory, void* worker_memory, const Team& team,
+                      const Queue& queue) {
+        Workspace sw(shared_memory), ww(worker_memory);
+        Shared<Model> shared;
+        Worker worker;
+        shared.carve(sw, p.network, p.batch_size);
+        worker.carve(ww, p.network, p.data);
+        for (int64_t i; (i = queue.next()) >= 0;) train_one(p, p.order ? p.order[i] : i, shared, worker, team);
+    }
+    static void evaluate(const EvaluateParams& p, void* shared_memory, void* worker_memory, const Queue& queue) {
+        Workspace sw(shared_memory), ww(worker_memory);
+        Shared<Model> shared;
+        Worker worker;
+        shared.carve(sw, p.network, p.batch_size);
+        worker.carve(ww, p.network, p.data);
+        for (int64_t i; (i = queue.next()) >= 0;) evaluate_one(p, i, shared, worker);
+    }
+};
+
+using ColumnsRegime = Regime<ColumnsModel, ColumnsWorker>;
+using TilesRegime = Regime<TilesModel, TilesWorker>;
+
+// The one place where the loop is picked.
+inline RegimeTable pick_regime(const Network& net) {
+    if (columns_fit(net))
+        return {"columns", ColumnsRegime::shared_bytes, ColumnsRegime::worker_bytes, ColumnsRegime::train,
+                ColumnsRegime::evaluate};
+    return {"tiles", TilesRegime::shared_bytes, TilesRegime::worker_bytes, TilesRegime::train, TilesRegime::evaluate};
+}
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern

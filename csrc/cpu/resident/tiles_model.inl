@@ -1,0 +1,147 @@
+// The model in hand of train_tiles.inl: weights in both orientations, optimiser state, and the update from the parts' gradients.
+//
+// Layout     decoder [m][np] and its transpose [n][mp]; encoder [n][mp] (tied: the transpose); biases [np]; pads are zeros
+// Owner      the team: hidden units (and, untied, the encoder's features) are shared in blocks, so that the bits do not depend on its size
+#pragma once
+#include "cpu/resident/optimizer.inl"
+#include "cpu/resident/products.inl"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+// Weights, optimiser state and summed gradients of the model in hand; shared by all workers of a team.
+struct TilesModel {
+    int64_t n, m, np, mp;
+    bool tied, has_bias, sparse;
+    float *d, *d1, *d2;       // decoder [m][np] and its moments
+    float* dt;                // [n][mp]
+    float *et, *e1, *e2;      // encoder [n][mp] (tied: et = dt, no moments of its own)
+    float *b, *b1, *b2;       // [np]
+    float* connected;         // [m][np] 1 or 0 (sparse), pads 0
+    const float* importance;  // [np], padded with zeros
+    float* importance_room;
+    bool frozen[3];  // encoder (tied: the weight), decoder, bias
+
+    // Gradients of one part.
+    struct Gradient {
+        float* d;        // [m][np], from dense tiles
+        float* dt;       // [n][mp], from sparse tiles (tied: et)
+        float* et;       // [n][mp]
+        float* b;        // [np]
+        int64_t length;  // of the whole, which is one array
+    };
+    int64_t gradient_length() const { return m * np + (tied ? 1 : 2) * n * mp + np; }
+    Gradient gradient(float* g) const {
+        Gradient r;
+        r.d = g;
+        r.et = g + m * np;
+        r.dt = tied ? r.et : r.et + n * mp;
+        r.b = g + gradient_length() - np;
+        r.length = gradient_length();
+        return r;
+    }
+
+    void carve(Workspace& w, const Network& net) {
+        n = net.n_features, m = net.n_hidden, np = round_up(n), mp = round_up(m);
+        tied = net.tied, has_bias = net.has_bias, sparse = net.sparse;
+        const size_t dense = (size_t)(m + kLanes) * np, turned = (size_t)(n + kLanes) * mp;
+        d = w.take<float>(dense), d1 = w.take<float>(dense), d2 = w.take<float>(dense);
+        dt = w.take<float>(turned);
+        et = tied ? dt : w.take<float>(turned);
+        e1 = w.take<float>(tied ? 0 : turned), e2 = w.take<float>(tied ? 0 : turned);
+        b = w.take<float>((size_t)np), b1 = w.take<float>((size_t)np), b2 = w.take<float>((size_t)np);
+        importance_room = w.take<float>((size_t)np);
+        importance = importance_room;
+        connected = w.take<float>(sparse ? (size_t)(m * np) : 0);
+    }
+
+    void load_model(const ModelArrays& a) {
+        import(a.parameter, d, et, b);
+        import(a.state[0], d1, e1, b1);
+        import(a.state[1], d2, e2, b2);
+        transpose_into(d, np, dt, mp, 0, m, n, false);
+        for (int64_t j = 0; j < np; ++j) importance_room[j] = j < n ? a.importance[j] : 0.0f;
+        for (int64_t k = 0; k < m && sparse; ++k)
+            for (int64_t j = 0; j < np; ++j) connected[k * np + j] = j < n ? (float)a.connected[k * n + j] : 0.0f;
+    }
+    void store_model(const ModelArrays& a) const {
+        export_to(a.parameter, d, et, b);
+        export_to(a.state[0], d1, e1, b1);
+        export_to(a.state[1], d2, e2, b2);
+    }
+
+    // One optimiser step from the gradients of all parts, [parts][stride], added in order. Workers share the hidden units (and, untied,
+    // the encoder's features) in blocks, so the result does not depend on how many there are. The (tied) weights' gradient goes to
+    // `gradient_out` [m][n] too, unless that is null.
+    void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int workers,
+                float* gradient_out) const {
+        const Gradient first = gradient(g);
+        const int64_t dt_offset = first.dt - g, et_offset = first.et - g, b_offset = first.b - g;
+        for (int64_t k = worker * kLanes; k < m; k += workers * kLanes) {
+            const int64_t rows = m - k < kLanes ? m - k : kLanes;
+            for (int part = 1; part < parts; ++part) add(first.d + k * np, g + part * stride + k * np, rows * np);
+            for (int64_t j = 0; j < np; j += kLanes) {  // the transposed share of the sparse tiles and entries
+                F block[kLanes];
+                const int64_t many = n - j < kLanes ? n - j : kLanes;
+                for (int r = 0; r < kLanes; ++r) {
+                    block[r] = fzero();
+                    for (int part = 0; part < parts && r < many; ++part)
+                        block[r] = block[r] + load(g + part * stride + dt_offset + (j + r) * mp + k);
+                }
+                transpose(block);
+                for (int64_t r = 0; r < rows; ++r) {
+                    float* at = first.d + (k + r) * np + j;
+                    store(at, load(at) + block[r]);
+                }
+            }
+            for (int64_t r = k; r < k + rows && gradient_out; ++r)
+                for (int64_t j = 0; j < n; ++j) gradient_out[r * n + j] = first.d[r * np + j] * scale;
+            if (sparse) mask_gradient(first.d + k * np, connected + k * np, rows * np);
+            if (frozen[tied ? 0 : 1]) continue;
+            optimizer_step(c, d + k * np, first.d + k * np, d1 + k * np, d2 + k * np, rows * np, scale);
+            transpose_into(d, np, dt, mp, k, k + rows, n, false);
+        }
+        if (!tied && !frozen[0]) {
+            const int64_t j0 = worker * n / workers, j1 = (worker + 1) * n / workers;
+            for (int part = 1; part < parts; ++part)
+                add(first.et + j0 * mp, g + part * stride + et_offset + j0 * mp, (j1 - j0) * mp);
+            optimizer_step(c, et + j0 * mp, first.et + j0 * mp, e1 + j0 * mp, e2 + j0 * mp, (j1 - j0) * mp, scale);
+        }
+        if (worker == 0 && has_bias && !frozen[2]) {
+            for (int part = 1; part < parts; ++part) add(first.b, g + part * stride + b_offset, np);
+            optimizer_step(c, b, first.b, b1, b2, np, scale);
+        }
+    }
+
+  private:
+    static void add(float* to, const float* from, int64_t length) {
+        for (int64_t i = 0; i < length; i += kLanes) store(to + i, load(to + i) + load(from + i));
+    }
+    // [m][n], [n][m], [n] as the caller holds them to the padded arrays; absent ones become zeros.
+    void import(float* const* from, float* to_d, float* to_et, float* to_b) const {
+        const float *encoder = from[0], *decoder = from[1], *bias = from[2];
+        for (int64_t k = 0; k < m; ++k)
+            for (int64_t j = 0; j < np; ++j) {
+                float value = 0.0f;
+                if (j < n && tied && encoder) value = encoder[k * n + j];
+                if (j < n && !tied && decoder) value = decoder[j * m + k];
+                to_d[k * np + j] = value;
+            }
+        for (int64_t j = 0; j < n && !tied; ++j)
+            for (int64_t k = 0; k < mp; ++k) to_et[j * mp + k] = k < m && encoder ? encoder[k * n + j] : 0.0f;
+        for (int64_t j = 0; j < np; ++j) to_b[j] = j < n && bias ? bias[j] : 0.0f;
+    }
+    void export_to(float* const* to, const float* from_d, const float* from_et, const float* from_b) const {
+        float *encoder = to[0], *decoder = to[1], *bias = to[2];
+        for (int64_t k = 0; k < m; ++k)
+            for (int64_t j = 0; j < n; ++j) {
+                if (tied && encoder) encoder[k * n + j] = from_d[k * np + j];
+                if (!tied && decoder) decoder[j * m + k] = from_d[k * np + j];
+                if (!tied && encoder) encoder[k * n + j] = from_et[j * mp + k];
+            }
+        for (int64_t j = 0; j < n && bias; ++j) bias[j] = from_b[j];
+    }
+};
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern

@@ -1,0 +1,123 @@
+// Everything the stream can draw, groups and noise included, as dense rows of 32 samples: the path that always works.
+//
+// Owner      one worker; nothing survives a batch
+// Cost       that of the dense rows; training takes it only for noise, and for groups among frequent units
+#pragma once
+#include "cpu/stream/frequent.inl"
+#include "cpu/stream/rare.inl"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+// Everything as dense rows, 32 samples at a time: frequent and rare units, groups, noise.
+class RowCursor {
+  public:
+    void carve(Workspace& w, const StreamTables& tables) {
+        t_ = &tables;
+        rare_.carve(w, tables);
+        frequent_.carve(w, tables);
+        list_.carve(w, tables, 64 * (size_t)tables.max_members);
+    }
+    // Samples first (a multiple of 32) … last - 1.
+    void begin(const StreamKey& key, int64_t first, int64_t last) {
+        key_ = &key;
+        next_ = first;
+        last_ = last;
+        list_.count = 0;
+        rare_.begin(key, first, last);
+        if (t_->n_frequent) frequent_.begin(key, first);
+    }
+    bool done() const { return next_ >= last_; }
+
+    // The next 32 samples (fewer at the end) without noise into clean [32][stride]; returns their number.
+    int next32(float* clean, size_t stride) {
+        const int rows = (int)(last_ - next_ < 32 ? last_ - next_ : 32);
+        for (size_t i = 0; i < (size_t)rows * stride; ++i) clean[i] = 0.0f;
+        if (t_->n_frequent)
+            for (int half = 0; half < rows; half += 16) {
+                frequent_.next16();
+                fill_frequent(clean + (size_t)half * stride, stride, rows - half);
+            }
+        fill_rare(clean, stride, rows);
+        next_ += 32;
+        return rows;
+    }
+
+    // noisy = clean + noise for the rows that next32 has just drawn.
+    void add_noise(const float* clean, float* noisy, size_t stride, int rows) const {
+        const uint64_t n = (uint64_t)t_->data->n_features;
+        const F sigma = bcast(t_->data->noise);
+        uint32_t words[64];
+        for (int half = 0; half < rows; half += 16) {
+            uint64_t drawn = ~(uint64_t)0;
+            const uint64_t base = ((uint64_t)(next_ - 32 + half) >> 4) * n;
+            for (uint64_t j = 0; j < n; ++j) {
+                if ((base + j) >> 2 != drawn) {
+                    drawn = (base + j) >> 2;
+                    long_words(*key_, Kind::kNoise, drawn, words);
+                }
+                float noise[16];
+                for (int v = 0; v < 16; v += kLanes)
+                    store(noise + v, signed_normal(load(words + 16 * ((base + j) & 3u) + v)) * sigma);
+                for (int s = 0; s < 16 && half + s < rows; ++s) {
+                    const size_t at = (size_t)(half + s) * stride + j;
+                    noisy[at] = clean[at] + noise[s];
+                }
+            }
+        }
+    }
+
+  private:
+    void fill_frequent(float* rows, size_t stride, int limit) {
+        const Distribution& d = *t_->data;
+        const uint32_t* gates = frequent_.gates();
+        uint32_t at = frequent_.offset();
+        for (uint32_t k = 0; k < t_->n_frequent; ++k) {
+            const uint32_t u = t_->frequent_unit[k];
+            const int64_t first = d.unit_start[u], members = d.unit_start[u + 1] - first;
+            const bool exclusive = d.unit_kind[u] == (uint8_t)UnitKind::kExclusive;
+            for (int v = 0; v < 16; v += kLanes) {
+                const M m = mask_bits(gates[k] >> (frequent_.shift() + v));
+                const M used = m & mask_first(limit - v > 0 ? limit - v : 0);
+                const U row = mullo(ulane() + ubcast((uint32_t)v), ubcast((uint32_t)stride));
+                if (exclusive) {
+                    fill_exclusive(rows, stride, u, v, bits(m), limit, at);
+                } else {
+                    for (int64_t r = 0; r < members; ++r)
+                        scatter(rows + d.unit_member[first + r], row, load_dealt(frequent_.values((uint32_t)r) + at, m),
+                                used);
+                }
+                at += (uint32_t)__builtin_popcount(bits(m));
+            }
+        }
+    }
+    void fill_exclusive(float* rows, size_t stride, uint32_t u, int v, uint32_t active, int limit, uint32_t at) {
+        for (; active; active &= active - 1, ++at) {
+            const int s = v + __builtin_ctz(active);
+            if (s >= limit) continue;
+            rows[(size_t)s * stride + chosen_feature(*t_, u, frequent_.choices()[at])] = frequent_.values(0)[at];
+        }
+    }
+    void fill_rare(float* rows, size_t stride, int limit) {
+        const int64_t end = next_ + limit;
+        for (;;) {
+            int64_t used = 0;
+            for (; used < list_.count && list_.sample[used] < end; ++used)
+                rows[(size_t)(list_.sample[used] - next_) * stride + list_.feature[used]] = list_.value[used];
+            const bool more = used == list_.count && !rare_.done();
+            list_.drop(used);
+            if (!more) return;
+            rare_.refill(list_);
+        }
+    }
+
+    const StreamTables* t_;
+    RareCursor rare_;
+    FrequentCursor frequent_;
+    EntryList list_;
+    const StreamKey* key_;
+    int64_t next_, last_;
+};
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern

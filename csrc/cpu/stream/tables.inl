@@ -1,0 +1,155 @@
+// The per-model tables of the data stream on the CPU (docs/data_stream.md §2-§5), set up once per model and stretch.
+//
+// Work: a few operations a feature. Memory: 100 bytes a feature beside the gate pattern (64 bytes a frequent unit).
+#pragma once
+#include "common/stream/stream.h"
+#include "common/stream/tables.h"
+#include "cpu/threads/workspace.h"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+struct StreamTables {
+    const Distribution* data;
+    bool plain;            // every unit is a single feature
+    uint32_t max_members;  // of a correlated unit
+    bool has_exclusive;
+
+    RareProcess rare;
+    double rare_rate;        // expected arrivals per sample
+    uint32_t* rare_unit;     // [N] unit of each rare unit
+    uint32_t* rare_feature;  // [N] its first feature
+    bool rare_in_order;      // rare_feature[i] == i
+    double* rate;            // [N]
+    uint64_t* start;         // [N + 1] B_u when the rates differ
+    uint32_t* guide;         // [2^guide_log2 + 1] first candidate unit by the top bits of φ
+    int guide_log2;
+
+    uint32_t n_frequent;
+    uint32_t* frequent_unit;     // [D]
+    uint32_t* frequent_feature;  // [D] its first feature
+    uint32_t* gate_pattern;      // [16 D] thresholds of 16 consecutive blocks' gate words; 0 = always active
+    bool all_always;             // no gate is drawn at all
+    int n_levels;                // levels after which every gate is decided
+
+    uint64_t* choice_start;  // [n] by position in unit_member; may be 2^32 where the rest has no share
+    uint8_t* choice_equal;   // [n_units]
+
+    void carve(Workspace& w, const Distribution& d) {
+        const size_t units = (size_t)d.n_units, n = (size_t)d.n_features;
+        data = &d;
+        rare_unit = w.take<uint32_t>(units);
+        rare_feature = w.take<uint32_t>(units);
+        rate = w.take<double>(units);
+        start = w.take<uint64_t>(units + 1);
+        guide_log2 = 1;
+        while ((1u << guide_log2) < 2 * units && guide_log2 < 16) ++guide_log2;
+        guide = w.take<uint32_t>(((size_t)1 << guide_log2) + 1);
+        frequent_unit = w.take<uint32_t>(units);
+        frequent_feature = w.take<uint32_t>(units);
+        gate_pattern = w.take<uint32_t>(16 * units);
+        choice_start = w.take<uint64_t>(n);
+        choice_equal = w.take<uint8_t>(units);
+        plain = true;
+        has_exclusive = false;
+        max_members = 1;
+        for (size_t u = 0; u < units; ++u) {
+            if (d.unit_kind[u] == (uint8_t)UnitKind::kSingle) continue;
+            plain = false;
+            if (d.unit_kind[u] == (uint8_t)UnitKind::kExclusive) has_exclusive = true;
+            const uint32_t members = (uint32_t)(d.unit_start[u + 1] - d.unit_start[u]);
+            if (d.unit_kind[u] == (uint8_t)UnitKind::kCorrelated && members > max_members) max_members = members;
+        }
+    }
+
+    void set_up(int64_t model) {
+        const Distribution& d = *data;
+        const double* p = d.probability + model * d.probability_stride;
+        uint32_t n_rare = 0;
+        n_frequent = 0;
+        double total = 0.0, last_q = -1.0, last_rate = 0.0;
+        bool uniform = true;
+        rare_in_order = true;
+        all_always = true;
+        n_levels = 0;
+        for (int64_t u = 0; u < d.n_units; ++u) {
+            const int64_t first = d.unit_start[u], members = d.unit_start[u + 1] - first;
+            double q = p[d.unit_member[first]];
+            if (d.unit_kind[u] == (uint8_t)UnitKind::kExclusive) q = set_up_choice(p, u, first, members);
+            if (q <= 0.0) continue;
+            if (q <= kRareLimit) {
+                if (q != last_q) {
+                    last_q = q;
+                    last_rate = arrival_rate(q);
+                }
+                rate[n_rare] = last_rate;
+                uniform = uniform && last_rate == rate[0];
+                total += last_rate;
+                rare_unit[n_rare] = (uint32_t)u;
+                rare_feature[n_rare] = d.unit_member[first];
+                rare_in_order = rare_in_order && rare_feature[n_rare] == n_rare;
+                ++n_rare;
+            } else {
+                const double threshold = q * 4294967296.0 + 0.5;
+                const uint32_t t = threshold >= 4294967296.0 ? 0u : (uint32_t)threshold;
+                if (t) {
+                    all_always = false;
+                    const int level = 32 - __builtin_ctz(t);
+                    n_levels = level > n_levels ? level : n_levels;
+                }
+                frequent_unit[n_frequent] = (uint32_t)u;
+                frequent_feature[n_frequent] = d.unit_member[first];
+                gate_pattern[n_frequent] = t;
+                ++n_frequent;
+            }
+        }
+        for (uint32_t i = n_frequent; i < 16 * n_frequent; ++i) gate_pattern[i] = gate_pattern[i - n_frequent];
+        rare = rare_process(n_rare, total, uniform);
+        rare_rate = total;
+        if (rare.n_units && !uniform) set_up_places(total);
+    }
+
+  private:
+    // Starts of the members' shares of an exclusive unit; returns its gate probability.
+    double set_up_choice(const double* p, int64_t u, int64_t first, int64_t members) {
+        const Distribution& d = *data;
+        const double p0 = p[d.unit_member[first]];
+        double sum = 0.0;
+        bool equal = true;
+        for (int64_t r = 0; r < members; ++r) {
+            const double pr = p[d.unit_member[first + r]];
+            equal = equal && pr == p0;
+            sum += pr;
+        }
+        choice_equal[u] = equal;
+        if (!equal) {
+            double before = 0.0;
+            for (int64_t r = 0; r < members; ++r) {
+                choice_start[first + r] = (uint64_t)(before / sum * 4294967296.0);
+                before += p[d.unit_member[first + r]];
+            }
+        }
+        return sum > 1.0 ? 1.0 : sum;
+    }
+
+    // Places of the rare units within a sample when their rates differ, and a guide into them.
+    void set_up_places(double total) {
+        const int b = 32 + (rare.rho > 0 ? rare.rho : 0);
+        const double scale = (double)((uint64_t)1 << b);
+        double before = 0.0;
+        for (uint32_t i = 0; i < rare.n_units; ++i) {
+            start[i] = (uint64_t)(before / total * scale);
+            before += rate[i];
+        }
+        start[rare.n_units] = ~(uint64_t)0;
+        uint32_t unit = 0;
+        for (uint32_t g = 0; g < (1u << guide_log2); ++g) {
+            const uint64_t phi = (uint64_t)g << (b - guide_log2);
+            while (start[unit + 1] <= phi) ++unit;
+            guide[g] = unit;
+        }
+    }
+};
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern
