@@ -23,7 +23,7 @@ import torch
 import toykern as tk
 from bench.load import Watch, add_option, mark
 from bench.record import RESULTS, commit
-from toykern.resident_topology import ResidentTopology
+from toykern.training.resident_topology import ResidentTopology
 
 INTERVAL = 100
 STEPS = {(20, 10): 400, (80, 40): 100}  # shape → steps of a run

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from stream_oracle import MAGNITUDES, Distribution, Words, gate_uniforms
 
-from toykern.optim import SGD, Adam, AdamW
-from toykern.schedule import WarmupCosine
+from toykern.training.optim import SGD, Adam, AdamW
+from toykern.training.schedule import WarmupCosine
 
 
 @dataclass(frozen=True)

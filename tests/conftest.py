@@ -30,7 +30,7 @@ def ctrl_c():
 
 
 def _why_no_gpu() -> str | None:
-    from toykern.devices import check_kernels
+    from toykern.native.devices import check_kernels
 
     try:
         check_kernels("cuda")

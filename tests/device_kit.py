@@ -10,9 +10,10 @@ from unittest import mock
 import torch
 
 import toykern as tk
-from toykern import _native, resident
-from toykern.broadcast import broadcast_seed
-from toykern.device_launch import DeviceLaunch
+from toykern import _native
+from toykern.arguments.broadcast import broadcast_seed
+from toykern.native.device_launch import DeviceLaunch
+from toykern.training import kernels as resident
 
 REGIMES = ("tiny", "small", "large")
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cases import FitCase
 from hypothesis import strategies as st
 
-from toykern.optim import SGD, Adam, AdamW
+from toykern.training.optim import SGD, Adam, AdamW
 
 probabilities = st.sampled_from([0.0, 1e-3, 0.03, 0.125, 0.126, 0.4, 0.95, 1.0])
 rates = st.sampled_from([1e-3, 1e-2, [1e-2, 1e-3]])

@@ -12,7 +12,7 @@ from cases import FitCase, LayerCase
 
 import toykern as tk
 from toykern import _native, reference
-from toykern.resident import network_params
+from toykern.training.kernels import network_params
 
 EVALUATION_FLOOR = 1e-6  # of a float32 evaluation, relative
 TRAJECTORY = 1e-4  # relative error of float32 weights after hundreds of steps (DESIGN §8)

@@ -21,8 +21,8 @@ from torch import nn
 
 import toykern as tk
 from toykern import metrics, plot
+from toykern.experiments.phase_diagram import train_phase_diagram
 from toykern.nn import initial_std, layer_densities, model_from_config
-from toykern.phase_diagram import train_phase_diagram
 from toykern.sparse import DenseGradient, Magnitude, MomentumGrowth, SampledGradient
 
 VALUES: dict[str, Callable[[], Any]] = {

@@ -26,7 +26,7 @@ RARE_LIMIT = 1 / 8
 
 def header_tables() -> tuple[np.ndarray, np.ndarray]:
     """The tables of csrc/common/stream/tables.h: uint64 [16, 6] and float32 [128, 5], coefficients last."""
-    text = (Path(__file__).resolve().parent.parent / "csrc" / "common" / "stream_tables.h").read_text()
+    text = (Path(__file__).resolve().parent.parent / "csrc" / "common" / "stream" / "tables.h").read_text()
 
     def rows(name: str) -> list[list[str]]:
         body = re.search(name + r"\[\d+\]\[\d+\] = \{(.*?)\};", text, re.DOTALL).group(1)

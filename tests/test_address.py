@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import toykern
-from toykern.address import address, address_of_array, storage_address
+from toykern.native.address import address, address_of_array, storage_address
 
 
 class Tagged(torch.Tensor):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toykern as tk
-from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed, from_data
+from toykern.arguments.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed, from_data
 
 
 @given(models=st.integers(1, 5), features=st.integers(1, 5), data=st.data())

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from toykern import cli, metrics, phase_diagram
-from toykern.fit import fit
-from toykern.phase_diagram import train_phase_diagram
-from toykern.run import Run
-from toykern.store import StoreError
-from toykern.sweep import open_sweep
+from toykern import cli, metrics
+from toykern.experiments import phase_diagram
+from toykern.experiments.phase_diagram import train_phase_diagram
+from toykern.fitting.fitting import fit
+from toykern.results.run import Run
+from toykern.results.store import StoreError
+from toykern.sweeps import open_sweep
 
-SWEEP = importlib.import_module("toykern.sweep.run")
+SWEEP = importlib.import_module("toykern.sweeps.run")
 TINY = ["phase-diagram", "--grid", "3x4", "--seeds", "2", "--steps", "6", "--batch", "8"]
 
 
@@ -151,7 +152,7 @@ def test_cuda_is_refused_with_the_reason(monkeypatch, capsys, no_training):
     def refuse(device):
         raise RuntimeError(f"device is {device!r}, but there is no NVIDIA driver on this machine")
 
-    monkeypatch.setattr("toykern.devices.check_kernels", refuse)
+    monkeypatch.setattr("toykern.native.devices.check_kernels", refuse)
     assert "--device cuda is not available: device is 'cuda', but there is no NVIDIA driver" in refused(
         [*TINY, "--device", "cuda"], capsys
     )

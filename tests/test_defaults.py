@@ -16,8 +16,8 @@ from torch import nn
 import toykern
 import toykern as tk
 from toykern import sparse
+from toykern.experiments.phase_diagram import train_phase_diagram
 from toykern.nn.stacked import StackedModel
-from toykern.phase_diagram import train_phase_diagram
 
 PLAIN = {"dtype": torch.float32, "device": "cpu"}
 DTYPES = (torch.float64, torch.bfloat16, torch.float16)

@@ -25,7 +25,7 @@ from kit import (
 )
 
 import toykern as tk
-from toykern.optim import SGD
+from toykern.training.optim import SGD
 
 BY_NAME = {case.name: case for case in (*FIT_CASES, *FIT_LARGE, *FIT_LONG)}
 

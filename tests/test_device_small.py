@@ -1,5 +1,5 @@
-"""The small regime's CUDA source (csrc/cuda/small/train_small.cuh), run on the host: it computes what the reference
-does, and nothing but the model itself decides a bit."""
+"""The small regime's CUDA source (csrc/cuda/small/train_small.cuh), run on the host: it computes what the
+reference does, and nothing but the model itself decides a bit."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from kit import (
 )
 
 import toykern as tk
-from toykern.optim import SGD, AdamW
-from toykern.resident import Resident
+from toykern.training.kernels import Resident
+from toykern.training.optim import SGD, AdamW
 
 
 def ids(case: FitCase) -> str:

@@ -27,11 +27,12 @@ from fit_topology_kit import (
 from kit import TRAJECTORY, assert_same_bits, batches_of, relative_error
 
 import toykern as tk
-from toykern import _native, reference, resident
-from toykern.resident import network_params
+from toykern import _native, reference
 from toykern.sparse import DenseGradient
+from toykern.training import kernels as resident
+from toykern.training.kernels import network_params
 
-fit_module = importlib.import_module("toykern.fit")  # toykern.fit is the function
+fit_module = importlib.import_module("toykern.fitting.fitting")
 
 
 @pytest.fixture(autouse=True)

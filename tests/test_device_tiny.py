@@ -22,7 +22,7 @@ from kit import (
 )
 
 import toykern as tk
-from toykern.optim import SGD
+from toykern.training.optim import SGD
 
 SHAPES = [(2, 1), (3, 1), (3, 2), (4, 2), (5, 2), (6, 2)]
 

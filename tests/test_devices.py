@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import toykern as tk
-from toykern import _native, devices
-from toykern.devices import (
+from toykern import _native
+from toykern.native import devices
+from toykern.native.devices import (
     check_device,
     check_kernels,
     check_same_device,

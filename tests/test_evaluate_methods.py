@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import toykern as tk
-from toykern import metrics, phase_diagram, reference
-from toykern.stratified import plan
+from toykern import metrics, reference
+from toykern.experiments import phase_diagram
+from toykern.training.stratified import plan
 
 DENSITIES = [0.01, 0.05, 0.3, 1.0]
 
@@ -204,7 +205,7 @@ def test_a_models_bits_are_its_own(n, m, seed, monkeypatch):
     seeds = torch.arange(models) % 3 if seed == "own" else seed
     options = {"importance": importance, "seed": seeds}
     whole = stratified(model, tk.SparseFeatures(n, p), 512, **options)
-    monkeypatch.setattr("toykern.stratified._ENTRIES", 5 * 512 * n)
+    monkeypatch.setattr("toykern.training.stratified._ENTRIES", 5 * 512 * n)
     torch.set_num_threads(2)
     assert torch.equal(stratified(model, tk.SparseFeatures(n, p), 512, **options), whole)
     torch.set_num_threads(1)

@@ -21,8 +21,8 @@ from kit import (
 
 import toykern as tk
 from toykern import reference
-from toykern.activations import ACTIVATIONS
-from toykern.resident import network_params
+from toykern.network.activations import ACTIVATIONS
+from toykern.training.kernels import network_params
 
 # Both of the CPU's loops, tied and untied, with rare and frequent features.
 CASES = [

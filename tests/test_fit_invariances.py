@@ -18,9 +18,9 @@ from kit import LEVELS, assert_same_bits, data_of, fit_case, isa_level, model_of
 
 import toykern as tk
 from toykern import _native
-from toykern.resident import Resident
+from toykern.training.kernels import Resident
 
-fit_module = importlib.import_module("toykern.fit")  # toykern.fit is the function
+fit_module = importlib.import_module("toykern.fitting.fitting")
 
 BY_NAME = {case.name: case for case in (*FIT_CASES, *FIT_LARGE)}
 # One of every kind of path: both loops, rare and frequent units, groups, noise, untied, momentum.
@@ -159,7 +159,7 @@ def test_torch_is_asked_for_the_threads_at_each_call(monkeypatch):
             torch.set_num_threads(len(seen) % 3 + 1)
             _native.train(params)
 
-    monkeypatch.setattr("toykern.resident._native", Native())
+    monkeypatch.setattr("toykern.training.kernels._native", Native())
     monkeypatch.setattr(fit_module, "_next_length", lambda *_: 2)
     torch.set_num_threads(1)
     tk.fit(tk.TiedAutoencoder(2, 1, 4096), tk.SparseFeatures(2, 0.1), 9, 4, progress=False)

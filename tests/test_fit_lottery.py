@@ -17,7 +17,7 @@ from kit import LEVELS, TRAJECTORY, batches_of, isa_level, relative_error
 
 import toykern as tk
 
-fit_module = importlib.import_module("toykern.fit")  # toykern.fit is the function
+fit_module = importlib.import_module("toykern.fitting.fitting")
 
 STEPS, ROUNDS, FRACTION = 30, 3, 0.3
 MOMENTUM = tk.SGD(lr=0.3, momentum=0.9)

@@ -13,7 +13,7 @@ from kit import assert_same_bits, batches_of, data_of, fit_case, model_of, refer
 
 import toykern as tk
 from toykern import _native, metrics, reference
-from toykern.progress import Progress
+from toykern.training.progress import Progress
 
 BY_NAME = {case.name: case for case in FIT_CASES}
 BOTH_LOOPS = [BY_NAME["5,2 each model its own"], BY_NAME["20,9 each model its own"]]

@@ -32,7 +32,6 @@ from kit import LEVELS, TRAJECTORY, assert_same_bits, batches_of, isa_level, rel
 
 import toykern as tk
 from toykern import _native, reference
-from toykern.resident import network_params
 from toykern.sparse import (
     AttachedLayer,
     DenseGradient,
@@ -41,8 +40,9 @@ from toykern.sparse import (
     Recipe,
 )
 from toykern.sparse.config import recipe_config, recipe_from_config
+from toykern.training.kernels import network_params
 
-fit_module = importlib.import_module("toykern.fit")  # toykern.fit is the function
+fit_module = importlib.import_module("toykern.fitting.fitting")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toykern.grid import Grid, grid
+from toykern.arguments.grids import Grid, grid
 
 
 def test_last_axis_varies_fastest_in_keyword_order():
@@ -57,7 +57,7 @@ def test_unflatten_is_a_view_and_keeps_trailing_dimensions():
 
 
 def test_numbers_that_do_not_fit_into_memory_are_refused_before_there_are_any(monkeypatch):
-    monkeypatch.setattr("toykern.memory.free_memory", lambda device: 2**28)
+    monkeypatch.setattr("toykern.arguments.memory.free_memory", lambda device: 2**28)
     with pytest.raises(MemoryError, match="axis 'seed' of the axes, with 1,000,000,000 points, would take"):
         grid(seed=range(10**9))
     g = grid(density=range(100_000), seed=range(100_000))

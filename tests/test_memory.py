@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import toykern as tk
-from toykern import memory
+from toykern.arguments import memory
 
 GIB = 1 << 30
 

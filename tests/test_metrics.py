@@ -329,7 +329,7 @@ def test_no_polygon_of_the_kind_is_better(k):
 
 
 def test_a_polygon_that_does_not_fit_into_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("toykern.memory.free_memory", lambda device: 2**28)
+    monkeypatch.setattr("toykern.arguments.memory.free_memory", lambda device: 2**28)
     with pytest.raises(MemoryError, match="n_features=1,000,000,000 features would take"):
         metrics.polygon(5, 10**9)
 

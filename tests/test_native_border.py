@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import toykern as tk
-from toykern import _native, resident
-from toykern.broadcast import broadcast_importance
+from toykern import _native
+from toykern.arguments.broadcast import broadcast_importance
+from toykern.training import kernels as resident
 
 MODELS, N, M, STEPS, EVERY = 3, 5, 2, 10, 4
 

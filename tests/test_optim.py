@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from toykern.optim import SGD, Adam, AdamW, optimizer_from_config
+from toykern.training.optim import SGD, Adam, AdamW, optimizer_from_config
 
 PEERS = [(SGD, torch.optim.SGD), (Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)]
 EVERY = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from toykern import metrics, plot
-from toykern.grid import grid
+from toykern.arguments.grids import grid
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import toykern as tk
-from toykern.broadcast import broadcast_importance
+from toykern.arguments.broadcast import broadcast_importance
 
 MODELS = {
     "tied": lambda dtype: tk.TiedAutoencoder(6, 3, 2, "relu", dtype=dtype),

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from toykern import reference
 from toykern.nn import Autoencoder, TiedAutoencoder
-from toykern.optim import SGD, Adam, AdamW, optimizer_from_config
 from toykern.reference import Network
-from toykern.schedule import WarmupCosine, multipliers
+from toykern.training.optim import SGD, Adam, AdamW, optimizer_from_config
+from toykern.training.schedule import WarmupCosine, multipliers
 
 MODELS, N, M, BATCH = 3, 5, 2, 12
 

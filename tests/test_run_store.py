@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from toykern import placing
+from toykern.arguments.grids import grid
 from toykern.data.features import SparseFeatures
-from toykern.fit import fit
-from toykern.grid import grid
+from toykern.fitting.fitting import fit
 from toykern.nn import TiedAutoencoder
-from toykern.optim import AdamW
-from toykern.run import Run
-from toykern.store import StoreError, check_target
-from toykern.store_format import sealed
+from toykern.results import placing
+from toykern.results.run import Run
+from toykern.results.store import StoreError, check_target
+from toykern.results.store_format import sealed
+from toykern.training.optim import AdamW
 
 N, M, RECORDS = 3, 2, 4
 
@@ -129,7 +129,7 @@ def names_in(directory) -> list[str]:
 
 @pytest.mark.parametrize("chunk_bytes", [8 << 20, 40], ids=["one chunk", "many chunks"])
 def test_store_keeps_every_bit(tmp_path, monkeypatch, chunk_bytes):
-    monkeypatch.setattr("toykern.store._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("toykern.results.store._CHUNK_BYTES", chunk_bytes)
     run = made_run()
     run.save(tmp_path / "run.zarr")
     assert_same(run, Run.load(tmp_path / "run.zarr"))
@@ -310,7 +310,7 @@ def test_damage_is_found_and_named(tmp_path, kind):
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("old", [True, False], ids=["over an old store", "new"])
 def test_a_failure_while_writing_leaves_everything_as_it_was(tmp_path, monkeypatch, failure, old):
-    from toykern import store
+    from toykern.results import store
 
     target = tmp_path / "run.zarr"
     if old:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toykern.schedule import (
+from toykern.training.schedule import (
     SCHEDULES,
     WarmupCosine,
     multipliers,

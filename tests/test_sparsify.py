@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import toykern as tk
-from toykern.nn.sparsify import layer_densities
+from toykern.nn.conversion import layer_densities
 
 
 def classifier() -> nn.Sequential:

@@ -317,7 +317,7 @@ def test_a_description_that_is_nested_too_deeply_is_a_store_error(tmp_path):
 
 
 def test_paths_out_of_the_store_are_refused(tmp_path):
-    from toykern.store_format import sealed
+    from toykern.results.store_format import sealed
 
     made_run().save(tmp_path / "run.zarr")
     path = tmp_path / "run.zarr" / "zarr.json"

@@ -16,9 +16,9 @@ import torch
 from test_run_store import assert_same, made_run, names_in, without_exchange
 
 import toykern
-from toykern import placing, store, store_place
-from toykern.run import Run
-from toykern.store import StoreError, check_target
+from toykern.results import placing, store, store_place
+from toykern.results.run import Run
+from toykern.results.store import StoreError, check_target
 
 pytest.importorskip("zarr")
 
@@ -251,7 +251,9 @@ sys.path[:0] = {path!r}
 import pytest
 import zarr
 from test_run_store import made_run, without_exchange
-from toykern import placing, store, store_place
+from toykern.results import placing
+from toykern.results import store
+from toykern.results import store_place
 
 def overwrite(target, at, after, nth, plain):
     if plain:

@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toykern as tk
-from toykern.phase_diagram import diagram_of, train_phase_diagram
-from toykern.progress import SweepProgress
-from toykern.sweep.boxes import box_shape, boxes_of
-from toykern.sweep.memory import default_chunk
+from toykern.experiments.phase_diagram import diagram_of, train_phase_diagram
+from toykern.sweeps.boxes import box_shape, boxes_of
+from toykern.sweeps.memory import default_chunk
+from toykern.training.progress import SweepProgress
 
 # Modules whose names are those of functions.
 FIT, RUN, MEMORY = (
-    importlib.import_module(f"toykern.{name}") for name in ("fit", "sweep.run", "sweep.memory")
+    importlib.import_module(f"toykern.{name}") for name in ("fitting.fitting", "sweeps.run", "sweeps.memory")
 )
 
 GRID = tk.grid(density=[0.05, 0.3, 1.0], importance=[0.5, 2.0], seed=range(5))
@@ -140,7 +140,7 @@ def kill_in_the_middle(path: Path, when: str) -> None:
 import importlib, os, sys
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(tk.__file__).parents[1])]!r}
 import test_sweep
-result, run = (importlib.import_module("toykern.sweep." + name) for name in ("result", "run"))
+result, run = (importlib.import_module("toykern.sweeps." + name) for name in ("result", "run"))
 count = 0
 def dies(original):
     def wrapper(*arguments, **options):

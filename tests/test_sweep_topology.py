@@ -11,8 +11,8 @@ import torch
 
 import toykern as tk
 
-MEMORY = importlib.import_module("toykern.sweep.memory")
-RUN = importlib.import_module("toykern.sweep.run")
+MEMORY = importlib.import_module("toykern.sweeps.memory")
+RUN = importlib.import_module("toykern.sweeps.run")
 
 GRID = tk.grid(density=[0.2, 0.5, 1.0], probability=[0.05, 0.3], seed=range(3))
 SETTINGS = {

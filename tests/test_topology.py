@@ -319,7 +319,7 @@ def test_bad_changes(drop, grow, error, match):
 
 
 def test_rows_that_do_not_fit_into_memory_are_refused_before_there_are_any(monkeypatch):
-    monkeypatch.setattr("toykern.memory.free_memory", lambda device: 2**28)
+    monkeypatch.setattr("toykern.arguments.memory.free_memory", lambda device: 2**28)
     for arguments in ({"n_models": 10**9}, {"out_features": 10**9}):
         with pytest.raises(MemoryError, match=f"{next(iter(arguments))}=1,000,000,000"):
             Topology.random(**({"in_features": 3, "out_features": 3, "density": 0.5} | arguments))

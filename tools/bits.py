@@ -29,7 +29,7 @@ from device_kit import device_source  # noqa: E402
 from layer_kit import device_layer  # noqa: E402
 
 import toykern as tk  # noqa: E402
-from toykern.schedule import WarmupCosine  # noqa: E402
+from toykern.training.schedule import WarmupCosine  # noqa: E402
 
 STEPS = 6
 DEVICE_STEPS = 3

@@ -28,14 +28,12 @@ except ImportError as _error:
 
 else:
     from toykern import sparse
+    from toykern.arguments.grids import Grid, grid
     from toykern.data import Anticorrelated, Correlated, SparseBatch, SparseFeatures
-    from toykern.evaluate import evaluate
-    from toykern.fit import fit, log_spaced_steps
-    from toykern.grid import Grid, grid
+    from toykern.fitting.fitting import fit, log_spaced_steps
     from toykern.nn import Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder, sparsify
-    from toykern.optim import SGD, Adam, AdamW
-    from toykern.run import Run
-    from toykern.schedule import WarmupCosine
+    from toykern.results.run import Run
+    from toykern.results.store import StoreError
     from toykern.sparse import (
         GSE,
         SET,
@@ -48,8 +46,10 @@ else:
         Static,
         Topology,
     )
-    from toykern.store import StoreError
-    from toykern.sweep import Sweep, open_sweep, sweep
+    from toykern.sweeps import Sweep, open_sweep, sweep
+    from toykern.training.evaluation import evaluate
+    from toykern.training.optim import SGD, Adam, AdamW
+    from toykern.training.schedule import WarmupCosine
 
     __version__: str = _build_info()["version"]
 

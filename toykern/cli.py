@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from toykern.phase_diagram import PhaseDiagram
-    from toykern.sweep import Sweep
+    from toykern.experiments.phase_diagram import PhaseDiagram
+    from toykern.sweeps import Sweep
 
 __all__ = ["main", "say"]
 
@@ -77,7 +77,9 @@ def say(text: str) -> None:
         os.close(nowhere)
 
 
-_MAX_SIZE = 2**31 - 1  # toykern.errors.MAX_SIZE: a bad command line is refused before torch is imported
+_MAX_SIZE = (
+    2**31 - 1
+)  # toykern.arguments.errors.MAX_SIZE: a bad command line is refused before torch is imported
 
 
 class _Problem(Exception):
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     prog = f"{parser.prog} {arguments.command}"
-    from toykern.store import StoreError
+    from toykern.results.store import StoreError
 
     try:
         status: int = arguments.execute(arguments)
@@ -253,7 +255,7 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from toykern.phase_diagram import MAX_POINTS, train_phase_diagram
+    from toykern.experiments.phase_diagram import MAX_POINTS, train_phase_diagram
 
     if max(shape) > MAX_POINTS:
         given = _short(" ".join(arguments.grid))
@@ -332,7 +334,7 @@ def _draw(diagram: PhaseDiagram, picture: Path, arguments: argparse.Namespace) -
     from matplotlib.figure import Figure
 
     from toykern import plot
-    from toykern.picture import write_picture
+    from toykern.results.picture import write_picture
 
     hidden, features = diagram.weight.shape[-2:]
     steps = arguments.steps if diagram.run is None else diagram.run.step
@@ -358,15 +360,15 @@ def _draw(diagram: PhaseDiagram, picture: Path, arguments: argparse.Namespace) -
 
 def _shown(sweep: Sweep, arguments: argparse.Namespace) -> str:
     """What the picture of a sweep says that it shows."""
-    from toykern.picture import picture_of
+    from toykern.results.picture import picture_of
 
     return picture_of(sweep.grid, {**sweep.attributes["settings"], "seed": arguments.seed})
 
 
 def _check_store(arguments: argparse.Namespace) -> Path:
     """The store's real path, after checking that it can be written or gone on with."""
-    from toykern.store import check_target, import_zarr
-    from toykern.sweep import open_sweep
+    from toykern.results.store import check_target, import_zarr
+    from toykern.sweeps import open_sweep
 
     import_zarr()
     if arguments.resume and os.path.lexists(arguments.store):
@@ -376,7 +378,7 @@ def _check_store(arguments: argparse.Namespace) -> Path:
 
 def _check_picture(arguments: argparse.Namespace) -> Path:
     """The picture's real path, after checking that it can be drawn and written there."""
-    from toykern.picture import check_writable
+    from toykern.results.picture import check_writable
 
     out = arguments.out
     try:
@@ -412,8 +414,8 @@ def _check_picture(arguments: argparse.Namespace) -> Path:
 
 def _is_of_the_sweep(picture: Path, arguments: argparse.Namespace) -> bool:
     """Whether the picture was drawn from the sweep in the store."""
-    from toykern.picture import is_picture_of
-    from toykern.sweep import open_sweep
+    from toykern.results.picture import is_picture_of
+    from toykern.sweeps import open_sweep
 
     if not os.path.lexists(arguments.store):
         return False
@@ -426,7 +428,7 @@ def _is_of_the_sweep(picture: Path, arguments: argparse.Namespace) -> bool:
 def _check_device(device: str) -> None:
     if device == "cpu":
         return
-    from toykern.devices import check_kernels
+    from toykern.native.devices import check_kernels
 
     try:
         check_kernels(device)

@@ -112,7 +112,7 @@ def _native_facts() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _cuda_facts(native: ModuleType) -> dict[str, Any]:
     """What the native module knows of CUDA and the GPUs."""
-    from toykern.devices import built_archs, version_text  # needs the native module
+    from toykern.native.devices import built_archs, version_text  # needs the native module
 
     status = native.cuda_status()
     devices = [native.cuda_device(index) for index in range(status["devices"])]

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from toykern.broadcast import real_array, real_tensor
-from toykern.errors import check_int, check_number, check_size, describe
-from toykern.memory import check_free_memory
+from toykern.arguments.broadcast import real_array, real_tensor
+from toykern.arguments.errors import check_int, check_number, check_size, describe
+from toykern.arguments.memory import check_free_memory
 
 UNDEFINED, NOT_REPRESENTED, DEDICATED, SUPERPOSITION = -1, 0, 1, 2
 """The phases of a feature: `classify_phase` and `best_solution` return these numbers."""

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from toykern import metrics
-from toykern.broadcast import real_array, real_tensor
-from toykern.errors import check_flag, check_number, describe
+from toykern.arguments.broadcast import real_array, real_tensor
+from toykern.arguments.errors import check_flag, check_number, describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from toykern.run import Run
+    from toykern.results.run import Run
 
 __all__ = [
     "dimensionality_scatter",

@@ -24,17 +24,17 @@ from typing import Any, TypeAlias
 
 import torch
 
-from toykern.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from toykern.broadcast import broadcast_importance
-from toykern.errors import check_choice, check_non_negative_int, check_positive_int
+from toykern.arguments.broadcast import broadcast_importance
+from toykern.arguments.errors import check_choice, check_non_negative_int, check_positive_int
+from toykern.network.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
 from toykern.nn.stacked import (
     LOSS_REDUCTIONS,
     TARGETS,
     StackedModel,
 )
-from toykern.optim import SGD, Adam, AdamW, Optimizer
-from toykern.schedule import Schedule, multipliers
+from toykern.training.optim import SGD, Adam, AdamW, Optimizer
+from toykern.training.schedule import Schedule, multipliers
 
 Parameters: TypeAlias = dict[str, torch.Tensor]
 State: TypeAlias = dict[str, torch.Tensor]
@@ -262,7 +262,7 @@ def train(
         steps: length of the whole run, which the schedule is stretched over.
         optimizer: an `SGD`, `Adam` or `AdamW`.
         network, importance, target, loss_reduction: as for `loss_and_gradients`.
-        schedule: as for `toykern.schedule.multipliers`.
+        schedule: as for `toykern.training.schedule.multipliers`.
         start, stop: which steps; all of them by default.
         state: the optimiser's state to begin with; zeros by default.
         connections: step -> bool `[models, m, n]`, which connections of a (tied) sparse "weight" exist in

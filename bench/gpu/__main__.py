@@ -82,7 +82,7 @@ def device_facts(device: str) -> dict[str, Any]:
         return {"device": "cpu", "multiprocessors": 1, "clock_hz": 1e9, "clock": "made up, for a trial"}
     import torch
 
-    from toykern.devices import check_kernels
+    from toykern.native.devices import check_kernels
 
     check_kernels("cuda")
     properties = torch.cuda.get_device_properties(0)

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, not {options.repeats}")
-    from toykern.devices import check_kernels
+    from toykern.native.devices import check_kernels
 
     device = options.device
     check_kernels(device)

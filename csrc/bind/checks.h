@@ -1,5 +1,5 @@
 // What the kernels are told, checked where it comes in: that their loops end and stay within the sizes they are given, whatever Python
-// says by mistake. Whether an address leads to memory of that size is for Python to know (toykern/address.py).
+// says by mistake. Whether an address leads to memory of that size is for Python to know (toykern/native/address.py).
 //
 // Cheap: no array of a model is read. ValueError says what is wrong.
 #pragma once

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from toykern import _native
-from toykern.address import address, address_of_array
-from toykern.broadcast import as_tensor, broadcast_seed
+from toykern.arguments.broadcast import as_tensor, broadcast_seed
+from toykern.arguments.errors import check_choice, check_flag, check_int, check_number, check_size, describe
+from toykern.arguments.memory import check_free_memory
 from toykern.data.sparse_batch import SparseBatch
-from toykern.device_launch import DeviceLaunch
-from toykern.devices import check_kernels
-from toykern.errors import check_choice, check_flag, check_int, check_number, check_size, describe
-from toykern.memory import check_free_memory
-from toykern.threads import kernel_threads
+from toykern.native.address import address, address_of_array
+from toykern.native.device_launch import DeviceLaunch
+from toykern.native.devices import check_kernels
+from toykern.native.threads import kernel_threads
 
 MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant")
 PURPOSES = ("training", "evaluation")

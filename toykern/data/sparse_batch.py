@@ -6,8 +6,8 @@ from typing import Any, Self
 
 import torch
 
-from toykern.errors import MAX_SIZE, check_dense_tensor, check_int, check_size, describe
-from toykern.memory import check_free_memory
+from toykern.arguments.errors import MAX_SIZE, check_dense_tensor, check_int, check_size, describe
+from toykern.arguments.memory import check_free_memory
 from toykern.ops.gate import check_entries
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from toykern.devices import check_device
-from toykern.errors import describe
+from toykern.arguments.errors import describe
+from toykern.native.devices import check_device
 from toykern.ops.gate import FLOAT_DTYPES
 
 
@@ -33,7 +33,7 @@ def factory_dtype(dtype: Any) -> torch.dtype:
 
 
 def factory_device(device: Any) -> torch.device:
-    """The device of new parameters; ValueError or RuntimeError as `toykern.devices.check_device`.
+    """The device of new parameters; ValueError or RuntimeError as `toykern.native.devices.check_device`.
 
     >>> factory_device("cpu"), factory_device(None)
     (device(type='cpu'), device(type='cpu'))

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from toykern.broadcast import broadcast_per_model
+from toykern.arguments.broadcast import broadcast_per_model
+from toykern.arguments.errors import check_choice, check_size, describe
 from toykern.data.philox import normal
-from toykern.errors import check_choice, check_size, describe
 
 INITIALIZATIONS = ("xavier", "xavier_stacked_features_hidden", "xavier_stacked_hidden_features")
 """The initialisations with a name; a standard deviation can be given instead."""

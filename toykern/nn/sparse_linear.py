@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from toykern.broadcast import broadcast_seed
-from toykern.errors import check_choice, check_flag, check_int, check_size, describe
+from toykern.arguments.broadcast import broadcast_seed
+from toykern.arguments.errors import check_choice, check_flag, check_int, check_size, describe
 from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.sparse_weights import SparseWeights, initial_bias, initial_values, random_topology
 from toykern.ops.sparse_linear import GradientCapture, sparse_linear

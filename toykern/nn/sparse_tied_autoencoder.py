@@ -7,8 +7,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from toykern.broadcast import broadcast_importance, broadcast_seed
-from toykern.errors import check_choice, check_flag, check_size, describe
+from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
+from toykern.arguments.errors import check_choice, check_flag, check_size, describe
 from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.sparse_weights import SparseWeights, initial_values, random_topology
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, model_index

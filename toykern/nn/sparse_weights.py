@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from toykern.address import storage_address
-from toykern.broadcast import broadcast_per_model
+from toykern.arguments.broadcast import broadcast_per_model
+from toykern.arguments.errors import check_choice, check_flag, check_non_negative_int, describe
 from toykern.data.philox import KIND_INIT, normal, sequence
-from toykern.errors import check_choice, check_flag, check_non_negative_int, describe
+from toykern.native.address import storage_address
 from toykern.nn.factory import factory_dtype
 from toykern.ops.sparse_backends import BACKENDS
 from toykern.ops.sparse_linear import GradientCapture, SparseIndex, check_index

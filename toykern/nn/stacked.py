@@ -11,11 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from toykern.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from toykern.address import spans_its_storage
-from toykern.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed, from_data
-from toykern.data.sparse_batch import SparseBatch
-from toykern.errors import (
+from toykern.arguments.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed, from_data
+from toykern.arguments.errors import (
     check_choice,
     check_dense_tensor,
     check_flag,
@@ -24,6 +21,9 @@ from toykern.errors import (
     describe,
     is_int,
 )
+from toykern.data.sparse_batch import SparseBatch
+from toykern.native.address import spans_its_storage
+from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from toykern.nn.factory import factory_device, factory_dtype
 from toykern.nn.initialization import initial_std, initial_weights
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output

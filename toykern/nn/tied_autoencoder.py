@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from toykern.broadcast import as_tensor
-from toykern.errors import describe
+from toykern.arguments.broadcast import as_tensor
+from toykern.arguments.errors import describe
 from toykern.nn.stacked import StackedModel
 
 

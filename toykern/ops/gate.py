@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
-from toykern.address import address
-from toykern.errors import describe
-from toykern.threads import kernel_threads
+from toykern.arguments.errors import describe
+from toykern.native.address import address
+from toykern.native.threads import kernel_threads
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 

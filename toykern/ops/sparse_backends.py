@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from toykern import _native
-from toykern.address import address
+from toykern.native.address import address
 
 BACKENDS = ("dense", "slots", "groups")
 """What `backend` may be, beside "auto"."""

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import torch
 
 from toykern import _native
-from toykern.address import address, refuse_distributed
-from toykern.errors import describe
+from toykern.arguments.errors import describe
+from toykern.native.address import address, refuse_distributed
+from toykern.native.threads import kernel_threads
 from toykern.ops.gate import check_device_of_kernels
-from toykern.threads import kernel_threads
 
 SCALARS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
 """The dtypes there are kernels for, with their numbers in csrc/include/toykern/sparse.h."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from toykern.devices import check_kernels
+from toykern.native.devices import check_kernels
 from toykern.ops import sparse_backends
 from toykern.ops.sparse_backends import BACKENDS, Connections
 from toykern.ops.sparse_choice import choose

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from toykern.address import address
+from toykern.native.address import address
 
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from toykern import _native
-from toykern.address import address, address_of_array
-from toykern.errors import describe
+from toykern.arguments.errors import describe
+from toykern.native.address import address, address_of_array
+from toykern.native.threads import kernel_threads
 from toykern.ops.sparse_ties import BY_INDEX, Ties, first_of_ties
-from toykern.threads import kernel_threads
 
 LARGEST_BITMAP = 1 << 28
 """Groups of more places than this are drawn from in NumPy: the kernel keeps a bit for each."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from toykern import _native
-from toykern.activations import ACTIVATIONS
-from toykern.address import refuse_distributed
+from toykern.native.address import refuse_distributed
+from toykern.network.activations import ACTIVATIONS
 from toykern.ops.tied_autoencoder_call import PLAIN, Optional, Options
 
 # Asked of the kernels once, at import: a compiled graph cannot call the native module while it is traced.

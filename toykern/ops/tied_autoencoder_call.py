@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from toykern import _native
-from toykern.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from toykern.address import address
-from toykern.errors import check_choice, check_flag, check_int
+from toykern.arguments.errors import check_choice, check_flag, check_int
+from toykern.native.address import address
+from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from toykern.ops.gate import check_like, check_shape, shared_over_models
 
 TARGETS = ("identity", "abs", "tensor")

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from toykern import _native
-from toykern.activations import ACTIVATIONS
-from toykern.devices import check_kernels
-from toykern.errors import describe
+from toykern.arguments.errors import describe
+from toykern.native.devices import check_kernels
+from toykern.network.activations import ACTIVATIONS
 from toykern.ops.gate import check_entry_tensors
 from toykern.ops.tied_autoencoder_call import Call, Gradients, Optional, Options
 from toykern.ops.tied_autoencoder_large import Large

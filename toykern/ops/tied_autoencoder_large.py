@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from toykern import _native
-from toykern.activations import ACTIVATIONS
+from toykern.network.activations import ACTIVATIONS
 from toykern.ops.tied_autoencoder_call import Optional
 from toykern.ops.tied_autoencoder_plan import TILE_COLUMNS, TILE_ROWS, plan
 

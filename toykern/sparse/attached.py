@@ -11,8 +11,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from toykern.arguments.errors import check_choice, check_flag, describe
 from toykern.data.philox import half_normal
-from toykern.errors import check_choice, check_flag, describe
 from toykern.ops.sparse_topology import explore
 from toykern.ops.sparse_topology import move as move_together
 from toykern.sparse import rewind

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from toykern.errors import describe
+from toykern.arguments.errors import describe
 from toykern.ops import sparse_topology as native
 from toykern.sparse.topology import Topology
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from toykern.errors import check_flag, check_number
+from toykern.arguments.errors import check_flag, check_number
 from toykern.sparse.change import Change
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.prune import fractions, lowest_of_layer

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from toykern.errors import check_choice, check_int, check_non_negative_int, check_number
+from toykern.arguments.errors import check_choice, check_int, check_non_negative_int, check_number
 from toykern.sparse.change import Change
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.prune import Magnitude, PruneCriterion, drops_of

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from toykern.errors import check_choice, check_number
+from toykern.arguments.errors import check_choice, check_number
 from toykern.ops import sparse_topology as native
 from toykern.sparse.draws import distinct, free_numbers, tag_of
 from toykern.sparse.guided import DISTRIBUTIONS, guided_places

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from toykern.address import refuse_distributed
-from toykern.broadcast import broadcast_seed
+from toykern.arguments.broadcast import broadcast_seed
+from toykern.native.address import refuse_distributed
 from toykern.ops.sparse_ties import Ties
 from toykern.sparse.change import Change, Changed, changed
 from toykern.sparse.draws import tag_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from toykern.errors import (
+from toykern.arguments.errors import (
     check_choice,
     check_int,
     check_non_negative_int,

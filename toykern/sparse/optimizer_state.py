@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from toykern.errors import describe
+from toykern.arguments.errors import describe
 from toykern.ops import sparse_topology
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from toykern.errors import check_flag, describe
+from toykern.arguments.errors import check_flag, describe
 from toykern.ops import sparse_topology as native
 from toykern.ops.sparse_ties import Ties, first_of_ties
 from toykern.sparse.draws import words64

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed, nn
 
-from toykern.errors import (
+from toykern.arguments.errors import (
     check_choice,
     check_flag,
     check_non_negative_int,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from toykern.errors import (
+from toykern.arguments.errors import (
     check_choice,
     check_int,
     check_non_negative_int,

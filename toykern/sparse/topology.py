@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from toykern.broadcast import broadcast_per_model, broadcast_seed
-from toykern.devices import check_device
-from toykern.errors import (
+from toykern.arguments.broadcast import broadcast_per_model, broadcast_seed
+from toykern.arguments.errors import (
     check_dense_tensor,
     check_flag,
     check_int,
@@ -22,7 +21,8 @@ from toykern.errors import (
     check_size,
     describe,
 )
-from toykern.memory import check_free_memory
+from toykern.arguments.memory import check_free_memory
+from toykern.native.devices import check_device
 from toykern.ops import sparse_topology as native
 from toykern.sparse.draws import distinct, free_numbers
 from toykern.sparse.selection import largest

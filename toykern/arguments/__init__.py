@@ -1,0 +1,1 @@
+"""Arguments: their checks, how they reach models, grids of them, and the memory that they ask for."""

@@ -1,0 +1,1 @@
+"""Experiments of the literature, from scratch, by one call."""

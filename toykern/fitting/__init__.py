@@ -1,0 +1,1 @@
+"""`toykern.fit`: from models, data and settings to a run."""

@@ -1,0 +1,1 @@
+"""What stands between Python and the native module: addresses, devices, streams, threads."""

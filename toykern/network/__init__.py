@@ -1,0 +1,1 @@
+"""What a network is, told once: its activations, its tensors, its options."""

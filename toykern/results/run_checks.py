@@ -1,0 +1,209 @@
+"""The check of a whole run, before it is resumed and when it is loaded.
+
+A `Run` is an open book: its settings are a plain dictionary and its arrays plain tensors, which people edit
+and which files may hold wrongly. The kernels believe what they are told about both, so all of it is looked at
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
+from toykern.arguments.errors import check_int, check_number, describe
+from toykern.nn import SparseTiedAutoencoder
+from toykern.results.run import Run
+from toykern.training.kernels import AnyModel, check_data, check_model, frozen_parameters
+from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
+from toykern.training.resident_topology import ResidentTopology
+from toykern.training.schedule import schedule_from_config
+from toykern.training.settings import FEATURE_METRICS, Settings, check_settings
+
+_SETTINGS = (
+    "model", "data", "steps", "batch_size", "optimizer", "schedule", "target", "loss_reduction",
+    "record_every", "record", "snapshots",
+)  # fmt: skip
+
+
+def check_run(run: Any, name: str) -> Run:
+    """`run` if it could have been made by `fit`, stopped where it stands.
+
+    Its settings pass the checks of a new run; 0 ≤ step ≤ steps; every array, record, snapshot and optimiser
+    state is a plain contiguous tensor on the CPU, of the shape and dtype that follow from the settings.
+
+    Raises:
+        TypeError, ValueError: it is not, by `name` and the entry that is wrong. Nothing has been changed.
+    """
+    if not isinstance(run, Run):
+        raise TypeError(f"{name} must be a Run, not {describe(run)}")
+    try:
+        _check(run)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return run
+
+
+def _check(run: Run) -> None:
+    model = check_model(run.model, "fit")
+    check_data(run.data, model)
+    for kind in ("config", "arrays", "records", "snapshots", "optimizer_state", "carry"):
+        if not isinstance(getattr(run, kind), dict):
+            raise TypeError(f"{kind} must be a dict, not {describe(getattr(run, kind))}")
+    settings, optimizer = _check_config(run, model)
+    step = check_int("step", run.step, minimum=0, maximum=settings.steps)
+    check_number("seconds", run.seconds, minimum=0.0)
+
+    n_models, n = model.n_models, model.n_features
+    parameters = {name: list(p.shape) for name, p in model.stacked_parameters().items()}
+    _check_inputs(run, model, parameters)
+    _check_array("loss", run.loss, [n_models, settings.n_records])
+    _check_array("diverged_at", run.diverged_at, [n_models], torch.int64)
+    if bool(((run.diverged_at < -1) | (run.diverged_at > step)).any()):
+        raise ValueError(f"diverged_at must hold steps up to {step}, or -1, not {run.diverged_at.tolist()}")
+    _check_names("carry", run.carry, ["loss"])
+    _check_array("carry['loss']", run.carry["loss"], [n_models], torch.float64)
+
+    states = [f"{name}/{suffix}" for name in parameters for suffix in optimizer.state_names]
+    _check_names("optimizer_state", run.optimizer_state, states)
+    for name, state in run.optimizer_state.items():
+        _check_array(f"optimizer_state[{name!r}]", state, parameters[name.split("/")[0]])
+
+    for name, values in run.records.items():
+        if name not in settings.record or name == "loss":
+            raise ValueError(f"records has {name!r}, which config['record'] {list(settings.record)} does not")
+        trailing = [n] if name in FEATURE_METRICS else []
+        _check_array(f"records[{name!r}]", values, [n_models, settings.n_records, *trailing])
+    _check_snapshots(run, settings, parameters)
+
+
+def _check_config(run: Run, model: AnyModel) -> tuple[Settings, Optimizer]:
+    """The settings and the optimiser that `run.config` describes, after comparing it with the run."""
+    config = run.config
+    optional = [name for name in ("frozen", "topology") if name in config]
+    _check_names("config", config, [*_SETTINGS, *optional])
+    for name, described in (("model", model.config()), ("data", run.data.config())):
+        # A setting that the config does not have yet is one that came into being after it was written.
+        told = config[name]
+        if not isinstance(told, dict) or any(k not in described or described[k] != told[k] for k in told):
+            raise ValueError(f"config[{name!r}] does not describe the run's {name}: {describe(told)}")
+    if frozen_parameters(model) != config.get("frozen", []):
+        raise ValueError(
+            f"the run was begun with {config.get('frozen', [])} frozen; requires_grad is now False for "
+            f"{frozen_parameters(model)}"
+        )
+    arrays = run.arrays
+    for name in ("lr", "weight_decay"):
+        _check_array(f"arrays[{name!r}]", arrays.get(name), [model.n_models], torch.float64)
+    given = {name: arrays[name] for name in ("lr", "weight_decay")}
+    optimizer = optimizer_from_config(config["optimizer"], **given)
+    for name, values in given.items():
+        told = config["optimizer"].get(name)
+        if told != PER_MODEL and not bool((values == check_number(name, told, minimum=0.0)).all()):
+            raise ValueError(
+                f"config['optimizer'][{name!r}] is {describe(told)}, but arrays[{name!r}], which the run "
+                f"trains with, is not"
+            )
+    schedule = run.schedule
+    described = config["schedule"]
+    if schedule is None and not (isinstance(described, dict) and described.get("name") == "callable"):
+        schedule = schedule_from_config(described)
+    settings = check_settings(
+        model=model,
+        schedule=schedule,
+        optimizer=optimizer,
+        grid=run.grid,
+        tracks_explored=_check_topology(run, model),
+        record_every=check_int("record_every", config["record_every"], minimum=1),
+        **{
+            name: config[name]
+            for name in ("steps", "batch_size", "target", "loss_reduction", "record", "snapshots")
+        },
+    )
+    return settings, optimizer
+
+
+def _check_topology(run: Run, model: AnyModel) -> bool:
+    """Whether the run's recipe tracks explored positions; ValueError where run and config disagree."""
+    if "topology" not in run.config:
+        if run.topology is not None or run.topology_state is not None:
+            raise ValueError("topology is there, but config has no 'topology'")
+        return False
+    if not isinstance(model, SparseTiedAutoencoder):
+        raise ValueError(f"config has 'topology', but the model is a {type(model).__name__}")
+    if run.topology is not None:
+        if not isinstance(run.topology, ResidentTopology):
+            raise TypeError(f"topology must be the recipe at work, not {describe(run.topology)}")
+        return run.topology.recipe.track_explored
+    if not isinstance(run.topology_state, dict):
+        raise ValueError("config has 'topology', but the run has neither topology nor topology_state")
+    return run.topology_state["layers"]["weight"].get("explored") is not None
+
+
+def _check_inputs(run: Run, model: AnyModel, parameters: dict[str, list[int]]) -> None:
+    """What went in: `run.arrays`."""
+    n_models, n = model.n_models, model.n_features
+    arrays = run.arrays
+    rows = ([1, n], [n_models, n])
+    expected: dict[str, tuple[Sequence[list[int]], torch.dtype]] = {
+        "seed": ([[n_models]], torch.int64),
+        "importance": (rows, torch.float32),
+        "lr": ([[n_models]], torch.float64),
+        "weight_decay": ([[n_models]], torch.float64),
+        "probability": (rows, torch.float64),
+        "init_seed": ([[n_models]], torch.int64),
+    }
+    expected |= {f"init/{name}": ([shape], torch.float32) for name, shape in parameters.items()}
+    if isinstance(model, SparseTiedAutoencoder):
+        expected["init/connections"] = ([[n_models, model.n_hidden, n]], torch.bool)
+    if "topology" in run.config:
+        expected["topology_seed"] = ([[n_models]], torch.int64)
+    _check_names("arrays", arrays, expected)
+    for name, (shapes, dtype) in expected.items():
+        shape = next((s for s in shapes if list(getattr(arrays[name], "shape", ())) == s), shapes[0])
+        _check_array(f"arrays[{name!r}]", arrays[name], shape, dtype)
+    broadcast_seed("arrays['seed']", arrays["seed"], n_models)
+    broadcast_importance(arrays["importance"], n_models, n)
+    if not torch.equal(run.data.probability, arrays["probability"]):
+        raise ValueError("arrays['probability'] is not that of the run's data")
+
+
+def _check_snapshots(run: Run, settings: Settings, parameters: dict[str, list[int]]) -> None:
+    shapes = dict(parameters)
+    if isinstance(run.model, SparseTiedAutoencoder):
+        shapes["connections"] = parameters["weight"]
+    for at, snapshot in run.snapshots.items():
+        if at not in settings.snapshots or at > run.step:
+            raise ValueError(
+                f"snapshots has step {describe(at)}, which is none of config['snapshots'] "
+                f"{settings.snapshots} up to step {run.step}"
+            )
+        if not isinstance(snapshot, dict):
+            raise TypeError(f"snapshots[{at}] must be a dict, not {describe(snapshot)}")
+        _check_names(f"snapshots[{at}]", snapshot, list(shapes))
+        for name, values in snapshot.items():
+            dtype = torch.bool if name == "connections" else torch.float32
+            _check_array(f"snapshots[{at}][{name!r}]", values, shapes[name], dtype)
+
+
+def _check_names(where: str, found: dict[str, Any], expected: Any) -> None:
+    if found.keys() != set(expected):
+        raise ValueError(f"{where} must have the entries {sorted(expected)}, not {sorted(map(str, found))}")
+
+
+def _check_array(where: str, value: Any, shape: list[int], dtype: torch.dtype = torch.float32) -> None:
+    """TypeError or ValueError unless `value` is a plain contiguous CPU tensor with all of its memory."""
+    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout != torch.strided:
+        raise TypeError(f"{where} must be a tensor, not {describe(value)}")
+    if value.device.type != "cpu":
+        raise ValueError(f"{where} must be on the CPU, not on {str(value.device)!r}")
+    if list(value.shape) != shape or value.dtype != dtype:
+        wanted = f"a {str(dtype).removeprefix('torch.')} tensor of shape {shape}"
+        raise ValueError(f"{where} must be {wanted}, not {describe(value)}")
+    needed = (value.storage_offset() + value.numel()) * value.element_size()
+    if not value.is_contiguous() or value.is_neg() or value.untyped_storage().nbytes() < needed:
+        raise ValueError(f"{where} must be contiguous in memory of its own, not of strides {value.stride()}")

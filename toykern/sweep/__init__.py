@@ -1,6 +1,0 @@
-"""Sweeps of any size: grid → chunks of models → one labelled store that grows chunk by chunk and resumes."""
-
-from toykern.sweep.result import Sweep, open_sweep
-from toykern.sweep.run import sweep
-
-__all__ = ["Sweep", "open_sweep", "sweep"]

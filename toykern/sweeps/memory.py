@@ -1,0 +1,39 @@
+"""How many models of a sweep to train at once, where nobody says."""
+
+from __future__ import annotations
+
+from toykern import _native
+from toykern.arguments.memory import free_memory
+from toykern.nn import SparseTiedAutoencoder
+from toykern.results.run import Run, trained_arrays
+from toykern.results.store import tensors_of
+
+_CHUNKS = 16  # at least, of a large sweep: what Ctrl-C or a crash can cost
+_FEWEST = {"cuda": 65_536, "cpu": 4_096}  # models that keep all of a device, or all cores, busy
+_SHARE = 0.25  # of the free memory
+_OF_A_POSITION = 32  # bytes that a topology's update takes for a place where a connection might be
+_COPIES = 3  # of a model's numbers at the busiest moment: in training, as inputs, on the way to the store
+
+
+def default_chunk(probe: Run, n_models: int) -> int:
+    """Models per chunk: a sixteenth of the sweep or what keeps the machine busy, as far as memory allows.
+
+    `probe` is one model of the sweep at step 0.
+    """
+    device = next(probe.model.parameters()).device
+    wanted = max(_FEWEST.get(device.type, _FEWEST["cpu"]), -(-n_models // _CHUNKS))
+    fitting = int(_SHARE * free_memory(device) / (_COPIES * bytes_per_model(probe)))
+    return max(1, min(wanted, fitting, n_models))
+
+
+def bytes_per_model(probe: Run) -> int:
+    """Memory that one model of a run takes, records, snapshots and the stream's tables among it."""
+    total = sum(tensor.numel() * tensor.element_size() for _, tensor in tensors_of(probe))
+    metrics = len(probe.config["record"]) - 1
+    total += metrics * probe.loss.shape[1] * 4 * probe.model.n_features
+    trained = sum(t.numel() * t.element_size() for t in trained_arrays(probe).values())
+    total += trained * len(probe.config["snapshots"])
+    if isinstance(probe.model, SparseTiedAutoencoder):
+        positions = probe.model.n_features * probe.model.n_hidden
+        total += trained + positions * (_OF_A_POSITION if probe.topology is not None else 0)
+    return total + int(_native.tables_layout(probe.data.native()).bytes)

@@ -1,0 +1,264 @@
+"""A sweep in its store, which grows by a chunk of models at a time; how it lies there is in `layout.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toykern.arguments.grids import Grid
+from toykern.results.store_format import (
+    SWEEP_FORMAT,
+    StoreError,
+    check_path,
+    import_zarr,
+    open_array,
+    piece_names,
+    read_attributes,
+)
+from toykern.sweeps.boxes import Box, boxes_of
+from toykern.sweeps.layout import CHUNK_SECONDS, open_seconds, read_seconds, second_of
+from toykern.sweeps.reading import StoredArray, labelled
+
+if TYPE_CHECKING:
+    import xarray
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep in its store, read piece by piece: made by `toykern.sweep` and `toykern.open_sweep`.
+
+    Attributes:
+        path: of the store.
+        grid: the grid of its models.
+        attributes: what the store says of itself: `settings` (steps, batch size, optimiser, …), `provenance`,
+            `manifest`, ….
+        interrupted: True if Ctrl-C ended the call of `toykern.sweep` that returned it.
+
+    Example:
+        >>> import tempfile
+        >>> import toykern as tk
+        >>> def plan(points, index):
+        ...     model = tk.TiedAutoencoder(2, 1, points.n_models, seed=index)
+        ...     return {"model": model, "data": tk.SparseFeatures(2, points.density[:, None]), "seed": index}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = tk.sweep(tk.grid(density=[0.1, 1.0], seed=range(3)), plan, f"{folder}/s.zarr", steps=5)
+        ...     done.read("weight").shape
+        (2, 3, 1, 2)
+    """
+
+    path: Path
+    grid: Grid
+    attributes: dict[str, Any]
+    interrupted: bool = False
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The chunks, in the flat order of their models."""
+        return boxes_of(self.grid.shape, tuple(self.attributes["box"]))
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """float64 `[chunks]`: how long each chunk trained; NaN where it is not finished."""
+        return read_seconds(self.path, len(self.boxes), self._mark_entry)
+
+    @property
+    def finished(self) -> np.ndarray:
+        """bool `[chunks]`."""
+        return np.isfinite(self.seconds)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all chunks are finished."""
+        return bool(self.finished.all())
+
+    @property
+    def names(self) -> list[str]:
+        """What `read` can read."""
+        return [entry["path"] for entry in self.attributes["manifest"]]
+
+    def read(self, name: str, box: Box | None = None) -> np.ndarray:
+        """One array of results, `[*grid.shape, …]`, or the part of one chunk, `[*box.shape, …]`.
+
+        Raises:
+            StoreError: there is no such array, a chunk asked for is not finished, or it is damaged.
+        """
+        if name not in self.names:
+            raise StoreError(f"{self.path} has no array {name!r}; it has {', '.join(self.names)}")
+        if box is None:
+            todo = np.flatnonzero(~self.finished)
+            if todo.size:
+                raise StoreError(
+                    f"{self.path} has {len(self.boxes) - todo.size} of its {len(self.boxes)} chunks; "
+                    "the same call with resume=True (--resume) goes on"
+                )
+            return self._stored(name).read([slice(None)] * self._ndim(name), self.finished)
+        if not math.isfinite(
+            second_of(open_seconds(self.path, len(self.boxes), self._mark_entry), box.number)
+        ):
+            raise StoreError(f"{self.path}: chunk {box.number} is not finished")
+        return self._read_box(name, box)
+
+    def damage(self, box: Box) -> str | None:
+        """What is wrong with a finished chunk, after reading all of it; None where nothing is."""
+        try:
+            for name in self.names:
+                self._read_box(name, box)
+        except StoreError as error:
+            return str(error)
+        return None
+
+    def to_xarray(self) -> xarray.Dataset:
+        """The results as a labelled data set that reads from the store what is looked at.
+
+        Dimensions: the grid's axes, then `record`, `hidden`, `feature`, `snapshot`. Chunks that were not
+        finished when this was called show as NaN (floats), the lowest number (integers) or False.
+
+        Raises:
+            StoreError: something of a finished chunk, or a coordinate, is missing or damaged; what can only
+                be seen by reading raises when it is read.
+            ImportError: xarray is not installed (`pip install toykern[results]`).
+        """
+        return labelled(self)
+
+    def __repr__(self) -> str:
+        seconds, settings = self.seconds, self.attributes["settings"]
+        done, steps = int(np.isfinite(seconds).sum()), int(settings["steps"])
+        models = sum(box.n_models for box in self.boxes if np.isfinite(seconds[box.number]))
+        total = float(np.nansum(seconds))
+        rate = f", {models * steps / total:,.0f} model-steps/s" if total > 0 else ""
+        axes = " × ".join(f"{n} {name}" for n, name in zip(self.grid.shape, self.grid.dims, strict=True))
+        lines = [
+            f"<toykern.Sweep of {self.grid.n_models:,} models in {self.path}>",
+            f"  grid        {axes}",
+            f"  chunks      {done:,} of {len(self.boxes):,} finished, {self.boxes[0].n_models:,} models each",
+            f"  steps       {steps:,}, batch {settings['batch_size']}",
+            f"  time        {total:.2f} s{rate}",
+            f"  arrays      {', '.join(self.names)}",
+        ]
+        return "\n".join(lines)
+
+    @property
+    def coordinates(self) -> list[dict[str, Any]]:
+        """Entries, as in the manifest, of the arrays that label results, maybe with `chunk_seconds`."""
+        if "coordinates" in self.attributes:
+            return list(self.attributes["coordinates"])
+        # Version 1 had no list of them.
+        sizes = {name: (len(values), str(values.dtype)) for name, values in self.grid.coords.items()}
+        depth = len(self.grid.shape)
+        for entry in self.attributes["manifest"]:
+            if entry["path"] == "loss":
+                sizes["record"] = entry["shape"][depth], "int64"
+            elif entry["path"].endswith("_snapshots"):
+                sizes["snapshot"] = entry["shape"][depth], "int64"
+        return [{"path": name, "shape": [n], "dtype": dtype} for name, (n, dtype) in sizes.items()]
+
+    def readable_mark(self, box: Box) -> bool:
+        """Whether the entry of a chunk in `chunk_seconds` can be read; an absent one is NaN."""
+        try:
+            float(open_seconds(self.path, len(self.boxes), self._mark_entry)[box.number])
+        except StoreError:
+            raise
+        except Exception:  # zarr and its codecs raise whatever they like on damaged bytes
+            return False
+        return True
+
+    @property
+    def _mark_entry(self) -> dict[str, Any] | None:
+        return next((entry for entry in self.coordinates if entry["path"] == CHUNK_SECONDS), None)
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        return next(entry for entry in self.attributes["manifest"] if entry["path"] == name)
+
+    def _ndim(self, name: str) -> int:
+        return len(self._entry(name)["shape"])
+
+    def _stored(self, name: str) -> StoredArray:
+        return StoredArray(self.path, self._entry(name), self.boxes)
+
+    def _read_box(self, name: str, box: Box) -> np.ndarray:
+        """The part of one chunk, whether it is marked as finished or not."""
+        rest = [slice(None)] * (self._ndim(name) - len(box.shape))
+        return self._stored(name).read([*box.region, *rest], np.ones(len(self.boxes), dtype=bool))
+
+    def _write_box(self, box: Box, values: Mapping[str, np.ndarray], seconds: float) -> None:
+        """Add a chunk: everything of it, then the entry that says so."""
+        if values.keys() != set(self.names):
+            raise ValueError(
+                f"chunk {box.number} has the results {sorted(values)}, the chunks before had {self.names}"
+            )
+        for name, array in values.items():
+            entry = self._entry(name)
+            trailing = entry["shape"][len(box.shape) :]
+            if list(array.shape[1:]) != trailing or str(array.dtype) != entry["dtype"]:
+                raise ValueError(
+                    f"{name} of chunk {box.number} is {array.dtype} {list(array.shape[1:])} a model, that of "
+                    f"the chunks before was {entry['dtype']} {trailing}"
+                )
+        try:
+            self._mark(box, math.nan)
+            for name, array in values.items():
+                entry = self._entry(name)
+                stored = open_array(self.path, entry, "r+")
+                # A torn piece is never written into, and what zarr was writing when it was killed goes too.
+                for piece in piece_names(stored.chunks, stored.shape, box.region):
+                    _remove_piece(self.path / name / piece)
+                stored[box.region] = array.reshape(*box.shape, *array.shape[1:])
+            self._mark(box, seconds)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def _mark(self, box: Box, seconds: float) -> None:
+        open_seconds(self.path, len(self.boxes), self._mark_entry, "r+")[box.number] = seconds
+
+
+def _remove_piece(piece: Path) -> None:
+    piece.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        for partial in piece.parent.glob(f"{piece.name}.*.partial"):
+            partial.unlink(missing_ok=True)
+
+
+def open_sweep(path: str | os.PathLike[str]) -> Sweep:
+    """The sweep in the store at `path`, finished or not; nothing but its description is read.
+
+    Raises:
+        StoreError: there is no store, or it is none of a sweep, of another version, or damaged.
+        ImportError: zarr is not installed (`pip install toykern[results]`).
+    """
+    import_zarr()
+    source = Path(os.path.realpath(check_path(path)))
+    attributes = read_attributes(source, SWEEP_FORMAT)
+    try:
+        sweep = Sweep(source, Grid.from_config(attributes["grid"]), attributes)
+        _check(sweep)
+    except Exception as error:  # a damaged description may be of anything, and lead anywhere
+        raise StoreError(
+            f"{source} is damaged: its attributes describe no sweep ({type(error).__name__}: {error})"
+        ) from error
+    return sweep
+
+
+def _check(sweep: Sweep) -> None:
+    """ValueError, or whatever it leads to, where the attributes are none of a sweep."""
+    shape, box = list(sweep.grid.shape), sweep.attributes["box"]
+    if not isinstance(box, list) or len(box) != len(shape):
+        raise ValueError(f"its chunks are {box!r:.80}")
+    if not all(type(n) is int and 1 <= n <= points for n, points in zip(box, shape, strict=True)):
+        raise ValueError(f"its chunks are {box!r:.80}")
+    if "loss" not in sweep.names:
+        raise ValueError("it has no loss")
+    for entry in sweep.attributes["manifest"]:
+        if entry["shape"][: len(shape)] != shape:
+            raise ValueError(f"array {entry['path']} is {entry['shape']} on a grid of {shape}")
+    settings, provenance = sweep.attributes["settings"], sweep.attributes["provenance"]
+    if not isinstance(settings, dict) or not isinstance(provenance, dict):
+        raise ValueError("it has no settings or provenance")
+    int(settings["steps"]), int(settings["batch_size"]), str(settings["device"])
+    sweep.coordinates  # noqa: B018  it looks for them

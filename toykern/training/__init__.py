@@ -1,0 +1,1 @@
+"""The resident trainer: settings, optimisers, schedules, and the seam to its kernels."""

@@ -1,0 +1,351 @@
+"""The seam to the resident kernels: tensors checked, laid out and kept alive, native calls made.
+
+`toykern.fit` and `toykern.evaluate` are the public fronts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from toykern import _native
+from toykern.arguments.errors import describe
+from toykern.data.features import SparseFeatures
+from toykern.native.address import address, address_of_array, storage_address
+from toykern.native.device_launch import DeviceLaunch
+from toykern.native.devices import check_kernels
+from toykern.native.threads import kernel_threads
+from toykern.network.activations import ACTIVATIONS
+from toykern.nn.autoencoder import Autoencoder
+from toykern.nn.model_checks import check_as_described
+from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
+from toykern.nn.stacked import TARGETS, StackedModel
+from toykern.nn.tied_autoencoder import TiedAutoencoder
+from toykern.training.optim import SGD, Adam, AdamW, Optimizer
+from toykern.training.resident_topology import DenseLayer
+
+AnyModel: TypeAlias = StackedModel | SparseTiedAutoencoder
+"""What the kernels train and evaluate."""
+
+_ORDERED_MODELS = 4096
+_OPTIMIZERS = {SGD: 0, Adam: 1, AdamW: 2}
+
+
+def check_model(model: Any, action: str) -> AnyModel:
+    """`model` if the kernels can run it; TypeError, ValueError or RuntimeError that says why not."""
+    if not isinstance(model, TiedAutoencoder | Autoencoder | SparseTiedAutoencoder):
+        raise TypeError(
+            "model must be a TiedAutoencoder, an Autoencoder or a SparseTiedAutoencoder, not "
+            f"{describe(model)}"
+        )
+    check_as_described(model, _described_class(model), trains=action == "fit")
+    options = model.unfitted_options() if isinstance(model, StackedModel) else {}
+    on_cuda = any(parameter.device.type == "cuda" for parameter in model.parameters())
+    for name in ("hidden_activation", "output_activation"):
+        row = ACTIVATIONS.get(getattr(model, name))
+        if row is None or not row.fitted or (on_cuda and "fit" not in row.cuda):
+            options[name] = getattr(model, name)
+    if options:
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ValueError(
+            f"model has options that the resident kernels cannot {action}: {given}; "
+            "train it in a loop of your own with model.loss"
+        )
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        places = ", ".join(f"{name} on {str(p.device)!r}" for name, p in model.named_parameters())
+        raise ValueError(f"model must have all its parameters on one device, not {places}")
+    device = next(iter(devices))
+    try:
+        check_kernels(device)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"model is on the device {str(device)!r}, where {action} cannot run: {error}"
+        ) from None
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise TypeError(
+                f"model must have float32 parameters to {action}; {name} is {describe(parameter)}"
+            )
+    _check_shapes(model)
+    return model
+
+
+def _described_class(model: AnyModel) -> type[AnyModel]:
+    return next(c for c in (TiedAutoencoder, Autoencoder, SparseTiedAutoencoder) if isinstance(model, c))
+
+
+def frozen_parameters(model: AnyModel) -> list[str]:
+    """Names of the parameters that training leaves as they are: those without `requires_grad`."""
+    return sorted(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+def check_data(data: Any, model: AnyModel) -> SparseFeatures:
+    """`data` if it fits the model; TypeError or ValueError that names what differs."""
+    if isinstance(data, torch.Tensor):
+        raise TypeError(
+            "data must be a SparseFeatures; a tensor is reserved for finite datasets, not in this version"
+        )
+    if not isinstance(data, SparseFeatures):
+        raise TypeError(f"data must be a SparseFeatures, not {describe(data)}")
+    if data.n_features != model.n_features:
+        raise ValueError(f"data has n_features = {data.n_features}, the model has {model.n_features}")
+    if data.n_models not in (None, model.n_models):
+        raise ValueError(
+            f"data has probabilities for {data.n_models} models, the model stacks {model.n_models}"
+        )
+    return data
+
+
+def _check_shapes(model: AnyModel) -> None:
+    """ValueError where parameters were replaced by others: the kernels would read beyond them."""
+    if isinstance(model, SparseTiedAutoencoder):
+        expected = {"values": [len(model.topology.column)]}
+    else:
+        expected = {name: [model.n_models, *shape] for name, shape in model.weight_shapes().items()}
+    if model.bias is not None:
+        expected["bias"] = [model.n_models, model.n_features]
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != expected.keys():
+        raise ValueError(f"model must have the parameters {sorted(expected)}, not {sorted(parameters)}")
+    for name, shape in expected.items():
+        if list(parameters[name].shape) != shape:
+            raise ValueError(
+                f"model.{name} must have the shape {shape}, that of its n_models, n_hidden and n_features, "
+                f"not {describe(parameters[name])}"
+            )
+
+
+def network_params(model: AnyModel, target: str, loss_reduction: str) -> Any:
+    """The kernels' description of the network and its loss."""
+    network = _native.Network()
+    network.n_features = model.n_features
+    network.n_hidden = model.n_hidden
+    network.tied = is_tied(model)
+    network.hidden_activation = ACTIVATIONS[model.hidden_activation].number
+    network.output_activation = ACTIVATIONS[model.output_activation].number
+    network.has_bias = model.bias is not None
+    network.target = TARGETS.index(target)
+    network.loss_sum = loss_reduction == "sum"
+    return network
+
+
+def is_tied(model: AnyModel) -> bool:
+    """Whether the decoder is the encoder's transpose, "weight"."""
+    return not isinstance(model, Autoencoder)
+
+
+def _set_parameters(params: Any, tensors: dict[str, torch.Tensor], tied: bool, device: torch.device) -> None:
+    def at(name: str) -> int:
+        return address(f"model.{name}", tensors[name], torch.float32, device)
+
+    params.encoder = at("weight" if tied else "encoder")
+    params.decoder = 0 if tied else at("decoder")
+    params.bias = at("bias") if "bias" in tensors else 0
+
+
+def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
+    """The order in which models should be taken, int64 `[models]`; None where it does not matter.
+
+    It matters while the last model could keep the others waiting; with thousands, neighbours in memory
+    matter more.
+    """
+    if data.n_models is None or data.n_models > _ORDERED_MODELS:
+        return None
+    return data.active_features().argsort(descending=True, stable=True)
+
+
+class Resident:
+    """One ensemble in training: the arrays of a run, advanced by native calls.
+
+    `tensors` holds the parameters by name as they are being trained, on the model's device. Those of the
+    module that are not contiguous are trained in contiguous copies. The run's own arrays (records, optimiser
+    state, marks) lie on the CPU; where the model does not, copies of them are trained on its device. A sparse
+    W is trained as a dense "weight" with zeros, `layer`. `write_back` brings everything up to date.
+
+    Raises:
+        ValueError: a parameter is an expanded tensor; the state is that of other connections.
+        MemoryError: the device has too little memory.
+    """
+
+    def __init__(
+        self,
+        model: AnyModel,
+        data: SparseFeatures,
+        optimizer: Optimizer,
+        *,
+        steps: int,
+        batch_size: int,
+        target: str,
+        loss_reduction: str,
+        record_every: int,
+        arrays: dict[str, torch.Tensor],
+        state: dict[str, torch.Tensor],
+        loss: torch.Tensor,
+        loss_carry: torch.Tensor,
+        diverged_at: torch.Tensor,
+    ) -> None:
+        self._model = model
+        self._parameters = dict(model.named_parameters())
+        for name, parameter in self._parameters.items():
+            if any(d > 1 and s == 0 for d, s in zip(parameter.shape, parameter.stride(), strict=True)):
+                raise ValueError(
+                    f"model.{name} is an expanded tensor; training needs memory of its own (clone it)"
+                )
+        launch = device_launch(model, data, "training")
+        self._launch = launch
+        tied = is_tied(model)
+        self._run_tensors = [*state.values(), loss, loss_carry, diverged_at]
+        there = self._run_tensors if launch is None else launch.moved(self._run_tensors)
+        self._there = there
+        state_there = dict(zip(state, there, strict=False))
+        self.layer: DenseLayer | None = None
+        self.tensors: dict[str, torch.Tensor] = {}
+        if isinstance(model, SparseTiedAutoencoder):
+            self._parameters.pop("values")
+            moments = [t for name, t in state_there.items() if name.startswith("weight/")]
+            self.layer = DenseLayer(model, moments)
+            self.tensors["weight"] = self.layer.weight
+        self.tensors |= {name: p.detach().contiguous() for name, p in self._parameters.items()}
+        # All that training changes, where it changes it, by a path.
+        self.changing = {f"parameters/{name}": tensor for name, tensor in self.tensors.items()}
+        self.changing |= {f"state/{name}": tensor for name, tensor in state_there.items()}
+        self.changing["carry/loss"] = there[-2]
+        inputs = [arrays[name] for name in ("seed", "importance", "lr", "weight_decay")]
+        seed, importance, lr, weight_decay = inputs if launch is None else launch.moved(inputs)
+        order = costliest_first(data)
+        if order is not None and launch is not None:
+            order = launch.moved([order])[0]
+        # Everything whose address the kernels hold.
+        self._kept = [data, seed, importance, lr, weight_decay, order]
+
+        self._device = next(model.parameters()).device
+        p = _native.TrainParams()
+        p.network = network_params(model, target, loss_reduction)
+        p.data = data.native() if launch is None else launch.distribution
+        p.n_models = model.n_models
+        p.batch_size = batch_size
+        p.seed = self._at("seed", seed, torch.int64)
+        p.importance = self._at("importance", importance, torch.float32)
+        p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
+        _set_parameters(p, self.tensors, tied, self._device)
+        for moment, suffix in enumerate(optimizer.state_names):
+            for number, name in enumerate(["weight" if tied else "encoder", "decoder", "bias"]):
+                key = f"{name}/{suffix}"
+                if key in state:
+                    p.set_state(moment, number, self._at(key, state_there[key], torch.float32))
+        names = {"weight": 0, "values": 0, "encoder": 0, "decoder": 1, "bias": 2}
+        for name in frozen_parameters(model):
+            p.set_frozen(names[name], True)
+        if self.layer is not None:
+            p.network.sparse = True
+            p.connected = self._at("connected", self.layer.connected, torch.uint8)
+        p.optimizer = _OPTIMIZERS[type(optimizer)]
+        if isinstance(optimizer, SGD):
+            p.beta1, p.beta2, p.nesterov = optimizer.momentum, optimizer.dampening, optimizer.nesterov
+        elif isinstance(optimizer, Adam | AdamW):
+            p.beta1, p.beta2 = optimizer.betas
+            p.eps = optimizer.eps
+        p.lr = self._at("lr", lr, torch.float64)
+        p.weight_decay = self._at("weight_decay", weight_decay, torch.float64)
+        p.record_every = record_every
+        p.loss_records = self._at("loss", there[-3], torch.float32)
+        p.n_records = loss.shape[1]
+        p.total_steps = steps
+        p.loss_carry = self._at("loss_carry", there[-2], torch.float64)
+        p.diverged_at = self._at("diverged_at", there[-1], torch.int64)
+        if order is not None:
+            p.order = self._at("order", order, torch.int64)
+        self._params = p
+
+    def advance(self, first: int, factors: np.ndarray, gradient: bool = False) -> None:
+        """Train steps first … first + len(factors) − 1; `factors` multiply the learning rate, float64.
+
+        With `gradient`, that of the last step, at all positions of a sparse W, comes into `layer.gradient`; 0
+        for models that diverged.
+        """
+        if self.layer is not None:
+            self.layer.gradient.zero_()
+            found = self._at("gradient", self.layer.gradient, torch.float32)
+            self._params.gradient = found if gradient else 0
+        self._params.first_step = first
+        self._params.steps = len(factors)
+        self._params.threads = kernel_threads()
+        if self._launch is not None:
+            self._launch.train(self._params, factors)
+            return
+        self._params.lr_factor = address_of_array("factors", factors, np.float64)
+        _native.train(self._params)
+
+    def write_back(self) -> None:
+        """Bring the module's parameters and the run's arrays up to date."""
+        if self.layer is not None:
+            assert isinstance(self._model, SparseTiedAutoencoder)
+            self.layer.write_to(self._model)
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                if storage_address(self.tensors[name]) != storage_address(parameter):
+                    parameter.copy_(self.tensors[name])
+                else:  # autograd must see that the memory changed
+                    torch.autograd.graph.increment_version(parameter)
+        for kept, trained in zip(self._run_tensors, self._there, strict=True):
+            if kept is not trained:
+                kept.copy_(trained)
+
+    def _at(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> int:
+        return address(name, tensor, dtype, self._device)
+
+    @property
+    def diverged_at(self) -> torch.Tensor:
+        """The marks as they are now, int64 `[models]`, on the CPU."""
+        return self._there[-1].cpu()
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """A copy of the parameters by name, on the CPU; "connections" too where W is sparse, bool."""
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
+        return copies if self.layer is None else copies | {"connections": self.layer.connected.bool().cpu()}
+
+
+def device_launch(model: AnyModel, data: SparseFeatures, action: str) -> DeviceLaunch | None:
+    """How to call the kernels of the model's device; None for the CPU's."""
+    device = next(model.parameters()).device
+    return DeviceLaunch(data, model.n_models, device, action) if device.type == "cuda" else None
+
+
+def evaluate_models(
+    model: AnyModel,
+    data: SparseFeatures,
+    *,
+    batches: int,
+    batch_size: int,
+    seed: torch.Tensor,
+    importance: torch.Tensor,
+    target: str,
+    loss_reduction: str,
+) -> torch.Tensor:
+    """float64 `[models]`, on the model's device: the mean loss over batches of the evaluation stream."""
+    tensors = {name: p.contiguous() for name, p in model.stacked_parameters().items()}
+    launch = device_launch(model, data, "evaluating")
+    if launch is not None:
+        seed, importance = launch.moved([seed, importance])
+    device = next(model.parameters()).device
+    loss = torch.empty(model.n_models, dtype=torch.float64, device=device)
+    p = _native.EvaluateParams()
+    p.network = network_params(model, target, loss_reduction)
+    p.data = data.native() if launch is None else launch.distribution
+    p.n_models = model.n_models
+    p.batch_size = batch_size
+    p.batches = batches
+    p.seed = address("seed", seed, torch.int64, device)
+    p.importance = address("importance", importance, torch.float32, device)
+    p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
+    _set_parameters(p, tensors, is_tied(model), device)
+    p.loss = address("loss", loss, torch.float64, device)
+    p.threads = kernel_threads()
+    if launch is None:
+        _native.evaluate(p)
+    else:
+        launch.evaluate(p)
+    return loss
