@@ -96,4 +96,4 @@ def test_no_other_place_of_the_package_takes_addresses() -> None:
         for path in package.rglob("*.py")
         if taking.search(path.read_text(encoding="utf-8"))
     }
-    assert found == {"address.py"}
+    assert found == {"native/address.py"}

@@ -546,7 +546,8 @@ def test_stubs_stand_in_for_all_that_the_rest_of_the_module_calls(kernels, tmp_p
         [path for path in build_folder().rglob("*.o") if path.suffixes != [".cu", ".o"]], "--undefined-only"
     )
     in_cuda = symbols(
-        [build_folder() / "cuda" / f"{path.stem}.cu.o" for path in cuda_sources()], "--defined-only"
+        [build_folder() / path.relative_to(ROOT / "csrc").with_suffix(".cu.o") for path in cuda_sources()],
+        "--defined-only",
     )
     assert used & in_cuda
     assert used & in_cuda <= symbols(sorted(tmp_path.glob("*.o")), "--defined-only")

@@ -130,8 +130,8 @@ def test_links_lead_somewhere(page):
 
 @each_page
 def test_files_named_in_passing_exist(page):
-    folders = ["", "csrc", "csrc/cpu", "csrc/cuda", "csrc/include"]
-    places = [*(ROOT / folder for folder in folders), page.parent]
+    folders = [path for path in (ROOT / "csrc").rglob("*") if path.is_dir()]
+    places = [ROOT, ROOT / "csrc", *folders, page.parent]
     for name in re.findall(
         r"`([\w/.-]+\.(?:py|inl|h|cuh|cu|cpp|toml|txt|md))`", page.read_text(encoding="utf-8")
     ):

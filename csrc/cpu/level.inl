@@ -3,9 +3,9 @@
 #include "cpu/layer/level.inl"
 #include "cpu/measure.inl"
 #include "cpu/resident/resident.inl"
-#include "cpu/stream/sample.inl"
 #include "cpu/sparse/choice.inl"
 #include "cpu/sparse/level.inl"
+#include "cpu/stream/sample.inl"
 #include "cpu/stream/unit_tables.inl"
 
 #define TOYKERN_TEXT2(x) #x

@@ -8,8 +8,8 @@
 // Order      every element is summed over k in order, in slabs of kPanelDepth that depend on the shape alone
 // Roof       24 fused multiply-adds for 3 loads and 8 broadcasts: measured at 77-99% of the peak with its epilogue (80 -> 20 to 400 -> 30, v4)
 #pragma once
-#include "cpu/simd/simd.h"
 #include "cpu/simd/double.h"
+#include "cpu/simd/simd.h"
 
 namespace toykern {
 namespace TOYKERN_LEVEL {

@@ -13,9 +13,9 @@
 // Roof       fused multiply-adds: n m forward, 2 n m backward when dense, a row; blocks of 8 rows × 3 lane groups in registers
 #pragma once
 #include "common/loss.h"
+#include "cpu/resident/tiles_model.inl"
 #include "cpu/simd/lanes.h"
 #include "cpu/stream/stream.inl"
-#include "cpu/resident/tiles_model.inl"
 
 namespace toykern {
 namespace TOYKERN_LEVEL {

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/threads/shares.h"
 #include "cpu/sparse/scores.h"
 #include "cpu/sparse/ties.h"
+#include "cpu/threads/shares.h"
 #include "toykern/sparse_topology.h"
 
 namespace toykern {

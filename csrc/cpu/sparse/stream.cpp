@@ -7,9 +7,9 @@
 // best come in as well, since the random words of ties may prefer them to what is held.
 #include <cstring>
 
-#include "cpu/threads/shares.h"
 #include "cpu/sparse/scores.h"
 #include "cpu/sparse/ties.h"
+#include "cpu/threads/shares.h"
 #include "toykern/api.h"
 
 namespace toykern {

@@ -14,8 +14,8 @@
 #include "common/loss.h"
 #include "common/optimizer_step.h"
 #include "common/records.h"
-#include "cuda/stream/entries.cuh"
 #include "cuda/regimes.h"
+#include "cuda/stream/entries.cuh"
 
 namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {

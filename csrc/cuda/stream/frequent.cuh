@@ -4,8 +4,8 @@
 // Order      integers only
 // Roof       about two Philox blocks a gate word (each level decides half of the 32 gates that are left)
 #pragma once
-#include "common/stream/words.h"
 #include "common/stream/unit_tables.h"
+#include "common/stream/words.h"
 #include "cuda/stream/rare.cuh"
 
 namespace toykern {

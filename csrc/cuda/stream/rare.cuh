@@ -8,8 +8,8 @@
 // Limits     none; any number of arrivals by further rounds
 // Roof       a Philox block and 4 x 35 operations for the gaps, 4 x 12 for a scan, 4 x 15 for the places of 128 arrivals
 #pragma once
-#include "common/stream/words.h"
 #include "common/stream/unit_tables.h"
+#include "common/stream/words.h"
 #include "cuda/warp.h"
 
 namespace toykern {

@@ -8,8 +8,8 @@
 // Limits     single features only, up to eight
 // Roof       for 64 arrivals of each of two models: docs/gpu_trainer.md counts them
 #pragma once
-#include "common/stream/words.h"
 #include "common/stream/unit_tables.h"
+#include "common/stream/words.h"
 #include "cuda/stream/rare.cuh"
 #include "cuda/warp.h"
 
