@@ -13,6 +13,7 @@ from kit import largest_error, layer_batch, layer_loss_options, layer_of, layer_
 import toykern as tk
 from toykern import _native
 from toykern.ops import tied_autoencoder_cuda as cuda
+from toykern.ops import tied_autoencoder_cuda_call
 
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2.0**-8}
 """Small models compute in float32 and round results once."""
@@ -54,7 +55,7 @@ def device_layer(descending: bool = False, large: bool = False) -> Iterator[Host
     ops["tied_autoencoder_loss"] = cuda.loss
     stacked = _native.layer_is_stacked
     with (
-        mock.patch.object(cuda, "kernels_of", lambda device: kernels),
+        mock.patch.object(tied_autoencoder_cuda_call, "kernels_of", lambda device: kernels),
         mock.patch.object(_native, "layer_is_stacked", lambda *shape: not large and stacked(*shape)),
         mock.patch.multiple(torch.ops.toykern, **ops),
     ):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from toykern.ops.sparse_linear import SparseIndex
+from toykern.ops.sparse_index import SparseIndex
 from toykern.sparse.topology import Topology
 
 

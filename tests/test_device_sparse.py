@@ -12,8 +12,9 @@ import toykern as tk
 from toykern.nn import sparse_linear as layers
 from toykern.ops import sparse_backends, sparse_choice, sparse_linear_device
 from toykern.ops.sparse_backends import Connections, gathered_at, scattered
-from toykern.ops.sparse_linear import SparseIndex, sparse_linear
-from toykern.ops.sparse_linear_device import sparse_linear_on_device, transposed_index
+from toykern.ops.sparse_index import SparseIndex, transposed_index
+from toykern.ops.sparse_linear import sparse_linear
+from toykern.ops.sparse_linear_device import sparse_linear_on_device
 from toykern.sparse.groups import expanded
 from toykern.sparse.topology import Topology
 

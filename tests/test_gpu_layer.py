@@ -14,7 +14,7 @@ from layer_kit import LARGE_TOLERANCE, TOLERANCE, case_errors
 
 import toykern as tk
 from toykern import _native
-from toykern.ops import tied_autoencoder_cuda as cuda
+from toykern.ops import tied_autoencoder_cuda_call
 from toykern.ops import tied_autoencoder_large as large_models
 
 pytestmark = pytest.mark.gpu
@@ -226,13 +226,13 @@ def test_few_active_outputs_are_taken_one_by_one(dtype, monkeypatch):
         model.bias.fill_(-model.forward(x).std() * 4)
     monkeypatch.setattr(large_models, "ACTIVE_WORK", 0)  # looks at the share even of little work
     called = []
-    true_tile = cuda._Kernels.tile
+    true_tile = tied_autoencoder_cuda_call.Kernels.tile
 
     def tile(kernels, params, kernel):
         called.append(kernel)
         true_tile(kernels, params, kernel)
 
-    monkeypatch.setattr(cuda._Kernels, "tile", tile)
+    monkeypatch.setattr(tied_autoencoder_cuda_call.Kernels, "tile", tile)
     found = []
     for share in (1.0, -1.0):
         monkeypatch.setattr(large_models, "ACTIVE_SHARE", dict.fromkeys(large_models.ACTIVE_SHARE, share))

@@ -12,7 +12,7 @@ from test_device_sparse import GROUPED, WIDE, grouped_problem, width_of
 
 import toykern as tk
 from toykern.ops import sparse_choice
-from toykern.ops.sparse_linear import SparseIndex
+from toykern.ops.sparse_index import SparseIndex
 from toykern.ops.sparse_linear_device import sparse_linear_on_device
 
 pytestmark = pytest.mark.gpu

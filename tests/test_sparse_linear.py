@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from kit import LEVELS, isa_level
 from sparse_cases import DTYPES, FLOORS, SPARSE_CASES, SparseCase, dense_results, problem_of
 
-from toykern.ops.sparse_linear import SparseIndex, by_column, sparse_linear
+from toykern.ops.sparse_index import SparseIndex
+from toykern.ops.sparse_linear import by_column, sparse_linear
 from toykern.sparse.topology import Topology
 
 BY_NAME = {case.name: case for case in SPARSE_CASES}

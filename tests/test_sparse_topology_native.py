@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toykern.ops import sparse_topology as native
-from toykern.ops.sparse_linear import SparseIndex
+from toykern.ops.sparse_index import SparseIndex
 from toykern.ops.sparse_ties import Ties
 from toykern.sparse.change import Change, changed, changed_anywhere
 from toykern.sparse.draws import distinct, free_numbers

@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from toykern.terminal import say
+
 if TYPE_CHECKING:
     from toykern.experiments.phase_diagram import PhaseDiagram
     from toykern.sweeps import Sweep
 
-__all__ = ["main", "say"]
+__all__ = ["main"]
 
 _DESCRIPTION = """\
 Trains very many, very small networks on sparse features, and looks at what they learned.
@@ -60,21 +62,6 @@ grows, with
   sweep = toykern.open_sweep("phase_diagram.zarr")
   sweep.to_xarray()      # losses and weights with dimensions importance, density, seed
 """
-
-
-def say(text: str) -> None:
-    """Print a line at once.
-
-    Where nobody reads any more (`toykern info | head -1`) what is said is dropped and the command goes on:
-    what was trained is drawn and stored also then.
-    """
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # The file stays open, so that neither later lines nor the flush at exit find a closed pipe.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 _MAX_SIZE = (

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from toykern.cli import say
+from toykern.terminal import say
 
 PACKAGES = ("toykern", "torch", "numpy", "xarray", "zarr", "matplotlib", "jax", "optax")
 

@@ -11,7 +11,8 @@ from toykern.arguments.broadcast import broadcast_seed
 from toykern.arguments.errors import check_choice, check_flag, check_int, check_size, describe
 from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.sparse_weights import SparseWeights, initial_bias, initial_values, random_topology
-from toykern.ops.sparse_linear import GradientCapture, sparse_linear
+from toykern.ops.sparse_linear import sparse_linear
+from toykern.ops.sparse_linear_schema import GradientCapture
 from toykern.sparse.topology import Topology
 
 ACTIVATIONS = ("none", "relu")

@@ -12,7 +12,8 @@ from toykern.arguments.errors import check_choice, check_flag, check_size, descr
 from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.sparse_weights import SparseWeights, initial_values, random_topology
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, model_index
-from toykern.ops.sparse_linear import GradientCapture, by_column, sparse_linear
+from toykern.ops.sparse_linear import by_column, sparse_linear
+from toykern.ops.sparse_linear_schema import GradientCapture
 from toykern.sparse.topology import Topology
 
 _ACTIVATIONS = ("none", "relu")  # of those that dense stacks have

@@ -17,7 +17,8 @@ from toykern.data.philox import KIND_INIT, normal, sequence
 from toykern.native.address import storage_address
 from toykern.nn.factory import factory_dtype
 from toykern.ops.sparse_backends import BACKENDS
-from toykern.ops.sparse_linear import GradientCapture, SparseIndex, check_index
+from toykern.ops.sparse_index import SparseIndex, check_index
+from toykern.ops.sparse_linear_schema import GradientCapture
 from toykern.ops.sparse_topology import move, on_cpu
 from toykern.sparse.groups import check_group, expanded, reduced
 from toykern.sparse.layer import NoBackwardPass
@@ -68,7 +69,7 @@ class SparseWeights(nn.Module):
 
     Buffers: `shape` int64 `[3]` (n_models, out_features, in_features), `row_start` and `column` (the
     topology's) go into the state_dict. The index by column (`column_start`, `row`, `slot`:
-    `toykern.ops.sparse_linear.SparseIndex`) is made from them. Change the topology by `set_topology` or
+    `toykern.ops.sparse_index.SparseIndex`) is made from them. Change the topology by `set_topology` or
     `load_state_dict` only: the kernels see an index that leads outside, but not one that is stale.
     """
 

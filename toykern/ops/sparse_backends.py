@@ -37,7 +37,7 @@ class Connections:
     """A stack of sparse matrices `[n_models, out_features, in_features]`; tensors contiguous, on one device.
 
     Attributes:
-        row_start, column, column_start, row, slot: as in `toykern.ops.sparse_linear.SparseIndex`. The last
+        row_start, column, column_start, row, slot: as in `toykern.ops.sparse_index.SparseIndex`. The last
             three may be None where no gradient of x is asked of the slots back end.
         group: that many neighbouring rows share their columns; it divides out_features.
         width: for the groups back end, at least the connections of any row.

@@ -1,4 +1,4 @@
-"""Sparse layers on a GPU: ops for torch, gradients, the choice of a back end, and the index by column.
+"""Sparse layers on a GPU: ops for torch, gradients, and the choice of a back end.
 
 `toykern.ops.sparse_linear.sparse_linear` comes here with tensors on a CUDA device. Two ops, beside those of
 the CPU because they carry the back end and the groups:
@@ -13,32 +13,25 @@ Both also take tensors on the CPU, for the tests: toykern.ops.sparse_backends sa
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from toykern.native.devices import check_kernels
 from toykern.ops import sparse_backends
 from toykern.ops.sparse_backends import BACKENDS, Connections
 from toykern.ops.sparse_choice import choose
-from toykern.ops.sparse_linear import (
-    _CAPTURES,
-    _LIBRARY,
-    SparseIndex,
-    _check_backward,
-    _check_forward,
-)
+from toykern.ops.sparse_index import SparseIndex, check_contents
+from toykern.ops.sparse_linear_schema import CAPTURES, LIBRARY, check_backward, check_forward
 
 _SHARED = (
     "Tensor row_start, Tensor column, Tensor column_start, Tensor row, Tensor slot, bool relu, str backend"
 )
-_LIBRARY.define(
+LIBRARY.define(
     f"sparse_linear_device_forward(Tensor x, Tensor values, Tensor? bias, {_SHARED}, int group, int width) "
     "-> Tensor"
 )
-_LIBRARY.define(
+LIBRARY.define(
     f"sparse_linear_device_backward(Tensor dy, Tensor x, Tensor values, Tensor? y, {_SHARED}, int group, "
     "int width, bool[3] wanted, int capture) -> (Tensor, Tensor, Tensor)"
 )
@@ -109,7 +102,7 @@ def _forward(
     backend: str, group: int, width: int,
 ) -> torch.Tensor:  # fmt: skip
     _check_stack(x)
-    _check_forward(x, values, bias, row_start, column)
+    check_forward(x, values, bias, row_start, column)
     c = _connections(x, row_start, column, column_start, row, slot, group, width)
     x, values = x.contiguous(), values.contiguous()
     name = choose(x, values, c) if backend == "auto" else backend
@@ -122,8 +115,8 @@ def _backward(
     backend: str, group: int, width: int, wanted: list[bool], capture: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     _check_stack(x)
-    _check_forward(x, values, None, row_start, column)
-    _check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
+    check_forward(x, values, None, row_start, column)
+    check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
     c = _connections(x, row_start, column, column_start, row, slot, group, width)
     want_x, want_values, want_bias = wanted
     dy = (dy if y is None or not relu else torch.where(y == 0, 0, dy)).contiguous()
@@ -132,7 +125,7 @@ def _backward(
     dx, dvalues, dense = sparse_backends.backward(name, dy, x, values, c, want_x, want_values)
     if dx is not None and x.shape[0] != c.n_models:  # one batch served all models
         dx = dx.sum(dim=0, keepdim=True)
-    collector = _CAPTURES.get(capture)
+    collector = CAPTURES.get(capture)
     if collector is not None:
         if dense is not None:  # there already, for growth criteria to look at
             collector.dense.append(dense)
@@ -158,7 +151,7 @@ def _plain_forward(
     column: torch.Tensor, relu: bool,
 ) -> torch.Tensor:  # fmt: skip
     """The op that carries no index by column: by slots."""
-    _, out_features = _check_forward(x, values, bias, row_start, column)
+    _, out_features = check_forward(x, values, bias, row_start, column)
     check_kernels(x.device)
     stacked = _stacked(x, row_start)
     check_contents(row_start, column, x.shape[-1], "column")
@@ -175,7 +168,7 @@ def _plain_backward(
     column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
     wanted: list[bool], capture: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    _check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
+    check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
     stacked = _stacked(x, row_start)
     dx, dvalues, dbias = _backward(
         _stacked(dy, row_start), stacked, values, None if y is None else _stacked(y, row_start), row_start,
@@ -187,7 +180,6 @@ def _plain_backward(
 # --- what they are given ----------------------------------------------------------------------------------
 
 _USABLE: set[int | None] = set()  # GPUs that the kernels are known to run on
-_CHECKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # index: (its starts, what was looked at)
 
 
 def _connections(
@@ -215,59 +207,6 @@ def _connections(
     return Connections(in_features, row_start, column, column_start, row, slot, group, width)
 
 
-def check_contents(start: torch.Tensor, index: torch.Tensor, limit: int, name: str) -> None:
-    """ValueError for an index that would lead out of its array. Looks once at every version of a tensor.
-
-    Looking waits for the device, so it is left out while a CUDA graph is being captured: there the checks
-    that a layer makes when it takes its topology have to do, and those of the steps before.
-    """
-    tracked = not (torch.is_inference(index) or torch.is_inference(start))
-    if tracked:
-        versions = (start._version, index._version, limit)
-        seen = _CHECKED.get(index)
-        if seen is not None and seen[0]() is start and seen[1] == versions:
-            return
-    if index.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return
-    n_models = start.shape[0]
-    capacity = index.shape[0] // n_models
-    wrong = (start[:, 0] != 0).any() | (start.diff(dim=1) < 0).any() | (start[:, -1] > capacity).any()
-    live = torch.arange(capacity, dtype=torch.int64, device=index.device) < start[:, -1:]
-    numbers = index.reshape(n_models, capacity)
-    outside = (live & ((numbers < 0) | (numbers >= limit))).any()
-    if bool(wrong):
-        raise ValueError(f"the starts of {name} must begin with 0, never descend, and end by {capacity}")
-    if bool(outside):
-        raise ValueError(f"{name} must be from 0 to {limit - 1} in all slots that are in use")
-    if tracked:
-        _CHECKED[index] = (weakref.ref(start), versions)
-
-
-def transposed_index(
-    in_features: int, row_start: torch.Tensor, column: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(column_start, row, slot) of a `SparseIndex` by a stable sort on the tensors' device, without waiting.
-
-    >>> row_start, column = torch.tensor([[0, 2, 3]]), torch.tensor([0, 2, 2], dtype=torch.int32)
-    >>> transposed_index(3, row_start, column)[1:]
-    (tensor([0, 0, 1], dtype=torch.int32), tensor([0, 1, 2], dtype=torch.int32))
-    """
-    n_models = row_start.shape[0]
-    capacity = column.shape[0] // n_models
-    here = torch.arange(capacity, dtype=torch.int64, device=column.device)
-    live = here < row_start[:, -1:]
-    key = torch.where(live, column.view(n_models, capacity).long(), in_features)  # slack comes last
-    order = torch.sort(key, dim=1, stable=True).indices
-    counts = torch.zeros(n_models, in_features + 1, dtype=torch.int64, device=column.device)
-    counts.scatter_add_(1, key, live.long())
-    start = torch.zeros_like(counts)
-    torch.cumsum(counts[:, :in_features], dim=1, out=start[:, 1:])
-    row = torch.searchsorted(row_start.contiguous(), here.expand(n_models, -1).contiguous(), right=True) - 1
-    row = torch.where(live, row.gather(1, order), 0)
-    slot = torch.where(live, order, 0)
-    return start, row.reshape(-1).to(torch.int32), slot.reshape(-1).to(torch.int32)
-
-
 # --- shapes without numbers, for torch.compile ------------------------------------------------------------
 
 
@@ -276,7 +215,7 @@ def _forward_fake(
     column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
     backend: str, group: int, width: int,
 ) -> torch.Tensor:  # fmt: skip
-    n_models, out_features = _check_forward(x, values, bias, row_start, column)
+    n_models, out_features = check_forward(x, values, bias, row_start, column)
     return x.new_empty(n_models, x.shape[1], out_features)
 
 
@@ -285,8 +224,8 @@ def _backward_fake(
     column: torch.Tensor, column_start: torch.Tensor, row: torch.Tensor, slot: torch.Tensor, relu: bool,
     backend: str, group: int, width: int, wanted: list[bool], capture: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    n_models, out_features = _check_forward(x, values, None, row_start, column)
-    _check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
+    n_models, out_features = check_forward(x, values, None, row_start, column)
+    check_backward(dy, x, y, row_start, column, column_start, row, slot, relu)
     return (
         x.new_empty(x.shape if wanted[0] else [0]),
         values.new_empty(values.shape if wanted[1] else [0]),
@@ -295,9 +234,9 @@ def _backward_fake(
 
 
 for _device in ("CUDA", "CPU"):
-    _LIBRARY.impl("sparse_linear_device_forward", _forward, _device)
-    _LIBRARY.impl("sparse_linear_device_backward", _backward, _device)
-_LIBRARY.impl("sparse_linear_forward", _plain_forward, "CUDA")
-_LIBRARY.impl("sparse_linear_backward", _plain_backward, "CUDA")
+    LIBRARY.impl("sparse_linear_device_forward", _forward, _device)
+    LIBRARY.impl("sparse_linear_device_backward", _backward, _device)
+LIBRARY.impl("sparse_linear_forward", _plain_forward, "CUDA")
+LIBRARY.impl("sparse_linear_backward", _plain_backward, "CUDA")
 torch.library.register_fake("toykern::sparse_linear_device_forward", _forward_fake)
 torch.library.register_fake("toykern::sparse_linear_device_backward", _backward_fake)

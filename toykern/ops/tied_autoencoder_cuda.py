@@ -13,133 +13,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any
 
 import torch
 
 from toykern import _native
-from toykern.arguments.errors import describe
-from toykern.native.devices import check_kernels
-from toykern.network.activations import ACTIVATIONS
-from toykern.ops.gate import check_entry_tensors
-from toykern.ops.tied_autoencoder_call import Call, Gradients, Optional, Options
+from toykern.ops.tied_autoencoder_call import Gradients, Optional, Options
+from toykern.ops.tied_autoencoder_cuda_call import CudaCall
 from toykern.ops.tied_autoencoder_large import Large
 
 _PARTIAL_BYTES = 128 << 20
 
 
-@cache
-def _checked(device: torch.device) -> torch.device:
-    """A device that the kernels run on, asked once; RuntimeError says why not."""
-    return check_kernels(device)
+def _run(call: CudaCall) -> None:
+    """Launches the kernels; for no samples or models there are none, and gradients are 0."""
+    if call.batch == 0 or call.models == 0:
+        for tensor in (call.encoder_grad, call.decoder_grad, call.bias_grad, call.hidden_grad):
+            if tensor is not None:
+                tensor.zero_()
+        return
+    p = call.params
+    given = bool(p.output_grad or p.target_values)
+    direct = call.input_grad is not None or call.target_grad is not None
+    if _native.layer_is_stacked(call.features, call.hidden, call.tied, given, direct):
+        _run_stacked(call)
+    else:
+        Large(call).run()
 
 
-class _Kernels:
-    """Where the kernels run: a device, on torch's current stream of it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = _checked(device)
-        self._index = self.device.index
-        self._stream = torch.cuda.current_stream(self.device).cuda_stream
-
-    def can_look(self) -> bool:
-        """Whether waiting for the device is allowed."""
-        return not torch.cuda.is_current_stream_capturing()
-
-    def stacked(self, params: Any, launch: Any) -> None:
-        launch.device, launch.stream = self._index, self._stream
-        _native.cuda.layer_stacked(params, launch)
-
-    def tile(self, tile: Any, kernel: int) -> None:
-        _native.cuda.layer_tile(tile, kernel, self._index, self._stream)
-
-    def sums(self, sums: Any) -> None:
-        _native.cuda.layer_sums(sums, self._index, self._stream)
-
-    def product(self, out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, add: bool) -> None:
-        """out (+)= a b for stacks of matrices; sums in float32 where out is that and a and b are bfloat16."""
-        one = out.shape[0] == 1
-        if one:
-            out, a, b = out[0], a[0], b[0]
-        if out.dtype == a.dtype:
-            if one:
-                torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
-            else:
-                torch.baddbmm(out, a, b, out=out) if add else torch.bmm(a, b, out=out)
-        elif one:
-            if add:
-                torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
-            else:
-                torch.mm(a, b, out_dtype=out.dtype, out=out)
-        elif add:
-            out.add_(torch.bmm(a, b, out_dtype=out.dtype))
-        else:
-            torch.bmm(a, b, out_dtype=out.dtype, out=out)
-
-
-def kernels_of(device: torch.device) -> Any:
-    """The kernels of a device; the tests put the device's source on the host in its place."""
-    return _Kernels(device)
-
-
-class CudaCall(Call):
-    """What the CUDA kernels want beside: bfloat16 as it is, sums in float32; kernels chosen by the shape."""
-
-    def __init__(
-        self, task: str, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
-        weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, options: Options,
-    ) -> None:  # fmt: skip
-        self.kernels = kernels_of(weight.device)
-        if weight.dtype not in (torch.float32, torch.bfloat16):
-            raise TypeError(
-                "weight must be float32 or bfloat16 on CUDA (float64 runs on the CPU), "
-                f"not {describe(weight)}"
-            )
-        for name, layer in (("hidden_activation", "hidden"), ("output_activation", "output")):
-            chosen = getattr(options, name)
-            if chosen in ACTIVATIONS and layer not in ACTIVATIONS[chosen].cuda:
-                raise ValueError(f"{name}={chosen!r} has no CUDA kernels yet; use model.cpu()")
-        self.bf16 = weight.dtype == torch.bfloat16
-        super().__init__(
-            task, x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options, weight.dtype,
-            torch.float32,
-        )  # fmt: skip
-        self.loss: Optional = None
-
-    def _check_entries(
-        self, row_start: torch.Tensor, feature: torch.Tensor, value: torch.Tensor, rows: int
-    ) -> None:
-        check_entry_tensors(row_start, feature, value, rows)  # their numbers stay where they are
-
-    def run(self) -> None:
-        """Launches the kernels; for no samples or models there are none, and gradients are 0."""
-        if self.batch == 0 or self.models == 0:
-            for tensor in (self.encoder_grad, self.decoder_grad, self.bias_grad, self.hidden_grad):
-                if tensor is not None:
-                    tensor.zero_()
-            return
-        p = self.params
-        given = bool(p.output_grad or p.target_values)
-        direct = self.input_grad is not None or self.target_grad is not None
-        if _native.layer_is_stacked(self.features, self.hidden, self.tied, given, direct):
-            self._run_stacked()
-        else:
-            Large(self).run()
-
-    def _run_stacked(self) -> None:
-        launch = _native.LayerLaunch()
-        launch.bf16, launch.centered, launch.entries = self.bf16, self.centered, self.entries
-        launch.loss = 0 if self.loss is None else self.at("loss", self.loss, torch.float32)
-        floats = _native.stacked_partial_floats(self.params)
-        group = self.models
-        if floats:
-            group = max(1, min(group, _PARTIAL_BYTES // (4 * floats)))
-            partial = self.new(group * floats, dtype=torch.float32)
-            launch.partial = self.at("partial", partial, torch.float32)
-        for first in range(0, self.models, group):
-            launch.first_model, launch.models = first, min(group, self.models - first)
-            self.kernels.stacked(self.params, launch)
+def _run_stacked(call: CudaCall) -> None:
+    launch = _native.LayerLaunch()
+    launch.bf16, launch.centered, launch.entries = call.bf16, call.centered, call.entries
+    launch.loss = 0 if call.loss is None else call.at("loss", call.loss, torch.float32)
+    floats = _native.stacked_partial_floats(call.params)
+    group = call.models
+    if floats:
+        group = max(1, min(group, _PARTIAL_BYTES // (4 * floats)))
+        partial = call.new(group * floats, dtype=torch.float32)
+        launch.partial = call.at("partial", partial, torch.float32)
+    for first in range(0, call.models, group):
+        launch.first_model, launch.models = first, min(group, call.models - first)
+        call.kernels.stacked(call.params, launch)
 
 
 @contextmanager
@@ -160,7 +73,7 @@ def output(
         call = CudaCall("forward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
         found = call.new(call.models, call.batch, call.features)
         call.params.output = call.at("output", found)
-        call.run()
+        _run(call)
     return found
 
 
@@ -176,7 +89,7 @@ def backward(
         call.want_output_gradient(grad, output)
         call.want_gradients(weights_wanted, x_wanted)
         if weights_wanted or x_wanted:
-            call.run()
+            _run(call)
         return call.gradients()
 
 
@@ -193,7 +106,7 @@ def loss(
         call.want_loss(importance, l1, target, target_kind, reduction, target_wanted)
         call.want_gradients(weights_wanted, x_wanted)
         call.loss = found = call.new(call.models, dtype=torch.float32, zero=True)
-        call.run()
+        _run(call)
         return found, *call.gradients(), call.given_back(call.target_grad)
 
 

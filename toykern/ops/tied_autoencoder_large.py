@@ -11,17 +11,14 @@ from an uncaptured one's in the last place.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
 from toykern import _native
 from toykern.network.activations import ACTIVATIONS
 from toykern.ops.tied_autoencoder_call import Optional
+from toykern.ops.tied_autoencoder_cuda_call import CudaCall
 from toykern.ops.tied_autoencoder_plan import TILE_COLUMNS, TILE_ROWS, plan
-
-if TYPE_CHECKING:
-    from toykern.ops.tied_autoencoder_cuda import CudaCall
 
 (_OUTPUT, _CODES, _CODE_GRADIENT, _ENCODE_ENTRIES, _ENCODER_ENTRIES, _VALUE_GRADIENT, _ACTIVE_CODES,
  _ACTIVE_DECODER) = range(8)  # fmt: skip

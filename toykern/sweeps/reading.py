@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from toykern.arguments.grids import Grid
 from toykern.results.store_format import StoreError, open_array, piece_names
 from toykern.sweeps.boxes import Box
 from toykern.sweeps.layout import CHUNK_SECONDS, fill_value
@@ -20,9 +21,38 @@ from toykern.sweeps.layout import CHUNK_SECONDS, fill_value
 if TYPE_CHECKING:
     import xarray
 
-    from toykern.sweeps.result import Sweep
-
 Key = Sequence[int | slice]
+
+
+class StoredSweep(Protocol):
+    """What of a sweep is looked at here: where it lies, and what its store says of it (`Sweep` has it)."""
+
+    @property
+    def path(self) -> Path:
+        """Of the store."""
+
+    @property
+    def grid(self) -> Grid:
+        """Of its models."""
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the store says of itself."""
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The chunks."""
+
+    @property
+    def finished(self) -> np.ndarray:
+        """bool `[chunks]`."""
+
+    @property
+    def coordinates(self) -> list[dict[str, Any]]:
+        """Entries of the arrays that label results."""
+
+    def readable_mark(self, box: Box) -> bool:
+        """Whether the entry that says that a chunk is finished can be read."""
 
 
 class StoredArray:
@@ -134,7 +164,7 @@ def read_whole(store: Path, entry: Mapping[str, Any]) -> np.ndarray:
         raise StoreError(f"{where} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def labelled(sweep: Sweep) -> xarray.Dataset:
+def labelled(sweep: StoredSweep) -> xarray.Dataset:
     """The results of a sweep as a data set that reads from the store what is looked at."""
     try:
         import xarray
@@ -177,7 +207,7 @@ def labelled(sweep: Sweep) -> xarray.Dataset:
         raise StoreError(f"{sweep.path} is damaged: its arrays do not go together ({error})") from error
 
 
-def _coordinates(sweep: Sweep) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+def _coordinates(sweep: StoredSweep) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """Those of the grid's axes, and of the dimensions after them, from the store."""
     found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
         entry["path"]: ((entry["path"],), read_whole(sweep.path, entry))
@@ -190,7 +220,7 @@ def _coordinates(sweep: Sweep) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     return found
 
 
-def _check_marks(sweep: Sweep, finished: np.ndarray) -> None:
+def _check_marks(sweep: StoredSweep, finished: np.ndarray) -> None:
     """StoreError where a chunk only looks unfinished: its entry is there, as NaN, before its first piece is.
 
     Not so in stores of version 1, where zarr left out entries that are NaN.
