@@ -65,6 +65,19 @@ VALUES: dict[str, Callable[[], Any]] = {
 }
 
 
+LARGE = (10**9, 2**31 - 1, 2**31, 2**40)
+"""Sizes for every argument: what would be so large does not fit."""
+
+LASTS = {
+    ("fit", "steps"),
+    ("fit", "batch_size"),
+    ("evaluate", "samples"),
+    ("train_phase_diagram", "steps"),
+    ("train_phase_diagram", "batch_size"),
+}
+"""Arguments by (callable, name) that may be so large: it lasts, but takes no memory."""
+
+
 @dataclass(frozen=True)
 class PublicCall:
     """How a public callable is called.

@@ -123,7 +123,7 @@ def test_a_shape_with_more_samples_than_there_can_be_is_refused():
         ),
         ({"row_start": torch.tensor([0, 2, 3]).int()}, TypeError, "row_start must be int64"),
         ({"row_start": torch.zeros(0, dtype=torch.int64)}, ValueError, "row_start must have the shape"),
-        ({"n_models": 2}, ValueError, "row_start must have the shape .* with models = 2"),
+        ({"n_models": 2}, ValueError, "row_start must have the shape .* with n_models = 2"),
         ({"value": torch.ones(3, 1)}, ValueError, "feature and value must have the same shape"),
         ({"n_features": 0}, ValueError, "n_features must be"),
         ({"n_features": 2**31}, ValueError, "n_features must be at most 2147483647"),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from toykern.arguments.errors import check_dense_tensor, check_int, describe
+from toykern.arguments.memory import check_free_memory
 
 
 def from_data(value: Any) -> torch.Tensor:
@@ -108,6 +109,7 @@ def broadcast_per_model(
         raise ValueError(
             f"{name} must be finite, not {describe(value)} with {_offender(~torch.isfinite(tensor), tensor)}"
         )
+    _check_room(name, n_models, tensor.element_size())
     return tensor.expand(n_models).clone(memory_format=torch.contiguous_format)
 
 
@@ -123,6 +125,7 @@ def broadcast_seed(name: str, value: Any, n_models: int) -> torch.Tensor:
     tensor([7, 7, 7])
     """
     if value is None:
+        _check_room(name, n_models, 8)
         return torch.arange(n_models, dtype=torch.int64, device="cpu")
     if isinstance(value, int):
         check_int(name, value, minimum=0, maximum=2**63 - 1)
@@ -132,6 +135,11 @@ def broadcast_seed(name: str, value: Any, n_models: int) -> torch.Tensor:
             f"{name} must be at least 0, not {describe(value)} with {_offender(seeds < 0, seeds)}"
         )
     return seeds
+
+
+def _check_room(name: str, n_models: int, entry_bytes: int) -> None:
+    """MemoryError if an entry for every model is more than there is memory for."""
+    check_free_memory(f"{name} of n_models={n_models:,}", entry_bytes * n_models, "take fewer models")
 
 
 def broadcast_importance(

@@ -183,7 +183,7 @@ class SparseFeatures:
         there = check_kernels("cpu" if device is None else device)
         if layout == "dense" and there.type == "cpu":
             check_free_memory(
-                f"a batch of {models:,} models, {batch_size:,} samples and {self.n_features:,} features",
+                f"a batch of n_models={models:,}, batch_size={batch_size:,}, n_features={self.n_features:,}",
                 4 * models * batch_size * self.n_features,
                 'fewer models or samples need less, and so does layout="sparse"',
             )

@@ -101,6 +101,9 @@ def normal(seeds: NDArray[np.int64], count: int, *, member: int = 0) -> NDArray[
     models_at_once = max(1, 4 * _BLOCKS_AT_ONCE // max(1, count))
     for start in range(0, len(seeds), models_at_once):
         words = sequence(seeds[start : start + models_at_once], count, kind=KIND_INIT, member=member)
-        size = half_normal(words)
-        draws[start : start + models_at_once] = np.where(words & np.uint32(1), -size, size)
+        for first in range(0, count, 4 * _BLOCKS_AT_ONCE):  # what a large model needs beside its words
+            part = words[:, first : first + 4 * _BLOCKS_AT_ONCE]
+            size = half_normal(part)
+            signed = np.where(part & np.uint32(1), -size, size)
+            draws[start : start + models_at_once, first : first + 4 * _BLOCKS_AT_ONCE] = signed
     return draws

@@ -50,7 +50,7 @@ class SparseBatch:
         rows = row_start.numel() - 1
         if row_start.ndim != 1 or rows < 0 or rows % self.n_models:
             raise ValueError(
-                f"row_start must have the shape [models · batch_size + 1] with models = {self.n_models}, "
+                f"row_start must have the shape [n_models · batch_size + 1] with n_models = {self.n_models}, "
                 f"not {describe(row_start)}"
             )
         if feature.dtype == torch.int64:

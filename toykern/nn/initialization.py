@@ -19,6 +19,7 @@ import torch
 
 from toykern.arguments.broadcast import broadcast_per_model
 from toykern.arguments.errors import check_choice, check_size, describe
+from toykern.arguments.memory import check_free_memory
 from toykern.data.philox import normal
 
 INITIALIZATIONS = ("xavier", "xavier_stacked_features_hidden", "xavier_stacked_hidden_features")
@@ -46,6 +47,7 @@ def initial_std(init: Any, n_features: int, n_hidden: int, n_models: int) -> tor
     """
     n_features, n_hidden = check_size("n_features", n_features), check_size("n_hidden", n_hidden)
     n_models = check_size("n_models", n_models)
+    check_free_memory(f"init of n_models={n_models:,}", 8 * n_models, "take fewer models")
     if isinstance(init, str):
         name = check_choice("init", init, INITIALIZATIONS)
         if name == "xavier":

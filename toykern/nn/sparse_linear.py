@@ -9,6 +9,7 @@ from torch import nn
 
 from toykern.arguments.broadcast import broadcast_seed
 from toykern.arguments.errors import check_choice, check_flag, check_int, check_size, describe
+from toykern.arguments.memory import check_free_memory
 from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.sparse_weights import SparseWeights, initial_bias, initial_values, random_topology
 from toykern.ops.sparse_linear import sparse_linear
@@ -76,12 +77,13 @@ class SparseLinear(SparseWeights):
     ) -> None:
         in_features = check_size("in_features", in_features)
         out_features = check_size("out_features", out_features)
-        n_models = check_int("n_models", n_models, minimum=1)
+        n_models = check_size("n_models", n_models)
         group = check_size("group", group)
         has_bias = check_flag("bias", bias)
         check_choice("activation", activation, ACTIVATIONS)
         device = factory_device_of_connections(device)
         if seed is None:
+            check_free_memory(f"seeds of n_models={n_models:,}", 8 * n_models, "take fewer models")
             seeds = torch.randint(2**63 - 1, (n_models,), dtype=torch.int64, device="cpu")
         else:
             seeds = broadcast_seed("seed", seed, n_models)

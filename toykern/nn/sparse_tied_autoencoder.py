@@ -75,18 +75,21 @@ class SparseTiedAutoencoder(SparseWeights):
         has_bias = check_flag("bias", bias)
         device = factory_device_of_connections(device)
         seeds = broadcast_seed("seed", seed, n_models)
-        chosen = random_topology(
-            n_features,
-            n_hidden,
-            density,
-            fan_in,
-            topology,
-            n_models,
-            seeds,
-            capacity,
-            minimum_fan_in=minimum_fan_in,
-        )
-        values = initial_values(chosen, seeds, init)
+        try:
+            chosen = random_topology(
+                n_features,
+                n_hidden,
+                density,
+                fan_in,
+                topology,
+                n_models,
+                seeds,
+                capacity,
+                minimum_fan_in=minimum_fan_in,
+            )
+            values = initial_values(chosen, seeds, init)
+        except MemoryError as error:  # it speaks of a layer; in_features are n_features here
+            raise MemoryError(f"n_features={n_features:,}, n_hidden={n_hidden:,}: {error}") from None
         super().__init__(chosen, dtype, device)
         self.backend = backend
         self.n_features, self.n_hidden = n_features, n_hidden

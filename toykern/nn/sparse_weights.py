@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from toykern.arguments.broadcast import broadcast_per_model
 from toykern.arguments.errors import check_choice, check_flag, check_non_negative_int, describe
+from toykern.arguments.memory import check_free_memory
 from toykern.data.philox import KIND_INIT, normal, sequence
 from toykern.native.address import storage_address
 from toykern.nn.factory import factory_dtype
@@ -30,6 +31,7 @@ SPARSE_INITIALIZATIONS = ("linear", "kaiming", "xavier")
 GRADIENT_TILE_BYTES = 8 << 20
 """How much of a dense gradient is formed at a time on the CPU: still in the cache when it is looked at."""
 
+_BYTES_PER_SLOT = 64  # at most, of the values and of what they are drawn with
 _INDEX_BUFFERS = ("row_start", "column", "column_start", "row", "slot")
 
 
@@ -582,6 +584,12 @@ def initial_values(topology: Topology, seed: torch.Tensor, init: Any) -> torch.T
     >>> bool((initial_values(topology, torch.tensor([0]), "linear").abs() <= 0.5).all())
     True
     """
+    check_free_memory(
+        f"the weights of capacity={topology.capacity:,} slots of n_models={topology.n_models:,}, and the "
+        f"index of in_features={topology.in_features:,}",
+        topology.n_models * (_BYTES_PER_SLOT * topology.capacity + 8 * topology.in_features),
+        "take fewer",
+    )
     occupied = topology.occupied()
     fan_in = topology.fan_in.double()
     model = torch.arange(topology.n_models, dtype=torch.int64, device="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
@@ -21,6 +22,7 @@ from toykern.arguments.errors import (
     describe,
     is_int,
 )
+from toykern.arguments.memory import check_free_memory
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import spans_its_storage
 from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
@@ -89,12 +91,13 @@ class StackedModel(nn.Module):
         if self.centered and not has_bias:
             raise ValueError("centered takes the bias off the input, so it needs bias=True, not False")
         dtype, device = factory_dtype(dtype), factory_device(device)
-        self.init_std = initial_std(init, self.n_features, self.n_hidden, self.n_models)
-        self.init: str | float = init if isinstance(init, str) else _described_std(self.init_std)
-        self.seed = broadcast_seed("seed", seed, self.n_models)
         shapes: dict[str, tuple[int, ...] | None] = dict(self.weight_shapes())
         shapes["bias"] = (self.n_features,) if has_bias else None
         shapes["hidden_bias"] = (self.n_hidden,) if has_hidden_bias else None
+        self._check_memory([shape for shape in shapes.values() if shape is not None], dtype, device)
+        self.init_std = initial_std(init, self.n_features, self.n_hidden, self.n_models)
+        self.init: str | float = init if isinstance(init, str) else _described_std(self.init_std)
+        self.seed = broadcast_seed("seed", seed, self.n_models)
         for name, shape in shapes.items():
             parameter = None
             if shape is not None:
@@ -102,6 +105,21 @@ class StackedModel(nn.Module):
             self.register_parameter(name, parameter)
         if device.type != "meta":
             self.reset_parameters()
+
+    def _check_memory(self, shapes: list[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
+        """MemoryError if there is no room for the parameters and for the weights as they are drawn."""
+        sizes = [math.prod(shape) for shape in shapes]
+        needed = 16 * self.n_models  # seeds and standard deviations
+        if device.type == "cpu":
+            needed += self.n_models * sum(sizes) * dtype.itemsize
+        if device.type != "meta":
+            weights = [math.prod(shape) for shape in self.weight_shapes().values()]
+            needed += 4 * (self.n_models * sum(weights) + max(weights))  # float32, and one model's words
+        check_free_memory(
+            f"n_models={self.n_models:,} of n_features={self.n_features:,} and n_hidden={self.n_hidden:,}",
+            needed,
+            "take fewer or smaller models",
+        )
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from toykern.arguments.memory import check_free_memory
 from toykern.data.philox import philox
 
 KIND_TOPOLOGY = 9
@@ -34,6 +35,7 @@ PURPOSES = {
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _BLOCKS_AT_ONCE = 1 << 14  # the arrays of one pass stay in the cache
+_BYTES_PER_DRAW = 64  # at most, of all arrays that stand together
 
 Ints: TypeAlias = NDArray[np.int64]
 
@@ -110,6 +112,7 @@ def distinct(
     sizes, counts, seeds, groups = (np.asarray(a, dtype=np.int64) for a in (sizes, counts, seeds, groups))
     if np.any(counts < 0) or np.any(counts > sizes):
         raise ValueError("cannot choose more different numbers than there are")
+    _check_memory(int(counts.sum()), int(counts.sum()))
     left_out = 2 * counts > sizes
     wanted = np.where(left_out, sizes - counts, counts)
     pair, number = _first_distinct(sizes, wanted, seeds, groups, purpose, layer, step)
@@ -129,6 +132,15 @@ def distinct(
     return pair[order], number[order]
 
 
+def _check_memory(connections: int, draws: int) -> None:
+    """MemoryError if what so many draws need, all together, is more than there is."""
+    check_free_memory(
+        f"drawing {connections:,} connections",
+        _BYTES_PER_DRAW * draws,
+        "a lower density, or fewer in_features, out_features or n_models, needs less",
+    )
+
+
 def _first_distinct(
     sizes: Ints, counts: Ints, seeds: Ints, groups: Ints, purpose: str, layer: int, step: int
 ) -> tuple[Ints, Ints]:
@@ -141,6 +153,7 @@ def _first_distinct(
     average = size * -np.log1p(-count / (size + 1.0))
     draws = math.ceil(float((average + 4.0 * np.sqrt(average) + 4.0).max()))
     while True:
+        _check_memory(int(counts.sum()), len(active) * draws)
         words = words64(seeds[active], groups[active], draws, purpose=purpose, layer=layer, step=step)
         number = scaled(words, size[:, None])
         first = _is_first(number, int(size.max()))

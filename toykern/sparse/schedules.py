@@ -49,7 +49,9 @@ class Timing:
         object.__setattr__(self, "interval", check_positive_int("interval", self.interval))
         object.__setattr__(self, "begin", check_non_negative_int("begin", self.begin))
         if self.end is not None:
-            object.__setattr__(self, "end", check_int("end", self.end, minimum=self.begin + 1))
+            object.__setattr__(self, "end", check_int("end", self.end, minimum=1))
+            if self.end <= self.begin:
+                raise ValueError(f"end must be above begin ({self.begin}), not {self.end}")
 
     def is_update(self, step: int) -> bool:
         """Whether the topology changes after step `step`."""

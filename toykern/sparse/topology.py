@@ -209,6 +209,11 @@ class Topology:
             raise ValueError(
                 f"capacity must be at least the number of connections of every model ({most}), not {capacity}"
             )
+        check_free_memory(
+            f"capacity={capacity:,} slots of n_models={shape.n_models:,}",
+            4 * shape.n_models * capacity,
+            "take fewer",
+        )
         flat = torch.zeros(shape.n_models * capacity, dtype=torch.int32, device=key.device)
         flat[_slots_of(connections, capacity)] = column.to(torch.int32)
         return cls(shape.in_features, shape.out_features, row_start, flat, check=False)
