@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 
 import toykern as tk
 from bench.load import Watch, add_option, mark
-from bench.record import RESULTS, commit
+from bench.record import commit, save
 from toykern.training.resident_topology import ResidentTopology
 
 INTERVAL = 100
@@ -129,9 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     if watch is not None:
         record["load"] = watch.end()
         print(mark(record))
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"fit-topology-{record['date'][:19].replace(':', '')}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        path = save(record, "fit-topology")
         print(f"Every figure: {path}", file=sys.stderr)
     return 0
 

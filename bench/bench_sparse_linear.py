@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import json
 import multiprocessing
 import statistics
 import sys
 import time
 import traceback
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,13 +27,13 @@ import torch
 
 from bench.load import Watch, add_option, mark
 from bench.peers.sparse import OURS, SPARSE_CONTENDERS, SPARSE_PEERS, SparseStep, why_absent
+from bench.record import save
 from bench.sparse_workloads import SPARSE_WORKLOADS, SparseWorkload
 
 REPEATS = 9
 REPEAT_SECONDS = 0.05
 WARM_SECONDS = 0.02  # before every repeat, untimed: caches are cold and other processes' threads still spin
 SLOW_SECONDS = 0.25  # a contender whose step takes longer is measured three times
-RESULTS = Path(__file__).parent / "results"
 
 
 @pytest.mark.parametrize("contender", SPARSE_CONTENDERS)
@@ -196,9 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     if watch is not None:
         record["load"] = watch.end()
         print(mark(record))
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"sparse-{record['date'][:19].replace(':', '')}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        path = save(record, "sparse")
         print(f"Every figure: {path}", file=sys.stderr)
     return 0
 

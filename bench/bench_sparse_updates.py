@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +23,8 @@ from torch import nn
 
 import toykern as tk
 from bench.load import Watch, add_option, mark
+from bench.record import commit, save
 
-RESULTS = Path(__file__).parent / "results"
 IN_FEATURES, OUT_FEATURES, DENSITY, BATCH = 768, 3072, 0.1, 1024  # 2.4e5 connections
 MODELS, ENSEMBLE_IN, ENSEMBLE_OUT, ENSEMBLE_BATCH, ENSEMBLE_DENSITY = 1000, 64, 32, 64, 0.1
 RECIPES = {
@@ -142,12 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _save(updates: dict[str, dict[str, float]], stack: float, loop: float, load: dict[str, Any]) -> Path:
     from toykern.info import info
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True
-    )
     record = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit() or "unknown",
         "kind": "updates of a topology: milliseconds",
         "threads": torch.get_num_threads(),
         "instruction_set": info()["native"].get("isa_level"),
@@ -156,9 +151,7 @@ def _save(updates: dict[str, dict[str, float]], stack: float, loop: float, load:
         "updates": updates,
         "stack": {"stacked": stack, "loop": loop},
     }
-    path = RESULTS / f"sparse-updates-{record['date'][:19].replace(':', '')}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return path
+    return save(record, "sparse-updates")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.peers import CONTENDERS, Variant, variants, why_absent
+from bench.peers import CONTENDERS, Variant, why_absent
 from bench.session import Session
+from bench.setups import variants
 from bench.workloads import Workload
 
 TRIAL_SECONDS = 0.3  # for each of a variant's trials

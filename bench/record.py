@@ -56,20 +56,44 @@ def workload_entry(workload: Workload, timings: dict[str, Timing | str], peaks: 
     return entry
 
 
-def save(record: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Writes the record to a file named after its date and returns the path."""
+def save(record: dict[str, Any], bench: str = "fit", results: Path = RESULTS) -> Path:
+    """Writes the record to `results/<bench>/<date>.json` and returns the path.
+
+    Of a bench and a machine the newest record is kept: older ones are removed, unless they have a line that it
+    lacks.
+    """
+    folder = results / bench
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['date'][:19].replace(':', '')}.json"
+    for older in folder.glob("*.json"):
+        if older.name < path.name and _replaces(record, json.loads(older.read_text(encoding="utf-8"))):
+            older.unlink()
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 
-def newest(folder: Path = RESULTS) -> dict[str, Any]:
-    """The newest record; FileNotFoundError if there is none."""
-    paths = sorted(folder.glob("[0-9]*.json"))  # those of a GPU begin with gpu-
+def newest(bench: str = "fit", results: Path = RESULTS) -> dict[str, Any]:
+    """The newest record of a bench; FileNotFoundError if there is none."""
+    paths = sorted((results / bench).glob("*.json"))
     if not paths:
-        raise FileNotFoundError(f"no record in {folder}; `python -m bench` writes one")
+        raise FileNotFoundError(f"no record in {results / bench}; `python -m bench` writes one")
     return json.loads(paths[-1].read_text(encoding="utf-8"))
+
+
+def _replaces(record: dict[str, Any], older: dict[str, Any]) -> bool:
+    """Whether a record is of the same machine as an older one, and has every line that it has."""
+    machine = ("processor", "cores", "threads", "instruction_set")
+    return all(record.get(key) == older.get(key) for key in machine) and _lines(older) <= _lines(record)
+
+
+def _lines(record: dict[str, Any]) -> set[str]:
+    """What a record has figures of: its workloads, and parts with a name of their own."""
+    found = {str(w.get("key", w.get("name", w.get("shape")))) for w in _entries(record)}
+    return found | {part for part in ("memory", "updates") if part in record}
+
+
+def _entries(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return record.get("workloads") or record.get("shapes") or []
 
 
 def _timing_entry(timing: Timing | str) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def measure_peaks(threads: int) -> Peaks:
 
 def count_operations(workload: Workload) -> Operations:
     """The expected operations of one model-step of a workload; see the top of this file."""
-    n, m, batch, p = workload.n_features, workload.n_hidden, workload.batch_size, workload.probability
+    n, m, batch = workload.n_features, workload.n_hidden, workload.batch_size
+    p = workload.probability(1).item()
     samples = batch * (1.0 - (1.0 - p) ** n)
     active = batch * n * p
     gates = 0.0 if p == 1.0 else active if p <= RARE_PROBABILITY else GATE_WORDS * batch * n

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from bench.peers import Variant
-from bench.peers.problem import Problem, whole_problem
+from bench.peers.problem import Problem, problem_of
 from bench.workloads import Workload
 
 
@@ -33,7 +33,7 @@ class Session:
     """
 
     def __init__(self, variant: Variant, workload: Workload) -> None:
-        problem = whole_problem(workload, threads=cores())
+        problem = problem_of(workload, threads=cores())
         problems = problem.shards(min(cores(), workload.n_models)) if variant.sharded else [problem]
         context = multiprocessing.get_context("spawn")
         self.variant, self.workload = variant, workload

@@ -12,17 +12,19 @@ import torch
 
 from bench import record as bench_record
 from bench.measure import Timing
-from bench.peers import CONTENDERS, NOTEBOOK, OURS, PEERS, PLAIN, Variant, variants
-from bench.peers.problem import Problem, Trainer, whole_problem
+from bench.peers import CONTENDERS, NOTEBOOK, OURS, PEERS, PLAIN, Variant
+from bench.peers.problem import Problem, Trainer, problem_of
 from bench.peers.sparse import SPARSE_CONTENDERS, SparseStep
 from bench.peers.sparse import why_absent as why_sparse_absent
 from bench.roof import Operations, Peaks, count_operations
 from bench.session import Session
+from bench.setups import variants
 from bench.sparse_workloads import SparseWorkload
 from bench.table import BEGIN, END, render, update_readme
 from bench.workloads import WORKLOADS, Workload
 
-TINY = Workload(n_models=16, n_features=4, n_hidden=2, batch_size=128, sparsity=0.9, required_ratio=1)
+TINY = Workload(n_models=16, n_features=4, n_hidden=2, batch_size=128, sparsity=0.9)
+DENSITY = 0.1
 JAX = importlib.util.find_spec("jax") is not None and importlib.util.find_spec("optax") is not None
 COMPILED = Variant("compile", {"product": "elementwise", "draw": "gaps"})  # one: it takes a compiler's time
 
@@ -39,7 +41,7 @@ def _candidates() -> list[Variant]:
 
 @pytest.fixture(scope="module", params=_candidates(), ids=lambda v: f"{v.contender}, {v.label}")
 def trainer(request: pytest.FixtureRequest) -> Trainer:
-    return request.param.build(whole_problem(TINY, threads=1))
+    return request.param.build(problem_of(TINY))
 
 
 def _reference_steps(problem: Problem, batches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,11 +70,11 @@ def _reference_steps(problem: Problem, batches: np.ndarray) -> tuple[np.ndarray,
 def _batches(steps: int, problem: Problem) -> np.ndarray:
     generator = np.random.default_rng(3)
     shape = (steps, problem.n_models, TINY.batch_size, TINY.n_features)
-    return np.where(generator.random(shape) < TINY.probability, generator.random(shape), 0.0)
+    return np.where(generator.random(shape) < DENSITY, generator.random(shape), 0.0)
 
 
 def test_a_peer_takes_the_same_steps(trainer: Trainer) -> None:
-    problem = whole_problem(TINY, threads=1)
+    problem = problem_of(TINY)
     batches = _batches(20, problem)
     for x in batches:
         trainer.update(x.astype(np.float32))
@@ -90,8 +92,8 @@ def test_a_peer_draws_the_same_distribution(trainer: Trainer) -> None:
     active = batches > 0.0
     # 5.3 standard errors of a Bernoulli mean (two in ten million), for each place of a sample and over all.
     for rate, count in ((active.mean((0, 1, 2)), active[..., 0].size), (active.mean(), active.size)):
-        limit = 5.3 * np.sqrt(TINY.probability * (1 - TINY.probability) / count)
-        np.testing.assert_allclose(rate, TINY.probability, atol=limit)
+        limit = 5.3 * np.sqrt(DENSITY * (1 - DENSITY) / count)
+        np.testing.assert_allclose(rate, DENSITY, atol=limit)
     magnitudes = np.sort(batches[active])
     kolmogorov = np.abs(magnitudes - np.linspace(0.0, 1.0, magnitudes.size)).max()
     assert kolmogorov < 2.9 / np.sqrt(magnitudes.size)
@@ -112,7 +114,7 @@ def test_all_contenders_learn_the_same_thing(trained_losses: dict[str, float]) -
 @pytest.fixture(scope="module")
 def trained_losses() -> dict[str, float]:
     """The mean loss over 200 steps of the written-out reference, of `tk.fit` and of a peer of each kind."""
-    problem = whole_problem(TINY, threads=1)
+    problem = problem_of(TINY)
     losses = {"reference": _reference_steps(problem, _batches(200, problem))[2].mean()}
     contenders = [Variant(OURS), Variant(NOTEBOOK), COMPILED]
     if JAX:
@@ -125,15 +127,19 @@ def trained_losses() -> dict[str, float]:
     return losses
 
 
+def _one_model(n_features: int, n_hidden: int, batch_size: int, sparsity: float) -> Workload:
+    return Workload(
+        n_models=1, n_features=n_features, n_hidden=n_hidden, batch_size=batch_size, sparsity=sparsity
+    )
+
+
 def test_operations_by_hand() -> None:
-    dense = count_operations(Workload(1, 5, 2, 100, 0.0, 1))
+    dense = count_operations(_one_model(5, 2, 100, 0.0))
     assert dense == Operations(multiply_adds=2 * 500 * 2 + 3 * 100 * 10, random_words=500, elementwise=3000)
-    rare = count_operations(
-        Workload(1, 1, 1, 100, 0.9, 1)
-    )  # a sample is one feature: 10 samples are not empty
+    rare = count_operations(_one_model(1, 1, 100, 0.9))  # a sample is one feature: 10 samples are not empty
     assert rare.multiply_adds == pytest.approx(50) and rare.random_words == pytest.approx(20)
     assert rare.elementwise == pytest.approx(60)
-    frequent = count_operations(Workload(1, 1, 1, 320, 0.5, 1))
+    frequent = count_operations(_one_model(1, 1, 320, 0.5))
     assert frequent.random_words == pytest.approx(110 + 160)
     # 50 + 60 vector operations of 2 flops at 100 flop/µs, 20 words at 10 words/µs
     assert rare.microseconds(Peaks(flops=1e8, random_words=1e7)) == pytest.approx(4.2)
@@ -165,8 +171,8 @@ def _record(jax: Timing | str) -> dict:
 
 def test_table_shows_medians_and_the_ratio_to_the_best_peer(tmp_path) -> None:
     record = _record("jax and optax not installed")
-    path = bench_record.save(record, tmp_path)
-    assert bench_record.newest(tmp_path) == record == json.loads(path.read_text())
+    path = bench_record.save(record, results=tmp_path)
+    assert bench_record.newest(results=tmp_path) == record == json.loads(path.read_text())
     row = next(line for line in render(record).splitlines() if line.startswith(f"| {WORKLOADS[0].name}"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:7] == ["**0.25**", "40 (torch.compile)", "160×", "20 (torch.compile)", "80×", "400×"]
@@ -178,6 +184,23 @@ def test_table_shows_medians_and_the_ratio_to_the_best_peer(tmp_path) -> None:
     faster = Timing(Variant("jax"), [5.0], 10, {})
     assert _record(faster)["workloads"][0]["best_peer"] == "jax"
     assert _record(faster)["workloads"][0]["ratio"] == 20.0
+
+
+def test_of_a_bench_and_a_machine_the_newest_record_is_kept(tmp_path) -> None:
+    def saved(day: int, *keys: str, **facts: object) -> str:
+        record = {
+            "date": f"2026-01-{day:02}T00:00:00+00:00",
+            "cores": 2,
+            "workloads": [{"key": k} for k in keys],
+        }
+        return bench_record.save(record | facts, "some", tmp_path).name
+
+    first, other = saved(1, "a", "b"), saved(2, "a", cores=4)
+    part = saved(3, "a")  # lacks a line that the first has
+    assert {path.name for path in (tmp_path / "some").iterdir()} == {first, other, part}
+    whole = saved(4, "a", "b", "c")
+    assert {path.name for path in (tmp_path / "some").iterdir()} == {other, whole}
+    assert bench_record.newest("some", tmp_path)["date"].startswith("2026-01-04")
 
 
 def test_a_table_from_a_busy_machine_says_so() -> None:

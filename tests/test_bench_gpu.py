@@ -13,14 +13,16 @@ from test_bench import _reference_steps
 
 from bench.gpu import __main__ as gpu_bench
 from bench.gpu import table
-from bench.gpu.contenders import OURS, PEERS, build, numbers_of, options_of
-from bench.gpu.problem import Problem, Trainer, Variant
 from bench.gpu.roof import bounds, count
+from bench.gpu.setups import numbers_of, options_of
 from bench.gpu.worker import Worker, climb
-from bench.gpu.workloads import WORKLOADS, Workload
+from bench.peers import OURS, PEERS, Variant
+from bench.peers.problem import Trainer, problem_of
+from bench.workloads import GPU_WORKLOADS, Workload
 
-GRID = Workload("grid", 16, 4, 2, None, batch_size=128)
-PLAIN = Workload("plain", 16, 4, 2, 0.9, batch_size=128)
+_SHAPE = {"n_models": 16, "n_features": 4, "n_hidden": 2, "batch_size": 128}
+GRID = Workload(label="grid", sparsity=None, **_SHAPE)
+PLAIN = Workload(label="plain", sparsity=0.9, **_SHAPE)
 JAX = importlib.util.find_spec("jax") is not None
 LONG = 3600.0  # seconds, where a test is about something else than a time limit
 CLOCK = SimpleNamespace(
@@ -29,8 +31,8 @@ CLOCK = SimpleNamespace(
 
 
 def _variants() -> list[Variant]:
-    found = [Variant(name, options, 16) for name in PEERS for options in options_of(name, GRID)]
-    found.append(Variant("jax", {"product": "matmul_samples_first", "generator": "rbg"}, 16))
+    found = [Variant(name, options) for name in PEERS for options in options_of(name, GRID)]
+    found.append(Variant("jax", {"product": "matmul_samples_first", "generator": "rbg"}))
     # On a CPU the two ways to a CUDA graph are the same, and each takes a compiler's time.
     found = [v for v in found if v.options.get("graphs") != "reduce-overhead"]
     return [v for v in found if JAX or v.contender != "jax"]
@@ -38,11 +40,11 @@ def _variants() -> list[Variant]:
 
 @pytest.fixture(scope="module", params=_variants(), ids=lambda v: f"{v.contender}, {v.label}")
 def trainer(request: pytest.FixtureRequest) -> Trainer:
-    return build(request.param, GRID, "cpu")
+    return request.param.build(problem_of(GRID))
 
 
 def test_a_peer_takes_the_same_steps(trainer: Trainer) -> None:
-    problem, generator = Problem(GRID, 16, "cpu"), np.random.default_rng(3)
+    problem, generator = problem_of(GRID), np.random.default_rng(3)
     p = problem.probability[:, :, None]
     batches = [
         np.where(generator.random((16, 128, 4)) < p, generator.random((16, 128, 4)), 0.0) for _ in range(12)
@@ -69,21 +71,21 @@ def test_a_peer_draws_each_models_distribution(trainer: Trainer) -> None:
 
 
 def _losses(variant: Variant) -> np.ndarray:
-    trainer = build(variant, PLAIN, "cpu")
+    trainer = variant.build(problem_of(PLAIN))
     trainer.run(200)
     return trainer.mean_loss()
 
 
 def test_all_contenders_learn_the_same_thing() -> None:
-    ours = _losses(Variant(OURS, {}, 16))
+    ours = _losses(Variant(OURS))
     assert ours.shape == (16,)
     for name in PEERS if JAX else PEERS[:2]:
         options = options_of(name, PLAIN)[0]
-        assert _losses(Variant(name, options, 16)).mean() == pytest.approx(ours.mean(), rel=0.02), name
+        assert _losses(Variant(name, options)).mean() == pytest.approx(ours.mean(), rel=0.02), name
 
 
 def test_the_phase_diagram_has_its_densities_whatever_the_number_of_models() -> None:
-    hard = WORKLOADS[0]
+    hard = GPU_WORKLOADS[0]
     for models in (64, 4096):
         p, importance = hard.probability(models), hard.importance(models)
         assert p.shape == (models, 1) and importance.shape == (models, 2)
@@ -93,22 +95,26 @@ def test_the_phase_diagram_has_its_densities_whatever_the_number_of_models() -> 
 
 
 def test_workloads_are_those_asked_for() -> None:
-    asked = {(w.n_features, w.n_hidden): (w.required_ratio, w.required_rate) for w in WORKLOADS}
+    asked = {(w.n_features, w.n_hidden): (w.required_ratio, w.required_rate) for w in GPU_WORKLOADS}
     assert asked[(5, 2)] == (60, 8e8) and asked[(20, 5)] == (40, 1e8) and asked[(200, 20)][0] == 15
-    assert WORKLOADS[0].n_models == 256 * 256 * 16 and asked[(2, 1)][0] == 10
-    for workload in WORKLOADS:
+    assert GPU_WORKLOADS[0].n_models == 256 * 256 * 16 and asked[(2, 1)][0] == 10
+    for workload in GPU_WORKLOADS:
         start, largest = numbers_of(workload)
         assert 1 <= start <= largest and start & (start - 1) == 0
         assert largest * workload.n_features * workload.batch_size * 4 <= 4e9
 
 
+def _one_unit(sparsity: float, batch_size: int) -> Workload:
+    return Workload(n_models=1, n_features=1, n_hidden=1, sparsity=sparsity, batch_size=batch_size)
+
+
 def test_instructions_by_hand() -> None:
-    counts = count(Workload("dense", 1, 1, 1, 0.0, batch_size=32))  # always active: no gates, no places
+    counts = count(_one_unit(0.0, 32))  # always active: no gates, no places
     assert counts.arithmetic == pytest.approx(2 + 3 + 6)
     assert (counts.random, counts.places, counts.optimizer) == pytest.approx((15, 4, 15 * 2 / 32))
-    rare = count(Workload("rare", 1, 1, 1, 0.9, batch_size=320))  # 32 active entries, as many samples
+    rare = count(_one_unit(0.9, 320))  # 32 active entries, as many samples
     assert (rare.random, rare.places) == pytest.approx((30, 24))
-    roof = bounds(Workload("rare", 1, 1, 1, 0.9, batch_size=320), 132, 1.98e9)
+    roof = bounds(_one_unit(0.9, 320), 132, 1.98e9)
     assert roof["issue_rate"] == pytest.approx(132 * 4 * 1.98e9 / rare.issue)
     assert roof["issue_rate"] < roof["arithmetic_rate"]
 
@@ -178,7 +184,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict:
     path = tmp_path_factory.mktemp("gpu") / "figures.json"
     with pytest.MonkeyPatch.context() as patch:
         absent = {"compile": "left out of this test", **({} if JAX else {"jax": "not installed"})}
-        patch.setattr(gpu_bench, "WORKLOADS", (PLAIN,))
+        patch.setattr(gpu_bench, "GPU_WORKLOADS", (PLAIN,))
         patch.setattr(gpu_bench, "time", CLOCK)
         patch.setattr(gpu_bench, "START", LONG)
         patch.setattr(gpu_bench, "why_absent", absent.get)

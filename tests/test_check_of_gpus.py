@@ -49,7 +49,7 @@ def test_every_gpu_test_is_in_one_call_or_the_other():
 
 
 def test_every_workload_is_measured_in_one_call_or_the_other(monkeypatch, tmp_path):
-    from bench.gpu.workloads import WORKLOADS
+    from bench.workloads import GPU_WORKLOADS
 
     asked = []
     monkeypatch.setattr(gpu_check, "run", lambda command, *_, **__: (asked.append(command), (0, ""))[1])
@@ -57,11 +57,11 @@ def test_every_workload_is_measured_in_one_call_or_the_other(monkeypatch, tmp_pa
         assert gpu_check._STAGES[stage](60, RECORD)["passed"]
     only, out = (command[command.index("--budget") + 2 :] for command in asked)
     assert only == ["--only", *gpu_check.HEADLINE] and out == ["--leave-out", *gpu_check.HEADLINE]
-    assert [w.key for w in WORKLOADS if w.required_rate] == list(gpu_check.HEADLINE)
+    assert [w.key for w in GPU_WORKLOADS if w.required_rate] == list(gpu_check.HEADLINE)
 
 
 def test_the_bench_and_the_small_steps_import_on_a_bare_machine():
-    code = "import bench.gpu.__main__, bench.gpu.torch_peers, bench.gpu.ours\n"
+    code = "import bench.gpu.__main__, bench.peers.compiled, bench.peers.eager, bench.peers.ours\n"
     code += "import bench.gpu.layer, bench.gpu.sparse\n"
     code += (
         "sys.path.insert(0, 'tools')\nimport gpu_steps, gpu_check, gpu_progress, native_build\nprint('there')"

@@ -3,7 +3,7 @@
     python tools/count_instructions.py              prints the table
     python tools/count_instructions.py --write      and puts it into docs/gpu_trainer.md, between its markers
 
-The workloads of the bench (bench/gpu/workloads.py), with few models and steps, run on the emulator of
+The workloads of the bench (bench/workloads.py), with few models and steps, run on the emulator of
 tools/emulate.py, in a build whose training kernels count how often each basic block is executed
 (tools/counting.h). A step is the difference of two runs that differ in their number of steps alone, so that
 what a launch takes once is not in it.
@@ -235,22 +235,23 @@ def train(key: str, models: int, steps: int) -> None:
     """In the process that has the emulated device: one call of `fit`, as the bench makes it."""
     importlib.import_module("fake_cuda").install()
     sys.path.append(str(ROOT))
-    from bench.gpu.ours import ToykernTrainer
-    from bench.gpu.problem import Problem
-    from bench.gpu.workloads import WORKLOADS
+    from bench.peers.ours import ToykernTrainer
+    from bench.peers.problem import problem_of
+    from bench.workloads import GPU_WORKLOADS
 
-    workload = next(w for w in WORKLOADS if w.key == key)
-    ToykernTrainer(Problem(workload, models)).run(steps)
+    workload = next(w for w in GPU_WORKLOADS if w.key == key)
+    ToykernTrainer(problem_of(workload, models, device="cuda")).run(steps)
 
 
 def table(rows: Sequence[tuple[str, dict[str, float]]]) -> str:
     """In Markdown: a column for each workload."""
     sys.path.insert(0, str(ROOT))
-    from bench.gpu.roof import count
-    from bench.gpu.workloads import WORKLOADS
-    from bench.table import markdown
 
-    workloads = {w.key: w for w in WORKLOADS}
+    from bench.gpu.roof import count
+    from bench.table import markdown
+    from bench.workloads import GPU_WORKLOADS
+
+    workloads = {w.key: w for w in GPU_WORKLOADS}
     shape = {k: f"{w.n_features} → {w.n_hidden}, {f'S = {w.sparsity:g}' if w.sparsity else 'phase diagram'}"
              for k, w in workloads.items()}  # fmt: skip
     lines = [[kind, *(f"{found[kind]:,.0f}" for _, found in rows)] for kind in KINDS]

@@ -85,7 +85,7 @@ GPU_TESTS = [
     "tests/test_devices.py",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_gpu_*.py")),
 ]
-HEADLINE = ("hard", "pentagon", "twenty")  # of bench/gpu/workloads.py
+HEADLINE = ("hard", "pentagon", "twenty")  # of bench/workloads.py
 
 Outcome = dict[str, Any]
 

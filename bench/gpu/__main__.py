@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.gpu.contenders import CONTENDERS, OURS, PEERS, why_absent
 from bench.gpu.roof import bounds
 from bench.gpu.table import render_figures
 from bench.gpu.worker import Worker
-from bench.gpu.workloads import HARD_STEPS, WORKLOADS, Workload
 from bench.load import Watch
+from bench.peers import OURS, PEERS, why_absent
+from bench.workloads import GPU_WORKLOADS, HARD_STEPS, Workload
+
+CONTENDERS = (OURS, *PEERS)
 
 REPEATS = 5
 START = 40.0  # seconds that a process may take to import its library and to begin
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--budget", type=int, default=600, help="seconds in all (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="of each figure (default %(default)s)")
-    keys = [w.key for w in WORKLOADS]
+    keys = [w.key for w in GPU_WORKLOADS]
     parser.add_argument("--only", nargs="+", choices=keys, default=keys, help="only these workloads")
     parser.add_argument("--leave-out", nargs="+", choices=keys, default=(), help="all but these")
     parser.add_argument("--out", type=Path, help="a JSON file for every figure, written as they come")
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, not {options.repeats}")
-    workloads = [w for w in WORKLOADS if w.key in options.only and w.key not in options.leave_out]
+    workloads = [w for w in GPU_WORKLOADS if w.key in options.only and w.key not in options.leave_out]
     watch = Watch.begin(
         insist=True
     )  # on a GPU the record is marked, not refused: its machine is lent by minutes

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.gpu.workloads import Workload
+from bench.workloads import Workload
 
 ISSUES_PER_CLOCK = 4  # warp-instructions of a multiprocessor
 LANES = 32

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.contenders import OURS, PEERS, TITLES
 from bench.load import mark
+from bench.peers import OURS, PEERS, TITLES
 from bench.table import README, markdown, replace_between, significant
 
 RESULTS = Path(__file__).parent.parent / "results"

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bench.gpu.contenders import OURS, build, numbers_of, options_of
-from bench.gpu.problem import Trainer, Variant
-from bench.gpu.workloads import Workload
+from bench.gpu.setups import numbers_of, options_of
+from bench.peers import OURS, Variant
+from bench.peers.problem import Trainer, problem_of
+from bench.workloads import Workload
 
 TRIAL_SECONDS = 0.15  # of each trial of a set-up
 REPEAT_SECONDS = 0.4  # of each repeat that is reported
@@ -94,7 +95,7 @@ class _Server:
         def attempt(choice: dict[str, str], number: int) -> float:
             """Model-steps per second; 0 where it fails or there is no time."""
             nonlocal longest, error
-            variant = Variant(self._contender, choice, number)
+            variant = Variant(self._contender, choice, n_models=number)
             if variant.label in tried:
                 return rates.get(variant, 0.0)
             if rates and time.monotonic() + longest > end:
@@ -142,7 +143,8 @@ class _Server:
     def whole(self, workload: Workload, steps: int) -> dict[str, float]:
         """A run of so many steps of all models, in one call."""
         self._set_up(
-            Variant(self._contender, options_of(self._contender, workload)[0], workload.n_models), workload
+            Variant(self._contender, options_of(self._contender, workload)[0], n_models=workload.n_models),
+            workload,
         )
         began = time.perf_counter()
         seconds = self._timed(steps)
@@ -159,7 +161,7 @@ class _Server:
 
     def _set_up(self, variant: Variant, workload: Workload) -> None:
         self._drop()
-        self._trainer = build(variant, workload, self._device)
+        self._trainer = variant.build(problem_of(workload, variant.n_models, device=self._device))
         self._variant, self._workload = variant, workload
         for _ in range(1 if variant.contender == OURS else 2):  # compiles, captures, warms up
             self._timed(self._trainer.chunk)

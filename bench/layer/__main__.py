@@ -13,7 +13,7 @@ from bench.layer.contenders import OURS, PEERS, READ, contenders
 from bench.layer.measure import gflops, interleaved, large_model_memory, median
 from bench.layer.workloads import LAYER_WORKLOADS, LayerWorkload
 from bench.load import Watch, add_option, mark
-from bench.record import RESULTS, new_record, save
+from bench.record import new_record, save
 from bench.roof import Peaks, measure_peaks
 from bench.session import cores
 
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(row(record["workloads"][-1]), flush=True)
     record["load"] = watch.end()
     print(mark(record))
-    print(f"\nEvery figure: {save(record, RESULTS / 'layer')}", file=sys.stderr)
+    print(f"\nEvery figure: {save(record, 'layer')}", file=sys.stderr)
     return 0
 
 

@@ -1,4 +1,8 @@
-"""The ensemble in batched PyTorch, eager: stacked parameters, autograd, the library's fused Adam."""
+"""The ensemble in batched PyTorch, eager, on a CPU or a GPU: stacked parameters, autograd, fused Adam.
+
+On a GPU batches are drawn densely, which costs it about one pass over the batch; jumping over inactive
+entries, which pays on a CPU, would leave all the other passes.
+"""
 
 from __future__ import annotations
 
@@ -34,42 +38,45 @@ class EagerTrainer:
 
     chunk = 1
 
-    def __init__(self, problem: Problem, layout: str, draw: str) -> None:
+    def __init__(self, problem: Problem, layout: str, draw: str = "uniform") -> None:
         torch.set_num_threads(problem.threads)
         torch.manual_seed(problem.seed)
         workload = problem.workload
         n, batch = workload.n_features, workload.batch_size
         self._features_first = layout == "features_first"
         shape = (n, batch) if self._features_first else (batch, n)
-        self._draw = DRAWS[draw]((problem.n_models, *shape), workload.probability)
-        self._gated = draw == "gaps" or workload.probability == 1.0  # no negative entries to remove
-        self._weight = torch.tensor(problem.weight, requires_grad=True)
-        self._bias = torch.zeros(problem.n_models, n, requires_grad=True)
-        self._importance = torch.tensor(problem.importance) / (n * batch)
+        self._device, p = torch.device(problem.device), problem.probability
+        self._draw = DRAWS[draw]((problem.n_models, *shape), p, problem.device)
+        self._gated = draw == "gaps" or bool((p == 1.0).all())  # no negative entries to remove
+        self._weight = torch.tensor(problem.weight, device=self._device, requires_grad=True)
+        self._bias = torch.zeros(problem.n_models, n, device=self._device, requires_grad=True)
+        self._importance = torch.tensor(problem.importance, device=self._device) / (n * batch)
         self._optimizer = torch.optim.Adam([self._weight, self._bias], lr=LEARNING_RATE, fused=True)
-        self._loss = torch.zeros(problem.n_models)
+        self._loss = torch.zeros(problem.n_models, device=self._device)
         self._steps = 0
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
             self._update(self._batch())
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
 
     def mean_loss(self) -> np.ndarray:
-        mean = (self._loss / self._steps).numpy()
+        mean = (self._loss / self._steps).cpu().numpy()
         self._loss.zero_()
         self._steps = 0
         return mean
 
     def draw(self) -> np.ndarray:
         x = self._batch()
-        return (x.transpose(1, 2) if self._features_first else x).numpy().copy()
+        return (x.transpose(1, 2) if self._features_first else x).cpu().numpy().copy()
 
     def update(self, x: np.ndarray) -> None:
-        samples_first = torch.tensor(x)
+        samples_first = torch.tensor(x, device=self._device)
         self._update(samples_first.transpose(1, 2).contiguous() if self._features_first else samples_first)
 
     def parameters(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._weight.detach().numpy().copy(), self._bias.detach().numpy().copy()
+        return self._weight.detach().cpu().numpy().copy(), self._bias.detach().cpu().numpy().copy()
 
     def _batch(self) -> torch.Tensor:
         x = self._draw()
@@ -88,12 +95,12 @@ class NotebookTrainer(EagerTrainer):
     """The same training the way the published notebooks write it; shown, but not counted as a peer.
 
     Einsums over `[batch, models, features]`, a gate and a magnitude from two random tensors, the default
-    optimiser.
+    optimiser. On a CPU, for one probability of all models.
     """
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem, layout="samples_first", draw="uniform")
-        self._probability = problem.workload.probability
+        self._probability = problem.probability.item()
         self._shape = (problem.workload.batch_size, problem.n_models, problem.workload.n_features)
         self._importance = torch.tensor(problem.importance)
         self._optimizer = torch.optim.Adam([self._weight, self._bias], lr=LEARNING_RATE)

@@ -54,7 +54,7 @@ class PlainJaxTrainer:
 
         jax.config.update("jax_platforms", "cpu")
         workload = problem.workload
-        shape, probability = (workload.batch_size, workload.n_features), workload.probability
+        shape, probability = (workload.batch_size, workload.n_features), problem.probability.item()
         optimizer = optax.adam(LEARNING_RATE)
 
         def draw(key: Any) -> Any:

@@ -1,34 +1,12 @@
-"""Who takes part, and the set-ups of each that are tried on a workload, the likeliest first."""
+"""The set-ups of every contender that are tried on a workload on a GPU, and with how many models."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+from bench.workloads import Workload
 
-from bench.gpu.problem import Problem, Trainer, Variant
-from bench.gpu.workloads import Workload
-
-OURS = "toykern"
-PEERS = ("eager", "compile", "jax")
-CONTENDERS = (OURS, *PEERS)
-TITLES = {OURS: "toykern", "eager": "PyTorch eager", "compile": "torch.compile", "jax": "JAX"}
-
-_TRAINERS = {
-    OURS: "bench.gpu.ours:ToykernTrainer",
-    "eager": "bench.gpu.torch_peers:EagerPeer",
-    "compile": "bench.gpu.torch_peers:CompiledPeer",
-    "jax": "bench.gpu.jax_peer:JaxPeer",
-}
 _MOST = 2**17  # models of a peer
 _BATCH_BYTES = 4e9  # of one dense batch, at most; a step holds several arrays of that size
 _CACHED_BYTES = 16e6  # a dense batch of this size stays in the second cache of a large GPU
-
-
-def build(variant: Variant, workload: Workload, device: str = "cuda") -> Trainer:
-    """The trainer of a variant, made in the process that calls this."""
-    module, name = _TRAINERS[variant.contender].split(":")
-    problem = Problem(workload, variant.n_models, device)
-    return getattr(importlib.import_module(module), name)(problem, **variant.options)
 
 
 def options_of(contender: str, workload: Workload) -> list[dict[str, str]]:
@@ -57,10 +35,3 @@ def numbers_of(workload: Workload) -> tuple[int, int]:
         return 1 << (int(max(1, min(_MOST, size / per_model))).bit_length() - 1)
 
     return power(_CACHED_BYTES), power(_BATCH_BYTES)
-
-
-def why_absent(contender: str, device: str = "cuda") -> str | None:
-    """Why a contender cannot take part, or None."""
-    if contender == "jax" and importlib.util.find_spec("jax") is None:
-        return "jax is not installed"
-    return None
