@@ -59,8 +59,8 @@ def workload_entry(workload: Workload, timings: dict[str, Timing | str], peaks: 
 def save(record: dict[str, Any], bench: str = "fit", results: Path = RESULTS) -> Path:
     """Writes the record to `results/<bench>/<date>.json` and returns the path.
 
-    Of a bench and a machine the newest record is kept: older ones are removed, unless they have a line that it
-    lacks.
+    Of a bench and a machine the newest record is kept: older ones are removed, unless they have a line
+    that it lacks.
     """
     folder = results / bench
     folder.mkdir(parents=True, exist_ok=True)
