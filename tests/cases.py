@@ -487,4 +487,28 @@ LAYER_OPTIONS = [
     )
 ]
 
-LAYER_CASES = [*LAYER_SHAPES, *LAYER_OPTIONS]
+# What no fast loop lists (common/activation.h): the slope kept beside the code, told by the output, or made again.
+LAYER_ACTIVATIONS = [
+    _layer(name, n, m, tied=tied, network=network, loss=loss, density=density)
+    for n, m, tied, density in (
+        (6, 3, True, 0.2),
+        (6, 3, False, 0.2),
+        (75, 20, False, 0.9),
+        (75, 20, True, 0.03),
+    )
+    for name, network, loss in (
+        ("gelu inside", {"hidden_activation": "gelu"}, {}),
+        (
+            "gelu and softplus",
+            {"hidden_activation": "gelu", "output_activation": "softplus", "hidden_bias": True},
+            {"l1": 0.25, "importance": "each"},
+        ),
+        (
+            "leaky ReLU",
+            {"hidden_activation": "leaky_relu", "output_activation": "leaky_relu", "negative_slope": 0.25},
+            {"l1": 0.25},
+        ),
+    )
+]
+
+LAYER_CASES = [*LAYER_SHAPES, *LAYER_OPTIONS, *LAYER_ACTIVATIONS]

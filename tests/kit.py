@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from cases import FitCase, LayerCase
+from torch.nn import functional
 
 import toykern as tk
 from toykern import _native, reference
@@ -16,11 +17,13 @@ from toykern.training.kernels import network_params
 
 EVALUATION_FLOOR = 1e-6  # of a float32 evaluation, relative
 TRAJECTORY = 1e-4  # relative error of float32 weights after hundreds of steps (DESIGN §8)
-# PyTorch's own; a name that is not here is a KeyError, and never taken for the identity.
-PLAIN_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "none": lambda z: z,
-    "relu": torch.nn.functional.relu,
-    "gelu": torch.nn.functional.gelu,
+# PyTorch's own, of pre-activations and the model; a name that is not here is a KeyError, and never taken for the identity.
+PLAIN_ACTIVATIONS: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {
+    "none": lambda z, model: z,
+    "relu": lambda z, model: functional.relu(z),
+    "gelu": lambda z, model: functional.gelu(z),
+    "leaky_relu": lambda z, model: functional.leaky_relu(z, model.negative_slope),
+    "softplus": lambda z, model: functional.softplus(z),
 }
 LEVELS = tuple(_native.isa_levels())
 
@@ -104,10 +107,10 @@ def plain_pytorch_loss(case: FitCase, model: Any, x: torch.Tensor, clean: torch.
     encoder = parameters["weight" if case.tied else "encoder"]
     decoder = encoder.transpose(1, 2) if case.tied else parameters["decoder"]
     h = torch.einsum("kbn,kmn->kbm", x, encoder)
-    h = PLAIN_ACTIVATIONS[model.hidden_activation](h)
+    h = PLAIN_ACTIVATIONS[model.hidden_activation](h, model)
     y = torch.einsum("kbm,knm->kbn", h, decoder)
     y = y + parameters["bias"][:, None] if "bias" in parameters else y
-    y = PLAIN_ACTIVATIONS[model.output_activation](y)
+    y = PLAIN_ACTIVATIONS[model.output_activation](y, model)
     target = clean.abs() if case.loss.get("target") == "abs" else clean
     importance = torch.as_tensor(case.loss.get("importance", 1.0), dtype=torch.float32)
     importance = importance.expand(case.n_models, case.n_features)[:, None]

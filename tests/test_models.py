@@ -296,7 +296,7 @@ def test_repr_shows_shape_and_options():
         (
             {"hidden_activation": "tanh"},
             ValueError,
-            "hidden_activation must be one of 'none', 'relu', 'topk', 'gelu', not 'tanh'",
+            "hidden_activation must be one of 'none', 'relu', 'topk', 'gelu', 'leaky_relu', not 'tanh'",
         ),
         ({"output_activation": None}, TypeError, "output_activation must be one of"),
         ({"bias": 1}, TypeError, "bias must be True or False"),

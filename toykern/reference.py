@@ -9,9 +9,10 @@ Notation, per model: E the encoder (m × n), D the decoder (n × m; tied: D = E�
 
     a = E x,   h = f(a),   z = D h + b,   y = g(z),   L = 1/N · Σ_samples Σ_i I_i (t_i − y_i)²
 
-with f, g the identity or ReLU (ReLU′(0) = 0) and N = batch · n ("mean") or batch ("sum"). What only the layer
-has and `train` does not: f = top-k (the k largest codes of a sample stay, of equal ones the first; slope 1
-where one stays), g = GELU (z·Φ(z)), a hidden bias c ("hidden_bias" [models, m]), a centred encoder, a = E (x
+with f, g the identity, ReLU (ReLU′(0) = 0), leaky ReLU (its slope at 0 is the negative one), GELU (z·Φ(z))
+or, g alone, softplus (log(1 + e^z)), and N = batch · n ("mean") or batch ("sum"). What only the layer has and
+`train` does not: f = top-k (the k largest codes of a sample stay, of equal ones the first; slope 1 where one
+stays), a hidden bias c ("hidden_bias" [models, m]), a centred encoder, a = E (x
 − b) + c, and l1 · mean over samples of Σ_k |h_k| in the loss (its slope 0 at 0).
 """
 
@@ -26,7 +27,7 @@ import torch
 
 from toykern.arguments.broadcast import broadcast_importance
 from toykern.arguments.errors import check_choice, check_non_negative_int, check_positive_int
-from toykern.network.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from toykern.network.activations import HIDDEN_ACTIVATIONS, NEGATIVE_SLOPE, OUTPUT_ACTIVATIONS
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
 from toykern.nn.stacked import (
     LOSS_REDUCTIONS,
@@ -53,6 +54,7 @@ class Network:
     output_activation: str = "relu"
     top_k: int = 0
     centered: bool = False
+    negative_slope: float = NEGATIVE_SLOPE
 
     def __post_init__(self) -> None:
         check_choice("hidden_activation", self.hidden_activation, HIDDEN_ACTIVATIONS)
@@ -88,7 +90,9 @@ def network_of(model: StackedModel | SparseTiedAutoencoder) -> Network:
     """The `Network` that a module is."""
     if isinstance(model, SparseTiedAutoencoder):
         return Network(model.hidden_activation, model.output_activation)
-    return Network(model.hidden_activation, model.output_activation, model.top_k, model.centered)
+    return Network(
+        model.hidden_activation, model.output_activation, model.top_k, model.centered, model.negative_slope
+    )
 
 
 def parameters_of(model: StackedModel | SparseTiedAutoencoder) -> Parameters:
@@ -112,11 +116,11 @@ def forward(parameters: Parameters, x: torch.Tensor, network: Network = Network(
     pre_hidden = inputs @ encoder.mT
     if "hidden_bias" in parameters:
         pre_hidden = pre_hidden + parameters["hidden_bias"].unsqueeze(1)
-    hidden = _activate(pre_hidden, network.hidden_activation, network.top_k)
+    hidden = _activate(pre_hidden, network.hidden_activation, network)
     pre_output = hidden @ decoder.mT
     if "bias" in parameters:
         pre_output = pre_output + parameters["bias"].unsqueeze(1)
-    return Activity(pre_hidden, hidden, pre_output, _activate(pre_output, network.output_activation))
+    return Activity(pre_hidden, hidden, pre_output, _activate(pre_output, network.output_activation, network))
 
 
 def target_of(clean: torch.Tensor, target: str) -> torch.Tensor:
@@ -171,9 +175,9 @@ def loss_and_gradients(
 
     # dL/dz, dL/da by the chain rule; sums over the batch are matrix products over it
     d_error = 2 * weights * error / terms
-    d_output = d_error * _slope(activity.pre_output, network.output_activation)
+    d_output = d_error * _slope(activity.pre_output, network.output_activation, network)
     d_code = d_output @ decoder + l1_weights.reshape(-1, 1, 1) * activity.hidden.sign()
-    d_hidden = d_code * _slope(activity.pre_hidden, network.hidden_activation, network.top_k)
+    d_hidden = d_code * _slope(activity.pre_hidden, network.hidden_activation, network)
     d_decoder = d_output.mT @ activity.hidden  # [models, n, m]
     seen = inputs - parameters["bias"].unsqueeze(1) if network.centered else inputs
     d_encoder = d_hidden.mT @ seen  # [models, m, n]
@@ -334,23 +338,35 @@ def _weights(parameters: Parameters) -> tuple[torch.Tensor, torch.Tensor]:
     return parameters["encoder"], parameters["decoder"]
 
 
-def _activate(value: torch.Tensor, activation: str, top_k: int = 0) -> torch.Tensor:
+def _activate(value: torch.Tensor, activation: str, network: Network) -> torch.Tensor:
     if activation == "gelu":
         return value * _normal_distribution(value)
-    if activation == "topk":
-        return value * _slope(value, activation, top_k)
-    return value.clamp(min=0) if activation == "relu" else value
+    if activation == "softplus":
+        return torch.logaddexp(value, torch.zeros_like(value))
+    if activation in ("topk", "leaky_relu"):
+        return value * _slope(value, activation, network)
+    if activation == "relu":
+        return value.clamp(min=0)
+    assert activation == "none", activation
+    return value
 
 
-def _slope(value: torch.Tensor, activation: str, top_k: int = 0) -> torch.Tensor:
-    """Derivative of the activation; of ReLU at 0 it is 0."""
+def _slope(value: torch.Tensor, activation: str, network: Network) -> torch.Tensor:
+    """Derivative of the activation; of ReLU at 0 it is 0, of leaky ReLU the negative slope."""
     if activation == "gelu":
         density = torch.exp(-(value**2) / 2) / math.sqrt(2 * math.pi)
         return _normal_distribution(value) + value * density
+    if activation == "softplus":
+        return torch.sigmoid(value)
     if activation == "topk":
-        largest = value.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+        largest = value.sort(dim=-1, descending=True, stable=True).indices[..., : network.top_k]
         return torch.zeros_like(value).scatter(-1, largest, 1.0)
-    return (value > 0).to(value.dtype) if activation == "relu" else torch.ones_like(value)
+    if activation == "leaky_relu":
+        return torch.where(value > 0, 1.0, network.negative_slope)
+    if activation == "relu":
+        return (value > 0).to(value.dtype)
+    assert activation == "none", activation
+    return torch.ones_like(value)
 
 
 def _normal_distribution(value: torch.Tensor) -> torch.Tensor:

@@ -59,26 +59,34 @@ inline void check(const Distribution& d, bool on_host) {
         refuse("unit_start", d.unit_start[d.n_units], "from 0 to n_features = " + std::to_string(d.n_features));
 }
 
-// What the training loops know: the CPU's all that is elementwise, those of a device a floor alone. Nothing else may
-// reach them, since they would take it for none.
-inline void check_activation(const char* name, int32_t activation, bool on_host) {
-    check_range(name, activation, 0, kActivations - 1);
-    if (activation == (int32_t)Activation::kTopK || !(on_host || is_floor(activation)))
-        refuse(name, activation, "one that the training loops here know");
+// What an activation takes beside its argument. LeakyRelu's slope is told by its output, so it must not turn it about.
+inline void check_option(const char* name, int32_t activation, double option) {
+    if (activation == (int32_t)Activation::kLeakyRelu && !(std::isfinite(option) && option >= 0.0))
+        throw std::invalid_argument(std::string(name) + " must have a finite option of at least 0");
 }
 
-inline void check(const Network& net, const Distribution& d, int64_t n_models, int64_t batch_size, bool on_host) {
+// What the training loops know: all that is elementwise. Nothing else may reach them, since they would take it for none.
+inline void check_activation(const char* name, int32_t activation, double option) {
+    check_range(name, activation, 0, kActivations - 1);
+    if (activation == (int32_t)Activation::kTopK) refuse(name, activation, "one that the training loops know");
+    check_option(name, activation, option);
+}
+
+inline void check(const Network& net, const Distribution& d, int64_t n_models, int64_t batch_size) {
     check_range("the network's n_features", net.n_features, d.n_features, d.n_features);
     check_elements("n_models, n_hidden, n_features", n_models, net.n_hidden, net.n_features);
     check_range("batch_size", batch_size, 1, kMostSamples);
-    check_activation("the network's hidden_activation", net.hidden_activation, on_host);
-    check_activation("the network's output_activation", net.output_activation, on_host);
+    check_activation("the network's hidden_activation", net.hidden_activation, net.hidden_option);
+    check_activation("the network's output_activation", net.output_activation, net.output_option);
+    // All-zero samples have codes of 0 in the closed forms.
+    if (activation_at_zero(net.hidden_activation) != 0.0)
+        refuse("the network's hidden_activation", net.hidden_activation, "one that is 0 at 0");
     check_range("the network's target", net.target, 0, (int64_t)Target::kMagnitude);
 }
 
 inline void check(const TrainParams& p, bool on_host) {
     check(p.data, on_host);
-    check(p.network, p.data, p.n_models, p.batch_size, on_host);
+    check(p.network, p.data, p.n_models, p.batch_size);
     check_range("optimizer", p.optimizer, 0, (int64_t)Optimizer::kAdamW);
     check_stride("importance_stride", p.importance_stride, p.network.n_features);
     check_range("total_steps", p.total_steps, 1, kMostSteps);
@@ -109,7 +117,7 @@ inline void check(const TrainParams& p, bool on_host) {
 
 inline void check(const EvaluateParams& p, bool on_host) {
     check(p.data, on_host);
-    check(p.network, p.data, p.n_models, p.batch_size, on_host);
+    check(p.network, p.data, p.n_models, p.batch_size);
     check_range("batches", p.batches, 1, kMostSteps);
     check_stride("importance_stride", p.importance_stride, p.network.n_features);
     check_address("seed", p.seed);

@@ -237,6 +237,7 @@ void bind_autoencoder_layer(py::module_& m, py::module_& c, py::module_& host) {
     bind_pointer(t, "z", &LayerTileParams::z);
     bind_pointer(t, "dz", &LayerTileParams::dz);
     bind_pointer(t, "codes", &LayerTileParams::codes);
+    bind_pointer(t, "slopes", &LayerTileParams::slopes);
     bind_pointer(t, "stored_codes", &LayerTileParams::stored_codes);
     bind_pointer(t, "code_grad", &LayerTileParams::code_grad);
     bind_pointer(t, "stored_code_grad", &LayerTileParams::stored_code_grad);
@@ -264,7 +265,8 @@ void bind_autoencoder_layer(py::module_& m, py::module_& c, py::module_& host) {
     bind_pointer(s, "scale", &LayerSums::scale);
 
     m.def("layer_is_stacked", &layer_is_stacked, py::arg("n_features"), py::arg("n_hidden"), py::arg("tied"),
-          py::arg("given") = true, py::arg("direct") = true, "Whether a network runs within a block's shared memory.");
+          py::arg("given") = true, py::arg("direct") = true, py::arg("hidden_activation") = 0,
+          "Whether a network runs within a block's shared memory.");
     m.def("stacked_partial_floats", &stacked_partial_floats, "Scratch of one model; the pointers are not read.");
     const auto unlocked = py::call_guard<Unlocked>();
     c.def("layer_stacked", &cuda::layer_stacked, unlocked);

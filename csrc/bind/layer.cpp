@@ -14,6 +14,8 @@ void check(const LayerParams& p) {
     check_range("task", p.task, 0, (int64_t)LayerTask::kBackward);
     check_range("hidden_activation", p.hidden_activation, 0, kActivations - 1);
     check_range("output_activation", p.output_activation, 0, kActivations - 1);
+    check_option("hidden_activation", p.hidden_activation, p.hidden_option);
+    check_option("output_activation", p.output_activation, p.output_option);
     check_range("target", p.target, 0, (int64_t)Target::kTensor);
     check_elements("n_models, n_hidden, n_features", p.n_models, p.n_hidden, p.n_features);
     check_range("batch", p.batch, 0, kMostSamples);

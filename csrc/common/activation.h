@@ -64,10 +64,44 @@ struct Gelu {
     }
 };
 
+// z above 0, option · z elsewhere; the slope at 0 is the option, as in PyTorch. The option is at least 0, so that y tells the slope.
+struct LeakyRelu {
+    static constexpr bool kSelects = false, kSlopeFromOutput = true;
+    static constexpr double kAtZero = 0.0;
+    template <class V>
+    TOYKERN_MATHS Activated<V> at(V z, V option) {
+        const V slope = slope_of(z, option);
+        return {z * slope, slope};
+    }
+    template <class V>
+    TOYKERN_MATHS V slope_of(V y, V option) {
+        const V one = Lanes<V>::all(1.0), above = keep(gt_or_nan(y, Lanes<V>::all(0.0)), one);
+        return fmadd(one - above, option, above);
+    }
+};
+
+// log(1 + e^z), with the slope 1 / (1 + e^−z); exact where z is large, so without PyTorch's threshold.
+struct Softplus {
+    static constexpr bool kSelects = false, kSlopeFromOutput = false;
+    static constexpr double kAtZero = 0.69314718055994530942;
+    template <class V>
+    TOYKERN_MATHS Activated<V> at(V z, V) {
+        const V one = Lanes<V>::all(1.0), zero = Lanes<V>::all(0.0);
+        const V e = exp_minus(magnitude(z)), above = keep(gt_or_nan(z, zero), one);
+        return {fmax(zero, z) + log_of_one_and(e), fmadd(one - above, e, above) / (one + e)};
+    }
+    template <class V>
+    TOYKERN_MATHS V slope_of(V y, V) {
+        return y;  // never asked for: it is 1 − e^−y, which has no digits left where y is small
+    }
+};
+
 #define TOYKERN_ACTIVATION(kind, CALL)                                                          \
     switch (kind) {                                                                             \
         case (int32_t)Activation::kRelu: return CALL(Relu);                                     \
         case (int32_t)Activation::kGelu: return CALL(Gelu);                                     \
+        case (int32_t)Activation::kLeakyRelu: return CALL(LeakyRelu);                           \
+        case (int32_t)Activation::kSoftplus: return CALL(Softplus);                             \
         default: return CALL(NoActivation); /* top-k too: what it selects is not elementwise */ \
     }
 
@@ -87,6 +121,9 @@ TOYKERN_SHARED bool slope_selects(int32_t kind){
 }  // None and ReLU are a floor; loops that list these two ask this.
 TOYKERN_SHARED bool is_floor(int32_t kind) {
     return kind == (int32_t)Activation::kNone || kind == (int32_t)Activation::kRelu;
+}
+TOYKERN_SHARED bool has_floors_alone(const Network& net) {
+    return is_floor(net.hidden_activation) && is_floor(net.output_activation);
 }
 
 template <class V>

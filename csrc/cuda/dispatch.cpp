@@ -1,4 +1,6 @@
 // Which loop trains a shape: the one dispatcher of both sides, the device and its source on the host.
+#include <stdexcept>
+
 #include "cuda/regimes.h"
 #include "cuda/warp.h"
 
@@ -18,7 +20,10 @@ Launch the_rest(const Launch& launch) {
 }
 
 DeviceRegime regime_of(const Network& network, int64_t batch_size, const Launch& launch) {
-    return launch.regime < 0 ? device_regime(network, batch_size) : (DeviceRegime)launch.regime;
+    if (launch.regime < 0) return device_regime(network, batch_size);
+    if (launch.regime == (int)DeviceRegime::kTiny && !has_floors_alone(network))
+        throw std::invalid_argument("the tiny regime knows none and ReLU alone");  // it would take others for none
+    return (DeviceRegime)launch.regime;
 }
 
 // Calls the loop of the shape; after the tiny one the small one, for the models that are left.

@@ -1,10 +1,11 @@
 // The one place where a training loop is picked on a device: by the shape alone, since it decides the order of the sums.
 //
-//   tiny    half a warp to a model, everything in registers             train_tiny.cuh, which leaves some distributions to small; not of
-//           sparse models
+//   tiny    half a warp to a model, everything in registers             train_tiny.cuh, which leaves some distributions to small; of
+//           networks with none and ReLU alone, and not of sparse models
 //   small   a block to a model, everything in shared memory            train_small.cuh
 //   large   kernels over all blocks, weights in device memory          train_large.cuh
 #pragma once
+#include "common/activation.h"
 #include "toykern/cuda.h"
 
 namespace toykern {
@@ -34,7 +35,7 @@ size_t small_workspace(const Network& network, int64_t n_models);
 constexpr size_t kSmallSharedLimit = 99 * 1024;  // what every device of sm_80 and newer can give a block
 
 inline DeviceRegime device_regime(const Network& net, int64_t batch_size) {
-    const bool plain = net.tied && !net.sparse;
+    const bool plain = net.tied && !net.sparse && has_floors_alone(net);
     if (plain && batch_size <= kTinyBatch && for_tiny_shape<AnyTinyShape>(net)) return DeviceRegime::kTiny;
     return small_shared_bytes(net) <= kSmallSharedLimit ? DeviceRegime::kSmall : DeviceRegime::kLarge;
 }

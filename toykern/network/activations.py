@@ -7,6 +7,7 @@ The mathematics of a row stands in `csrc/common/activation.h` (for the kernels) 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Activation:
         hidden, output: where a layer takes it: for its codes, for its outputs.
         fitted: whether `toykern.fit` and `toykern.evaluate` take models with it.
         cuda: which of "hidden", "output" and "fit" the CUDA kernels have too.
-        option: the name of the number that it takes, or None.
+        option: the name of the number that it takes, an attribute of the model; or None.
     """
 
     name: str
@@ -37,9 +38,19 @@ ACTIVATIONS = {
         Activation("none", 0),
         Activation("relu", 1),
         Activation("topk", 2, output=False, fitted=False, option="top_k"),
-        Activation("gelu", 3, cuda=frozenset({"output"})),
+        Activation("gelu", 3),
+        Activation("leaky_relu", 4, option="negative_slope"),
+        Activation("softplus", 5, hidden=False),
     )
 }
 
 HIDDEN_ACTIVATIONS = tuple(name for name, row in ACTIVATIONS.items() if row.hidden)
 OUTPUT_ACTIVATIONS = tuple(name for name, row in ACTIVATIONS.items() if row.output)
+NEGATIVE_SLOPE = 0.01
+"""Of "leaky_relu", where none is given: that of PyTorch."""
+
+
+def option_of(activation: str, described: Any) -> float:
+    """The number that an activation of a model (or its options) takes; 0 where it takes none."""
+    name = ACTIVATIONS[activation].option
+    return 0.0 if name is None else float(getattr(described, name))

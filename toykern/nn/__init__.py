@@ -46,7 +46,7 @@ def model_from_config(
     kind = _CLASSES[check_choice("the model's class", config["class"], _CLASSES)]
     arguments = {key: value for key, value in config.items() if key != "class"}
     known = {"n_features", "n_hidden", "n_models", "hidden_activation", "output_activation", "bias", "init"}
-    optional = {"hidden_bias", "centered", "top_k"}
+    optional = {"hidden_bias", "centered", "top_k", "negative_slope"}
     if set(arguments) - optional != known:
         raise ValueError(f"the model's config must have the keys {sorted(known)}, not {sorted(arguments)}")
     if init is not None:

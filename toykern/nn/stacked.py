@@ -25,11 +25,11 @@ from toykern.arguments.errors import (
 from toykern.arguments.memory import check_free_memory
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import spans_its_storage
-from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, NEGATIVE_SLOPE, OUTPUT_ACTIVATIONS
 from toykern.nn.factory import factory_device, factory_dtype
 from toykern.nn.initialization import initial_std, initial_weights
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
-from toykern.ops.tied_autoencoder_call import Options, check_top_k
+from toykern.ops.tied_autoencoder_call import Options, check_negative_slope, check_top_k
 
 TARGETS = ("identity", "abs")
 LOSS_REDUCTIONS = ("mean", "sum")
@@ -40,9 +40,10 @@ class StackedModel(nn.Module):
 
     Attributes:
         n_features, n_hidden, n_models: the shape.
-        hidden_activation: "none", "relu", "gelu" or "topk"; output_activation: "none", "relu" or "gelu". The
-            derivative of ReLU at 0 is 0.
+        hidden_activation: "none", "relu", "leaky_relu", "gelu" or "topk"; output_activation: "none", "relu",
+            "leaky_relu", "gelu" or "softplus". The derivative of ReLU at 0 is 0.
         top_k: how many codes of a sample "topk" keeps; otherwise 0.
+        negative_slope: of "leaky_relu", at 0 and below.
         centered: whether the encoder sees x − bias.
         seed: int64 CPU `[models]`, the seeds that the initial weights were drawn from.
         init: what was asked for (a name, a number or "per_model"); `init_std`: float64 CPU `[models]`, what
@@ -61,6 +62,7 @@ class StackedModel(nn.Module):
     init_std: torch.Tensor
     bias: nn.Parameter | None
     hidden_bias: nn.Parameter | None
+    negative_slope: float = NEGATIVE_SLOPE
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class StackedModel(nn.Module):
         hidden_bias: bool = False,
         centered: bool = False,
         top_k: int | None = None,
+        negative_slope: float | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -86,6 +89,9 @@ class StackedModel(nn.Module):
         self.hidden_activation = check_choice("hidden_activation", hidden_activation, HIDDEN_ACTIVATIONS)
         self.output_activation = check_choice("output_activation", output_activation, OUTPUT_ACTIVATIONS)
         self.top_k = check_top_k(self.hidden_activation, top_k, self.n_hidden)
+        self.negative_slope = check_negative_slope(
+            self.hidden_activation, self.output_activation, negative_slope
+        )
         has_bias, has_hidden_bias = check_flag("bias", bias), check_flag("hidden_bias", hidden_bias)
         self.centered = check_flag("centered", centered)
         if self.centered and not has_bias:
@@ -172,7 +178,12 @@ class StackedModel(nn.Module):
             "bias": self.bias is not None,
             "init": self.init,
         }
-        return described | self._layer_options()
+        return described | self._activation_options() | self._layer_options()
+
+    def _activation_options(self) -> dict[str, Any]:
+        """What the activations take, but for top-k, which is the layer's alone."""
+        names = {ACTIVATIONS[name].option for name in (self.hidden_activation, self.output_activation)}
+        return {name: getattr(self, name) for name in sorted(names - {None, "top_k"})}
 
     def _layer_options(self) -> dict[str, Any]:
         """The options that `toykern.fit` does not know, where they differ from what it trains."""
@@ -278,7 +289,8 @@ class StackedModel(nn.Module):
         )
 
     def _options(self) -> Options:
-        chosen = (self.hidden_activation, self.output_activation, self.top_k, self.centered)
+        activations = self.hidden_activation, self.output_activation
+        chosen = (*activations, self.top_k, self.centered, self.negative_slope)
         return Options(*chosen) if torch.compiler.is_compiling() else _options_of(*chosen)
 
     def _weights(
@@ -333,7 +345,10 @@ class StackedModel(nn.Module):
             f"n_features={self.n_features}, n_hidden={self.n_hidden}, n_models={self.n_models}, "
             f"hidden_activation={self.hidden_activation!r}, output_activation={self.output_activation!r}, "
             f"bias={self.bias is not None}, init={self.init!r}"
-            + "".join(f", {name}={value!r}" for name, value in self._layer_options().items())
+            + "".join(
+                f", {name}={value!r}"
+                for name, value in (self._activation_options() | self._layer_options()).items()
+            )
         )
 
     def __len__(self) -> int:
@@ -348,7 +363,7 @@ class StackedModel(nn.Module):
         nn.Module.__init__(part)
         part.n_features, part.n_hidden = self.n_features, self.n_hidden
         part.hidden_activation, part.output_activation = self.hidden_activation, self.output_activation
-        part.top_k, part.centered = self.top_k, self.centered
+        part.top_k, part.centered, part.negative_slope = self.top_k, self.centered, self.negative_slope
         part.seed, part.init_std = self.seed[chosen].clone(), self.init_std[chosen].clone()
         part.n_models = len(part.seed)
         # the stacked initialisations depend on the number of models of the whole stack
@@ -417,9 +432,11 @@ def compact(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _options_of(hidden_activation: str, output_activation: str, top_k: int, centered: bool) -> Options:
+def _options_of(
+    hidden_activation: str, output_activation: str, top_k: int, centered: bool, negative_slope: float
+) -> Options:
     """One object for each choice: making it anew would cost a small stack a twentieth of its time."""
-    return Options(hidden_activation, output_activation, top_k, centered)
+    return Options(hidden_activation, output_activation, top_k, centered, negative_slope)
 
 
 def _described_std(std: torch.Tensor) -> str | float:

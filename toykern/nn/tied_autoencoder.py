@@ -19,9 +19,10 @@ class TiedAutoencoder(StackedModel):
         n_features: n, the size of input and output.
         n_hidden: m, the size of the hidden layer.
         n_models: how many models are stacked; each is independent of the others.
-        hidden_activation: f, "none" (default), "relu", "gelu" (by erf), or "topk", which keeps the `top_k`
-            largest codes of a sample as they are and makes the others 0 (Gao et al. 2024).
-        output_activation: g, "relu" (default), "none" (the linear model; the bias stays) or "gelu" (by erf).
+        hidden_activation: f, "none" (default), "relu", "leaky_relu", "gelu" (by erf), or "topk", which keeps
+            the `top_k` largest codes of a sample as they are and makes the others 0 (Gao et al. 2024).
+        output_activation: g, "relu" (default), "none" (the linear model; the bias stays), "leaky_relu",
+            "gelu" (by erf) or "softplus", log(1 + e^z).
         bias: whether there is a b; it begins at 0.
         init: the initial weights' standard deviation: "xavier", "xavier_stacked_features_hidden",
             "xavier_stacked_hidden_features", a number, or one for each model (`toykern.nn.initial_std`).
@@ -32,9 +33,9 @@ class TiedAutoencoder(StackedModel):
         hidden_bias: whether there is a c, h = f(W x + c); it begins at 0.
         centered: h = f(W (x − b) + c), as sparse autoencoders have it (Bricken et al. 2023).
         top_k: for hidden_activation="topk", 1 … n_hidden.
+        negative_slope: of "leaky_relu" at 0 and below, finite and ≥ 0; None is 0.01.
 
-    The last three and "topk" are for loops of one's own: `toykern.fit` refuses them. On a GPU there is "gelu"
-    for the outputs of such loops alone.
+    `hidden_bias`, `centered` and "topk" are for loops of one's own: `toykern.fit` refuses them.
 
     Parameters: `weight` `[models, n_hidden, n_features]`, `bias` `[models, n_features]` or None,
     and `hidden_bias` `[models, n_hidden]` or None.
@@ -63,6 +64,7 @@ output_activation='relu', bias=True, init='xavier')
         *,
         hidden_activation: str = "none",
         output_activation: str = "relu",
+        negative_slope: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
@@ -87,6 +89,7 @@ output_activation='relu', bias=True, init='xavier')
             n_models,
             hidden_activation=hidden_activation,
             output_activation=output_activation,
+            negative_slope=negative_slope,
             init=0.0,
             device=device,
             dtype=dtype,

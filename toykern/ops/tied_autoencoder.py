@@ -33,7 +33,7 @@ _LIBRARY = torch.library.Library("toykern", "FRAGMENT")
 _NETWORK = (
     "Tensor x, Tensor? row_start, Tensor? feature, SymInt batch, Tensor weight, Tensor? decoder, "
     "Tensor? bias, Tensor? hidden_bias, str hidden_activation, str output_activation, int top_k, "
-    "bool centered"
+    "bool centered, float negative_slope"
 )
 _LIBRARY.define(f"tied_autoencoder({_NETWORK}) -> Tensor")
 _LIBRARY.define(
@@ -106,9 +106,9 @@ class _Call(Call):
 def _output_impl(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
     decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool,
+    top_k: int, centered: bool, negative_slope: float,
 ) -> torch.Tensor:  # fmt: skip
-    options = Options(hidden_activation, output_activation, top_k, centered)
+    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
     op = "tied_autoencoder"
     call = _Call(op, "forward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
     output = call.new(call.models, call.batch, call.features)
@@ -120,9 +120,9 @@ def _output_impl(
 def _backward_impl(
     grad: torch.Tensor, output: Optional, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
     weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str,
-    output_activation: str, top_k: int, centered: bool, weights_wanted: bool, x_wanted: bool,
+    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool, x_wanted: bool,
 ) -> Gradients:  # fmt: skip
-    options = Options(hidden_activation, output_activation, top_k, centered)
+    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
     op = "tied_autoencoder_backward"
     call = _Call(op, "backward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
     call.want_output_gradient(grad, output)
@@ -134,10 +134,10 @@ def _backward_impl(
 def _loss_impl(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
     decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str,
+    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str,
     reduction: str, weights_wanted: bool, x_wanted: bool, target_wanted: bool,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    options = Options(hidden_activation, output_activation, top_k, centered)
+    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
     op = "tied_autoencoder_loss"
     call = _Call(op, "loss", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
     call.want_loss(importance, l1, target, target_kind, reduction, target_wanted)
@@ -195,7 +195,7 @@ def _output_fake(
 def _backward_fake(
     grad: torch.Tensor, output: Optional, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
     weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str,
-    output_activation: str, top_k: int, centered: bool, weights_wanted: bool, x_wanted: bool,
+    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool, x_wanted: bool,
 ) -> Gradients:  # fmt: skip
     return _fake_gradients(x, row_start, batch, weight, decoder, bias, hidden_bias, weights_wanted, x_wanted)
 
@@ -203,7 +203,7 @@ def _backward_fake(
 def _loss_fake(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
     decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str,
+    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str,
     reduction: str, weights_wanted: bool, x_wanted: bool, target_wanted: bool,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     work = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype

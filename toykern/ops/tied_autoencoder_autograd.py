@@ -82,8 +82,7 @@ class _Loss(torch.autograd.Function):
         prices_wanted: tuple[bool, bool],
     ) -> torch.Tensor:  # fmt: skip
         loss, *gradients = torch.ops.toykern.tied_autoencoder_loss(
-            x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options.hidden_activation,
-            options.output_activation, options.top_k, options.centered, importance, l1, target, target_kind,
+            x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(), importance, l1, target, target_kind,
             reduction, *wanted,
         )  # fmt: skip
         network = (x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
@@ -153,8 +152,7 @@ def _squared_errors(
         None if t is None else t.to(work) for t in (decoder, bias, hidden_bias, target)
     )
     output = torch.ops.toykern.tied_autoencoder(
-        x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options.hidden_activation,
-        options.output_activation, options.top_k, options.centered,
+        x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(),
     )  # fmt: skip
     n = output.shape[2]
     if target is None:
@@ -178,8 +176,7 @@ def _code_norms(
     nothing = torch.zeros(1, weight.shape[2], dtype=floats, device=weight.device)
     one = torch.ones(1, dtype=floats, device=weight.device)
     norms: torch.Tensor = torch.ops.toykern.tied_autoencoder_loss(
-        x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options.hidden_activation,
-        options.output_activation, options.top_k, options.centered, nothing, one, None, "identity", "sum",
+        x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(), nothing, one, None, "identity", "sum",
         False, False, False,
     )[0]  # fmt: skip
     return norms
@@ -192,8 +189,7 @@ class _Output(torch.autograd.Function):
         decoder: Optional, bias: Optional, hidden_bias: Optional, options: Options, wanted: tuple[bool, bool],
     ) -> torch.Tensor:  # fmt: skip
         output = torch.ops.toykern.tied_autoencoder(
-            x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options.hidden_activation,
-            options.output_activation, options.top_k, options.centered,
+            x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(),
         )  # fmt: skip
         # Where the slope does not follow from the output, the output is computed again.
         saved = output if options.output_activation in SLOPE_FROM_OUTPUT else None
@@ -208,7 +204,7 @@ class _Output(torch.autograd.Function):
         weights_wanted, x_wanted = ctx.wanted
         d_weight, d_decoder, d_bias, d_hidden, d_x = torch.ops.toykern.tied_autoencoder_backward(
             grads[0], saved, x, row_start, feature, ctx.batch, weight, decoder, bias, hidden_bias,
-            options.hidden_activation, options.output_activation, options.top_k, options.centered,
+            *options.arguments(),
             weights_wanted, x_wanted,
         )  # fmt: skip
         found: list[Optional] = [None] * 10

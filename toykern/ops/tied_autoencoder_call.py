@@ -12,9 +12,15 @@ from typing import Any
 import torch
 
 from toykern import _native
-from toykern.arguments.errors import check_choice, check_flag, check_int
+from toykern.arguments.errors import check_choice, check_flag, check_int, check_number
 from toykern.native.address import address
-from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from toykern.network.activations import (
+    ACTIVATIONS,
+    HIDDEN_ACTIVATIONS,
+    NEGATIVE_SLOPE,
+    OUTPUT_ACTIVATIONS,
+    option_of,
+)
 from toykern.ops.gate import check_like, check_shape, shared_over_models
 
 TARGETS = ("identity", "abs", "tensor")
@@ -30,17 +36,29 @@ class Options:
     """What a network is: activations, top-k, and whether the decoder's bias is taken off the input.
 
     Attributes:
-        hidden_activation: "none", "relu", "gelu", or "topk": the `top_k` largest codes of a sample stay as
-            they are, the others become 0 (Gao et al. 2024).
-        output_activation: "none", "relu" or "gelu" (the exact one, by erf).
+        hidden_activation: "none", "relu", "leaky_relu", "gelu" (the exact one, by erf), or "topk": the
+            `top_k` largest codes of a sample stay as they are, the others become 0 (Gao et al. 2024).
+        output_activation: "none", "relu", "leaky_relu", "gelu" or "softplus".
         top_k: for "topk"; else 0.
         centered: the encoder sees x − b, as sparse autoencoders do (Bricken et al. 2023).
+        negative_slope: of "leaky_relu", at 0 and below; finite, ≥ 0.
     """
 
     hidden_activation: str = "none"
     output_activation: str = "relu"
     top_k: int = 0
     centered: bool = False
+    negative_slope: float = NEGATIVE_SLOPE
+
+    def arguments(self) -> tuple[str, str, int, bool, float]:
+        """As the operators take them, one after the other."""
+        return (
+            self.hidden_activation,
+            self.output_activation,
+            self.top_k,
+            self.centered,
+            self.negative_slope,
+        )
 
     def check(self, n_hidden: int) -> None:
         """ValueError or TypeError for a name that is none, or a top_k that does not fit."""
@@ -48,6 +66,7 @@ class Options:
         check_choice("output_activation", self.output_activation, OUTPUT_ACTIVATIONS)
         check_flag("centered", self.centered)
         check_top_k(self.hidden_activation, self.top_k, n_hidden)
+        check_number("negative_slope", self.negative_slope, minimum=0.0)
 
 
 PLAIN = Options()
@@ -63,6 +82,18 @@ def check_top_k(hidden_activation: str, top_k: Any, n_hidden: int) -> int:
     if top_k is None:
         raise ValueError(f"top_k must be given with hidden_activation='topk': 1 … {n_hidden}")
     return check_int("top_k", top_k, minimum=1, maximum=n_hidden)
+
+
+def check_negative_slope(hidden_activation: str, output_activation: str, slope: Any) -> float:
+    """The slope of "leaky_relu" below 0; TypeError or ValueError names it, also where there is no such."""
+    if slope is None:
+        return NEGATIVE_SLOPE
+    if "leaky_relu" not in (hidden_activation, output_activation):
+        raise ValueError(
+            "negative_slope is for hidden_activation='leaky_relu' or output_activation='leaky_relu' only, "
+            f"not {hidden_activation!r} and {output_activation!r}"
+        )
+    return check_number("negative_slope", slope, minimum=0.0)
 
 
 class Call:
@@ -100,6 +131,8 @@ class Call:
         p.n_models, p.batch, p.n_features, p.n_hidden = models, self.batch, n, m
         p.hidden_activation = ACTIVATIONS[options.hidden_activation].number
         p.output_activation = ACTIVATIONS[options.output_activation].number
+        p.hidden_option = option_of(options.hidden_activation, options)
+        p.output_option = option_of(options.output_activation, options)
         self.weight = self.take("weight", weight)
         p.encoder = self.at("weight", self.weight)
         self.decoder = self._take_if("decoder", decoder, [models, n, m])

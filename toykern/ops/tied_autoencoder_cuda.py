@@ -34,7 +34,8 @@ def _run(call: CudaCall) -> None:
     p = call.params
     given = bool(p.output_grad or p.target_values)
     direct = call.input_grad is not None or call.target_grad is not None
-    if _native.layer_is_stacked(call.features, call.hidden, call.tied, given, direct):
+    shape = (call.features, call.hidden, call.tied, given, direct, p.hidden_activation)
+    if _native.layer_is_stacked(*shape):
         _run_stacked(call)
     else:
         Large(call).run()
@@ -65,10 +66,10 @@ def _plainly(device: torch.device) -> Iterator[None]:
 def output(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
     decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool,
+    top_k: int, centered: bool, negative_slope: float,
 ) -> torch.Tensor:  # fmt: skip
     """`tied_autoencoder` on CUDA."""
-    options = Options(hidden_activation, output_activation, top_k, centered)
+    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
     with _plainly(weight.device):
         call = CudaCall("forward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
         found = call.new(call.models, call.batch, call.features)
@@ -80,10 +81,10 @@ def output(
 def backward(
     grad: torch.Tensor, output: Optional, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
     weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str,
-    output_activation: str, top_k: int, centered: bool, weights_wanted: bool, x_wanted: bool,
+    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool, x_wanted: bool,
 ) -> Gradients:  # fmt: skip
     """`tied_autoencoder_backward` on CUDA."""
-    options = Options(hidden_activation, output_activation, top_k, centered)
+    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
     with _plainly(weight.device):
         call = CudaCall("backward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
         call.want_output_gradient(grad, output)
@@ -96,11 +97,11 @@ def backward(
 def loss(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
     decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str,
+    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str,
     reduction: str, weights_wanted: bool, x_wanted: bool, target_wanted: bool,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """`tied_autoencoder_loss` on CUDA."""
-    options = Options(hidden_activation, output_activation, top_k, centered)
+    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
     with _plainly(weight.device):
         call = CudaCall("loss", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
         call.want_loss(importance, l1, target, target_kind, reduction, target_wanted)

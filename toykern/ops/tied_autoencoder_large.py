@@ -48,15 +48,18 @@ class Large:
         work = call.models * call.batch * self.n * self.m
         relu = p.output_activation == ACTIVATIONS["relu"].number
         self.may_look = self.codes_wanted and relu and work >= ACTIVE_WORK and self.kernels.can_look()
+        slopes = self.codes_wanted and not _native.slope_from_output(p.hidden_activation)
         self.plan = plan(
             call.models, call.batch, self.n, self.m, bf16=self.bf16, entries=call.entries,
-            gradients=self.codes_wanted, rows_of_encoder=self.sparse or self.may_look,
+            gradients=self.codes_wanted, rows_of_encoder=self.sparse or self.may_look, slopes=slopes,
         )  # fmt: skip
         self.tile = _native.LayerTileParams()
         self.tile.p, self.tile.bf16, self.tile.entries = p, self.bf16, call.entries
         models, size = call.models, self.plan
         rows = size.rows
         self.codes = self._floats(size.models * rows * self.m)
+        # Of the codes, where they do not tell them.
+        self.slopes = self._floats(size.models * rows * self.m) if slopes else None
         self.z = self._floats(size.models * rows * size.features)
         blocks = -(-rows // TILE_ROWS)
         across = -(-size.features // TILE_COLUMNS)
@@ -138,6 +141,7 @@ class Large:
         self.h = self.codes[: models * rows * m].view(models, rows, m)
         self.stored_h = self.h
         tile.codes = self._at_floats("codes", self.h)
+        tile.slopes = 0 if self.slopes is None else self._at_floats("slopes", self.slopes)
         tile.code_bias = 0 if self.code_bias is None else self._at_floats("code_bias", self.code_bias)
         tile.stored_codes = 0
         if self.bf16:

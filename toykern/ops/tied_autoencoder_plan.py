@@ -3,7 +3,7 @@
 Tiles are models × rows (samples) × features. While a tile of features is worked on, these are in memory
 beside the caller's tensors (m hidden units; s bytes of an element of the weights, 4 or 2):
 
-    codes and their gradient     models · rows · m · (8, or 16 in bfloat16)
+    codes and their gradient     models · rows · m · (8, or 16 in bfloat16), and 4 for slopes where those are kept
     pre-outputs and gradient     models · rows · features · (4, or 6)
     the encoder's rows           models · features · m · s         entries or gradients by entry alone
     sums                         models · (n + m), and by block of 32 rows
@@ -53,6 +53,7 @@ def plan(
     entries: int = 0,
     gradients: bool = True,
     rows_of_encoder: bool = False,
+    slopes: bool = False,
     budget: int = SCRATCH_BYTES,
 ) -> Plan:
     """The tiles of a call.
@@ -64,6 +65,7 @@ def plan(
             where they are very many.
         gradients: whether any are wanted.
         rows_of_encoder: whether a tile needs the encoder's rows, transposed.
+        slopes: whether the codes' slopes are kept beside them.
         budget: bytes for everything.
 
     >>> plan(1, 1024, 262_144, 512).bytes < 256 << 20
@@ -73,7 +75,7 @@ def plan(
     fixed = 4 * n_models * (2 * n_features + 3 * n_hidden + 2) + sorting
     left = max(budget - fixed, budget // 4)
     models, rows, features = n_models, batch, n_features
-    size = _Sizes(n_hidden, 2 if bf16 else 4, bool(entries) or rows_of_encoder, gradients)
+    size = _Sizes(n_hidden, 2 if bf16 else 4, bool(entries) or rows_of_encoder, gradients, slopes)
     while models > 1 and size.of(models, min(rows, 256), min(features, _ALIGN)) > left:
         models = (models + 1) // 2
     while rows > TILE_ROWS and size.codes(models, rows) > left // 2:
@@ -91,6 +93,7 @@ class _Sizes:
     storage: int
     rows_of_encoder: bool
     gradients: bool
+    slopes: bool
 
     @property
     def element(self) -> int:
@@ -99,7 +102,8 @@ class _Sizes:
 
     def codes(self, models: int, rows: int) -> int:
         own, gradient = (4, 4) if self.storage == 4 else (6, 10)  # one product of a stack is added by hand
-        return models * rows * self.hidden * (own + (gradient if self.gradients else 0))
+        kept = 4 if self.slopes else 0
+        return models * rows * self.hidden * (own + (gradient if self.gradients else 0) + kept)
 
     def of(self, models: int, rows: int, features: int) -> int:
         blocks = -(-rows // TILE_ROWS)

@@ -17,7 +17,7 @@ from toykern.native.address import address, address_of_array, storage_address
 from toykern.native.device_launch import DeviceLaunch
 from toykern.native.devices import check_kernels
 from toykern.native.threads import kernel_threads
-from toykern.network.activations import ACTIVATIONS
+from toykern.network.activations import ACTIVATIONS, option_of
 from toykern.nn.autoencoder import Autoencoder
 from toykern.nn.model_checks import check_as_described
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
@@ -126,6 +126,8 @@ def network_params(model: AnyModel, target: str, loss_reduction: str) -> Any:
     network.tied = is_tied(model)
     network.hidden_activation = ACTIVATIONS[model.hidden_activation].number
     network.output_activation = ACTIVATIONS[model.output_activation].number
+    network.hidden_option = option_of(model.hidden_activation, model)
+    network.output_option = option_of(model.output_activation, model)
     network.has_bias = model.bias is not None
     network.target = TARGETS.index(target)
     network.loss_sum = loss_reduction == "sum"

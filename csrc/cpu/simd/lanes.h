@@ -26,6 +26,16 @@ TOYKERN_INLINE void normal_of(F z, F& distribution, F& density) {
     distribution = keep(positive, bcast(1.0f) - tail) + (tail - keep(positive, tail));
     density = e * bcast(0.39894228f);
 }
+TOYKERN_INLINE D exp_minus(D u) {
+    D r;
+    for (int i = 0; i < kDoubleLanes; ++i) r.v[i] = __builtin_exp(-u.v[i]);
+    return r;
+}
+TOYKERN_INLINE D log_of_one_and(D u) {
+    D r;
+    for (int i = 0; i < kDoubleLanes; ++i) r.v[i] = __builtin_log1p(u.v[i]);
+    return r;
+}
 TOYKERN_INLINE void normal_of(D z, D& distribution, D& density) {
     for (int i = 0; i < kDoubleLanes; ++i) {
         distribution.v[i] = 0.5 * __builtin_erfc(-z.v[i] * 0.70710678118654752440);

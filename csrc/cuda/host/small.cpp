@@ -46,17 +46,18 @@ void run(const SmallTask& task, const Run& run_model) {
     });
 }
 
-template <int kM>
+template <int kM, class A = FloorActivation<float>>
 void train_as(const TrainParams& p, const Launch& launch) {
     const SmallTask task = small_task(p, launch);
     run(task, [&](const Block& b, const SmallRoom& room, int64_t i) {
-        train_small_model<kM>(b, p, task, launch.step_scale, room, p.order ? p.order[i] : i);
+        train_small_model<kM, A>(b, p, task, launch.step_scale, room, p.order ? p.order[i] : i);
     });
 }
 
 }  // namespace
 
 void train_small(const TrainParams& p, const Launch& launch) {
+    if (!has_floors_alone(p.network)) return train_as<0, CalledActivation>(p, launch);
     switch (p.network.n_hidden) {
         case 1: return train_as<1>(p, launch);
         case 2: return train_as<2>(p, launch);
@@ -72,7 +73,10 @@ void train_small(const TrainParams& p, const Launch& launch) {
 
 void evaluate_small(const EvaluateParams& p, const Launch& launch) {
     const SmallTask task = small_task(p, launch);
-    run(task, [&](const Block& b, const SmallRoom& room, int64_t i) { evaluate_small_model(b, p, task, room, i); });
+    run(task, [&](const Block& b, const SmallRoom& room, int64_t i) {
+        has_floors_alone(p.network) ? evaluate_small_model<FloorActivation<float>>(b, p, task, room, i)
+                                    : evaluate_small_model<CalledActivation>(b, p, task, room, i);
+    });
 }
 
 }  // namespace host

@@ -3,8 +3,10 @@
 //   GatherLarge    sparse: h = f(E x) from the active entries, a warp to a row
 //   FeaturesLarge  Σ over features of a row: dense h = E x; backwards dh = d D. Cut into splits of kSplit features
 //   JoinLarge      the splits' sums added in order; h = f(…), dh = 0 where h is at the floor
+//   CodesLarge     h = f(…) and its slopes, dh f′(…), where f is no floor: the kernels above leave sums then
 //   OutputLarge    y = g(D h + b), residual, loss, and the gradient at the output d = 2 c I (y − t) [y > floor], without 2 c
-//   LossLarge      the step's loss: records, divergence; or an evaluation's sum
+//   ResidualLarge  the same from z = D h + b where g is no floor: OutputLarge leaves z then
+//   LossLarge      the step's loss: records, divergence; or an evaluation's sum. The gradient of an empty sample
 //
 // Zeros      empty samples are not rows: LossLarge adds their loss, cuda/large/weights.cuh their gradient, in closed form
 // Order      entries by feature; features in order within a split, splits in order; hidden units in order after the bias; losses of 64
@@ -32,7 +34,7 @@ struct GatherLarge {
         if (t.skips(at.model) || t.state(at.model).dense) return;
         const LargeSizes& s = t.size;
         const int64_t rows = t.state(at.model).rows;
-        const float floor = t.hidden_floor();
+        const auto hidden = t.hidden_floor();
         const float* encoder = t.at(at.model, s.weight[0]);
         b.each_warp([&](const Warp& w) {
             const int64_t row = at.part * kRows + w.number;
@@ -69,8 +71,8 @@ struct GatherLarge {
                     }
                 }
                 w.each([&](int lane) {
-                    if (k0 + 4 * lane < s.mp) put(h + k0 + 4 * lane, floor, low[lane]);
-                    if (k0 + 128 + 4 * lane < s.mp) put(h + k0 + 128 + 4 * lane, floor, high[lane]);
+                    if (k0 + 4 * lane < s.mp) put(h + k0 + 4 * lane, hidden, low[lane]);
+                    if (k0 + 128 + 4 * lane < s.mp) put(h + k0 + 128 + 4 * lane, hidden, high[lane]);
                 });
             }
         });
@@ -82,9 +84,10 @@ struct GatherLarge {
         TOYKERN_UNROLL
         for (int q = 0; q < 4; ++q) sum.v[q] = fused(value, weight.v[q], sum.v[q]);
     }
-    static TOYKERN_DEVICE void put(float* to, float floor, Float4 sum) {
+    static TOYKERN_DEVICE void put(float* to, const FloorActivation<float>& hidden, Float4 sum) {
+        float slope;
         TOYKERN_UNROLL
-        for (int q = 0; q < 4; ++q) sum.v[q] = raised(floor, sum.v[q]);
+        for (int q = 0; q < 4; ++q) sum.v[q] = hidden.value(sum.v[q], slope);
         store4(to, sum);
     }
 };
@@ -92,16 +95,17 @@ struct GatherLarge {
 // What becomes of a finished sum over features: forwards h, backwards dh.
 TOYKERN_DEVICE void finish_hidden(const LargeTask& t, int64_t model, int64_t row, int64_t k, Float4 sum) {
     const LargeSizes& s = t.size;
-    const float floor = t.hidden_floor();
+    const auto hidden = t.hidden_floor();
     const int64_t at = row * s.mp + k;
+    float slope = 0.0f;
     if (t.back) {
         const Float4 h = load4(t.at(model, s.h) + at);
         TOYKERN_UNROLL
-        for (int q = 0; q < 4; ++q) sum.v[q] = h.v[q] > floor ? sum.v[q] : 0.0f;
+        for (int q = 0; q < 4; ++q) sum.v[q] = hidden.back(h.v[q], slope, sum.v[q]);
         store4(t.at(model, s.dh) + at, sum);
     } else {
         TOYKERN_UNROLL
-        for (int q = 0; q < 4; ++q) sum.v[q] = raised(floor, sum.v[q]);
+        for (int q = 0; q < 4; ++q) sum.v[q] = hidden.value(sum.v[q], slope);
         store4(t.at(model, s.h) + at, sum);
     }
 }
@@ -176,7 +180,33 @@ struct JoinLarge {
     }
 };
 
-template <class T>
+// Of an activation that is no floor: all codes of the rows, in place.
+struct CodesLarge {
+    static constexpr const char* kName = "codes_large";
+    static constexpr int kThreads = 256;
+    static constexpr int kResident = 4;
+    static constexpr int64_t kShared = 0;
+    TOYKERN_HD static int64_t blocks(const LargeTask& t) { return tiles(t.samples() * t.size.mp, kThreads); }
+
+    static TOYKERN_DEVICE void run(const Block& b, const LargeTask& t, int64_t block, char*) {
+        const LargeSizes& s = t.size;
+        const BlockOf at(block, blocks(t));
+        if (t.skips(at.model)) return;
+        const auto hidden = t.hidden();
+        float *h = t.at(at.model, s.h), *dh = t.at(at.model, s.dh), *slope = t.at(at.model, s.slope);
+        b.each([&](int thread) {
+            const int64_t i = at.part * kThreads + thread;
+            if (i >= t.state(at.model).rows * s.mp) return;
+            if (t.back)
+                dh[i] = hidden.back(h[i], slope[i], dh[i]);
+            else
+                h[i] = hidden.value(h[i], slope[i]);
+        });
+    }
+};
+
+// kFloor: g is a floor; else z is all that is made.
+template <class T, bool kFloor>
 struct OutputLarge {
     static constexpr const char* kName = "output_large";
     static constexpr int kThreads = T::kThreads;
@@ -210,8 +240,19 @@ struct OutputLarge {
         multiply<T, Lie::kAlong, Lie::kAlong>(b, shared, {t.at(at.model, s.h) + row0 * s.mp, s.mp, rows - row0, s.mp},
                                               {t.at(at.model, s.weight[1]) + j0 * s.mp, s.mp, s.n - j0, s.mp}, c);
 
+        if constexpr (!kFloor) {
+            float* z = t.at(at.model, s.z);
+            b.each([&](int thread) {
+                each_vector(c[thread], thread, [&](int own, int i, int half, const Float4& sum) {
+                    const int64_t row = row0 + T::row(own, i), j = j0 + T::column(own, 4 * half);
+                    if (row < rows && j < s.np) store4(z + row * s.np + j, sum);
+                });
+            });
+            return;
+        }
         const bool dense = t.state(at.model).dense, training = t.training();
-        const float floor = t.output_floor();
+        const auto output = t.output_floor();
+        const uint32_t bits_of_target = target_bits(t.p.network.target);
         const float* importance = t.at(at.model, s.importance);
         const float* x = t.at(at.model, dense && t.noisy() ? s.d : s.x);
         const uint32_t* active = t.at<uint32_t>(at.model, s.active);
@@ -235,14 +276,11 @@ struct OutputLarge {
                 }
                 const Float4 weight = load4(importance + j);
                 Float4 gradient;
+                float slope;
                 TOYKERN_UNROLL
                 for (int q = 0; q < 4; ++q) {
-                    const float u = target.v[q];
-                    const float residual = raised(floor, z.v[q]) -
-                                           (t.p.network.target == (int32_t)Target::kMagnitude && u < 0.0f ? -u : u);
-                    const float weighted = residual * weight.v[q];
-                    sum = fused(weighted, residual, sum);
-                    gradient.v[q] = z.v[q] > floor ? weighted : 0.0f;
+                    const float error = output.value(z.v[q], slope) - keep_bits(target.v[q], bits_of_target);
+                    gradient.v[q] = output.back(z.v[q], slope, add_squared_error(error, weight.v[q], sum));
                 }
                 if (training) store4(d + row * s.np + j, gradient);
             });
@@ -255,7 +293,59 @@ struct OutputLarge {
     }
 };
 
-// T is the tile of OutputLarge, whose sums are added here.
+// A block to a tile of OutputLarge; a thread's elements in order.
+template <class T>
+struct ResidualLarge {
+    static constexpr const char* kName = "residual_large";
+    static constexpr int kThreads = 256;
+    static constexpr int kResident = 4;
+    static constexpr int64_t kShared = 32 * 8;
+    TOYKERN_HD static int64_t blocks(const LargeTask& t) {
+        return tiles(t.samples(), T::kRows) * tiles(t.size.np, T::kColumns);
+    }
+
+    static TOYKERN_DEVICE void run(const Block& b, const LargeTask& t, int64_t block, char* shared) {
+        const LargeSizes& s = t.size;
+        const BlockOf at(block, blocks(t));
+        if (t.skips(at.model)) return;
+        const int64_t across = tiles(s.np, T::kColumns), rows = t.state(at.model).rows;
+        const int64_t row0 = at.part / across * T::kRows, j0 = at.part % across * T::kColumns;
+        if (row0 >= rows) return;
+        const bool dense = t.state(at.model).dense;
+        const auto output = t.output();
+        const uint32_t bits_of_target = target_bits(t.p.network.target);
+        const float *importance = t.at(at.model, s.importance), *z = t.at(at.model, s.z);
+        const float* x = t.at(at.model, dense && t.noisy() ? s.d : s.x);
+        const uint32_t* active = t.at<uint32_t>(at.model, s.active);
+        const uint32_t* sample_of_row = t.at<uint32_t>(at.model, s.sample_of_row);
+        float* d = t.at(at.model, s.d);
+        PerThread<double> loss;
+        b.each([&](int thread) {
+            float sum = 0.0f;
+            TOYKERN_NO_UNROLL
+            for (int i = thread; i < T::kRows * T::kColumns; i += kThreads) {
+                const int64_t row = row0 + i / T::kColumns, j = j0 + i % T::kColumns, here = row * s.np + j;
+                if (row >= rows || j >= s.np) continue;
+                float target = 0.0f, slope;
+                if (dense) {
+                    target = x[here];
+                } else {
+                    const int64_t sample = sample_of_row[row];
+                    if (active[sample * s.nw + (j >> 5)] >> (j & 31) & 1u) target = x[sample * s.np + j];
+                }
+                const float error = output.value(z[here], slope) - keep_bits(target, bits_of_target);
+                d[here] = output.back(z[here], slope, add_squared_error(error, importance[j], sum));
+            }
+            loss[thread] = (double)sum;
+        });
+        const double sum = sum_of_threads(b, loss, shared);
+        b.each([&](int thread) {
+            if (thread == 0) t.at<double>(at.model, s.loss)[at.part] = sum;
+        });
+    }
+};
+
+// T is the tile of OutputLarge (or ResidualLarge), whose sums are added here.
 template <class T>
 struct LossLarge {
     static constexpr const char* kName = "loss_large";
@@ -270,20 +360,24 @@ struct LossLarge {
         LargeState& state = t.state(model);
         const int64_t rows = state.rows, sums = tiles(rows, T::kRows) * tiles(s.np, T::kColumns);
         const double empty = (double)(t.samples() - rows);
-        const float floor = t.output_floor();
+        const bool updates = t.training() && t.finishes;
+        const auto output = t.output();
         const double* of_tile = t.at<double>(model, s.loss);
         const float *bias = t.at(model, s.weight[2]), *importance = t.at(model, s.importance);
+        float* at_empty = t.at(model, s.at_empty);
         PerThread<double> loss;
         b.each([&](int thread) {
             double sum = 0.0;
             for (int64_t i = thread; i < sums; i += kThreads) sum += of_tile[i];
-            if (empty > 0.0) {
+            if (empty > 0.0 || updates) {
                 double one = 0.0;
                 for (int64_t j = thread; j < s.np; j += kThreads) {
-                    const float y = raised(floor, bias[j]);
-                    one += (double)(importance[j] * y) * (double)y;
+                    float slope;
+                    const float y = output.value(bias[j], slope), weighted = importance[j] * y;
+                    one += (double)weighted * (double)y;
+                    if (updates) at_empty[j] = output.back(bias[j], slope, weighted);
                 }
-                sum += one * empty;
+                if (empty > 0.0) sum += one * empty;
             }
             loss[thread] = sum;
         });

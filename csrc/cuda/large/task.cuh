@@ -3,7 +3,9 @@
 // Layout     a slot a model, one after the other behind a header; models are taken in groups of as many as there are slots:
 //              encoder [n][mp], untied also decoder [n][mp], each with two moments (and its gradient where a batch is longer than kChain)
 //              bias, moments, gradient, importance [np]
-//              the samples of one piece of the batch: x [P][np], d [P][np], h [P][mp], dh [P][mp], partial sums [splits][P][mp]
+//              what an empty sample's gradient is at the outputs [np]
+//              the samples of one piece of the batch: x [P][np], d [P][np], h [P][mp], dh [P][mp], partial sums [splits][P][mp]; where
+//              the activation is no floor (common/activation.h) also its pre-outputs z [P][np], its codes' slopes [P][mp]
 //              of sparse models: active [P][nw] and by_feature [n][pw] (a bit an entry), sample_of_row [P], row_of_sample [P],
 //              used [pw] (a bit a sample)
 //            np, mp = n, m rounded up to whole vectors, the rest zeros; nw, pw = words of n, P bits. P, splits follow from the shape.
@@ -11,6 +13,7 @@
 //            dense (with noise, or more than one entry in kDenseShare expected to be active): x is whole, every sample is a row. With
 //            noise x is the noisy input, and d holds the targets until it is overwritten by the gradient at the output.
 #pragma once
+#include "common/activation.h"
 #include "common/loss.h"
 #include "common/optimizer_step.h"
 #include "common/records.h"
@@ -40,7 +43,8 @@ struct LargeSizes {
     bool tied, has_gradient;
     // Offsets in bytes. The first index is encoder (tied: both), decoder, bias.
     uint64_t weight[3], moment[3][2], gradient[3];
-    uint64_t importance, x, d, h, dh, parts, active, by_feature, sample_of_row, row_of_sample, used, loss;
+    uint64_t importance, at_empty, x, d, h, dh, parts, z, slope;
+    uint64_t active, by_feature, sample_of_row, row_of_sample, used, loss;
     uint64_t slot_bytes;
 };
 
@@ -60,7 +64,8 @@ inline LargeSizes large_sizes(const Network& net, int64_t batch) {
     s.splits = (s.n + kSplit - 1) / kSplit;
     s.tied = net.tied;
     s.has_gradient = batch > kChain;
-    const int64_t row_bytes = 8 * s.np + 4 * s.mp * (2 + s.splits) + 4 * s.nw + s.n / 8 + 9;
+    const int64_t z = is_floor(net.output_activation) ? 0 : s.np, slopes = is_floor(net.hidden_activation) ? 0 : s.mp;
+    const int64_t row_bytes = 8 * s.np + 4 * s.mp * (2 + s.splits) + 4 * (z + slopes) + 4 * s.nw + s.n / 8 + 9;
     s.piece = up(batch, 32);
     if (s.piece * row_bytes > kPieceBytes) s.piece = kPieceBytes / row_bytes / 32 * 32;
     if (s.piece < 32) s.piece = 32;
@@ -82,10 +87,11 @@ inline LargeSizes large_sizes(const Network& net, int64_t batch) {
         s.gradient[which] = take(s.has_gradient ? length : 0, 4);
     }
     if (s.tied) s.weight[1] = s.weight[0];
-    s.importance = take(s.np, 4);
+    s.importance = take(s.np, 4), s.at_empty = take(s.np, 4);
     s.x = take(s.piece * s.np, 4), s.d = take(s.piece * s.np, 4);
     s.h = take(s.piece * s.mp, 4), s.dh = take(s.piece * s.mp, 4);
     s.parts = take(s.splits > 1 ? s.splits * s.piece * s.mp : 0, 4);
+    s.z = take(s.piece * z, 4), s.slope = take(s.piece * slopes, 4);
     s.active = take(s.piece * s.nw, 4), s.by_feature = take(s.n * s.pw, 4);
     s.sample_of_row = take(s.piece, 4), s.row_of_sample = take(s.piece, 4), s.used = take(s.pw, 4);
     s.loss = take((s.piece + 63) / 64 * ((s.np + 63) / 64), 8);
@@ -124,8 +130,15 @@ struct LargeTask {
     TOYKERN_DEVICE bool skips(int64_t model) const { return training() && p.diverged_at[first_model + model] >= 0; }
     TOYKERN_DEVICE bool noisy() const { return p.data.noise > 0.0f; }
     TOYKERN_HD int64_t samples() const { return last - first; }
-    TOYKERN_DEVICE float hidden_floor() const { return floor_of(p.network.hidden_activation); }
-    TOYKERN_DEVICE float output_floor() const { return floor_of(p.network.output_activation); }
+    // What the products' epilogues do: a floor. Other activations come after them, in kernels of their own; here they are none.
+    TOYKERN_DEVICE FloorActivation<float> hidden_floor() const { return floor_of(p.network.hidden_activation); }
+    TOYKERN_DEVICE FloorActivation<float> output_floor() const { return floor_of(p.network.output_activation); }
+    TOYKERN_DEVICE AnyActivation<float> hidden() const {
+        return AnyActivation<float>::of(p.network.hidden_activation, p.network.hidden_option);
+    }
+    TOYKERN_DEVICE AnyActivation<float> output() const {
+        return AnyActivation<float>::of(p.network.output_activation, p.network.output_option);
+    }
     TOYKERN_DEVICE TablesView view(int64_t model) const {
         return {tables + (first_model + model) * tables_stride, &layout};
     }
@@ -135,17 +148,10 @@ struct LargeTask {
     TOYKERN_DEVICE double mean_factor() const { return toykern::mean_factor(p.network, p.batch_size); }
 
   private:
-    static TOYKERN_DEVICE float floor_of(int32_t activation) {
-        union {
-            uint32_t u;
-            float f;
-        } infinity = {0xFF800000u};
-        return activation == (int32_t)Activation::kRelu ? 0.0f : infinity.f;
+    static TOYKERN_DEVICE FloorActivation<float> floor_of(int32_t activation) {
+        return FloorActivation<float>::of(activation, 0.0);
     }
 };
-
-// max(floor, x), except that what is not a number stays so.
-TOYKERN_DEVICE float raised(float floor, float x) { return x < floor ? floor : x; }
 
 TOYKERN_DEVICE Float4 load4(const float* from) { return *reinterpret_cast<const Float4*>(from); }
 TOYKERN_DEVICE void store4(float* to, const Float4& x) { *reinterpret_cast<Float4*>(to) = x; }

@@ -3,9 +3,9 @@
 //   h = f(E x), y = g(D h + b), loss = Σ_j I_j (t_j − y_j)², gradients of E, D and b over the whole batch, update
 //
 //   draw       ClearLarge, DrawLarge, [NoiseLarge,] RowsLarge            cuda/large/draw.cuh
-//   forward    GatherLarge or FeaturesLarge [and JoinLarge], OutputLarge cuda/large/samples.cuh
+//   forward    GatherLarge or FeaturesLarge [and JoinLarge] [, CodesLarge], OutputLarge [, ResidualLarge]   cuda/large/samples.cuh
 //   loss       LossLarge: record, or the mark of divergence
-//   backward   FeaturesLarge [and JoinLarge]
+//   backward   FeaturesLarge [and JoinLarge] [, CodesLarge]
 //   update     WeightsLarge                                              cuda/large/weights.cuh
 //
 // Layout     all models of a group side by side in each launch, a slot of scratch memory each (cuda/large/task.cuh); groups and the pieces of a
@@ -96,11 +96,17 @@ void queue_features(LargeTask t, bool back, const Queue& queue) {
     t.back = back;
     queue_hidden<FeaturesLarge>(t, hidden_tile(t, t.samples(), t.size.splits), queue);
     if (t.size.splits > 1) queue.template put<JoinLarge>(t);
+    if (!is_floor(t.p.network.hidden_activation)) queue.template put<CodesLarge>(t);
 }
 
 template <class T, class Queue>
 void queue_output(const LargeTask& t, const Queue& queue) {
-    queue.template put<OutputLarge<T>>(t);
+    if (is_floor(t.p.network.output_activation)) {
+        queue.template put<OutputLarge<T, true>>(t);
+    } else {
+        queue.template put<OutputLarge<T, false>>(t);
+        queue.template put<ResidualLarge<T>>(t);
+    }
     queue.template put<LossLarge<T>>(t);
 }
 

@@ -298,15 +298,13 @@ struct WeightsLarge {
         if (!with_bias || t.p.frozen[2]) return;
         float* value = t.at(model, s.weight[2]);
         float *b1 = t.at(model, s.moment[2][0]), *b2 = t.at(model, s.moment[2][1]);
-        const float *importance = t.at(model, s.importance), *before = t.at(model, s.gradient[2]);
-        const float floor = t.output_floor();
+        const float *at_empty = t.at(model, s.at_empty), *before = t.at(model, s.gradient[2]);
         const double empty = (double)t.state(model).empty;
         each_bias(b, s, j0, [&](int thread, int v, int64_t j) {
-            const float z = value[j], at_empty = z > floor ? importance[j] * raised(floor, z) : 0.0f;
             double sum = bias[thread].v[v];
             if (kept) sum = before[j] + sum;
-            sum = fused((double)at_empty, empty, sum);
-            value[j] = updated(constants, z, (float)sum * scale, b1[j], b2[j]);
+            sum = fused((double)at_empty[j], empty, sum);
+            value[j] = updated(constants, value[j], (float)sum * scale, b1[j], b2[j]);
         });
     }
 };

@@ -1,6 +1,6 @@
 // The hidden codes between the products, for cuda/layer/large.cuh.
 //
-//   LargeCodes          a → h = f(a + c), top-k by a search for the k-th largest rank; Σ_k |h|
+//   LargeCodes          a → h = f(a + c), top-k by a search for the k-th largest rank; Σ_k |h|; slopes where h does not tell them
 //   LargeCodeGradient   dh → da = f′ (dh + l1 sign h), Σ_r da
 //
 // Owner      LargeCodes: a block to a sample; LargeCodeGradient: a block to 32 rows × 256 units, a thread to a unit
@@ -23,14 +23,18 @@ struct LargeCodes {
         const LayerParams& p = t.p;
         const int64_t m = p.n_hidden, model = t.first_model + block / t.rows;
         float* h = t.codes + block * m;
+        float* slopes = array_at<float>(t.slopes, block * m);
         T* copy = array_at<T>(t.stored_codes, block * m);
         const float* c = t.code_bias ? t.code_bias + model * m : nullptr;
         uint32_t* counts = reinterpret_cast<uint32_t*>(shared);  // [threads]
         float* sums = reinterpret_cast<float*>(shared) + kLargeThreads;
+        const auto hidden = hidden_of(p);
         b.each([&](int thread) {
+            TOYKERN_NO_UNROLL
             for (int64_t k = thread; k < m; k += b.threads) {
-                const float a = c ? h[k] + c[k] : h[k];
-                h[k] = p.hidden_activation == (int32_t)Activation::kRelu ? floored(0.0f, a) : a;
+                const Activated<float> a = hidden.at(c ? h[k] + c[k] : h[k]);
+                h[k] = a.y;
+                if (slopes) slopes[k] = a.slope;
             }
         });
         // No barrier: a thread's own codes are all that is read before those of count().
@@ -122,6 +126,8 @@ struct LargeCodeGradient {
         const int64_t model = t.first_model + at.model, first_row = at.row_block * kTileRows;
         const int rows = (int)min_of(kTileRows, t.rows - first_row);
         const float l1 = p.l1 ? array_at<float>(p.l1, model * p.l1_stride)[0] * (float)p.l1_scale : 0.0f;
+        const auto hidden = hidden_of(p);
+        const bool top = p.hidden_activation == (int32_t)Activation::kTopK;
         b.each([&](int thread) {
             const int64_t k = at.column_block * kTileColumns + thread;
             if (k >= m) return;
@@ -129,7 +135,9 @@ struct LargeCodeGradient {
             for (int r = 0; r < rows; ++r) {
                 const int64_t here = (at.model * t.rows + first_row + r) * m + k;
                 const float h = t.codes[here];
-                const float da = code_is_on(p.hidden_activation, h) ? fused(l1, sign_of(h), t.code_grad[here]) : 0.0f;
+                const bool dropped = top && word_of(h) == 0x80000000u;  // −0: see keep_largest
+                const float slope = dropped ? 0.0f : t.slopes ? t.slopes[here] : hidden.slope_of(h);
+                const float da = hidden.back(h, slope, fused(l1, sign_of(h), t.code_grad[here]));
                 t.code_grad[here] = da;
                 if (t.stored_code_grad) static_cast<T*>(t.stored_code_grad)[here] = stored<T>(da);
                 sum += da;

@@ -53,6 +53,8 @@ struct LargeOutput {
         const T* output_grad = array_at<T>(p.output_grad, values);
         T* x_grad = array_at<T>(p.x_grad, values);
         T* target_grad = array_at<T>(p.target_grad, values);
+        const auto activation = output_of(p);
+        const bool saved = output && slope_from_output(p.output_activation);
         PerThread<float> squares, active;
         b.each([&](int thread) {
             squares[thread] = active[thread] = 0.0f;
@@ -69,23 +71,18 @@ struct LargeOutput {
                     const float given = tensor       ? number(target[there])
                                         : by_entries ? tile[r * kTileColumns + c]
                                                      : number(x[there]);
-                    const OutputLoss found = output_loss(p, z, given, weight);
+                    const OutputLoss found = output_loss(p, activation, activation.at(z), given, weight);
                     squares[thread] += found.square;
                     dz = found.dz;
                     if (target_grad) target_grad[there] = stored<T>(found.direct);
                     if (x_grad) x_grad[there] = stored<T>(tensor ? 0.0f : found.direct);
                     if (by_entries) tile[r * kTileColumns + c] = found.direct;
                 } else if (backward) {
-                    const bool saved = output && p.output_activation != (int32_t)Activation::kGelu;
-                    const float y = saved ? number(output[there]) : 0.0f;
-                    const bool relu = p.output_activation == (int32_t)Activation::kRelu;
-                    const float slope = !saved                      ? activate(p.output_activation, z).slope
-                                        : !relu || slope_of_relu(y) ? 1.0f
-                                                                    : 0.0f;
+                    const float slope = saved ? activation.slope_of(number(output[there])) : activation.at(z).slope;
                     dz = number(output_grad[there]) * slope;
                     if (x_grad) x_grad[there] = stored<T>(0.0f);
                 } else {
-                    output[there] = stored<T>(activate(p.output_activation, z).y);
+                    output[there] = stored<T>(activation.at(z).y);
                     continue;
                 }
                 if (t.dz) static_cast<T*>(t.dz)[here] = stored<T>(dz);

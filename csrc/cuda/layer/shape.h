@@ -1,6 +1,7 @@
 // How the stacked kernel of the layer cuts its work and its shared memory: by the network and the batch alone, since it decides the order
 // of the sums. A block takes `slice_rows` samples of one model, in tiles of 32 (a warp's lanes); the slices of a model are added in order.
 #pragma once
+#include "common/activation.h"
 #include "toykern/layer_cuda.h"
 
 namespace toykern {
@@ -16,14 +17,14 @@ struct StackedShape {
     // Floats from the start of shared memory.
     int encoder, decoder, bias, importance, code_bias;       // [n][m] twice, [n] [n] [m]
     int encoder_sum, decoder_sum, bias_sum, code_sum, sums;  // [m][n] [n][m] [n] [m] [32]
-    int x, z, given, direct, codes, code_grad;               // [n][33] four times, [m][33] twice
+    int x, z, given, direct, codes, code_grad, slope;        // [n][33] four times, [m][33] three times
     int x_mask, z_mask, code_mask;                           // words [n] [n] [m]
     int floats;
 };
 
-// `given`: a tile of targets or output gradients is needed; `direct`: one of gradients of the target or of x.
+// `given`: a tile of targets or output gradients is needed; `direct`: one of gradients of the target or of x; `slopes`: one of slopes.
 inline StackedShape stacked_shape(int64_t n, int64_t m, int64_t batch, bool tied, bool gradients, bool given,
-                                  bool direct) {
+                                  bool direct, bool slopes) {
     StackedShape s = {};
     s.n = (int)n, s.m = (int)m;
     const int64_t cells = n * m;
@@ -47,6 +48,7 @@ inline StackedShape stacked_shape(int64_t n, int64_t m, int64_t batch, bool tied
     s.given = given ? take(n * kStackedPitch) : 0;
     s.direct = direct ? take(n * kStackedPitch) : 0;
     s.codes = take(m * kStackedPitch), s.code_grad = gradients || direct ? take(m * kStackedPitch) : 0;
+    s.slope = slopes ? take(m * kStackedPitch) : 0;
     s.x_mask = take(n), s.z_mask = take(n), s.code_mask = take(m);
     s.floats = at;
     return s;
@@ -56,13 +58,14 @@ inline StackedShape stacked_shape(const LayerParams& p) {
     const bool backward = p.task == (int32_t)LayerTask::kBackward, loss = p.task == (int32_t)LayerTask::kLoss;
     const bool given = backward || (loss && p.target == (int32_t)Target::kTensor);
     return stacked_shape(p.n_features, p.n_hidden, p.batch, p.tied, p.encoder_grad != nullptr, given,
-                         p.x_grad || p.value_grad || p.target_grad);
+                         p.x_grad || p.value_grad || p.target_grad, !slope_selects(p.hidden_activation));
 }
 
 // Whether or not weight gradients are wanted: a loss has the same bits with and without them.
-inline bool stacked_fits(int64_t n, int64_t m, bool tied, bool given, bool direct) {
+inline bool stacked_fits(int64_t n, int64_t m, bool tied, bool given, bool direct, int32_t hidden_activation) {
     if (n * m > 16384 || n > 16384 || m > 16384) return false;
-    return 4 * (int64_t)stacked_shape(n, m, 1, tied, true, given, direct).floats <= kStackedSharedLimit;
+    return 4 * (int64_t)stacked_shape(n, m, 1, tied, true, given, direct, !slope_selects(hidden_activation)).floats <=
+           kStackedSharedLimit;
 }
 
 }  // namespace toykern

@@ -71,6 +71,7 @@ struct Stacked {
     int64_t model, slice;
     int n, m;
     bool gradients, direct;
+    AnyActivation<float> hidden, outer;
 
     TOYKERN_DEVICE Stacked(const StackedTask& task, int64_t block, char* shared)
         : t(task), p(task.p), s(task.s), f(reinterpret_cast<float*>(shared)) {
@@ -78,6 +79,7 @@ struct Stacked {
         n = s.n, m = s.m;
         gradients = p.encoder_grad != nullptr;
         direct = p.x_grad || p.value_grad || p.target_grad;
+        hidden = hidden_of(p), outer = output_of(p);
     }
     TOYKERN_DEVICE uint32_t* words(int at) const { return reinterpret_cast<uint32_t*>(f + at); }
     TOYKERN_DEVICE bool task_is(LayerTask task) const { return p.task == (int32_t)task; }
@@ -191,7 +193,6 @@ struct Stacked {
         b.each_warp([&](const Warp& w) {
             for (int k0 = 4 * w.number; k0 < m; k0 += 4 * b.warps()) {
                 const int k1 = min_of(k0 + 1, m - 1), k2 = min_of(k0 + 2, m - 1), k3 = min_of(k0 + 3, m - 1);
-                Lane<bool> on[4];
                 w.each([&](int lane) {
                     float a[4] = {f[s.code_bias + k0], f[s.code_bias + k1], f[s.code_bias + k2], f[s.code_bias + k3]};
                     for (int j = 0; j < n; ++j) {
@@ -202,18 +203,12 @@ struct Stacked {
                         a[2] = fused(x, e[k2], a[2]), a[3] = fused(x, e[k3], a[3]);
                     }
                     TOYKERN_UNROLL
-                    for (int q = 0; q < 4; ++q) {
-                        const bool relu = p.hidden_activation == (int32_t)Activation::kRelu;
-                        on[q][lane] = lane < rows && (!relu || slope_of_relu(a[q]));
-                        if (k0 + q < m) f[s.codes + (k0 + q) * kP + lane] = relu ? floored(0.0f, a[q]) : a[q];
-                    }
+                    for (int q = 0; q < 4; ++q)
+                        if (k0 + q < m) f[s.codes + (k0 + q) * kP + lane] = a[q];
                 });
-                TOYKERN_UNROLL
-                for (int q = 0; q < 4; ++q)
-                    if (k0 + q < m) put_word(w, words(s.code_mask) + k0 + q, on[q]);
             }
         });
-        b.sync();   // the codes of all units, and their words, are there
+        b.sync();   // the pre-activations of all units are there
         if (top) {  // a code stays if fewer than top_k others are larger, or equal and before it
             b.each_warp([&](const Warp& w) {
                 for (int k = w.number; k < m; k += b.warps()) {
@@ -234,11 +229,17 @@ struct Stacked {
         }
         b.each_warp([&](const Warp& w) {
             for (int k = w.number; k < m; k += b.warps()) {
+                Lane<bool> on;
                 w.each([&](int lane) {
                     float& h = f[s.codes + k * kP + lane];
-                    if (lane >= rows || (top && !(words(s.code_mask)[k] >> lane & 1))) h = 0.0f;
+                    const Activated<float> a = hidden.at(h);
+                    const bool here = lane < rows && (!top || (words(s.code_mask)[k] >> lane & 1));
+                    on[lane] = here && hidden.on(h, a.slope);
+                    h = here ? a.y : 0.0f;
+                    if (!hidden.selects) f[s.slope + k * kP + lane] = a.slope;
                     if (p.l1) magnitudes[w.number * kWarpLanes + lane] += magnitude_of(h);
                 });
+                put_word(w, words(s.code_mask) + k, on);
             }
         });
         b.sync();  // the codes are final
@@ -275,16 +276,16 @@ struct Stacked {
     // One output; says whether it has a gradient.
     TOYKERN_DEVICE bool output(bool here, int at, int j, float z, float& square) const {
         float dz = 0.0f, to_given = 0.0f;
+        const Activated<float> a = outer.at(z);
         if (task_is(LayerTask::kForward)) {
-            f[s.z + at] = activate(p.output_activation, z).y;
+            f[s.z + at] = a.y;
             return false;
         }
         if (here && task_is(LayerTask::kBackward)) {
-            const Activated a = activate(p.output_activation, z);
             dz = f[s.given + at] * a.slope;
         } else if (here) {
             const bool tensor = p.target == (int32_t)Target::kTensor;
-            const OutputLoss loss = output_loss(p, z, f[(tensor ? s.given : s.x) + at], f[s.importance + j]);
+            const OutputLoss loss = output_loss(p, outer, a, f[(tensor ? s.given : s.x) + at], f[s.importance + j]);
             square += loss.square;
             dz = loss.dz, to_given = loss.direct;
         }
@@ -311,7 +312,9 @@ struct Stacked {
                         if (k0 + q >= m) continue;
                         const bool on = lane < rows && (words(s.code_mask)[k0 + q] >> lane & 1);
                         const float h = f[s.codes + (k0 + q) * kP + lane];
-                        f[s.code_grad + (k0 + q) * kP + lane] = on ? fused(l1, sign_of(h), d[q]) : 0.0f;
+                        const float da = on ? fused(l1, sign_of(h), d[q]) : 0.0f;
+                        f[s.code_grad + (k0 + q) * kP + lane] =
+                            hidden.selects ? da : da * f[s.slope + (k0 + q) * kP + lane];
                     }
                 });
             }

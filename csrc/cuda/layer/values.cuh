@@ -1,10 +1,12 @@
-// What the layer's kernels share: storage in float or bfloat16, activations, one output's loss and gradient.
+// What the layer's kernels share: storage in float or bfloat16, one output's loss and gradient.
 //
 //   y = g(z);  loss: e = y − t, I e² to the sum, dz = scale · I e · g′(z);  backward: dz = dy · g′(z)
 //
-// Slopes     ReLU: 0 at 0 and below, 1 at NaN; GELU: Φ(z) + z φ(z). What is off gets a gradient of 0 whatever its error is.
+// g, g′      common/activation.h; what is off gets a gradient of 0 whatever its error is
 // Rounding   arithmetic in float; bfloat16 is rounded to nearest even where it is stored
 #pragma once
+#include "common/activation.h"
+#include "common/loss.h"
 #include "cuda/warp.h"
 #include "toykern/layer_cuda.h"
 
@@ -22,8 +24,6 @@ struct Bf16 {
 #if defined(__CUDACC__)
 TOYKERN_DEVICE uint32_t word_of(float x) { return __float_as_uint(x); }
 TOYKERN_DEVICE float float_of(uint32_t w) { return __uint_as_float(w); }
-TOYKERN_DEVICE float normal_distribution(float z) { return 0.5f * erfcf(z * -0.70710678f); }
-TOYKERN_DEVICE float normal_density(float z) { return 0.39894228f * expf(-0.5f * z * z); }
 #else
 inline uint32_t word_of(float x) {
     uint32_t w;
@@ -35,8 +35,6 @@ inline float float_of(uint32_t w) {
     std::memcpy(&x, &w, sizeof x);
     return x;
 }
-inline float normal_distribution(float z) { return 0.5f * __builtin_erfcf(z * -0.70710678f); }
-inline float normal_density(float z) { return 0.39894228f * __builtin_expf(-0.5f * z * z); }
 #endif
 
 TOYKERN_DEVICE float number(float x) { return x; }
@@ -58,7 +56,6 @@ TOYKERN_DEVICE Bf16 stored<Bf16>(float x) {
 TOYKERN_DEVICE float not_a_number() { return float_of(0x7FC00000u); }
 TOYKERN_DEVICE float magnitude_of(float x) { return float_of(word_of(x) & 0x7FFFFFFFu); }
 TOYKERN_DEVICE float with_sign_of(float x, float sign) { return sign > 0.0f ? x : sign < 0.0f ? -x : 0.0f * sign; }
-TOYKERN_DEVICE bool slope_of_relu(float z) { return !(z <= 0.0f); }
 
 // In the order of numbers, NaN above all of them as torch.topk has it; equal for 0 and −0.
 TOYKERN_DEVICE uint32_t rank_of(float x) {
@@ -68,37 +65,23 @@ TOYKERN_DEVICE uint32_t rank_of(float x) {
     return (w & 0x80000000u) ? ~w : w | 0x80000000u;
 }
 
-struct Activated {
-    float y, slope;
-};
-TOYKERN_DEVICE Activated activate(int32_t g, float z) {
-    if (g == (int32_t)Activation::kRelu) return {floored(0.0f, z), slope_of_relu(z) ? 1.0f : 0.0f};
-    if (g == (int32_t)Activation::kGelu) {
-        const float below = normal_distribution(z);
-        return {z * below, fused(z, normal_density(z), below)};
-    }
-    return {z, 1.0f};
+TOYKERN_DEVICE AnyActivation<float> hidden_of(const LayerParams& p) {
+    return AnyActivation<float>::of(p.hidden_activation, p.hidden_option);
+}
+TOYKERN_DEVICE AnyActivation<float> output_of(const LayerParams& p) {
+    return AnyActivation<float>::of(p.output_activation, p.output_option);
 }
 
 // The loss of one output: `square` is I e² before scaling, `direct` what goes straight to a target tensor, or to x where it is the target.
 struct OutputLoss {
     float square, dz, direct;
 };
-TOYKERN_DEVICE OutputLoss output_loss(const LayerParams& p, float z, float given, float importance) {
-    const Activated a = activate(p.output_activation, z);
+TOYKERN_DEVICE OutputLoss output_loss(const LayerParams& p, const AnyActivation<float>& output,
+                                      const Activated<float>& a, float given, float importance) {
+    const float error = a.y - keep_bits(given, target_bits(p.target)), weighted = error * importance;
+    const float d = weighted * (float)(2.0 * p.loss_scale);
     const bool magnitude = p.target == (int32_t)Target::kMagnitude;
-    const float error = a.y - (magnitude ? magnitude_of(given) : given), weighted = error * importance;
-    const float slope = weighted * (float)(2.0 * p.loss_scale);
-    const float dz = p.output_activation == (int32_t)Activation::kGelu ? slope * a.slope
-                     : a.slope != 0.0f                                 ? slope
-                                                                       : 0.0f;
-    return {weighted * error, dz, magnitude ? with_sign_of(-slope, given) : -slope};
-}
-
-// The part of dh that goes on to da: 1 where the code is on. `code` is h, with −0 for what top-k has dropped.
-TOYKERN_DEVICE bool code_is_on(int32_t f, float code) {
-    if (f == (int32_t)Activation::kRelu) return slope_of_relu(code);
-    return f != (int32_t)Activation::kTopK || word_of(code) != 0x80000000u;
+    return {weighted * error, output.back(a.y, a.slope, d), magnitude ? with_sign_of(-d, given) : -d};
 }
 TOYKERN_DEVICE float sign_of(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f; }
 

@@ -48,7 +48,7 @@ SmallTask small_task(const Params& p, const Launch& launch) {
             const_cast<float*>(p.decoder),
             const_cast<float*>(p.bias),
             launch.rows_only,
-            1.0 / ((double)p.batch_size * (p.network.loss_sum ? 1.0 : (double)p.network.n_features))};
+            toykern::mean_factor(p.network, p.batch_size)};
 }
 
 // Parameters and importance into shared memory; everything else there that a step relies on. Behind the barrier all threads may read it,
@@ -122,13 +122,13 @@ TOYKERN_DEVICE_CALL void store_model(Block b, SmallRoom room, const TrainParams&
     });
 }
 
-// An empty sample: x = 0, h = 0, y = g(b). Its output, and the gradient there.
-TOYKERN_DEVICE float empty_output(const SmallRoom& room, const SmallOptions& o, int j) {
-    return floored(o.output_floor, room.decoder()[j * room.s.row + room.s.m]);
-}
-TOYKERN_DEVICE float empty_gradient(const SmallRoom& room, const SmallOptions& o, int j) {
-    const float* row = room.decoder() + j * room.s.row + room.s.m;
-    return row[0] > o.output_floor ? row[1] * empty_output(room, o, j) : 0.0f;
+// An empty sample: x = 0, h = f(0) = 0, y = g(b). Adds its loss at output j, and returns the gradient there.
+template <class A>
+TOYKERN_DEVICE float empty_output(const SmallRoom& room, const SmallOptions<A>& o, int j, float& loss) {
+    const float* row = room.decoder() + j * room.s.row + room.s.m;  // bias, importance
+    float slope;
+    const float y = o.output.value(row[0], slope);
+    return o.output.back(row[0], slope, add_squared_error(y, row[1], loss));
 }
 
 TOYKERN_DEVICE void update_parameter(const SmallRoom& room, const UpdateConstants& c, float& w, float g, int set,
@@ -142,12 +142,13 @@ TOYKERN_DEVICE void update_parameter(const SmallRoom& room, const UpdateConstant
 
 // Records the loss of a step and updates the parameters by the sums of its gradients, with `empty` empty samples; makes the sums zero. False if
 // the loss is not finite: the model is left as it was before the step.
+template <class A>
 TOYKERN_DEVICE_CALL bool finish_step(Block b, SmallRoom room, const TrainParams& p, const SmallTask& task,
                                      LossRecord& record, int64_t model, int64_t step, const double* step_scale,
                                      double loss, float empty) {
     if (!record.add(p, model, step, loss * task.mean_factor, b.thread == 0)) return false;
     const SmallShape& s = room.s;
-    const SmallOptions o(p.network);
+    const SmallOptions<A> o(p.network);
     const int size = s.n * s.row;
     const UpdateConstants c = update_constants(p, model, step, step_scale + 3 * (step - p.first_step));
     const float scale = (float)(2.0 * task.mean_factor);
@@ -162,7 +163,10 @@ TOYKERN_DEVICE_CALL bool finish_step(Block b, SmallRoom room, const TrainParams&
                 sum = 0.0f;
             }
             if (k == s.m && !p.bias) continue;
-            if (k == s.m && empty > 0.0f) g = fused(empty_gradient(room, o, j), empty, g);
+            if (k == s.m && empty > 0.0f) {
+                float unused = 0.0f;  // the loss has them already
+                g = fused(empty_output(room, o, j, unused), empty, g);
+            }
             g *= scale;
             if (p.connected && k < s.m) g = connected_gradient(p, step, (model * s.m + k) * (int64_t)s.n + j, g);
             if (!p.frozen[k == s.m ? 2 : s.tied ? 0 : 1]) update_parameter(room, c, room.decoder()[i], g, 0, i);

@@ -28,9 +28,19 @@ struct SmallTile {
     int count;  // columns in use; the rest are nothing
 };
 
+// A code from its pre-activation, and its slope where that is kept.
+template <class A>
+TOYKERN_DEVICE void put_code(const SmallRoom& room, const SmallOptions<A>& o, int at, float a) {
+    float slope;
+    room.hidden()[at] = o.hidden.value(a, slope);
+    if (kKeepsSlope<A>) room.slope()[at] = slope;
+}
+
 // ---- codes from entries: h[k] = f(Σ value · e[feature][k]) over a column's entries ----
 
-TOYKERN_DEVICE void gather_codes(const Block& b, const SmallRoom& room, const SmallOptions& o, const SmallTile& tile) {
+template <class A>
+TOYKERN_DEVICE void gather_codes(const Block& b, const SmallRoom& room, const SmallOptions<A>& o,
+                                 const SmallTile& tile) {
     const SmallShape& s = room.s;
     const int shift = s.column_warps == 2 ? 6 : 5, items = (s.code_rows / 4) << shift;
     b.each([&](int t) {
@@ -49,7 +59,7 @@ TOYKERN_DEVICE void gather_codes(const Block& b, const SmallRoom& room, const Sm
             }
             TOYKERN_UNROLL
             for (int q = 0; q < 4; ++q)
-                if (k + q < s.m) room.hidden()[(k + q) * s.stride + c] = floored(o.hidden_floor, h.v[q]);
+                if (k + q < s.m) put_code(room, o, (k + q) * s.stride + c, h.v[q]);
         }
     });
 }
@@ -57,18 +67,20 @@ TOYKERN_DEVICE void gather_codes(const Block& b, const SmallRoom& room, const Sm
 // ---- outputs ----
 
 // One output of one sample: its loss is added, its gradient returned.
-TOYKERN_DEVICE float output_gradient(const SmallOptions& o, float y, float target, float importance, bool valid,
+template <class A>
+TOYKERN_DEVICE float output_gradient(const SmallOptions<A>& o, float z, float target, float importance, bool valid,
                                      float& loss) {
-    const float r = valid ? floored(o.output_floor, y) - with_bits(target, o.target_bits) : 0.0f;
-    const float weighted = r * importance;
-    loss = fused(weighted, r, loss);
-    return y > o.output_floor ? weighted : 0.0f;
+    float slope;
+    const float y = o.output.value(z, slope);
+    const float r = valid ? y - with_bits(target, o.target_bits) : 0.0f;
+    return o.output.back(z, slope, add_squared_error(r, importance, loss));
 }
 
 // The codes of a sample in registers; the share's part of their gradient comes out of the same pass over the weights.
-template <int kM, bool kTrain>
-TOYKERN_DEVICE void outputs_fused(const Block& b, const SmallRoom& room, const SmallOptions& o, const SmallTile& tile,
-                                  PerThread<double>& loss) {
+template <int kM, bool kTrain, class A>
+TOYKERN_DEVICE void outputs_fused(const Block& b, const SmallRoom& room, const SmallOptions<A>& o,
+                                  const SmallTile& tile, PerThread<double>& loss) {
+    static_assert(!kKeepsSlope<A>, "the codes' slopes are in no register here");
     constexpr int kRow = (kM + 2 + 3) / 4 * 4;
     const SmallShape& s = room.s;
     b.each([&](int t) {
@@ -104,18 +116,19 @@ TOYKERN_DEVICE void outputs_fused(const Block& b, const SmallRoom& room, const S
         }
         if (kTrain) {
             float* to = room.code_gradient() + share * s.code_rows * s.stride + c;
-            const float floor = s.feature_warps == 1 ? o.hidden_floor : -HUGE_VALF;
+            const A hidden =
+                s.feature_warps == 1 ? o.hidden : A::of((int32_t)Activation::kNone, 0.0);  // or add_parts does
             TOYKERN_UNROLL
-            for (int k = 0; k < kM; ++k) to[k * s.stride] = h[k] > floor || s.feature_warps > 1 ? dh[k] : 0.0f;
+            for (int k = 0; k < kM; ++k) to[k * s.stride] = hidden.back(h[k], 0.0f, dh[k]);
         }
         loss[t] += (double)sum;
     });
 }
 
 // Any m: kF features of a sample at a time, codes and weights read four by four.
-template <int kF, bool kTrain>
-TOYKERN_DEVICE void outputs_blocked(const Block& b, const SmallRoom& room, const SmallOptions& o, const SmallTile& tile,
-                                    PerThread<double>& loss) {
+template <int kF, bool kTrain, class A>
+TOYKERN_DEVICE void outputs_blocked(const Block& b, const SmallRoom& room, const SmallOptions<A>& o,
+                                    const SmallTile& tile, PerThread<double>& loss) {
     const SmallShape& s = room.s;
     b.each([&](int t) {
         const int lane = t & 31, warp = t >> 5;
@@ -155,8 +168,8 @@ TOYKERN_DEVICE void outputs_blocked(const Block& b, const SmallRoom& room, const
     });
 }
 
-template <bool kTrain>
-TOYKERN_DEVICE void outputs_any(const Block& b, const SmallRoom& room, const SmallOptions& o, const SmallTile& tile,
+template <bool kTrain, class A>
+TOYKERN_DEVICE void outputs_any(const Block& b, const SmallRoom& room, const SmallOptions<A>& o, const SmallTile& tile,
                                 PerThread<double>& loss) {
     switch (room.s.output_features) {
         case 4: return outputs_blocked<4, kTrain>(b, room, o, tile, loss);
@@ -210,8 +223,9 @@ TOYKERN_DEVICE void feature_sums(const Block& b, const SmallRoom& room, const fl
     });
 }
 
-// Adds the parts: into the codes of dense rows, or in place into the codes' gradient, which a ReLU stops.
-TOYKERN_DEVICE void add_parts(const Block& b, const SmallRoom& room, const SmallOptions& o, bool codes) {
+// Adds the parts: into the codes of dense rows, or in place into the codes' gradient, which then goes back through the activation.
+template <class A>
+TOYKERN_DEVICE void add_parts(const Block& b, const SmallRoom& room, const SmallOptions<A>& o, bool codes) {
     const SmallShape& s = room.s;
     const int shift = s.column_warps == 2 ? 6 : 5, items = s.m << shift;
     b.each([&](int t) {
@@ -222,9 +236,10 @@ TOYKERN_DEVICE void add_parts(const Block& b, const SmallRoom& room, const Small
             for (int part = 1; part < s.code_parts; ++part)
                 sum += room.code_gradient()[part * s.code_rows * s.stride + at];
             if (codes)
-                room.hidden()[at] = floored(o.hidden_floor, sum);
+                put_code(room, o, at, sum);
             else
-                room.code_gradient()[at] = room.hidden()[at] > o.hidden_floor ? sum : 0.0f;
+                room.code_gradient()[at] =
+                    o.hidden.back(room.hidden()[at], kKeepsSlope<A> ? room.slope()[at] : 0.0f, sum);
         }
     });
 }
@@ -310,7 +325,8 @@ TOYKERN_DEVICE void add_decoder_gradient(const Block& b, const SmallRoom& room, 
 
 // ---- dense rows: their codes, and the encoder's gradient ----
 
-TOYKERN_DEVICE_CALL void encode_rows(Block b, SmallRoom room, SmallOptions o) {
+template <class A>
+TOYKERN_DEVICE_CALL void encode_rows(Block b, SmallRoom room, SmallOptions<A> o) {
     feature_sums(b, room, room.rows(), room.encoder());
     b.sync();  // parts come from several warps where these share the features; codes go to all of them
     add_parts(b, room, o, true);

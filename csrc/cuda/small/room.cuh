@@ -1,10 +1,8 @@
 // What a block of the small regime works on: one model in shared memory, and the options of its network.
 #pragma once
-#include <cmath>
-
 #include "common/loss.h"
+#include "cuda/called.cuh"
 #include "cuda/small/shape.h"
-#include "cuda/warp.h"
 
 namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {
@@ -47,6 +45,7 @@ struct SmallRoom {
     TOYKERN_DEVICE float* tile() const { return at(s.tile); }
     TOYKERN_DEVICE float* hidden() const { return at(s.hidden); }
     TOYKERN_DEVICE float* code_gradient() const { return at(s.code_gradient); }
+    TOYKERN_DEVICE float* slope() const { return at(s.slope); }
     TOYKERN_DEVICE uint32_t* place() const { return reinterpret_cast<uint32_t*>(base() + s.place); }
     TOYKERN_DEVICE float* value() const { return at(s.value); }
     TOYKERN_DEVICE uint16_t* first() const { return reinterpret_cast<uint16_t*>(base() + s.first); }
@@ -63,13 +62,15 @@ struct SmallRoom {
     TOYKERN_DEVICE int row_of(int i) const { return (int)(((uint64_t)(uint32_t)i * s.row_magic) >> 32); }
 };
 
+// A: FloorActivation<float> or CalledActivation.
+template <class A>
 struct SmallOptions {
-    float hidden_floor, output_floor;  // 0 with ReLU, -inf without
-    uint32_t target_bits;              // what of a target's bits counts: all but the sign for |x|
+    A hidden, output;
+    uint32_t target_bits;  // what of a target's bits counts: all but the sign for |x|
 
     TOYKERN_DEVICE explicit SmallOptions(const Network& net)
-        : hidden_floor(net.hidden_activation == (int32_t)Activation::kRelu ? 0.0f : -HUGE_VALF),
-          output_floor(net.output_activation == (int32_t)Activation::kRelu ? 0.0f : -HUGE_VALF),
+        : hidden(A::of(net.hidden_activation, net.hidden_option)),
+          output(A::of(net.output_activation, net.output_option)),
           target_bits(toykern::target_bits(net.target)) {}
 };
 

@@ -4,6 +4,7 @@
 // shares of the features. What does not fit the shared memory beside the rest (moments; the rows of dense batches) lies in the launch's
 // workspace, where it changes no bit.
 #pragma once
+#include "common/activation.h"
 #include "common/stream/stream.h"
 #include "toykern/params.h"
 
@@ -19,6 +20,7 @@ constexpr int kSmallWorkspaceBlocks = 1024;
 struct SmallShape {
     int n, m;
     bool tied;
+    bool floors;  // none and ReLU alone; networks with other activations take the passes for any m, whatever their m is
     int warps, column_warps, feature_warps;
     int columns,
         stride;          // samples of a tile; floats from one row of it to the next (no two of eight on the same banks)
@@ -33,7 +35,8 @@ struct SmallShape {
     int draw_warps, capacity;  // warps that draw arrivals, 128 each at a time; entries of the list
     // Where things lie: bytes from the start of shared memory, or of the block's workspace.
     uint32_t decoder, encoder, decoder_sum, encoder_sum;  // rows [n][row]; sums [sums][n][row] and [n][row]
-    uint32_t tile, hidden, code_gradient;          // [n][stride] [hidden_rows][stride] [code_parts][code_rows][stride]
+    uint32_t tile, hidden, code_gradient;  // [n][stride] [hidden_rows][stride] [code_parts][code_rows][stride]
+    uint32_t slope;                        // [m][stride] of the codes, where no floor (common/activation.h) tells it
     uint32_t place, value, first, bits, exchange;  // the list of entries; [n][column_warps] words; SmallExchange
     uint32_t moments, rows;                        // [2][1 | 2][n][row]; [n][stride]
     bool moments_shared, rows_shared;
@@ -59,7 +62,8 @@ inline SmallShape small_shape(const Network& net) {
         return s;
     }
     const int n = (int)net.n_features, m = (int)net.n_hidden, weights = n * m;
-    const bool fused = m <= kSmallFusedHidden;
+    s.floors = has_floors_alone(net);
+    const bool fused = m <= kSmallFusedHidden && s.floors;
     s.n = n, s.m = m, s.tied = net.tied;
     s.warps = weights <= 64 ? 1 : weights <= 384 ? 2 : weights <= 2048 ? 4 : 8;
     s.column_warps = s.warps == 2 || (s.warps == 4 && n <= 40) ? 2 : 1;
@@ -76,6 +80,7 @@ inline SmallShape small_shape(const Network& net) {
     s.output_features = together < 4 ? 4 : together;
 
     s.piece_hidden = small_piece_hidden(m + 1);
+    if (!fused && s.piece_hidden < 5) s.piece_hidden = 5;  // the least that passes for any m have
     const int groups = small_ceil(m + 1, s.piece_hidden);
     s.piece_features = 2;
     if (!fused) {
@@ -107,6 +112,7 @@ inline SmallShape small_shape(const Network& net) {
     s.tile = take(tile);
     s.hidden = take(line * (uint64_t)s.hidden_rows);
     s.code_gradient = take(line * (uint64_t)(s.code_rows * s.code_parts));
+    s.slope = take(s.floors ? 0 : line * (uint64_t)m);
     s.place = take(4ull * (uint64_t)s.capacity);
     s.value = take(4ull * (uint64_t)s.capacity);
     s.first = take(2ull * (uint64_t)s.capacity + 2);

@@ -29,20 +29,22 @@ __device__ __forceinline__ void over_models(const SmallTask& task, char* workspa
 template <int kM>
 constexpr int kBound = kM ? 320 : kMostThreads;
 
-template <int kM>
+template <int kM, class A>
 __global__ void __launch_bounds__(kBound<kM>, 2)
     train_small(const __grid_constant__ TrainParams p, const __grid_constant__ SmallTask task, const double* step_scale,
                 char* workspace) {
     over_models(task, workspace, [&](const Block& b, const SmallRoom& room, int64_t i) {
-        train_small_model<kM>(b, p, task, step_scale, room, p.order ? p.order[i] : i);
+        train_small_model<kM, A>(b, p, task, step_scale, room, p.order ? p.order[i] : i);
     });
 }
 
 // One for all shapes: an evaluation is short.
+template <class A>
 __global__ void __launch_bounds__(kMostThreads, 2)
     evaluate_small(const __grid_constant__ EvaluateParams p, const __grid_constant__ SmallTask task, char* workspace) {
-    over_models(task, workspace,
-                [&](const Block& b, const SmallRoom& room, int64_t i) { evaluate_small_model(b, p, task, room, i); });
+    over_models(task, workspace, [&](const Block& b, const SmallRoom& room, int64_t i) {
+        evaluate_small_model<A>(b, p, task, room, i);
+    });
 }
 
 LaunchShape shape_for(const SmallTask& task) {
@@ -53,11 +55,11 @@ LaunchShape shape_for(const SmallTask& task) {
     return shape;
 }
 
-template <int kM>
+template <int kM, class A = FloorActivation<float>>
 void train_as(const TrainParams& p, const Launch& l) {
     const SmallTask task = small_task(p, l);
-    launch("train_small", train_small<kM>, shape_for(task), static_cast<cudaStream_t>(l.stream), p, task, l.step_scale,
-           static_cast<char*>(l.workspace));
+    launch("train_small", train_small<kM, A>, shape_for(task), static_cast<cudaStream_t>(l.stream), p, task,
+           l.step_scale, static_cast<char*>(l.workspace));
 }
 
 }  // namespace
@@ -66,6 +68,7 @@ namespace cuda {
 
 void train_small(const TrainParams& p, const Launch& l) {
     const DeviceGuard guard(l.device);
+    if (!has_floors_alone(p.network)) return train_as<0, CalledActivation>(p, l);
     switch (p.network.n_hidden) {
         case 1: return train_as<1>(p, l);
         case 2: return train_as<2>(p, l);
@@ -82,7 +85,9 @@ void train_small(const TrainParams& p, const Launch& l) {
 void evaluate_small(const EvaluateParams& p, const Launch& l) {
     const DeviceGuard guard(l.device);
     const SmallTask task = small_task(p, l);
-    launch("evaluate_small", toykern::evaluate_small, shape_for(task), static_cast<cudaStream_t>(l.stream), p, task,
+    const auto kernel = has_floors_alone(p.network) ? toykern::evaluate_small<FloorActivation<float>>
+                                                    : toykern::evaluate_small<CalledActivation>;
+    launch("evaluate_small", kernel, shape_for(task), static_cast<cudaStream_t>(l.stream), p, task,
            static_cast<char*>(l.workspace));
 }
 

@@ -44,9 +44,11 @@ struct SmallSource {
           rows(b, room, tables, task.data) {}
 };
 
-// kM = m up to kSmallFusedHidden, or 0: any m.
-template <int kM, bool kTrain>
+// kM = m up to kSmallFusedHidden, or 0: any m. A: FloorActivation<float>, or CalledActivation, which takes kM = 0.
+template <int kM, bool kTrain, class A>
 class SmallModel {
+    using Options = SmallOptions<A>;
+
   public:
     TOYKERN_DEVICE SmallModel(const Block& b, const SmallTask& task, const SmallRoom& room, SmallSource& source)
         : b_(b), task_(task), room_(room), from_(source) {}
@@ -67,7 +69,7 @@ class SmallModel {
             if (from_.by_columns)
                 lay_out_columns(tile);
             else
-                encode_rows(b_, room_, SmallOptions(task_.network));
+                encode_rows(b_, room_, Options(task_.network));
             outputs(tile);
             if (!kTrain) continue;
             if (from_.by_columns)
@@ -114,7 +116,7 @@ class SmallModel {
             for (int i = 4 * t; i < s.n * s.stride; i += 4 * s.threads()) store_quad(room_.tile() + i, Quad{});
             for (int i = t; kTrain && i < s.n * s.column_warps; i += s.threads()) room_.bits()[i] = 0;
         });
-        gather_codes(b_, room_, SmallOptions(task_.network), tile);
+        gather_codes(b_, room_, Options(task_.network), tile);
         b_.sync();  // the tile is cleared before its entries come; the codes are there
         const int first = room_.first()[tile.first], last = room_.first()[tile.first + tile.count];
         b_.each([&](int t) {
@@ -130,9 +132,9 @@ class SmallModel {
     // From codes and targets to the gradients of decoder, biases and codes.
     TOYKERN_DEVICE void outputs(const SmallTile& tile) {
         if constexpr (kM > 0)
-            outputs_fused<kM, kTrain>(b_, room_, SmallOptions(task_.network), tile, from_.loss);
+            outputs_fused<kM, kTrain>(b_, room_, Options(task_.network), tile, from_.loss);
         else
-            outputs_any<kTrain>(b_, room_, SmallOptions(task_.network), tile, from_.loss);
+            outputs_any<kTrain>(b_, room_, Options(task_.network), tile, from_.loss);
         b_.sync();  // the gradients at the outputs are there, and all their codes have been read
         if (!kTrain) return;
         if (kM == 0) {
@@ -140,7 +142,7 @@ class SmallModel {
             b_.sync();  // the parts of the codes' gradient are there
         }
         add_decoder_gradient<kM>(b_, room_, tile);
-        if (kM == 0 || room_.s.feature_warps > 1) add_parts(b_, room_, SmallOptions(task_.network), false);
+        if (kM == 0 || room_.s.feature_warps > 1) add_parts(b_, room_, Options(task_.network), false);
         b_.sync();  // the codes' gradient is there for the encoder's; decoder's and biases' are done with the tile
     }
 
@@ -148,10 +150,7 @@ class SmallModel {
         const SmallShape& s = room_.s;
         b_.each([&](int t) {
             float sum = 0.0f;
-            for (int j = t; j < s.n; j += s.threads()) {
-                const float y = empty_output(room_, SmallOptions(task_.network), j);
-                sum = fused(room_.decoder()[j * s.row + s.m + 1] * y, y, sum);
-            }
+            for (int j = t; j < s.n; j += s.threads()) empty_output(room_, Options(task_.network), j, sum);
             from_.loss[t] += (double)sum * (double)empty();
         });
     }
@@ -185,19 +184,19 @@ TOYKERN_DEVICE bool left_alone(const SmallTask& task, int64_t model) {
     return task.rows_only && !drawn_as_rows(task.layout, task.data.noise, tables.head());
 }
 
-template <int kM>
+template <int kM, class A>
 TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, const SmallTask& task,
                                       const double* step_scale, const SmallRoom& room, int64_t model) {
     if (p.diverged_at[model] >= 0 || left_alone(task, model)) return;
     SmallSource source(b, task, room, model);
-    SmallModel<kM, true> m(b, task, room, source);
+    SmallModel<kM, true, A> m(b, task, room, source);
     load_model(b, room, task, model);
     load_moments(b, room, p, model);
     source.record = LossRecord(p, model);
     for (source.step = p.first_step; source.step < p.first_step + p.steps; ++source.step) {
         const double loss = m.batch((uint32_t)source.step, Purpose::kTraining);
-        if (!finish_step(b, room, p, task, source.record, source.model, source.step, step_scale, loss,
-                         (float)m.empty()))
+        if (!finish_step<A>(b, room, p, task, source.record, source.model, source.step, step_scale, loss,
+                            (float)m.empty()))
             break;
     }
     source.record.close(p, model, b.thread == 0);
@@ -205,11 +204,12 @@ TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, cons
     b.sync();  // for ptxas alone
 }
 
+template <class A>
 TOYKERN_DEVICE void evaluate_small_model(const Block& b, const EvaluateParams& p, const SmallTask& task,
                                          const SmallRoom& room, int64_t model) {
     if (left_alone(task, model)) return;
     SmallSource source(b, task, room, model);
-    SmallModel<0, false> m(b, task, room, source);
+    SmallModel<0, false, A> m(b, task, room, source);
     load_model(b, room, task, model);
     double sum = 0.0;
     for (int64_t step = 0; step < p.batches; ++step) sum += m.batch((uint32_t)step, Purpose::kEvaluation);

@@ -3,10 +3,10 @@
 //   h = f(W x), y = g(Wᵀ h + b), loss = Σ_j I_j (t_j − y_j)², half the gradients of W and b (the factor 2 and the mean are the update's)
 //
 // Layout     w [N][M]: all hidden units of a feature together
+// Limits     activations that are a floor (common/activation.h): none and ReLU; networks with others go to train_small.cuh
 // Roof       5 N M fused multiply-adds and about 8 N + 2 M other operations a sample
 #pragma once
-#include <cmath>
-
+#include "common/activation.h"
 #include "common/loss.h"
 #include "cuda/warp.h"
 #include "toykern/params.h"
@@ -26,21 +26,21 @@ struct TinySums {
 
 // The network's options as numbers that need no branch.
 struct PassOptions {
-    float hidden_floor, output_floor;  // 0 with ReLU, -inf without
-    uint32_t target_bits;              // what a target keeps of x: all, or all but the sign
+    FloorActivation<float> hidden, output;
+    uint32_t target_bits;  // what a target keeps of x: all, or all but the sign
 };
 
 // On the host: a kernel has them in its parameters.
 inline PassOptions pass_options(const Network& net) {
-    return {net.hidden_activation == (int32_t)Activation::kRelu ? 0.0f : -INFINITY,
-            net.output_activation == (int32_t)Activation::kRelu ? 0.0f : -INFINITY, toykern::target_bits(net.target)};
+    return {FloorActivation<float>::of(net.hidden_activation, net.hidden_option),
+            FloorActivation<float>::of(net.output_activation, net.output_option), toykern::target_bits(net.target)};
 }
 
 // Adds one sample to the sums, if it is `valid`. x is what the model sees, clean what the target is made from.
 template <bool kGradient, int N, int M>
 TOYKERN_DEVICE void tiny_pass(const TinyWeights<N, M>& p, const PassOptions& options, const float (&x)[N],
                               const float (&clean)[N], bool valid, TinySums<N, M>& sums) {
-    float h[M], dh[M], d[N];
+    float h[M], dh[M], d[N], slope;  // a floor's slope is in its value
     TOYKERN_UNROLL
     for (int k = 0; k < M; ++k) h[k] = dh[k] = 0.0f;
     TOYKERN_UNROLL
@@ -49,17 +49,15 @@ TOYKERN_DEVICE void tiny_pass(const TinyWeights<N, M>& p, const PassOptions& opt
         for (int k = 0; k < M; ++k) h[k] = fused(p.w[j][k], x[j], h[k]);
     }
     TOYKERN_UNROLL
-    for (int k = 0; k < M; ++k) h[k] = floored(options.hidden_floor, h[k]);
+    for (int k = 0; k < M; ++k) h[k] = options.hidden.value(h[k], slope);
     TOYKERN_UNROLL
     for (int j = 0; j < N; ++j) {
         float y = p.b[j];
         TOYKERN_UNROLL
         for (int k = 0; k < M; ++k) y = fused(p.w[j][k], h[k], y);
         const float target = keep_bits(clean[j], options.target_bits);
-        const float r = valid ? floored(options.output_floor, y) - target : 0.0f;
-        const float weighted = r * p.importance[j];
-        sums.loss = fused(weighted, r, sums.loss);
-        d[j] = y > options.output_floor ? weighted : 0.0f;
+        const float r = valid ? options.output.value(y, slope) - target : 0.0f;
+        d[j] = options.output.back(y, slope, add_squared_error(r, p.importance[j], sums.loss));
         if constexpr (kGradient) {
             sums.b[j] += d[j];
             TOYKERN_UNROLL
@@ -68,7 +66,7 @@ TOYKERN_DEVICE void tiny_pass(const TinyWeights<N, M>& p, const PassOptions& opt
     }
     if constexpr (kGradient) {
         TOYKERN_UNROLL
-        for (int k = 0; k < M; ++k) dh[k] = h[k] > options.hidden_floor ? dh[k] : 0.0f;
+        for (int k = 0; k < M; ++k) dh[k] = options.hidden.back(h[k], slope, dh[k]);
         TOYKERN_UNROLL
         for (int j = 0; j < N; ++j) {
             TOYKERN_UNROLL
@@ -83,9 +81,10 @@ TOYKERN_DEVICE void tiny_empty(const TinyWeights<N, M>& p, const PassOptions& op
                                TinySums<N, M>& sums) {
     TOYKERN_UNROLL
     for (int j = 0; j < N; ++j) {
-        const float r = floored(options.output_floor, p.b[j]), weighted = count * (r * p.importance[j]);
+        float slope;
+        const float r = options.output.value(p.b[j], slope), weighted = count * (r * p.importance[j]);
         sums.loss = fused(weighted, r, sums.loss);
-        if (kGradient && p.b[j] > options.output_floor) sums.b[j] += weighted;
+        if (kGradient) sums.b[j] += options.output.back(p.b[j], slope, weighted);
     }
 }
 

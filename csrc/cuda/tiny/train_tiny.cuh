@@ -73,7 +73,7 @@ TinyTask tiny_task(const Params& p, const Launch& l, const int64_t* order) {
             p.importance_stride,
             order,
             pass_options(p.network),
-            1.0 / ((double)p.batch_size * (p.network.loss_sum ? 1.0 : (double)p.network.n_features))};
+            toykern::mean_factor(p.network, p.batch_size)};
 }
 
 // How a model's batches are drawn. Those of other distributions are left alone: the small regime trains them.

@@ -23,7 +23,8 @@ struct LayerLaunch {
 // ---- many small models, each within one block's shared memory (cuda/layer/stacked.cuh) ----
 
 // `given`: with a tensor of targets or output gradients; `direct`: with a gradient to x or to the target.
-bool layer_is_stacked(int64_t n_features, int64_t n_hidden, bool tied, bool given, bool direct);
+bool layer_is_stacked(int64_t n_features, int64_t n_hidden, bool tied, bool given, bool direct,
+                      int32_t hidden_activation);
 int64_t stacked_partial_floats(const LayerParams& params);  // of one model; 0 where a model's batch is one block's work
 
 // ---- large models: what happens between the products (cuda/layer/large.cuh) ----
@@ -34,9 +35,10 @@ struct LayerTileParams {
     bool bf16;
     int64_t entries;
     int64_t first_model, models, first_row, rows, first_feature, features;
-    float* z;      // [models][rows][features] products without bias; null (backward from a saved output): not needed
-    void* dz;      // T [models][rows][features]; is z itself where T is float and both are wanted
-    float* codes;  // [models][rows][m] a without its bias, becomes h; in the backward half, h
+    float* z;       // [models][rows][features] products without bias; null (backward from a saved output): not needed
+    void* dz;       // T [models][rows][features]; is z itself where T is float and both are wanted
+    float* codes;   // [models][rows][m] a without its bias, becomes h; in the backward half, h
+    float* slopes;  // [models][rows][m] of the codes; null where h tells them
     void* stored_codes;  // T of h, where T is not float; else null
     float* code_grad;    // [models][rows][m] dh, becomes da
     void* stored_code_grad;

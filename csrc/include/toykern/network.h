@@ -9,10 +9,12 @@ namespace toykern {
 enum class Activation : int32_t {
     kNone = 0,
     kRelu = 1,
-    kTopK = 2,  // the largest codes of a sample stay: of codes alone, and of the layer alone
-    kGelu = 3,  // the exact one, z Φ(z)
+    kTopK = 2,       // the largest codes of a sample stay: of codes alone, and of the layer alone
+    kGelu = 3,       // the exact one, z Φ(z)
+    kLeakyRelu = 4,  // its option: the slope below 0
+    kSoftplus = 5,
 };
-constexpr int32_t kActivations = 4;
+constexpr int32_t kActivations = 6;
 
 enum class Target : int32_t { kInput = 0, kMagnitude = 1, kTensor = 2 };  // x, |x|, or what the layer is given
 
