@@ -487,7 +487,7 @@ LAYER_OPTIONS = [
     )
 ]
 
-# What no fast loop lists (common/activation.h): the slope kept beside the code, told by the output, or made again.
+# What no fast loop lists (common/activation.h): slopes kept beside the codes, told by the output, made again.
 LAYER_ACTIVATIONS = [
     _layer(name, n, m, tied=tied, network=network, loss=loss, density=density)
     for n, m, tied, density in (

@@ -17,7 +17,7 @@ from toykern.training.kernels import network_params
 
 EVALUATION_FLOOR = 1e-6  # of a float32 evaluation, relative
 TRAJECTORY = 1e-4  # relative error of float32 weights after hundreds of steps (DESIGN §8)
-# PyTorch's own, of pre-activations and the model; a name that is not here is a KeyError, and never taken for the identity.
+# PyTorch's own, of pre-activations and the model; a name that is not here is a KeyError, never the identity.
 PLAIN_ACTIVATIONS: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {
     "none": lambda z, model: z,
     "relu": lambda z, model: functional.relu(z),

@@ -1,8 +1,9 @@
-"""Activations that the fast loops do not list, in `fit`, `evaluate` and the layer, by every loop of both backends."""
+"""Activations that the fast loops do not list: `fit`, `evaluate` and the layer, by every loop there is."""
 
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 
 import pytest
@@ -56,8 +57,8 @@ def _case(n: int, m: int, probability: float, tied: bool, hidden: str, output: s
     )
 
 
-# Both of the CPU's loops and the small one of a device, tied and untied, with rare and frequent features: empty
-# samples take part where they are rare.
+# Both of the CPU's loops and the small one of a device, tied and untied, with rare and frequent features:
+# empty samples take part where they are rare.
 CASES = [
     _case(*shape, *pair)
     for shape in ((6, 3, 0.05, True), (7, 3, 0.4, False), (21, 9, 0.05, False))
@@ -155,7 +156,7 @@ def test_layer(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", [name for name in OUTPUT_ACTIVATIONS])
+@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
 def test_values_and_slopes_far_from_zero(name, dtype):
     """y = g(b) and its slope for biases of every size, against PyTorch's own function in float64."""
     z = torch.tensor([-80.0, -30.0, -5.0, -1e-3, -0.0, 0.0, 1e-3, 0.5, 5.0, 15.0, 80.0], dtype=torch.float64)
@@ -230,7 +231,7 @@ def test_negative_slope_is_told_and_kept(kind, tmp_path):
     [
         ({"negative_slope": 0.2}, ValueError, "negative_slope is for hidden_activation='leaky_relu' or"),
         ({"output_activation": "leaky_relu", "negative_slope": -0.1}, ValueError, "negative_slope must be"),
-        ({"output_activation": "leaky_relu", "negative_slope": float("nan")}, ValueError, "negative_slope must be"),
+        ({"output_activation": "leaky_relu", "negative_slope": math.nan}, ValueError, "negative_slope must"),
         ({"output_activation": "leaky_relu", "negative_slope": "0.1"}, TypeError, "negative_slope must be"),
     ],
 )  # fmt: skip

@@ -96,12 +96,6 @@ TOYKERN_DEVICE void set_bits(uint32_t* shared, uint32_t bits) { atomicOr(shared,
 TOYKERN_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 TOYKERN_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
 TOYKERN_DEVICE float keep_bits(float x, uint32_t bits) { return __uint_as_float(__float_as_uint(x) & bits); }
-// The larger of the two; not a number if y is not (fmaxf would give the floor, and hide that a model diverged).
-TOYKERN_DEVICE float floored(float floor, float y) {
-    float r;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(floor), "f"(y));
-    return r;
-}
 
 #else
 
@@ -209,7 +203,6 @@ inline float keep_bits(float x, uint32_t bits) {
     both.u &= bits;
     return both.f;
 }
-inline float floored(float floor, float y) { return y <= floor ? floor : y; }
 
 #endif
 

@@ -182,8 +182,9 @@ class StackedModel(nn.Module):
 
     def _activation_options(self) -> dict[str, Any]:
         """What the activations take, but for top-k, which is the layer's alone."""
-        names = {ACTIVATIONS[name].option for name in (self.hidden_activation, self.output_activation)}
-        return {name: getattr(self, name) for name in sorted(names - {None, "top_k"})}
+        rows = [ACTIVATIONS[name] for name in (self.hidden_activation, self.output_activation)]
+        names = {row.option for row in rows if row.option is not None and row.fitted}
+        return {name: getattr(self, name) for name in sorted(names)}
 
     def _layer_options(self) -> dict[str, Any]:
         """The options that `toykern.fit` does not know, where they differ from what it trains."""

@@ -120,7 +120,8 @@ def _output_impl(
 def _backward_impl(
     grad: torch.Tensor, output: Optional, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
     weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str,
-    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool, x_wanted: bool,
+    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool,
+    x_wanted: bool,
 ) -> Gradients:  # fmt: skip
     options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
     op = "tied_autoencoder_backward"
@@ -134,8 +135,9 @@ def _backward_impl(
 def _loss_impl(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
     decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str,
-    reduction: str, weights_wanted: bool, x_wanted: bool, target_wanted: bool,
+    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional,
+    target: Optional, target_kind: str, reduction: str, weights_wanted: bool, x_wanted: bool,
+    target_wanted: bool,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
     op = "tied_autoencoder_loss"
@@ -195,7 +197,8 @@ def _output_fake(
 def _backward_fake(
     grad: torch.Tensor, output: Optional, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
     weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str,
-    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool, x_wanted: bool,
+    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool,
+    x_wanted: bool,
 ) -> Gradients:  # fmt: skip
     return _fake_gradients(x, row_start, batch, weight, decoder, bias, hidden_bias, weights_wanted, x_wanted)
 
@@ -203,8 +206,9 @@ def _backward_fake(
 def _loss_fake(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
     decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str,
-    reduction: str, weights_wanted: bool, x_wanted: bool, target_wanted: bool,
+    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional,
+    target: Optional, target_kind: str, reduction: str, weights_wanted: bool, x_wanted: bool,
+    target_wanted: bool,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     work = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype
     models, _, n = weight.shape

@@ -82,8 +82,8 @@ class _Loss(torch.autograd.Function):
         prices_wanted: tuple[bool, bool],
     ) -> torch.Tensor:  # fmt: skip
         loss, *gradients = torch.ops.toykern.tied_autoencoder_loss(
-            x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(), importance, l1, target, target_kind,
-            reduction, *wanted,
+            x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(),
+            importance, l1, target, target_kind, reduction, *wanted,
         )  # fmt: skip
         network = (x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
         d_importance = d_l1 = None
@@ -176,8 +176,8 @@ def _code_norms(
     nothing = torch.zeros(1, weight.shape[2], dtype=floats, device=weight.device)
     one = torch.ones(1, dtype=floats, device=weight.device)
     norms: torch.Tensor = torch.ops.toykern.tied_autoencoder_loss(
-        x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(), nothing, one, None, "identity", "sum",
-        False, False, False,
+        x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(),
+        nothing, one, None, "identity", "sum", False, False, False,
     )[0]  # fmt: skip
     return norms
 

@@ -81,7 +81,8 @@ def output(
 def backward(
     grad: torch.Tensor, output: Optional, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
     weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str,
-    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool, x_wanted: bool,
+    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool,
+    x_wanted: bool,
 ) -> Gradients:  # fmt: skip
     """`tied_autoencoder_backward` on CUDA."""
     options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
@@ -97,8 +98,9 @@ def backward(
 def loss(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
     decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str,
-    reduction: str, weights_wanted: bool, x_wanted: bool, target_wanted: bool,
+    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional,
+    target: Optional, target_kind: str, reduction: str, weights_wanted: bool, x_wanted: bool,
+    target_wanted: bool,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """`tied_autoencoder_loss` on CUDA."""
     options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)

@@ -3,7 +3,7 @@
 Tiles are models × rows (samples) × features. While a tile of features is worked on, these are in memory
 beside the caller's tensors (m hidden units; s bytes of an element of the weights, 4 or 2):
 
-    codes and their gradient     models · rows · m · (8, or 16 in bfloat16), and 4 for slopes where those are kept
+    codes and their gradient     models · rows · m · (8, or 16 in bfloat16); 4 more for slopes that are kept
     pre-outputs and gradient     models · rows · features · (4, or 6)
     the encoder's rows           models · features · m · s         entries or gradients by entry alone
     sums                         models · (n + m), and by block of 32 rows

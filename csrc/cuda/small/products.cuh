@@ -72,7 +72,7 @@ TOYKERN_DEVICE float output_gradient(const SmallOptions<A>& o, float z, float ta
                                      float& loss) {
     float slope;
     const float y = o.output.value(z, slope);
-    const float r = valid ? y - with_bits(target, o.target_bits) : 0.0f;
+    const float r = valid ? y - keep_bits(target, o.target_bits) : 0.0f;
     return o.output.back(z, slope, add_squared_error(r, importance, loss));
 }
 

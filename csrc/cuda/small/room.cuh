@@ -74,15 +74,5 @@ struct SmallOptions {
           target_bits(toykern::target_bits(net.target)) {}
 };
 
-TOYKERN_DEVICE float with_bits(float v, uint32_t mask) {
-    union {
-        float f;
-        uint32_t u;
-    } x;
-    x.f = v;
-    x.u &= mask;
-    return x.f;
-}
-
 }  // namespace TOYKERN_DEVICE_SPACE
 }  // namespace toykern
