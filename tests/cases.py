@@ -405,6 +405,48 @@ FIT_CASES = [
 ]
 
 
+# Hidden and output activation, and what they take: what no fast loop lists (csrc/common/activation.h).
+ACTIVATION_PAIRS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("gelu", "relu", {}),
+    ("none", "gelu", {}),
+    ("gelu", "softplus", {}),
+    ("leaky_relu", "leaky_relu", {"negative_slope": 0.25}),
+    ("relu", "softplus", {}),
+)
+
+
+def case_of_activations(
+    n: int, m: int, probability: float, tied: bool, hidden: str, output: str, more: dict[str, Any]
+) -> FitCase:
+    """A stack with two activations, where every output has its own importance."""
+    return FitCase(
+        f"{n},{m} {hidden} {output} {'tied' if tied else 'untied'}",
+        n,
+        m,
+        probability,
+        batch_size=65,
+        steps=40,
+        optimizer=AdamW(lr=3e-3),
+        tied=tied,
+        network={"hidden_activation": hidden, "output_activation": output} | more,
+        loss={"importance": [0.8**i for i in range(n)]},
+    )
+
+
+# Both of the CPU's loops and the small one of a device, tied and untied, with rare and frequent features:
+# empty samples take part where they are rare.
+FIT_ACTIVATIONS = [
+    case_of_activations(*shape, *pair)
+    for shape in ((6, 3, 0.05, True), (7, 3, 0.4, False), (21, 9, 0.05, False))
+    for pair in ACTIVATION_PAIRS
+]
+FIT_ACTIVATIONS += [
+    case_of_activations(40, 17, 0.3, True, "gelu", "gelu", {}),
+    case_of_activations(40, 17, 0.02, True, "leaky_relu", "softplus", {}),
+]
+# Beyond the shared memory of a block.
+FIT_ACTIVATIONS_LARGE = case_of_activations(131, 127, 0.02, True, "leaky_relu", "softplus", {})
+
 # The layer: one evaluation of forward, loss and gradients on a given batch
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
+from cases import FIT_ACTIVATIONS, FIT_ACTIVATIONS_LARGE, FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
 from kit import data_of, model_of, tensors_of
 
 import toykern as tk
@@ -43,6 +43,8 @@ VARIED = [*TINY, *SMALL, *LARGE]
 OTHER_TINY = [BY_NAME[name] for name in ("3,1", "4,2 batch 33", "6,2")]
 NOTHING_ACTIVE = FitCase("129,1 nothing active", 129, 1, 0.0, 40, steps=20)
 LARGE_TILES = FitCase("1100,33 large tiles", 1100, 33, 1e-5, 1800, n_models=1, steps=2)
+# Activations that no fast loop lists, by the small and the large regime.
+ACTIVATIONS = [FIT_ACTIVATIONS[2], FIT_ACTIVATIONS[8], FIT_ACTIVATIONS[11], FIT_ACTIVATIONS_LARGE]
 
 
 def ids(case: FitCase) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import LAYER_ACTIVATIONS, FitCase
+from cases import FIT_ACTIVATIONS, LAYER_ACTIVATIONS, FitCase, case_of_activations
 from device_kit import device_regime, device_source
 from kit import (
     LEVELS,
@@ -32,38 +32,7 @@ from toykern import _native, reference
 from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from toykern.training.kernels import network_params
 
-# Hidden and output activation, and what they take.
-PAIRS = (
-    ("gelu", "relu", {}),
-    ("none", "gelu", {}),
-    ("gelu", "softplus", {}),
-    ("leaky_relu", "leaky_relu", {"negative_slope": 0.25}),
-    ("relu", "softplus", {}),
-)
-
-
-def _case(n: int, m: int, probability: float, tied: bool, hidden: str, output: str, more: dict) -> FitCase:
-    return FitCase(
-        f"{n},{m} {hidden} {output} {'tied' if tied else 'untied'}",
-        n,
-        m,
-        probability,
-        batch_size=65,
-        steps=100,
-        optimizer=tk.AdamW(lr=3e-3),
-        tied=tied,
-        network={"hidden_activation": hidden, "output_activation": output} | more,
-        loss={"importance": [0.8**i for i in range(n)]},
-    )
-
-
-# Both of the CPU's loops and the small one of a device, tied and untied, with rare and frequent features:
-# empty samples take part where they are rare.
-CASES = [
-    _case(*shape, *pair)
-    for shape in ((6, 3, 0.05, True), (7, 3, 0.4, False), (21, 9, 0.05, False))
-    for pair in PAIRS
-] + [_case(40, 17, 0.3, True, "gelu", "gelu", {}), _case(40, 17, 0.02, True, "leaky_relu", "softplus", {})]
+CASES = FIT_ACTIVATIONS
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 each_loop = pytest.mark.parametrize("loop", ["small", "large"])
 
@@ -186,7 +155,7 @@ def test_the_kernels_are_told_the_number_of_the_activation(hidden, output):
 def test_what_no_fast_loop_of_a_device_lists_goes_to_the_small_one():
     assert device_regime(tk.TiedAutoencoder(5, 2), 64) == "tiny"
     assert device_regime(tk.TiedAutoencoder(5, 2, output_activation="softplus"), 64) == "small"
-    case = _case(5, 2, 0.1, True, "gelu", "relu", {})
+    case = case_of_activations(5, 2, 0.1, True, "gelu", "relu", {})
     with device_source("tiny"), pytest.raises(ValueError, match="tiny regime knows none and ReLU alone"):
         fit_case(case, steps=1)
 
@@ -194,7 +163,7 @@ def test_what_no_fast_loop_of_a_device_lists_goes_to_the_small_one():
 def test_the_native_side_refuses_what_its_closed_forms_do_not_hold_for():
     """f(0) must be 0: an all-zero sample counts as one whose codes are 0."""
     network = network_params(tk.TiedAutoencoder(5, 2), "identity", "mean")
-    model = model_of(_case(5, 2, 0.1, True, "none", "relu", {}))
+    model = model_of(case_of_activations(5, 2, 0.1, True, "none", "relu", {}))
     for number, allowed in (
         (ACTIVATIONS["softplus"].number, "0 at 0"),
         (99, "from 0 to"),

@@ -9,6 +9,7 @@ import torch
 from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
 from device_kit import device_regime
 from gpu_kit import (
+    ACTIVATIONS,
     DEVICE,
     LARGE,
     LARGE_TILES,
@@ -42,13 +43,14 @@ def _one_thread():
 
 
 def test_the_cases_reach_every_regime():
+    assert [device_regime(model_of(c), c.batch_size) for c in ACTIVATIONS] == ["small"] * 3 + ["large"]
     others = ((OTHER_TINY, "tiny"), ([NOTHING_ACTIVE], "small"), ([LARGE_TILES], "large"))
     for cases, regime in ((TINY, "tiny"), (SMALL, "small"), (LARGE, "large"), *others):
         for case in cases:
             assert device_regime(model_of(case), case.batch_size) == regime, case.name
 
 
-@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_LARGE, *FIT_LONG, LARGE_TILES], ids=ids)
+@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_LARGE, *FIT_LONG, LARGE_TILES, *ACTIVATIONS], ids=ids)
 def test_one_evaluation_is_as_exact_as_pytorch(case: FitCase):
     assert_as_exact_as_pytorch(case, partial(fit_on_gpu, case))
 
@@ -65,7 +67,7 @@ def test_twenty_steps_of_large_models_follow_the_reference(case: FitCase):
     assert max(errors.values()) <= TRAJECTORY, errors
 
 
-@pytest.mark.parametrize("case", [*VARIED, *OTHER_TINY, NOTHING_ACTIVE], ids=ids)
+@pytest.mark.parametrize("case", [*VARIED, *OTHER_TINY, NOTHING_ACTIVE, *ACTIVATIONS], ids=ids)
 def test_evaluation_is_that_of_the_reference(case: FitCase):
     losses = []
     data = data_of(case)

@@ -11,6 +11,7 @@ import torch
 import toykern as tk
 from toykern import _native
 from toykern.arguments.broadcast import broadcast_importance
+from toykern.network.activations import ACTIVATIONS
 from toykern.training import kernels as resident
 
 MODELS, N, M, STEPS, EVERY = 3, 5, 2, 10, 4
@@ -114,8 +115,9 @@ for call in ("train", "evaluate"):
     BAD += [
         (call, f"network.{layer}_activation", number)
         for layer in ("hidden", "output")
-        for number in (-1, 2, 4)
+        for number in (-1, 2, len(ACTIVATIONS))
     ]
+    BAD += [(call, "network.hidden_activation", ACTIVATIONS["softplus"].number)]  # it is not 0 at 0
     BAD += [(call, "network.target", 2)]
     BAD += [
         (call, "network.tied", False),

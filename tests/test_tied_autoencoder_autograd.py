@@ -154,7 +154,7 @@ def _network_arguments(sparse, decoder=False):
         batch = tk.SparseBatch.from_dense(x)
         entries = (batch.value, batch.row_start, batch.feature)
     other = torch.randn(2, 6, 3) if decoder else None
-    return (*entries, 5, weight, other, torch.randn(2, 6), torch.randn(2, 3), "relu", "gelu", 0, True)
+    return (*entries, 5, weight, other, torch.randn(2, 6), torch.randn(2, 3), "relu", "gelu", 0, True, 0.1)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

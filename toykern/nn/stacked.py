@@ -40,8 +40,8 @@ class StackedModel(nn.Module):
 
     Attributes:
         n_features, n_hidden, n_models: the shape.
-        hidden_activation: "none", "relu", "leaky_relu", "gelu" or "topk"; output_activation: "none", "relu",
-            "leaky_relu", "gelu" or "softplus". The derivative of ReLU at 0 is 0.
+        hidden_activation, output_activation: names in `toykern.network.activations`. The derivative of ReLU
+            at 0 is 0.
         top_k: how many codes of a sample "topk" keeps; otherwise 0.
         negative_slope: of "leaky_relu", at 0 and below.
         centered: whether the encoder sees x − bias.

@@ -36,9 +36,9 @@ class Options:
     """What a network is: activations, top-k, and whether the decoder's bias is taken off the input.
 
     Attributes:
-        hidden_activation: "none", "relu", "leaky_relu", "gelu" (the exact one, by erf), or "topk": the
-            `top_k` largest codes of a sample stay as they are, the others become 0 (Gao et al. 2024).
-        output_activation: "none", "relu", "leaky_relu", "gelu" or "softplus".
+        hidden_activation: a name in `toykern.network.activations`; "topk": the `top_k` largest codes of a
+            sample stay as they are, the others become 0 (Gao et al. 2024).
+        output_activation: a name there.
         top_k: for "topk"; else 0.
         centered: the encoder sees x − b, as sparse autoencoders do (Bricken et al. 2023).
         negative_slope: of "leaky_relu", at 0 and below; finite, ≥ 0.
