@@ -24,8 +24,8 @@ each_way = pytest.mark.parametrize("large", [False, True], ids=["by shape", "lar
 
 def assert_is_the_reference(case, dtype, large=False, **options):
     number = ACTIVATIONS[case.network.get("hidden_activation", "none")].number
-    shape = (case.n_features, case.n_hidden, case.tied)
-    large = large or not _native.layer_is_stacked(*shape, hidden_activation=number)
+    shape = (case.n_features, case.n_hidden, case.tied, True, True, number)
+    large = large or not _native.layer_is_stacked(*shape)
     errors = case_errors(case, dtype, **options)
     # what models share is rounded in each of them before it is summed
     rounded = 2 if case.shared and dtype == torch.bfloat16 else 1
