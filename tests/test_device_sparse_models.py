@@ -32,7 +32,7 @@ from toykern.sparse import DenseGradient
 from toykern.training import kernels as resident
 from toykern.training.kernels import network_params
 
-fit_module = importlib.import_module("toykern.fitting.fitting")
+loop_module = importlib.import_module("toykern.training.loop")
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +164,7 @@ def test_nothing_but_the_model_decides_a_bit(case, loop, monkeypatch):
         alone = whole.rerun(1)
     assert torch.equal(alone.model.weight[0], whole.model.weight[1])
     assert torch.equal(alone.loss[0], whole.loss[1])
-    monkeypatch.setattr(fit_module, "_next_length", lambda *_: 5)
+    monkeypatch.setattr(loop_module, "_next_length", lambda *_: 5)
     assert_same_bits(whole, fit_there(case, loop))
 
 

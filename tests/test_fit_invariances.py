@@ -20,7 +20,7 @@ import toykern as tk
 from toykern import _native
 from toykern.training.kernels import Resident
 
-fit_module = importlib.import_module("toykern.fitting.fitting")
+loop_module = importlib.import_module("toykern.training.loop")
 
 BY_NAME = {case.name: case for case in (*FIT_CASES, *FIT_LARGE)}
 # One of every kind of path: both loops, rare and frequent units, groups, noise, untied, momentum.
@@ -160,7 +160,7 @@ def test_torch_is_asked_for_the_threads_at_each_call(monkeypatch):
             _native.train(params)
 
     monkeypatch.setattr("toykern.training.kernels._native", Native())
-    monkeypatch.setattr(fit_module, "_next_length", lambda *_: 2)
+    monkeypatch.setattr(loop_module, "_next_length", lambda *_: 2)
     torch.set_num_threads(1)
     tk.fit(tk.TiedAutoencoder(2, 1, 4096), tk.SparseFeatures(2, 0.1), 9, 4, progress=False)
     assert seen == [1, 2, 3, 1, 2]
@@ -211,9 +211,9 @@ def test_any_chunking(case, monkeypatch):
     options = {"steps": 40, "record_every": 7, "record": ("loss", "superposition"), "snapshots": (0, 9, 40)}
     whole = fit_case(case, **options)
     lengths = itertools.cycle([1, 2, 3, 5, 7, 11])
-    monkeypatch.setattr(fit_module, "_next_length", lambda *_: next(lengths))
+    monkeypatch.setattr(loop_module, "_next_length", lambda *_: next(lengths))
     assert_same_bits(whole, fit_case(case, **options))
-    monkeypatch.setattr(fit_module, "_next_length", lambda *_: 1)
+    monkeypatch.setattr(loop_module, "_next_length", lambda *_: 1)
     assert_same_bits(whole, fit_case(dataclasses.replace(case), **options))
 
 
@@ -229,11 +229,11 @@ def test_stretches_follow_the_clock(monkeypatch):
             advance(self, first, factors, *more),
         ),
     )
-    monkeypatch.setattr(fit_module, "_STRETCH_SECONDS", 1e-9)
+    monkeypatch.setattr(loop_module, "_STRETCH_SECONDS", 1e-9)
     fit_case(BY_NAME["2,1 batch 1024"], steps=5000, batch_size=4)
     assert set(lengths[1:-1]) == {1}
     lengths.clear()
-    monkeypatch.setattr(fit_module, "_STRETCH_SECONDS", 1e9)
+    monkeypatch.setattr(loop_module, "_STRETCH_SECONDS", 1e9)
     fit_case(BY_NAME["2,1 batch 1024"], steps=5000, batch_size=4)
     assert lengths == [1365, 3635]
 
@@ -295,7 +295,7 @@ def test_stopped_stored_and_resumed(case, tmp_path):
 
 
 def test_ctrl_c_between_calls_and_resumed(ctrl_c, monkeypatch):
-    monkeypatch.setattr(fit_module, "_next_length", lambda *_: 2)
+    monkeypatch.setattr(loop_module, "_next_length", lambda *_: 2)
     pressed = []
 
     def schedule(step, steps):
@@ -317,7 +317,7 @@ def test_ctrl_c_between_calls_and_resumed(ctrl_c, monkeypatch):
 
 
 def test_ctrl_c_inside_a_call(ctrl_c, monkeypatch):
-    monkeypatch.setattr(fit_module, "_STRETCH_SECONDS", 0.05)
+    monkeypatch.setattr(loop_module, "_STRETCH_SECONDS", 0.05)
     timer = threading.Timer(0.3, ctrl_c)
 
     def schedule(step, steps):
@@ -334,7 +334,7 @@ def test_ctrl_c_inside_a_call(ctrl_c, monkeypatch):
 
 
 def test_a_second_ctrl_c_raises_and_leaves_the_model_trained_so_far(ctrl_c, monkeypatch):
-    monkeypatch.setattr(fit_module, "_next_length", lambda *_: 1)
+    monkeypatch.setattr(loop_module, "_next_length", lambda *_: 1)
 
     def schedule(step, steps):
         if step == 4100:

@@ -17,7 +17,7 @@ from kit import LEVELS, TRAJECTORY, batches_of, isa_level, relative_error
 
 import toykern as tk
 
-fit_module = importlib.import_module("toykern.fitting.fitting")
+loop_module = importlib.import_module("toykern.training.loop")
 
 STEPS, ROUNDS, FRACTION = 30, 3, 0.3
 MOMENTUM = tk.SGD(lr=0.3, momentum=0.9)
@@ -206,7 +206,7 @@ def test_any_chunking_and_threads(monkeypatch):
     case = BY_NAME["from within a record"]
     whole = fit_case(case)
     for length in (1, 4, 11):
-        monkeypatch.setattr(fit_module, "_next_length", lambda *_, length=length: length)
+        monkeypatch.setattr(loop_module, "_next_length", lambda *_, length=length: length)
         torch.set_num_threads(1 + length % 3)
         assert_same(whole, fit_case(case))
 

@@ -42,7 +42,7 @@ from toykern.sparse import (
 from toykern.sparse.config import recipe_config, recipe_from_config
 from toykern.training.kernels import network_params
 
-fit_module = importlib.import_module("toykern.fitting.fitting")
+loop_module = importlib.import_module("toykern.training.loop")
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +264,7 @@ def test_any_number_of_threads(case, level):
 def test_any_chunking(case, monkeypatch):
     whole = fit_case(case, snapshots=(33,))
     lengths = itertools.cycle([1, 3, 2, 17])
-    monkeypatch.setattr(fit_module, "_next_length", lambda *_: next(lengths))
+    monkeypatch.setattr(loop_module, "_next_length", lambda *_: next(lengths))
     assert_same(whole, fit_case(case, snapshots=(33,)))
 
 

@@ -21,9 +21,9 @@ from toykern.sweeps.boxes import box_shape, boxes_of
 from toykern.sweeps.memory import default_chunk
 from toykern.training.progress import SweepProgress
 
-# Modules whose names are those of functions.
-FIT, RUN, MEMORY = (
-    importlib.import_module(f"toykern.{name}") for name in ("fitting.fitting", "sweeps.run", "sweeps.memory")
+BEGINNING, RUN, MEMORY = (
+    importlib.import_module(f"toykern.{name}")
+    for name in ("training.beginning", "sweeps.run", "sweeps.memory")
 )
 
 GRID = tk.grid(density=[0.05, 0.3, 1.0], importance=[0.5, 2.0], seed=range(5))
@@ -263,8 +263,8 @@ def test_resume_refuses_another_grid_and_other_inputs(tmp_path):
 def test_another_commit_is_warned_of(tmp_path, monkeypatch):
     swept(tmp_path / "s.zarr", chunk=15)
     monkeypatch.setattr(RUN, "_ORIGIN", ("commit", "date"))
-    given = FIT._provenance
-    monkeypatch.setattr(FIT, "_provenance", lambda *where: {**given(*where), "date": "then"})
+    given = BEGINNING._provenance
+    monkeypatch.setattr(BEGINNING, "_provenance", lambda *where: {**given(*where), "date": "then"})
     with pytest.warns(UserWarning, match="begun with another date"):
         swept(tmp_path / "s.zarr", resume=True)
 

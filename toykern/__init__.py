@@ -28,12 +28,11 @@ except ImportError as _error:
 
 else:
     from toykern import sparse
-    from toykern.arguments.grids import Grid, grid
+    from toykern.arguments import Grid, grid
     from toykern.data import Anticorrelated, Correlated, SparseBatch, SparseFeatures
-    from toykern.fitting.fitting import fit, log_spaced_steps
+    from toykern.fitting import fit, log_spaced_steps
     from toykern.nn import Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder, sparsify
-    from toykern.results.run import Run
-    from toykern.results.store import StoreError
+    from toykern.results import Run, StoreError
     from toykern.sparse import (
         GSE,
         SET,
@@ -47,9 +46,7 @@ else:
         Topology,
     )
     from toykern.sweeps import Sweep, open_sweep, sweep
-    from toykern.training.evaluation import evaluate
-    from toykern.training.optim import SGD, Adam, AdamW
-    from toykern.training.schedule import WarmupCosine
+    from toykern.training import SGD, Adam, AdamW, WarmupCosine, evaluate
 
     __version__: str = _build_info()["version"]
 

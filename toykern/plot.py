@@ -21,8 +21,6 @@ from toykern.arguments.errors import check_flag, check_number, describe
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from toykern.results.run import Run
-
 __all__ = [
     "dimensionality_scatter",
     "feature_directions",
@@ -143,7 +141,7 @@ def phase_colours(norm: Any, superposition: Any) -> np.ndarray:
 
 
 def loss_curves(
-    loss: Run | Any,
+    loss: Any,
     steps: Any = None,
     *,
     by: str | None = None,
@@ -565,7 +563,7 @@ def _loss_groups(
     """Models of each curve by its label, values `[models, records]`, their steps, label of the y axis."""
     grid, ylabel = None, "loss"
     if hasattr(loss, "record_steps"):
-        run: Run = loss
+        run = loss
         grid, steps = run.grid, run.record_steps
         ylabel = {"mean": "loss (mean over batch and features)", "sum": "loss (sum over features)"}.get(
             run.config.get("loss_reduction", ""), "loss"

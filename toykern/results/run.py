@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,31 +13,25 @@ from torch import Tensor
 
 from toykern.arguments.broadcast import as_tensor
 from toykern.arguments.errors import check_int, describe
-from toykern.arguments.grids import Grid
+from toykern.data.features import features_from_config
+from toykern.nn import SparseTiedAutoencoder, model_from_config
+from toykern.results.labels import trailing_dims, trained_arrays
+from toykern.results.store import load_run, save_run
+from toykern.sparse import Topology
+from toykern.training.beginning import begin
+from toykern.training.kernels import AnyModel, freeze
+from toykern.training.loop import train
+from toykern.training.optim import optimizer_from_config
+from toykern.training.schedule import schedule_from_config
+from toykern.training.state import TrainingState
 
 if TYPE_CHECKING:
     import xarray
 
-    from toykern.data.features import SparseFeatures
-    from toykern.training.kernels import AnyModel
-    from toykern.training.optim import Optimizer
-    from toykern.training.resident_topology import ResidentTopology
-    from toykern.training.schedule import Schedule
-
 __all__ = ["Run"]
 
-# Names of the dimensions after `models`, for the arrays a model may hold.
-_DIMENSIONS: dict[str, tuple[str, ...]] = {
-    "weight": ("hidden", "feature"),
-    "encoder": ("hidden", "feature"),
-    "decoder": ("feature", "hidden"),
-    "bias": ("feature",),
-    "connections": ("hidden", "feature"),
-}
 
-
-@dataclass
-class Run:
+class Run(TrainingState):
     """A training run: what came out, what went in, and where it stands. Made by `toykern.fit`.
 
     With K models, R records of `record_every` steps each:
@@ -78,53 +71,6 @@ class Run:
         >>> bool((run.rerun(1).loss[0] == run.loss[1]).all())
         True
     """
-
-    model: AnyModel
-    data: SparseFeatures
-    config: dict[str, Any]
-    arrays: dict[str, Tensor]
-    step: int
-    loss: Tensor
-    diverged_at: Tensor
-    records: dict[str, Tensor] = field(default_factory=dict)
-    snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    optimizer_state: dict[str, Tensor] = field(default_factory=dict)
-    carry: dict[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
-    provenance: dict[str, Any] = field(default_factory=dict)
-    interrupted: bool = False
-    grid: Grid | None = None
-    optimizer: Optimizer | None = None
-    schedule: Schedule | None = None
-    topology: ResidentTopology | None = None
-    topology_state: dict[str, Any] | None = None
-
-    @property
-    def n_models(self) -> int:
-        """Number of models, K."""
-        return int(self.loss.shape[0])
-
-    @property
-    def steps_made(self) -> int:
-        """Updates made in all, also those that a `LotteryTicket` put back."""
-        return self.step + (0 if self.topology is None else self.topology.steps_gone_back)
-
-    @property
-    def steps_to_make(self) -> int:
-        """How many there will be when the run is complete."""
-        again = 0 if self.topology is None else self.topology.recipe.steps_gone_back()
-        return int(self.config["steps"]) + again
-
-    @property
-    def complete(self) -> bool:
-        """Whether all `config["steps"]` updates were done (after all rounds of a `LotteryTicket`)."""
-        return self.steps_made >= self.steps_to_make
-
-    @property
-    def record_steps(self) -> np.ndarray:
-        """int64 `[R]`: record r covers the steps from `record_steps[r - 1]` (or 0) up to this, exclusive."""
-        ends = (np.arange(self.loss.shape[1], dtype=np.int64) + 1) * int(self.config["record_every"])
-        return np.minimum(ends, int(self.config["steps"]))
 
     @property
     def final_loss(self) -> Tensor:
@@ -229,16 +175,12 @@ class Run:
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the whole run to a Zarr store at `path`; see `toykern.results.store.save_run`."""
-        from toykern.results.store import save_run
-
         save_run(self, path, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Run:
         """Read a run back, ready for `fit(..., resume=run)`; see `toykern.results.store.load_run`."""
-        from toykern.results.store import load_run
-
-        return load_run(path)
+        return load_run(path, cls)
 
     def best(
         self, over: str | Sequence[str] | None = "seed", by: str | Tensor | np.ndarray | None = None
@@ -282,13 +224,6 @@ class Run:
             ValueError: the run used a callable schedule, or a recipe that a store cannot hold, and was loaded
                 from a store.
         """
-        from toykern.data.features import features_from_config
-        from toykern.fitting.fitting import fit
-        from toykern.nn import SparseTiedAutoencoder, model_from_config
-        from toykern.sparse import Topology
-        from toykern.training.optim import optimizer_from_config
-        from toykern.training.schedule import schedule_from_config
-
         i = check_int("i", i)
         if not -self.n_models <= i < self.n_models:
             raise IndexError(f"i must be the number of one of {self.n_models} models, not {i}")
@@ -322,9 +257,10 @@ class Run:
                     "could not hold"
                 )
             recipe = dataclasses.replace(self.topology.recipe, seed=rows["topology_seed"])
-        return fit(
-            model,
-            features_from_config(config["data"], rows),
+        again = begin(
+            Run,
+            model=model,
+            data=features_from_config(config["data"], rows),
             steps=config["steps"],
             batch_size=config["batch_size"],
             optimizer=optimizer_from_config(
@@ -338,10 +274,11 @@ class Run:
             record_every=config["record_every"],
             record=tuple(config["record"]),
             snapshots=tuple(config["snapshots"]),
-            stop_at=None if self.complete else self.steps_made,
-            progress=progress,
+            grid=None,
             topology=recipe,
         )
+        train(again, again.steps_to_make if self.complete else self.steps_made, progress)
+        return again
 
     def _last(self, records: Tensor) -> Tensor:
         """The last finished record `[K, …]` of `[K, R, …]`."""
@@ -386,33 +323,6 @@ class Run:
         flat = np.arange(self.n_models, dtype=np.int64).reshape(self.grid.shape).transpose(kept + reduced)
         remaining = tuple(self.grid.shape[at] for at in kept)
         return flat.reshape(int(np.prod(remaining, dtype=np.int64)), -1), remaining
-
-
-def freeze(model: AnyModel, names: Sequence[str]) -> None:
-    """Parameters called `names` do not require a gradient any more, so that `fit` leaves them as they are."""
-    for name, parameter in model.named_parameters():
-        if name in names:
-            parameter.requires_grad_(False)
-
-
-def trained_arrays(run: Run) -> dict[str, Tensor]:
-    """What was trained, `[models, …]` each: the parameters, of sparse models with the zeros of "weight", and
-    "connections", bool, which exist."""
-    from toykern.nn import SparseTiedAutoencoder
-
-    trained = run.model.stacked_parameters()
-    if isinstance(run.model, SparseTiedAutoencoder):
-        trained["connections"] = run.model.topology.to_mask()
-    return trained
-
-
-def trailing_dims(name: str, count: int) -> tuple[str, ...]:
-    """Names of the `count` dimensions after the models (and records) of the array called `name`."""
-    if name in _DIMENSIONS and len(_DIMENSIONS[name]) == count:
-        return _DIMENSIONS[name]
-    if name == "feature_dimensionality" and count == 1:
-        return ("feature",)
-    return tuple(f"{name}_dim_{k}" for k in range(count))
 
 
 def _count(n: int, noun: str) -> str:

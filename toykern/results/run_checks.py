@@ -8,19 +8,21 @@ here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_int, check_number, describe
 from toykern.nn import SparseTiedAutoencoder
-from toykern.results.run import Run
 from toykern.training.kernels import AnyModel, check_data, check_model, frozen_parameters
 from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
 from toykern.training.resident_topology import ResidentTopology
 from toykern.training.schedule import schedule_from_config
 from toykern.training.settings import FEATURE_METRICS, Settings, check_settings
+from toykern.training.state import TrainingState
+
+State = TypeVar("State", bound=TrainingState)
 
 _SETTINGS = (
     "model", "data", "steps", "batch_size", "optimizer", "schedule", "target", "loss_reduction",
@@ -28,7 +30,7 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def check_run(run: Any, name: str) -> Run:
+def check_run(run: State, name: str) -> State:
     """`run` if it could have been made by `fit`, stopped where it stands.
 
     Its settings pass the checks of a new run; 0 ≤ step ≤ steps; every array, record, snapshot and optimiser
@@ -37,7 +39,7 @@ def check_run(run: Any, name: str) -> Run:
     Raises:
         TypeError, ValueError: it is not, by `name` and the entry that is wrong. Nothing has been changed.
     """
-    if not isinstance(run, Run):
+    if not isinstance(run, TrainingState):
         raise TypeError(f"{name} must be a Run, not {describe(run)}")
     try:
         _check(run)
@@ -48,7 +50,7 @@ def check_run(run: Any, name: str) -> Run:
     return run
 
 
-def _check(run: Run) -> None:
+def _check(run: TrainingState) -> None:
     model = check_model(run.model, "fit")
     check_data(run.data, model)
     for kind in ("config", "arrays", "records", "snapshots", "optimizer_state", "carry"):
@@ -81,7 +83,7 @@ def _check(run: Run) -> None:
     _check_snapshots(run, settings, parameters)
 
 
-def _check_config(run: Run, model: AnyModel) -> tuple[Settings, Optimizer]:
+def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimizer]:
     """The settings and the optimiser that `run.config` describes, after comparing it with the run."""
     config = run.config
     optional = [name for name in ("frozen", "topology") if name in config]
@@ -127,7 +129,7 @@ def _check_config(run: Run, model: AnyModel) -> tuple[Settings, Optimizer]:
     return settings, optimizer
 
 
-def _check_topology(run: Run, model: AnyModel) -> bool:
+def _check_topology(run: TrainingState, model: AnyModel) -> bool:
     """Whether the run's recipe tracks explored positions; ValueError where run and config disagree."""
     if "topology" not in run.config:
         if run.topology is not None or run.topology_state is not None:
@@ -144,7 +146,7 @@ def _check_topology(run: Run, model: AnyModel) -> bool:
     return run.topology_state["layers"]["weight"].get("explored") is not None
 
 
-def _check_inputs(run: Run, model: AnyModel, parameters: dict[str, list[int]]) -> None:
+def _check_inputs(run: TrainingState, model: AnyModel, parameters: dict[str, list[int]]) -> None:
     """What went in: `run.arrays`."""
     n_models, n = model.n_models, model.n_features
     arrays = run.arrays
@@ -172,7 +174,7 @@ def _check_inputs(run: Run, model: AnyModel, parameters: dict[str, list[int]]) -
         raise ValueError("arrays['probability'] is not that of the run's data")
 
 
-def _check_snapshots(run: Run, settings: Settings, parameters: dict[str, list[int]]) -> None:
+def _check_snapshots(run: TrainingState, settings: Settings, parameters: dict[str, list[int]]) -> None:
     shapes = dict(parameters)
     if isinstance(run.model, SparseTiedAutoencoder):
         shapes["connections"] = parameters["weight"]

@@ -25,15 +25,19 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from toykern.arguments.errors import check_flag
+from toykern.arguments.grids import Grid
+from toykern.data.features import features_from_config
+from toykern.nn import SparseTiedAutoencoder, StackedModel, model_from_config
 from toykern.results import placing
-from toykern.results.run import trailing_dims
+from toykern.results.labels import trailing_dims
+from toykern.results.run_checks import State, check_run
 from toykern.results.store_format import (
     FORMAT,
     SWEEP_FORMAT,
@@ -48,11 +52,13 @@ from toykern.results.store_format import (
     sealed,
 )
 from toykern.results.store_place import check_target, place_store
-
-if TYPE_CHECKING:
-    from toykern.results.run import Run
-    from toykern.training.kernels import AnyModel
-    from toykern.training.optim import Optimizer
+from toykern.sparse import Topology
+from toykern.sparse.config import recipe_from_config
+from toykern.training.kernels import AnyModel, freeze
+from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
+from toykern.training.resident_topology import ResidentTopology, state_from_store, stored_state
+from toykern.training.schedule import schedule_from_config
+from toykern.training.state import TrainingState
 
 __all__ = [
     "FORMAT",
@@ -72,7 +78,7 @@ _OF_FEATURES = ("importance", "probability")  # [models, features], of the input
 _GROUPS = ("arrays", "records", "optimizer_state", "carry")
 
 
-def save_run(run: Run, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+def save_run(run: TrainingState, path: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Write `run` to a new Zarr store at `path`.
 
     The store is written beside its place, synced to the disk and then renamed, so `path` never holds half a
@@ -103,29 +109,29 @@ def save_run(run: Run, path: str | os.PathLike[str], overwrite: bool = False) ->
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def load_run(path: str | os.PathLike[str]) -> Run:
+def load_run(path: str | os.PathLike[str], kind: type[State]) -> State:
     """Read a run that `save_run` wrote: every tensor bit for bit, on the CPU, ready to be resumed.
+
+    `kind` is the class to make of it: `toykern.Run`.
 
     Raises:
         StoreError: there is no store, it is not a toykern store, was written by a newer version, or is
             damaged: what is returned is what was saved.
         ImportError: zarr is not installed (`pip install toykern[results]`).
     """
-    from toykern.results.run_checks import check_run
-
     import_zarr()
     source = check_path(path)
     attributes = read_attributes(source)
     tensors = {entry["path"]: _read_array(source, entry) for entry in attributes["manifest"]}
     try:
-        return check_run(_rebuild(attributes, tensors), "the run")
+        return check_run(_rebuild(attributes, tensors, kind), "the run")
     except Exception as error:  # a damaged description may be of anything, and lead anywhere
         raise StoreError(
             f"{source} is damaged: its settings do not describe a run ({type(error).__name__}: {error})"
         ) from error
 
 
-def _write(zarr: Any, run: Run, directory: Path) -> None:
+def _write(zarr: Any, run: TrainingState, directory: Path) -> None:
     root = zarr.create_group(store=str(directory), zarr_format=3)
     manifest: list[dict[str, Any]] = []
     for name, tensor in tensors_of(run):
@@ -161,10 +167,8 @@ def _write(zarr: Any, run: Run, directory: Path) -> None:
     read_attributes(directory)  # JSON holds what was given
 
 
-def _topology_state(run: Run) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+def _topology_state(run: TrainingState) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """What the run's recipe keeps: JSON-able, and tensors by name; (None, {}) without one."""
-    from toykern.training.resident_topology import stored_state
-
     if run.topology is None:
         return (None, {}) if run.topology_state is None else run.topology_state["stored"]
     try:
@@ -173,10 +177,8 @@ def _topology_state(run: Run) -> tuple[dict[str, Any] | None, dict[str, Tensor]]
         raise StoreError(f"the run's topology cannot be stored: {error}") from error
 
 
-def tensors_of(run: Run) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(run: TrainingState) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a run with its path in the store."""
-    from toykern.nn import StackedModel
-
     yield "loss", run.loss
     yield "diverged_at", run.diverged_at
     for name, tensor in run.model.state_dict().items():
@@ -194,7 +196,7 @@ def tensors_of(run: Run) -> Iterator[tuple[str, Tensor]]:
         yield f"topology/{name}", tensor
 
 
-def _dimension_names(path: str, shape: tuple[int, ...], run: Run) -> tuple[str, ...]:
+def _dimension_names(path: str, shape: tuple[int, ...], run: TrainingState) -> tuple[str, ...]:
     """Those of `to_xarray` where the array is one of models; else names that no other array has.
 
     xarray takes dimensions of one name in a group and in those above it for the same.
@@ -255,15 +257,10 @@ def _read_array(source: Path, entry: dict[str, Any]) -> Tensor:
         raise StoreError(f"{where} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor]) -> Run:
-    from toykern.arguments.grids import Grid
-    from toykern.data.features import features_from_config
-    from toykern.results.run import Run, freeze
-    from toykern.training.schedule import schedule_from_config
-
+def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor], kind: type[State]) -> State:
     groups = {group: _take(tensors, f"{group}/") for group in ("model", "initialization", *_GROUPS)}
     config = attributes["config"]
-    run = Run(
+    run = kind(
         model=_model(config["model"], groups["model"], groups["initialization"]),
         data=features_from_config(config["data"], groups["arrays"]),
         config=config,
@@ -292,9 +289,6 @@ def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor]) -> Run:
 
 def _model(config: dict[str, Any], state: dict[str, Tensor], initialization: dict[str, Tensor]) -> AnyModel:
     """The model that a config and a state_dict describe."""
-    from toykern.nn import SparseTiedAutoencoder, model_from_config
-    from toykern.sparse import Topology
-
     if config["class"] == SparseTiedAutoencoder.__name__:
         topology = Topology(config["n_features"], config["n_hidden"], state["row_start"], state["column"])
         weight = topology.to_dense(state["values"])
@@ -309,12 +303,8 @@ def _model(config: dict[str, Any], state: dict[str, Tensor], initialization: dic
     return model
 
 
-def _restore_topology(run: Run, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _restore_topology(run: TrainingState, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """The recipe at work as it was; where it cannot be made again, its state until it is given."""
-    from toykern.nn import SparseTiedAutoencoder
-    from toykern.sparse.config import recipe_from_config
-    from toykern.training.resident_topology import ResidentTopology, state_from_store
-
     described, seeds = run.config["topology"], run.arrays["topology_seed"]
     state = state_from_store(plain, tensors)
     recipe = recipe_from_config(described["recipe"], None if described["seed"] is None else seeds)
@@ -328,8 +318,6 @@ def _restore_topology(run: Run, plain: dict[str, Any], tensors: dict[str, Tensor
 
 def _optimizer(config: dict[str, Any], arrays: dict[str, Tensor]) -> Optimizer:
     """The optimiser as it was given: numbers where numbers were, per-model arrays elsewhere."""
-    from toykern.training.optim import PER_MODEL, optimizer_from_config
-
     described = config["optimizer"]
     given = {name: arrays[name] for name in ("lr", "weight_decay") if described[name] == PER_MODEL}
     return optimizer_from_config(described, **given)

@@ -24,8 +24,8 @@ from toykern.sparse.history import History
 from toykern.sparse.layer import AttachedLayer, is_sparse_layer
 from toykern.sparse.optimizer_state import as_optimizers, beginnings_of, check_held, state_of
 from toykern.sparse.optimizer_watch import OptimizerWatch
-from toykern.sparse.recipe import Recipe
 from toykern.sparse.report import QUANTITIES, LayerReport, Update, plot_history, report_of, unchanged_report
+from toykern.sparse.rules import Rules
 from toykern.sparse.topology import Topology
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class AttachedTopology:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Rules,
         model: nn.Module,
         optimizer: Any,
         process_group: distributed.ProcessGroup | None = None,
@@ -84,7 +84,7 @@ class AttachedTopology:
         ranks.check_same([layer.topology for layer in layers], "when the recipe is attached")
         self._begin(recipe, layers, ranks)
 
-    def _begin(self, recipe: Recipe, layers: list[AttachedLayer], ranks: Ranks) -> None:
+    def _begin(self, recipe: Rules, layers: list[AttachedLayer], ranks: Ranks) -> None:
         """Start counting; model, optimisers and layers have been checked."""
         self.recipe = recipe
         self._ranks = ranks
@@ -198,11 +198,12 @@ class AttachedTopology:
 
     def keep_weights(self) -> None:
         """Remember all weights and the optimisers' state as they are now."""
-        rewind.keep_weights(self)
+        self.memory |= rewind.keep_weights(self.model, self.optimizers, self._layers)
 
     def put_weights_back(self, with_optimizer: bool) -> None:
         """Go back to what `keep_weights` remembered, as far as there still are connections."""
-        rewind.put_weights_back(self, check_flag("with_optimizer", with_optimizer))
+        with_optimizer = check_flag("with_optimizer", with_optimizer)
+        rewind.put_weights_back(self.memory, self.model, self.optimizers, self._layers, with_optimizer)
 
     # --- checkpoints --------------------------------------------------------------------------------------
 

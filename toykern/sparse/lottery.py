@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,9 +17,7 @@ from toykern.sparse.change import Change
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.prune import Magnitude, PruneCriterion, drops_of
 from toykern.sparse.recipe import SCOPES, Recipe, check_ungrouped
-
-if TYPE_CHECKING:
-    from toykern.sparse.attached import AttachedTopology
+from toykern.sparse.rules import Rewindable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +99,7 @@ class LotteryTicket(Recipe):
         """By how many steps the first `updates` updates put the weights back in all; None: all of them."""
         return self.round_length * (self.rounds if updates is None else updates)
 
-    def attached_to(self, attached: AttachedTopology) -> None:
+    def attached_to(self, attached: Rewindable) -> None:
         """Keep the initial weights, if that is where to go back to."""
         if self.rewind_to == 0:
             attached.keep_weights()
@@ -120,7 +117,7 @@ class LotteryTicket(Recipe):
         )
         return [Change(drop, drop.new_empty(0, dtype=torch.int64)) for drop, _ in drops]
 
-    def finished(self, attached: AttachedTopology, step: int, update: bool) -> int | None:
+    def finished(self, attached: Rewindable, step: int, update: bool) -> int | None:
         """Keep the weights of step `rewind_to`; put them back at the end of a round."""
         if step == self.rewind_to:
             attached.keep_weights()

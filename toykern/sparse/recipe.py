@@ -3,9 +3,9 @@
     recipe    which connections go, which come, how many and when          (frozen, can be shared and printed)
     attached  the recipe at work on one model and optimiser: `topology.step()` after `optimizer.step()`
 
-What is common to all is in `Recipe`; `PruneAndGrow` holds the number of connections and is composed of a
-prune criterion, a grow criterion, a schedule and a scope. The named algorithms are presets of it
-(`named.py`).
+What is common to all is in `Recipe`, the questions in `Rules` below it (`rules.py`); `PruneAndGrow` holds the
+number of connections and is composed of a prune criterion, a grow criterion, a schedule and a scope. The
+named algorithms are presets of it (`named.py`).
 """
 
 from __future__ import annotations
@@ -13,34 +13,32 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import distributed, nn
 
 from toykern.arguments.errors import (
     check_choice,
-    check_flag,
     check_non_negative_int,
     check_number,
     check_positive_int,
     describe,
 )
+from toykern.sparse.attached import AttachedTopology
 from toykern.sparse.change import Change
 from toykern.sparse.grow import DenseGradient, GrowCriterion
 from toykern.sparse.layer import AttachedLayer
 from toykern.sparse.prune import Magnitude, PruneCriterion, drops_of
+from toykern.sparse.rules import Rules
 from toykern.sparse.schedules import DropSchedule, Timing, check_drop_schedule, drop_fraction
 from toykern.sparse.selection import largest_of_groups, shared_out
-
-if TYPE_CHECKING:
-    from toykern.sparse.attached import AttachedTopology
 
 SCOPES = ("layer", "global")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Rules):
     """Base of all recipes.
 
     Args:
@@ -48,14 +46,6 @@ class Recipe:
         track_explored: keep, as one bool for each position, which ones ever had a connection.
         grown_std: grown connections start from normal draws of this standard deviation; 0: from zero.
     """
-
-    seed: Any = None
-    track_explored: bool = True
-    grown_std: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "track_explored", check_flag("track_explored", self.track_explored))
-        object.__setattr__(self, "grown_std", check_number("grown_std", self.grown_std, minimum=0.0))
 
     def attach(
         self,
@@ -74,50 +64,7 @@ class Recipe:
         ValueError if the model has no sparse layer, the optimiser does not hold a layer's values, or the
         recipe does not fit the layers; TypeError for what is no optimiser. Nothing is changed then.
         """
-        from toykern.sparse.attached import AttachedTopology
-
         return AttachedTopology(self, model, optimizer, process_group)
-
-    def check(self, layers: list[AttachedLayer]) -> None:
-        """ValueError if the recipe does not fit the layers."""
-
-    def attached_to(self, attached: AttachedTopology) -> None:
-        """Called once, when the recipe has been attached."""
-
-    def fraction(self, step: int) -> float | None:
-        """The fraction that is dropped at step `step`, for reports; None where it is not what counts."""
-        return None
-
-    def is_update(self, step: int) -> bool:
-        """Whether the topology changes after step `step`, counted from 1."""
-        return False
-
-    def observes(self, step: int) -> bool:
-        """Whether the gradient at all positions, or at some, of step `step` is needed."""
-        return False
-
-    def next_stop(self, step: int, limit: int) -> int:
-        """The first step after `step` that is observed or updated after; `limit` if none comes before.
-
-        What `is_update` and `observes` say, found by asking; override it with them to be quicker.
-        """
-        found = (t for t in range(step + 1, limit) if self.is_update(t) or self.observes(t))
-        return next(found, limit)
-
-    def steps_gone_back(self, updates: int | None = None) -> int:
-        """By how many steps the first `updates` updates put the weights back in all; None: all of them."""
-        return 0
-
-    def observe(self, layer: AttachedLayer, step: int, number: int) -> None:
-        """Take in what is needed of the last backward pass; `number` is that of the coming update."""
-
-    def plan(self, layers: list[AttachedLayer], step: int, number: int) -> list[Change]:
-        """What to change in each layer in the update after step `step`. Changes nothing itself."""
-        raise NotImplementedError
-
-    def finished(self, attached: AttachedTopology, step: int, update: bool) -> int | None:
-        """Called at the end of every step, after the changes; returns the step that weights went back to."""
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)

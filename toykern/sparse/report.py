@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from toykern.plot import axes_for
 from toykern.sparse.change import Changed
 from toykern.sparse.layer import AttachedLayer
 
@@ -143,8 +144,6 @@ QUANTITIES = {
 
 def plot_history(history: Sequence[Update], quantity: str, ax: Axes | None) -> Axes:
     """One line for each layer: the mean over models of a quantity of `LayerReport` against the step."""
-    from toykern.plot import axes_for
-
     ax = axes_for(ax, figsize=(6.0, 3.8))
     names = list(history[0].layers) if history else []
     steps = [update.step for update in history]

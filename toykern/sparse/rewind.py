@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
-from toykern.sparse.layer import is_sparse_layer
-
-if TYPE_CHECKING:
-    from toykern.sparse.attached import AttachedTopology
+from toykern.sparse.layer import AttachedLayer, is_sparse_layer
 
 
-def _others(attached: AttachedTopology) -> dict[str, torch.Tensor]:
+def _others(model: nn.Module, layers: Sequence[AttachedLayer]) -> dict[str, torch.Tensor]:
     """Parameters and buffers of the model that are not of a sparse layer's slots, by name."""
-    values = {id(layer.module.values) for layer in attached.attached_layers}
-    found: dict[str, torch.Tensor] = {
-        name: p for name, p in attached.model.named_parameters() if id(p) not in values
-    }
-    for prefix, module in attached.model.named_modules():
+    values = {id(layer.module.values) for layer in layers}
+    found: dict[str, torch.Tensor] = {name: p for name, p in model.named_parameters() if id(p) not in values}
+    for prefix, module in model.named_modules():
         if is_sparse_layer(module):
             continue
         for name, buffer in module.named_buffers(recurse=False):
@@ -26,37 +23,48 @@ def _others(attached: AttachedTopology) -> dict[str, torch.Tensor]:
     return found
 
 
-def keep_weights(attached: AttachedTopology) -> None:
-    """Copy all weights and states of a model and its optimisers; those of slots go to the layers, where they
-    follow their connections."""
-    attached.memory["weights"] = {name: t.detach().clone() for name, t in _others(attached).items()}
-    attached.memory["states"] = {
-        name: [_copied_state(optimizer.state.get(parameter, {})) for optimizer in attached.optimizers]
-        for name, parameter in attached.model.named_parameters()
+def keep_weights(
+    model: nn.Module, optimizers: Sequence[Any], layers: Sequence[AttachedLayer]
+) -> dict[str, Any]:
+    """Copies of all weights and states of a model and its optimisers, by "weights" and "states"; those of
+    slots go to the layers, where they follow their connections."""
+    kept = {
+        "weights": {name: t.detach().clone() for name, t in _others(model, layers).items()},
+        "states": {
+            name: [_copied_state(optimizer.state.get(parameter, {})) for optimizer in optimizers]
+            for name, parameter in model.named_parameters()
+        },
     }
-    for layer in attached.attached_layers:
+    for layer in layers:
         values = layer.module.values
         layer.slot_memory = {"values": values.detach().clone()}
-        for i, optimizer in enumerate(attached.optimizers):
+        for i, optimizer in enumerate(optimizers):
             for key, entry in optimizer.state.get(values, {}).items():
                 if isinstance(entry, torch.Tensor) and entry.shape == values.shape:
                     layer.slot_memory[f"{i}.{key}"] = entry.detach().clone()
+    return kept
 
 
-def put_weights_back(attached: AttachedTopology, with_optimizer: bool) -> None:
+def put_weights_back(
+    memory: dict[str, Any],
+    model: nn.Module,
+    optimizers: Sequence[Any],
+    layers: Sequence[AttachedLayer],
+    with_optimizer: bool,
+) -> None:
     """Weights, and with the optimisers their state too, are again what they were when they were kept."""
     with torch.no_grad():
-        for name, tensor in _others(attached).items():
-            tensor.copy_(attached.memory["weights"][name])
-        for layer in attached.attached_layers:
+        for name, tensor in _others(model, layers).items():
+            tensor.copy_(memory["weights"][name])
+        for layer in layers:
             layer.module.values.copy_(layer.slot_memory["values"])
     if not with_optimizer:
         return
-    of_layer = {id(layer.module.values): layer for layer in attached.attached_layers}
-    for name, parameter in attached.model.named_parameters():
+    of_layer = {id(layer.module.values): layer for layer in layers}
+    for name, parameter in model.named_parameters():
         owner = of_layer.get(id(parameter))
-        for i, optimizer in enumerate(attached.optimizers):
-            kept = _copied_state(attached.memory["states"][name][i])
+        for i, optimizer in enumerate(optimizers):
+            kept = _copied_state(memory["states"][name][i])
             if owner is not None:
                 prefix = f"{i}."
                 for key, tensor in owner.slot_memory.items():

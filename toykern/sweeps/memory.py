@@ -5,7 +5,8 @@ from __future__ import annotations
 from toykern import _native
 from toykern.arguments.memory import free_memory
 from toykern.nn import SparseTiedAutoencoder
-from toykern.results.run import Run, trained_arrays
+from toykern.results.labels import trained_arrays
+from toykern.results.run import Run
 from toykern.results.store import tensors_of
 
 _CHUNKS = 16  # at least, of a large sweep: what Ctrl-C or a crash can cost

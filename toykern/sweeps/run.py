@@ -16,7 +16,8 @@ from toykern.arguments.broadcast import from_data
 from toykern.arguments.errors import check_flag, check_function, check_positive_int, describe
 from toykern.arguments.grids import Grid
 from toykern.fitting.fitting import fit
-from toykern.results.run import Run, trailing_dims, trained_arrays
+from toykern.results.labels import trailing_dims, trained_arrays
+from toykern.results.run import Run
 from toykern.results.store_format import StoreError, check_path, import_zarr
 from toykern.results.store_place import check_target
 from toykern.sweeps.boxes import Box, box_shape, boxes_of

@@ -1,1 +1,7 @@
-"""The resident trainer: settings, optimisers, schedules, and the seam to its kernels."""
+"""The resident trainer: settings, optimisers, schedules, the loop, and the seam to its kernels."""
+
+from toykern.training.evaluation import evaluate
+from toykern.training.optim import SGD, Adam, AdamW, Optimizer
+from toykern.training.schedule import WarmupCosine
+
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "WarmupCosine", "evaluate"]

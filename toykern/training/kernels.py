@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -80,6 +81,13 @@ def _described_class(model: AnyModel) -> type[AnyModel]:
 def frozen_parameters(model: AnyModel) -> list[str]:
     """Names of the parameters that training leaves as they are: those without `requires_grad`."""
     return sorted(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+def freeze(model: AnyModel, names: Sequence[str]) -> None:
+    """Parameters called `names` do not require a gradient any more, so that `fit` leaves them as they are."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
 
 
 def check_data(data: Any, model: AnyModel) -> SparseFeatures:

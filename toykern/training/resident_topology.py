@@ -168,6 +168,8 @@ class ResidentTopology(AttachedTopology):
         seeds: of the random choices, an int or `[models]`; None means 0 … models−1.
     """
 
+    recipe: Recipe
+
     def __init__(self, recipe: Recipe, model: SparseTiedAutoencoder, seeds: Any) -> None:
         self.model = self._models = model
         self.optimizers = ()

@@ -1,0 +1,156 @@
+"""The beginning of a training: everything checked, then laid out at step 0."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from toykern import _native
+from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
+from toykern.arguments.errors import describe
+from toykern.arguments.grids import Grid
+from toykern.data.features import SparseFeatures
+from toykern.native.devices import arch_of
+from toykern.nn import SparseTiedAutoencoder
+from toykern.sparse.named import Static
+from toykern.sparse.recipe import Recipe
+from toykern.training.kernels import AnyModel, check_data, check_model, frozen_parameters
+from toykern.training.optim import Optimizer
+from toykern.training.resident_topology import ResidentTopology, check_recipe
+from toykern.training.schedule import Schedule, check_schedule, schedule_config
+from toykern.training.settings import check_memory, check_settings, topology_config
+from toykern.training.state import TrainingState
+
+State = TypeVar("State", bound=TrainingState)
+
+
+def begin(
+    kind: type[State],
+    *,
+    model: AnyModel,
+    data: SparseFeatures,
+    steps: int,
+    batch_size: int,
+    optimizer: Optimizer,
+    importance: Any,
+    seed: Any,
+    target: str,
+    schedule: Schedule,
+    loss_reduction: str,
+    record_every: int | None,
+    record: Sequence[str],
+    snapshots: Iterable[int],
+    grid: Grid | None,
+    topology: Recipe | None,
+) -> State:
+    """A state of this kind at step 0; the arguments, and what is raised for others, are those of `fit`."""
+    model = check_model(model, "fit")
+    data = check_data(data, model)
+    recipe = None if topology is None else _check_recipe(topology, model)
+    check_schedule(schedule)
+    settings = check_settings(
+        model=model, steps=steps, batch_size=batch_size, optimizer=optimizer, target=target,
+        schedule=schedule, loss_reduction=loss_reduction, record_every=record_every, record=record,
+        snapshots=snapshots, grid=grid,
+        tracks_explored=recipe is not None and recipe.track_explored,
+    )  # fmt: skip
+    steps = settings.steps
+    check_memory(model, settings, state_names=optimizer.state_names)
+    attached = None
+    if recipe is not None:
+        assert isinstance(model, SparseTiedAutoencoder)
+        attached = ResidentTopology.fresh(recipe, model, seed if recipe.seed is None else recipe.seed, steps)
+
+    n_models = model.n_models
+    lr, weight_decay = optimizer.per_model(n_models)
+    parameters = model.stacked_parameters()
+    arrays = {
+        "seed": broadcast_seed("seed", seed, n_models),
+        "importance": broadcast_importance(importance, n_models, model.n_features).clone(),
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "probability": data.probability,
+        "init_seed": model.seed.clone(),
+    }
+    arrays |= {f"init/{name}": _copy_on_cpu(p) for name, p in parameters.items()}
+    if isinstance(model, SparseTiedAutoencoder):
+        arrays["init/connections"] = model.topology.to_mask().cpu()
+    config = {
+        "model": model.config(), "data": data.config(), "steps": steps,
+        "batch_size": settings.batch_size, "optimizer": optimizer.config(),
+        "schedule": schedule_config(schedule), "target": target, "loss_reduction": loss_reduction,
+        "record_every": settings.record_every, "record": list(settings.record),
+        "snapshots": settings.snapshots,
+    }  # fmt: skip
+    if frozen := frozen_parameters(model):
+        config["frozen"] = frozen
+    if attached is not None:
+        arrays["topology_seed"] = attached.seeds
+        config["topology"] = topology_config(attached.recipe)
+    return kind(
+        model=model,
+        data=data,
+        config=config,
+        arrays=arrays,
+        step=0,
+        loss=torch.full((n_models, settings.n_records), torch.nan, dtype=torch.float32, device="cpu"),
+        diverged_at=torch.full((n_models,), -1, dtype=torch.int64, device="cpu"),
+        optimizer_state={
+            f"{name}/{suffix}": torch.zeros(p.shape, dtype=torch.float32, device="cpu")
+            for name, p in parameters.items()
+            for suffix in optimizer.state_names
+        },
+        carry={"loss": torch.zeros(n_models, dtype=torch.float64, device="cpu")},
+        provenance=_provenance(next(model.parameters()).device),
+        grid=grid,
+        optimizer=optimizer,
+        schedule=schedule,
+        topology=attached,
+    )
+
+
+def _check_recipe(given: Any, model: AnyModel) -> Recipe:
+    """The recipe that `given` is; TypeError or ValueError that says why the models cannot follow it."""
+    recipe = check_recipe(given)
+    if not isinstance(model, SparseTiedAutoencoder):
+        raise TypeError(
+            "topology is for sparse models: give fit a tk.SparseTiedAutoencoder(n_features, n_hidden, "
+            f"density=…), not {describe(model)}"
+        )
+    if not model.values.requires_grad and not isinstance(recipe, Static):
+        raise ValueError(
+            f"topology={type(recipe).__name__}(…) would replace connections of model.values, which is frozen "
+            "(requires_grad=False); use Static() or none"
+        )
+    return recipe
+
+
+def _copy_on_cpu(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _provenance(device: torch.device) -> dict[str, Any]:
+    """What a reader of the results needs in order to have the same bits again."""
+    build = _native.build_info()
+    gpu = {}
+    if device.type == "cuda":
+        gpu = {"gpu": torch.cuda.get_device_name(device), "instruction_set": arch_of(device)}
+    return {
+        "toykern": build["version"],
+        "commit": build["commit"],
+        "stream_version": _native.stream_version(),
+        "instruction_set": _native.isa_level(),
+        "compiler": build["compiler"],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **gpu,
+    }

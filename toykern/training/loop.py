@@ -1,0 +1,158 @@
+"""The loop that trains: native calls in stretches, and what is to be done between them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from toykern.training.kernels import Resident
+from toykern.training.optim import optimizer_from_config
+from toykern.training.progress import BarMaker, bar_for
+from toykern.training.schedule import multipliers, schedule_from_config
+from toykern.training.settings import METRICS
+from toykern.training.state import TrainingState
+
+_STRETCH_SECONDS = 0.4  # of work in one native call: how often progress shows and Ctrl-C is heard
+_STRETCH_STEPS = 8  # fewer would spend their time on moving models in and out of the cache
+
+
+def train(run: TrainingState, stop: int, progress: bool | None | BarMaker) -> None:
+    """Advance a run until `stop` steps were made (or Ctrl-C), stretch by stretch."""
+    config = run.config
+    steps, every = int(config["steps"]), int(config["record_every"])
+    schedule = schedule_from_config(config["schedule"]) if run.schedule is None else run.schedule
+    optimizer = optimizer_from_config(config["optimizer"], run.arrays["lr"], run.arrays["weight_decay"])
+    resident = Resident(
+        run.model, run.data, optimizer, steps=steps, batch_size=int(config["batch_size"]),
+        target=config["target"], loss_reduction=config["loss_reduction"], record_every=every,
+        arrays=run.arrays, state=run.optimizer_state, loss=run.loss, loss_carry=run.carry["loss"],
+        diverged_at=run.diverged_at,
+    )  # fmt: skip
+    topology = run.topology
+    others = [name for name in config["record"] if name != "loss"]
+    wanted = sorted(int(t) for t in config["snapshots"])
+    bar = bar_for(progress, run.steps_to_make, run.steps_made, run.n_models)
+    length = max(1, 4096 // run.n_models)
+    run.interrupted = False
+    if topology is not None:
+        assert resident.layer is not None
+        topology.begin(resident.layer, resident.changing, run.step)
+    if run.step == 0 and 0 in wanted and 0 not in run.snapshots:
+        run.snapshots[0] = resident.snapshot()
+    try:
+        with _interruptible() as interrupted:
+            while run.steps_made < stop and not interrupted():
+                ends = [run.step + min(length, stop - run.steps_made), steps]
+                ends += [min((run.step // every + 1) * every, steps)] if others else []
+                ends += [t for t in wanted if t > run.step][:1]
+                end = min(ends) if topology is None else topology.next_stop(run.step, min(ends))
+                factors = multipliers(schedule, steps, run.step, end)
+                began = time.perf_counter()
+                resident.advance(run.step, factors, topology is not None and topology.needs_gradient(end))
+                seconds = time.perf_counter() - began
+                done, run.step = end - run.step, end
+                update = None
+                if topology is not None:
+                    update = topology.advance(end, resident.diverged_at >= 0)
+                run.seconds += time.perf_counter() - began
+                if update is not None and update.rewound_to is not None:
+                    _go_back(run, update.rewound_to)
+                    bar.update(run.steps_made)
+                    continue
+                if others and (end % every == 0 or end == steps):
+                    _record(run, resident, others, (end - 1) // every)
+                if end in wanted:
+                    run.snapshots[end] = resident.snapshot()
+                bar.update(run.steps_made)
+                length = _next_length(length, done, seconds)
+    finally:
+        resident.write_back()
+        if topology is not None:
+            topology.end()
+        bar.close()
+    if run.complete:
+        _mark_what_the_last_update_broke(run)
+    run.interrupted = run.steps_made < stop
+
+
+def _go_back(run: TrainingState, step: int) -> None:
+    """Weights, states and sums are again those of `step`: so are the run's count, records and snapshots."""
+    run.step = step
+    first = step // int(run.config["record_every"])
+    for records in (run.loss, *run.records.values()):
+        records[:, first:] = torch.nan
+    for kept in [t for t in run.snapshots if t > step]:
+        del run.snapshots[kept]
+
+
+def _mark_what_the_last_update_broke(run: TrainingState) -> None:
+    """Kernels see that a model diverged by its loss, of which there is none after the last update."""
+    finite = torch.ones(run.n_models, dtype=torch.bool, device="cpu")
+    for parameter in run.model.stacked_parameters().values():
+        finite &= torch.isfinite(parameter).flatten(1).all(dim=1).cpu()
+    run.diverged_at[~finite & (run.diverged_at < 0)] = run.step
+
+
+def _next_length(length: int, done: int, seconds: float) -> int:
+    """Steps of the next native call, from how long the last one took."""
+    per_step = seconds / done
+    fitting = int(_STRETCH_SECONDS / max(per_step, 1e-9))
+    shortest = _STRETCH_STEPS if per_step * _STRETCH_STEPS < 10 * _STRETCH_SECONDS else 1
+    return max(shortest, min(fitting, 4 * length))
+
+
+def _record(run: TrainingState, resident: Resident, names: list[str], at: int) -> None:
+    """Measure the metrics `names` now, as record number `at`."""
+    parameters = resident.tensors
+    weight = parameters["weight"] if "weight" in parameters else parameters["encoder"]
+    for name in names:
+        if name in METRICS:
+            value = METRICS[name](weight).to("cpu", torch.float32)
+        else:
+            value = _topology_metric(name, run, resident)
+        value[resident.diverged_at >= 0] = torch.nan  # as in the loss; the weights may still be finite
+        if name not in run.records:
+            shape = (run.n_models, run.loss.shape[1], *value.shape[1:])
+            run.records[name] = torch.full(shape, torch.nan, dtype=torch.float32, device="cpu")
+        run.records[name][:, at] = value
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether Ctrl-C was pressed; a second press raises KeyboardInterrupt.
+
+    The interrupt is noted between native calls, so that it never falls between a call and the count of its
+    steps.
+    """
+    pressed = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # signals go there
+    if not in_main_thread or signal.getsignal(signal.SIGINT) in (None, signal.SIG_IGN):
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _topology_metric(name: str, run: TrainingState, resident: Resident) -> torch.Tensor:
+    """One of `TOPOLOGY_METRICS`, float32 `[models]`."""
+    if name == "density":
+        assert resident.layer is not None
+        return resident.layer.topology.density.float().cpu()
+    assert run.topology is not None
+    return run.topology.explored.float()
