@@ -88,6 +88,12 @@ struct Block {
         f(Warp{thread % kWarpLanes, thread / kWarpLanes});
     }
     TOYKERN_DEVICE void sync() const { __syncthreads(); }
+    // The same block, but what the compiler has computed from `thread` so far is not kept in registers for what follows.
+    TOYKERN_DEVICE Block anew() const {
+        Block b = *this;
+        asm volatile("" : "+r"(b.thread));
+        return b;
+    }
 };
 
 TOYKERN_DEVICE int count_bits(uint32_t x) { return __popc(x); }
@@ -188,6 +194,7 @@ struct Block {
         host_each(warps(), [&](int w) { f(Warp{0, w}); });
     }
     void sync() const {}
+    Block anew() const { return *this; }
 };
 
 inline int count_bits(uint32_t x) { return __builtin_popcount(x); }

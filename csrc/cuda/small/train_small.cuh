@@ -11,6 +11,8 @@
 // Barriers   four keep nothing apart: the one after the workspace's place and the one after the moments, since load_model's is there; those
 //            at a model's end, since what store_model reads is written for the next model by the same threads and all else was read before
 //            total_loss. Without the four the code is right, but ptxas keeps values across and spills 8 to 16 bytes (sm_80, 90, 100)
+// Registers  what a thread's number decides is computed anew for every tile by the loop for any m (Block::anew): kept across its calls it is
+//            spilled on sm_120; in the other loops it is computing it anew that spills there, and on sm_90
 // Limits     small_shape().shared_bytes <= kSmallSharedLimit; train_large.cuh takes the rest. Batches up to 2^32 samples
 // Roof       instruction issue; docs/gpu_trainer.md counts a step
 #pragma once
@@ -64,6 +66,7 @@ class SmallModel {
         from_.tile = {0, 0};
         TOYKERN_NO_UNROLL
         while (from_.by_columns ? next_columns() : next_rows()) {
+            if (kM == 0 && !kKeepsSlope<A>) b_ = b_.anew();
             const SmallTile& tile = from_.tile;  // in memory: calls leave few registers
             from_.visited += tile.count;
             if (from_.by_columns)
