@@ -1,4 +1,8 @@
-"""What modules with sparse weights share: values at the connections of a topology, and how both change."""
+"""What modules with sparse weights share: values at the connections of a topology, and how both change.
+
+The file is long because the class keeps one promise in many places: whatever replaces a topology (a recipe,
+a state that is loaded, a copy) leaves values, index buffers and captured gradients in step.
+"""
 
 from __future__ import annotations
 
