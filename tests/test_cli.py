@@ -20,7 +20,7 @@ from toykern.results.run import Run
 from toykern.results.store import StoreError
 from toykern.sweeps import open_sweep
 
-SWEEP = importlib.import_module("toykern.sweeps.run")
+JOB = importlib.import_module("toykern.sweeps.job")
 TINY = ["phase-diagram", "--grid", "3x4", "--seeds", "2", "--steps", "6", "--batch", "8"]
 
 
@@ -211,7 +211,7 @@ def stop_after(chunks: int):
 def test_ctrl_c_keeps_finished_chunks_and_resume_goes_on(tmp_path, capsys, monkeypatch):
     tiny = [*TINY, "--chunk", "8"]
     with monkeypatch.context() as patch:
-        patch.setattr(SWEEP, "fit", stop_after(2))
+        patch.setattr(JOB, "fit", stop_after(3))  # the first is the one model that shows the layout
         assert cli.main(tiny) == 130
     shown = capsys.readouterr().out
     assert "stopped by Ctrl-C with 2 of 3 chunks finished; the same command with --resume goes on" in shown
@@ -277,7 +277,7 @@ def test_a_picture_that_appears_during_the_training_is_left_alone(options, capsy
 
 
 def test_ctrl_c_before_the_first_chunk_leaves_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(SWEEP, "fit", stop_after(0))
+    monkeypatch.setattr(JOB, "fit", stop_after(0))
     assert cli.main(TINY) == 130
     assert "stopped before the first of 1 chunks was finished" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -175,7 +175,8 @@ def test_a_chunk_that_is_not_finished_shows_fill_values_whatever_lies_there(swee
     path = tmp_path / "sweep.zarr"
     shutil.copytree(sweep.path, path)
     part = tk.open_sweep(path)
-    part._mark(part.boxes[1], np.nan)  # as a writer that was killed in this chunk leaves it
+    (path / "chunk_seconds" / "c" / "1").unlink()  # as a writer that was killed in this chunk leaves it
+    (path / "chunk_seconds" / "work" / "1.begun").touch()
     (path / "bias" / "c" / "1" / "0" / "0").write_bytes(b"torn")
     shown, whole = part.to_xarray(), sweep.to_xarray()
     assert part.finished.tolist() == [True, False, True]

@@ -97,7 +97,7 @@ def test_a_sweep_that_lost_a_chunk_goes_on(tmp_path):
         if piece.is_file() and piece.relative_to(torn).parts[2] == "1":
             piece.write_bytes(piece.read_bytes()[:-3])
     with pytest.warns(UserWarning, match="connections cannot be read .* this chunk is trained again"):
-        again = swept(torn, chunk=5, resume=True)
+        again = swept(torn, chunk=5, resume=True, check=True)
     assert all(again.read(name).tobytes() == whole.read(name).tobytes() for name in whole.names)
 
 

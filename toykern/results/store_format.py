@@ -7,7 +7,8 @@ carry checksums of their own, and a piece that is not there is an error. So what
 gives what was written or a `StoreError`.
 
 Version 1 had no digests and no list of coordinates. Such stores are read with the same checks of their
-structure.
+structure. Version 3, of sweeps alone, has large pieces as shards, and marks finished chunks by files that are
+there or not (`toykern/sweeps/layout.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from toykern.arguments.errors import describe
 __all__ = [
     "FORMAT",
     "SWEEP_FORMAT",
+    "SWEEP_VERSION",
     "VERSION",
     "OwnStoreError",
     "StoreError",
@@ -36,6 +38,7 @@ __all__ = [
     "import_zarr",
     "open_array",
     "piece_names",
+    "piece_shape",
     "read_attributes",
     "read_description",
     "sealed",
@@ -44,7 +47,8 @@ __all__ = [
 FORMAT = "toykern run"
 SWEEP_FORMAT = "toykern sweep"
 VERSION = 2
-_READABLE = (1, 2)
+SWEEP_VERSION = 3
+_READABLE = {FORMAT: (1, 2), SWEEP_FORMAT: (1, 2, 3)}
 
 
 class StoreError(ValueError):
@@ -142,10 +146,10 @@ def read_attributes(path: Path, wanted: str = FORMAT) -> dict[str, Any]:
     if marker != wanted:
         reader = "toykern.open_sweep" if marker == SWEEP_FORMAT else "toykern.Run.load"
         raise OwnStoreError(f"{path} is the store of a {marker}, not of a {wanted}; {reader} reads it")
-    if type(version) is not int or version not in _READABLE:
+    if type(version) is not int or version not in _READABLE[wanted]:
         raise OwnStoreError(
             f"{path} has store version {version!r}; this toykern reads versions "
-            f"{' and '.join(map(str, _READABLE))}"
+            f"{' and '.join(map(str, _READABLE[wanted]))}"
         )
     if version > 1 or "digest" in attributes:
         found = digest({key: value for key, value in attributes.items() if key != "digest"})
@@ -220,6 +224,11 @@ def open_array(store: Path, entry: Mapping[str, Any], mode: str = "r") -> Any:
     if not whole:
         raise StoreError(f"{where} is described by another zarr.json than was written")
     return stored
+
+
+def piece_shape(stored: Any) -> tuple[int, ...]:
+    """The shape of what a file of a `zarr.Array` holds: a shard where there are any, else a chunk."""
+    return tuple(stored.shards or stored.chunks)
 
 
 def piece_names(chunks: Sequence[int], shape: Sequence[int], region: Sequence[slice] = ()) -> list[str]:

@@ -47,7 +47,9 @@ _FILES = {
     "array": (_METADATA, _SCALAR),
     "pieces": (_PIECE,),
     "free": (_METADATA, _SCALAR, _PIECE),
+    "work": (r"\d+\.(claim|begun|origin)(-[0-9a-f]{8})?", r"now-[0-9a-f]{8}"),
 }
+_WORK = "chunk_seconds/work"  # of those who train a sweep, see toykern/sweeps/claims.py
 # Arrays and groups that a store may have beside those of its manifest; version 1 did not list coordinates.
 _ALWAYS = {
     "toykern run": ("loss", "diverged_at", "model", "initialization", "records", "snapshots", "topology",
@@ -258,8 +260,12 @@ def _entries(root: Path, known: tuple[set[str], set[str]]) -> Iterator[tuple[str
         """What a directory in one of some kind is: group, array, pieces or free; None if it is not ours."""
         if kind == "pieces":
             return kind if entry.name.isdecimal() else None
+        if name == _WORK and kind in ("array", "free"):
+            return "work"
         if kind == "array":
             return "pieces" if entry.name == "c" else None
+        if kind == "work":  # a chunk on its way to its place
+            return "free" if entry.name.startswith("write-") else None
         if name in arrays:
             return "array"
         if name in groups:

@@ -8,11 +8,16 @@ Layout (Zarr format 3), with the grid's axes as the leading dimensions of every 
     loss, diverged_at, …   results: the records, the trained parameters, snapshots, what `measure` returned
     inputs/<name>          seed, importance, lr, weight_decay, probability, init_seed: of every model
     <axis>, record, snapshot     coordinates
-    chunk_seconds          float64 [chunks]: the training time of a finished chunk; NaN = not finished
+    chunk_seconds          float64 [chunks]: the training time of a finished chunk
+    chunk_seconds/work     claims and origins of chunks (`toykern/sweeps/claims.py`)
 
-A chunk is a region of each array that shares no stored piece with another chunk. Its entry in
-`chunk_seconds` is written after all else of it, and every piece carries a checksum: whatever a crash leaves
-behind is either a finished chunk or none.
+The store is made before anything of it is trained. A chunk is a region of each array that shares no stored
+piece with another chunk. Its entry in `chunk_seconds`, a file of its own, is written after all else of it,
+and every piece carries checksums: whatever a crash leaves behind is either a finished chunk or none, and
+which chunks are finished is one listing. Large pieces are shards, inside which a few hundred models each can
+be read by themselves.
+
+Versions 1 and 2 had no shards; there a chunk that was begun has the entry NaN, so its entry must be read.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from toykern.arguments.grids import Grid
 from toykern.results import placing
 from toykern.results.store_format import (
     SWEEP_FORMAT,
-    VERSION,
+    SWEEP_VERSION,
     StoreError,
     entry_of,
     import_zarr,
@@ -39,9 +44,11 @@ from toykern.results.store_format import (
 )
 from toykern.results.store_place import check_target, place_store
 from toykern.sweeps.boxes import boxes_of
+from toykern.sweeps.claims import WORK, numbers_of
 
 CHUNK_SECONDS = "chunk_seconds"
 _PIECE_BYTES = 64 << 20
+_READ_MODELS, _READ_BYTES = 256, 1 << 20  # at most, of what a reader of one model has to read
 
 
 def create(
@@ -76,25 +83,28 @@ def _write(
     zarr = import_zarr()
     root = zarr.create_group(store=str(directory), zarr_format=3)
 
-    def make(name: str, shape: Any, dtype: Any, chunks: Any, dims: Any) -> Any:
+    def make(name: str, shape: Any, dtype: Any, chunks: Any, dims: Any, shards: Any = None) -> Any:
         return root.create_array(
-            name, shape=shape, dtype=dtype, chunks=chunks, dimension_names=dims,
+            name, shape=shape, dtype=dtype, chunks=chunks, shards=shards, dimension_names=dims,
             compressors=zarr.codecs.ZstdCodec(level=1, checksum=True),
             fill_value=fill_value(dtype), config={"write_empty_chunks": True},
         )  # fmt: skip
 
     for name, array in values.items():
         shape = (*grid.shape, *array.shape[1:])
-        pieces = _piece_shape(box, array.itemsize * math.prod(array.shape[1:]))
-        chunks = (*pieces, *(max(1, n) for n in array.shape[1:]))
-        make(name, shape, array.dtype, chunks, (*grid.dims, *dimensions[name]))
+        size, trailing = array.itemsize * math.prod(array.shape[1:]), [max(1, n) for n in array.shape[1:]]
+        piece = cut(box, size, _PIECE_BYTES)
+        read = cut(piece, size, _READ_BYTES, _READ_MODELS)
+        shards = None if read == piece else (*piece, *trailing)
+        make(name, shape, array.dtype, (*read, *trailing), (*grid.dims, *dimensions[name]), shards)
     labels = {**grid.coords, **coordinates}
     for name, array in labels.items():
         make(name, array.shape, array.dtype, array.shape, (name,))[...] = array
     make(CHUNK_SECONDS, (len(boxes_of(grid.shape, box)),), "float64", (1,), ("chunk",))
+    (directory / WORK).mkdir()
     described = {
         "format": SWEEP_FORMAT,
-        "version": VERSION,
+        "version": SWEEP_VERSION,
         "grid": grid.config(),
         "box": list(box),
         "manifest": [entry_of(directory, name) for name in values],
@@ -112,16 +122,45 @@ def fill_value(dtype: Any) -> Any:
     return math.nan if kind == "f" else int(np.iinfo(dtype).min) if kind in "iu" else 0
 
 
-def _piece_shape(box: tuple[int, ...], bytes_per_model: int) -> tuple[int, ...]:
-    """How a chunk is stored: whole, or cut evenly where it is too large for one file."""
+def cut(
+    box: tuple[int, ...], bytes_per_model: int, most_bytes: int, most_models: int | None = None
+) -> tuple[int, ...]:
+    """A box of points, whole, or cut evenly along its first axes where it is too large.
+
+    >>> cut((16, 256, 16), 40, 1 << 20, 256)
+    (1, 16, 16)
+    """
     piece = list(box)
+    fitting = most_bytes // max(1, bytes_per_model)
+    fitting = fitting if most_models is None else min(fitting, most_models)
     for axis, points in enumerate(box):
-        while bytes_per_model * math.prod(piece) > _PIECE_BYTES and piece[axis] > 1:
+        while math.prod(piece) > fitting and piece[axis] > 1:
             piece[axis] = next(n for n in range(piece[axis] - 1, 0, -1) if points % n == 0)
     return tuple(piece)
 
 
 # Which chunks are finished
+
+
+def read_finished(store: Path, chunks: int, entry: Mapping[str, Any] | None, version: int) -> np.ndarray:
+    """bool `[chunks]`: which are finished, by one listing (in stores before version 3 by reading each entry).
+
+    Raises:
+        StoreError: there is no store, or no `chunk_seconds` in it.
+    """
+    if version < 3:
+        return np.isfinite(read_seconds(store, chunks, entry))
+    found = np.zeros(chunks, dtype=bool)
+    if not (store / CHUNK_SECONDS / "zarr.json").is_file():
+        raise StoreError(f"{store} is damaged: array {CHUNK_SECONDS} is missing")
+    try:
+        numbers = numbers_of(store / CHUNK_SECONDS / "c")
+    except FileNotFoundError:  # no chunk yet
+        return found
+    except OSError as error:
+        raise StoreError(f"cannot read {store}: {error.strerror or error}") from error
+    found[[number for number in numbers if number < chunks]] = True
+    return found
 
 
 def read_seconds(store: Path, chunks: int, entry: Mapping[str, Any] | None) -> np.ndarray:

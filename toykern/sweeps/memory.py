@@ -16,14 +16,14 @@ _OF_A_POSITION = 32  # bytes that a topology's update takes for a place where a 
 _COPIES = 3  # of a model's numbers at the busiest moment: in training, as inputs, on the way to the store
 
 
-def default_chunk(probe: Run, n_models: int) -> int:
+def default_chunk(probe: Run, n_models: int, at_once: int = 1) -> int:
     """Models per chunk: a sixteenth of the sweep or what keeps the machine busy, as far as memory allows.
 
-    `probe` is one model of the sweep at step 0.
+    `probe` is one model of the sweep at step 0; so many chunks are trained `at_once` in the same memory.
     """
     device = next(probe.model.parameters()).device
     wanted = max(_FEWEST.get(device.type, _FEWEST["cpu"]), -(-n_models // _CHUNKS))
-    fitting = int(_SHARE * free_memory(device) / (_COPIES * bytes_per_model(probe)))
+    fitting = int(_SHARE * free_memory(device) / (_COPIES * at_once * bytes_per_model(probe)))
     return max(1, min(wanted, fitting, n_models))
 
 

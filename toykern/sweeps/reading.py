@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from toykern.arguments.grids import Grid
-from toykern.results.store_format import StoreError, open_array, piece_names
+from toykern.results.store_format import StoreError, open_array, piece_names, piece_shape
 from toykern.sweeps.boxes import Box
+from toykern.sweeps.claims import is_begun
 from toykern.sweeps.layout import CHUNK_SECONDS, fill_value
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class StoredArray:
 
     def missing(self, box: Box) -> str | None:
         """What is wrong with a finished chunk as far as the names of its pieces tell."""
-        for piece in piece_names(self._array.chunks, self.shape, box.region):
+        for piece in piece_names(piece_shape(self._array), self.shape, box.region):
             if not (self._store / self._name / piece).is_file():
                 return f"{self._where(box)} is missing"
         return None
@@ -155,7 +156,7 @@ def read_whole(store: Path, entry: Mapping[str, Any]) -> np.ndarray:
     """
     stored, where = open_array(store, entry), f"{store} is damaged: array {entry['path']}"
     if not all(
-        (store / entry["path"] / piece).is_file() for piece in piece_names(stored.chunks, stored.shape)
+        (store / entry["path"] / piece).is_file() for piece in piece_names(piece_shape(stored), stored.shape)
     ):
         raise StoreError(f"{where} is missing a piece")
     try:
@@ -221,20 +222,22 @@ def _coordinates(sweep: StoredSweep) -> dict[str, tuple[tuple[str, ...], np.ndar
 
 
 def _check_marks(sweep: StoredSweep, finished: np.ndarray) -> None:
-    """StoreError where a chunk only looks unfinished: its entry is there, as NaN, before its first piece is.
+    """StoreError where a chunk only looks unfinished: while its pieces are put in place there is a file that
+    says so, in version 2 an entry that is NaN.
 
     Not so in stores of version 1, where zarr left out entries that are NaN.
     """
     first = StoredArray(sweep.path, sweep.attributes["manifest"][0], sweep.boxes)
-    versioned = sweep.attributes["version"] > 1
+    version = sweep.attributes["version"]
     for box in sweep.boxes:
         mark = sweep.path / CHUNK_SECONDS / "c" / str(box.number)
         if finished[box.number]:
-            continue
-        if mark.is_file():
+            lost = version > 2 and not sweep.readable_mark(box)
+        elif mark.is_file() and version < 3:
             lost = not sweep.readable_mark(box)
-        else:  # looked at again, since a writer may be at it
-            lost = versioned and first.missing(box) is None and not mark.is_file()
+        else:  # the mark is looked at twice, since a writer may be at it
+            lost = version > 1 and first.missing(box) is None and not mark.is_file()
+            lost = lost and not is_begun(sweep.path, box.number) and not mark.is_file()
         if lost:
             raise StoreError(
                 f"{sweep.path} is damaged: whether chunk {box.number} is finished cannot be read; the same "

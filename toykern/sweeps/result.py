@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +16,11 @@ from toykern.results.store_format import (
     StoreError,
     check_path,
     import_zarr,
-    open_array,
-    piece_names,
     read_attributes,
 )
 from toykern.sweeps.boxes import Box, boxes_of
-from toykern.sweeps.layout import CHUNK_SECONDS, open_seconds, read_seconds, second_of
+from toykern.sweeps.claims import Claims, read_origin
+from toykern.sweeps.layout import CHUNK_SECONDS, open_seconds, read_finished, read_seconds
 from toykern.sweeps.reading import StoredArray, labelled
 
 if TYPE_CHECKING:
@@ -66,12 +63,30 @@ class Sweep:
     @property
     def seconds(self) -> np.ndarray:
         """float64 `[chunks]`: how long each chunk trained; NaN where it is not finished."""
-        return read_seconds(self.path, len(self.boxes), self._mark_entry)
+        return read_seconds(self.path, len(self.boxes), self.mark_entry)
 
     @property
     def finished(self) -> np.ndarray:
-        """bool `[chunks]`."""
-        return np.isfinite(self.seconds)
+        """bool `[chunks]`: which chunks are there."""
+        return read_finished(self.path, len(self.boxes), self.mark_entry, self.attributes["version"])
+
+    @property
+    def claimed(self) -> np.ndarray:
+        """bool `[chunks]`: which somebody has begun to train and not finished, as their claims tell."""
+        found = np.zeros(len(self.boxes), dtype=bool)
+        with contextlib.suppress(FileNotFoundError):  # stores before version 3 may have none
+            found[[n for n in Claims(self.path).numbers() if n < len(found)]] = True
+        return found & ~self.finished
+
+    def origin(self, number: int) -> dict[str, Any]:
+        """Who trained a finished chunk: host, process, device, instruction set, versions, date.
+
+        Raises:
+            StoreError: the chunk is not finished, or that is lost; stores before version 3 do not have it.
+        """
+        if not self.finished[number]:
+            raise StoreError(f"{self.path}: chunk {number} is not finished")
+        return read_origin(self.path, number)
 
     @property
     def complete(self) -> bool:
@@ -99,17 +114,23 @@ class Sweep:
                     "the same call with resume=True (--resume) goes on"
                 )
             return self._stored(name).read([slice(None)] * self._ndim(name), self.finished)
-        if not math.isfinite(
-            second_of(open_seconds(self.path, len(self.boxes), self._mark_entry), box.number)
-        ):
+        if not self.finished[box.number]:
             raise StoreError(f"{self.path}: chunk {box.number} is not finished")
         return self._read_box(name, box)
 
-    def damage(self, box: Box) -> str | None:
-        """What is wrong with a finished chunk, after reading all of it; None where nothing is."""
+    def damage(self, box: Box, thorough: bool = True) -> str | None:
+        """What is wrong with a finished chunk, after reading all of it; None where nothing is.
+
+        Not `thorough`: after reading its mark and looking for its files.
+        """
+        if not self.readable_mark(box):
+            return f"{self.path} is damaged: the mark of chunk {box.number} cannot be read"
         try:
             for name in self.names:
-                self._read_box(name, box)
+                if thorough:
+                    self._read_box(name, box)
+                elif (wrong := self._stored(name).missing(box)) is not None:
+                    return wrong
         except StoreError as error:
             return str(error)
         return None
@@ -133,11 +154,14 @@ class Sweep:
         models = sum(box.n_models for box in self.boxes if np.isfinite(seconds[box.number]))
         total = float(np.nansum(seconds))
         rate = f", {models * steps / total:,.0f} model-steps/s" if total > 0 else ""
+        claimed = int(self.claimed.sum())
+        others = f", {claimed:,} being trained" if claimed else ""
         axes = " × ".join(f"{n} {name}" for n, name in zip(self.grid.shape, self.grid.dims, strict=True))
         lines = [
             f"<toykern.Sweep of {self.grid.n_models:,} models in {self.path}>",
             f"  grid        {axes}",
-            f"  chunks      {done:,} of {len(self.boxes):,} finished, {self.boxes[0].n_models:,} models each",
+            f"  chunks      {done:,} of {len(self.boxes):,} finished{others}, {self.boxes[0].n_models:,} "
+            "models each",
             f"  steps       {steps:,}, batch {settings['batch_size']}",
             f"  time        {total:.2f} s{rate}",
             f"  arrays      {', '.join(self.names)}",
@@ -162,7 +186,7 @@ class Sweep:
     def readable_mark(self, box: Box) -> bool:
         """Whether the entry of a chunk in `chunk_seconds` can be read; an absent one is NaN."""
         try:
-            float(open_seconds(self.path, len(self.boxes), self._mark_entry)[box.number])
+            float(open_seconds(self.path, len(self.boxes), self.mark_entry)[box.number])
         except StoreError:
             raise
         except Exception:  # zarr and its codecs raise whatever they like on damaged bytes
@@ -170,8 +194,10 @@ class Sweep:
         return True
 
     @property
-    def _mark_entry(self) -> dict[str, Any] | None:
-        return next((entry for entry in self.coordinates if entry["path"] == CHUNK_SECONDS), None)
+    def mark_entry(self) -> dict[str, Any]:
+        """The entry, as in the manifest, of `chunk_seconds`; stores of version 1 did not list it."""
+        listed = (entry for entry in self.coordinates if entry["path"] == CHUNK_SECONDS)
+        return next(listed, {"path": CHUNK_SECONDS, "shape": [len(self.boxes)], "dtype": "float64"})
 
     def _entry(self, name: str) -> dict[str, Any]:
         return next(entry for entry in self.attributes["manifest"] if entry["path"] == name)
@@ -186,43 +212,6 @@ class Sweep:
         """The part of one chunk, whether it is marked as finished or not."""
         rest = [slice(None)] * (self._ndim(name) - len(box.shape))
         return self._stored(name).read([*box.region, *rest], np.ones(len(self.boxes), dtype=bool))
-
-    def _write_box(self, box: Box, values: Mapping[str, np.ndarray], seconds: float) -> None:
-        """Add a chunk: everything of it, then the entry that says so."""
-        if values.keys() != set(self.names):
-            raise ValueError(
-                f"chunk {box.number} has the results {sorted(values)}, the chunks before had {self.names}"
-            )
-        for name, array in values.items():
-            entry = self._entry(name)
-            trailing = entry["shape"][len(box.shape) :]
-            if list(array.shape[1:]) != trailing or str(array.dtype) != entry["dtype"]:
-                raise ValueError(
-                    f"{name} of chunk {box.number} is {array.dtype} {list(array.shape[1:])} a model, that of "
-                    f"the chunks before was {entry['dtype']} {trailing}"
-                )
-        try:
-            self._mark(box, math.nan)
-            for name, array in values.items():
-                entry = self._entry(name)
-                stored = open_array(self.path, entry, "r+")
-                # A torn piece is never written into, and what zarr was writing when it was killed goes too.
-                for piece in piece_names(stored.chunks, stored.shape, box.region):
-                    _remove_piece(self.path / name / piece)
-                stored[box.region] = array.reshape(*box.shape, *array.shape[1:])
-            self._mark(box, seconds)
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
-
-    def _mark(self, box: Box, seconds: float) -> None:
-        open_seconds(self.path, len(self.boxes), self._mark_entry, "r+")[box.number] = seconds
-
-
-def _remove_piece(piece: Path) -> None:
-    piece.unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        for partial in piece.parent.glob(f"{piece.name}.*.partial"):
-            partial.unlink(missing_ok=True)
 
 
 def open_sweep(path: str | os.PathLike[str]) -> Sweep:

@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from toykern.arguments.broadcast import from_data
 from toykern.arguments.errors import check_flag, check_function, check_positive_int, describe
 from toykern.arguments.grids import Grid
-from toykern.fitting.fitting import fit
-from toykern.results.labels import trailing_dims, trained_arrays
+from toykern.results.labels import trained_arrays
 from toykern.results.run import Run
 from toykern.results.store_format import StoreError, check_path, import_zarr
 from toykern.results.store_place import check_target
 from toykern.sweeps.boxes import Box, box_shape, boxes_of
+from toykern.sweeps.claims import WORK, Claims, clear_left
+from toykern.sweeps.executors import Crew
+from toykern.sweeps.job import OURS, Job, Measure, Plan, inputs_of
 from toykern.sweeps.layout import CHUNK_SECONDS, create
 from toykern.sweeps.memory import default_chunk
 from toykern.sweeps.result import Sweep, open_sweep
+from toykern.sweeps.shares import Share, share_of, unfinished
+from toykern.sweeps.worker import Stop, check_origin, origin_of, train_chunk
+from toykern.sweeps.writing import unmark, write_box, writing
 from toykern.training.progress import SweepProgress
 
-Plan = Callable[[Grid, Tensor], Mapping[str, Any]]
-Measure = Callable[[Run, Grid, Tensor], Mapping[str, Any]]
-
-_INPUTS = ("seed", "importance", "lr", "weight_decay", "probability", "init_seed", "topology_seed")
-_OURS = ("progress", "resume", "stop_at", "grid")  # arguments of fit that a sweep sees to
-_ORIGIN = ("toykern", "commit", "instruction_set", "gpu")  # of provenance: the bits may depend on these
+_ORIGIN = ("toykern", "commit")  # of provenance: the bits may depend on these
 
 
 def sweep(
@@ -42,13 +40,20 @@ def sweep(
     measure: Measure | None = None,
     chunk: int | None = None,
     resume: bool = False,
+    check: bool = False,
     overwrite: bool = False,
+    share: tuple[int, int] | None = None,
+    executor: Executor | None = None,
+    devices: Sequence[str] | None = None,
+    mixed: bool = False,
     progress: bool | None = None,
     **settings: Any,
 ) -> Sweep:
     """Train all models of a grid, a chunk at a time, each finished chunk going to the store at once.
 
-    Models are the same bits in any chunk, so results do not depend on `chunk` or on interruptions.
+    Models are the same bits in any chunk, whoever trains it, so results do not depend on `chunk`, on the
+    number of processes or on interruptions. The store is laid out first, from one model that is trained to
+    its end; then any number of processes may work at it, on all machines that see it (`docs/clusters.md`).
 
     Args:
         grid: its axes, as from `toykern.grid`.
@@ -64,19 +69,32 @@ def sweep(
         chunk: models trained at once, at most (a chunk is a box of points). Default: by the memory that is
             free, and such that there are about sixteen.
         resume: go on with the sweep in the store at `path`, or begin it where there is none. Its finished
-            chunks are read to see that they are whole (one that is damaged is trained again), and are
-            skipped.
-        overwrite: replace an existing toykern store (when the first chunk is finished).
+            chunks are skipped, those that lack a file are trained again.
+        check: with `resume`: read all that is finished, and train again what is damaged.
+        overwrite: replace an existing toykern store (when one model has been trained).
+        share: (i, n), share i of n, from 0: train every n-th chunk from the i-th, then help with those that
+            nobody has claimed. A share of several goes on with the store that is there, as with `resume`.
+            Default: that of a task of a SLURM job array or of a rank (`SLURM_ARRAY_TASK_ID`, `RANK`), see
+            `toykern.sweeps.shares.share_of`; otherwise the whole.
+        executor: any `concurrent.futures.Executor`, whose workers then train the chunks: a pool of processes
+            (not of forked ones), of threads, or that of another engine (`client.get_executor()` of Dask). All
+            must see `path`; for processes `plan` and `measure` must be such that they can be pickled.
+        devices: where to train, as ["cuda:0", "cuda:1"], one chunk at a time on each, wherever the plan puts
+            its models; by threads of this process, or by the `executor`.
+        mixed: go on with a sweep that was begun on another kind of device or instruction set, although
+            the bits of some models are then others.
         progress: one bar over all chunks; True, False, or None: if standard error is a terminal.
         **settings: further arguments of `toykern.fit`, the same for all chunks.
 
     Returns:
-        A `Sweep`. After Ctrl-C (`interrupted`) it holds the chunks finished so far.
+        A `Sweep`. After Ctrl-C, SIGTERM or SIGUSR1 (`interrupted`) it holds the chunks finished so far. One
+        that is not `complete` although not interrupted has chunks that others are training (`claimed`).
 
     Raises:
         ValueError, TypeError: an argument that does not fit, by name; before anything is trained.
         StoreError: the store cannot be written, or is not one of this sweep.
         MemoryError: a chunk does not fit the device.
+        RuntimeError: workers of the executor failed; it says with which chunks, the others are in the store.
         KeyboardInterrupt: Ctrl-C before any chunk was finished.
 
     Example:
@@ -99,133 +117,152 @@ def sweep(
     if progress is not None:
         progress = check_flag("progress", progress)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
+    check, mixed = check_flag("check", check), check_flag("mixed", mixed)
     chunk = None if chunk is None else check_positive_int("chunk", chunk)
-    for name in _OURS:
+    for name in OURS:
         if name in settings:
             raise TypeError(f"sweep takes no {name}: it sees to that itself")
+    part = share_of(share)
+    if part.n > 1 and overwrite:
+        raise ValueError(f"overwrite would have every share replace the store, and this is {part}")
+    resume = resume or part.n > 1
+    job = Job(grid, plan, measure, settings)
+    crew = Crew.of(executor, devices, job)
     going_on = resume and os.path.lexists(check_path(path))
     target = Path(os.path.realpath(path)) if going_on else check_target(path, overwrite=overwrite)
 
-    job = _Job(grid, plan, measure, settings)
-    probe = job.begin(Box(0, (0,) * len(grid.shape), (1,) * len(grid.shape), 0))
-    steps, described = probe.steps_to_make, _settings(probe)
+    if devices is not None:
+        job = crew.at_first_device(job)
+    probe = job.begin(_first(grid))
     _check_names(probe, grid)
-    if going_on:
-        store: Sweep | None = open_sweep(target)
-        assert store is not None
-        _check_same(store, grid, described, probe, chunk)
-        boxes, done = store.boxes, store.finished
-        done = _check_finished(store, job, done)
-    else:
-        store = None
-        shape = box_shape(grid.shape, min(chunk or default_chunk(probe, grid.n_models), grid.n_models))
-        boxes = boxes_of(grid.shape, shape)
-        done = np.zeros(len(boxes), dtype=bool)
-    todo = [box for box in boxes if not done[box.number]]
-    before = grid.n_models - sum(box.n_models for box in todo)
-    bar = SweepProgress(steps, grid.n_models, len(boxes), before, progress)
-    interrupted = False
-    try:
-        for box in todo:
-            run = job.train(box, bar)
-            if run.interrupted:
-                interrupted = True
-                break
-            values, dimensions = job.results(run, box)
-            if store is None:
-                made = create(
-                    target, grid, boxes[0].shape, values, dimensions, _coordinates(run),
-                    {"settings": described, "provenance": run.provenance}, overwrite,
-                )  # fmt: skip
-                store = open_sweep(made)
-            store._write_box(box, values, run.seconds)
-            del run, values
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        bar.close()
-    if store is None:
-        raise KeyboardInterrupt(f"stopped before the first of {len(boxes)} chunks was finished")
-    return Sweep(store.path, store.grid, store.attributes, interrupted)
-
-
-class _Job:
-    """What is to be done with a chunk."""
-
-    def __init__(self, grid: Grid, plan: Plan, measure: Measure | None, settings: Mapping[str, Any]) -> None:
-        self._grid, self._plan, self._measure, self._settings = grid, plan, measure, dict(settings)
-
-    def begin(self, box: Box) -> Run:
-        """The run of a chunk at step 0."""
-        return fit(**self._arguments(box), stop_at=0, progress=False)
-
-    def train(self, box: Box, bar: SweepProgress) -> Run:
-        """The run of a chunk, to its end or to Ctrl-C."""
+    described, stop = _settings(probe), Stop()
+    with stop.listening():
+        store = open_sweep(target) if going_on else None
+        if store is None:
+            store = _create(target, job, probe, described, chunk, crew, overwrite, resume)
+        _check_same(store, grid, described, probe, chunk, mixed)
+        _prepare(store, job, check, stacklevel=3)
+        bar = SweepProgress(
+            probe.steps_to_make, grid.n_models, len(store.boxes), _models(store), progress,
+            label="" if part.n == 1 else f"{part}, ",
+        )  # fmt: skip
         try:
-            return fit(**self._arguments(box), progress=bar.of_chunk(box.number))
-        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-            smaller = max(1, box.n_models // 2)
-            raise MemoryError(
-                f"a chunk of {box.n_models:,} models does not fit ({error}); try chunk={smaller} (--chunk "
-                f"{smaller})"
-            ) from error
-
-    def results(self, run: Run, box: Box) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
-        """Everything of a finished run that is stored, `[models, …]`, and the names of the dimensions after
-        the models'."""
-        found: dict[str, Tensor] = {"loss": run.loss, "diverged_at": run.diverged_at, **run.records}
-        dims = {"loss": ("record",), "diverged_at": ()}
-        dims |= {n: ("record", *trailing_dims(n, v.ndim - 2)) for n, v in run.records.items()}
-        for name, trained in trained_arrays(run).items():
-            found[name], dims[name] = trained, trailing_dims(name, trained.ndim - 1)
-        for name in next(iter(run.snapshots.values()), {}):
-            stacked = torch.stack([snapshot[name] for snapshot in run.snapshots.values()], dim=1)
-            found[f"{name}_snapshots"] = stacked
-            dims[f"{name}_snapshots"] = ("snapshot", *trailing_dims(name, stacked.ndim - 2))
-        for name, value in self._measured(run, box, found).items():
-            found[name], dims[name] = value, trailing_dims(name, value.ndim - 1)
-        for name, value in _inputs(run).items():
-            found[f"inputs/{name}"] = value
-            dims[f"inputs/{name}"] = ("feature",) if value.ndim == 2 else ()
-        return {name: value.detach().cpu().numpy() for name, value in found.items()}, dims
-
-    def _measured(self, run: Run, box: Box, taken: Mapping[str, Any]) -> dict[str, Tensor]:
-        if self._measure is None:
-            return {}
-        measured = self._measure(run, box.points(self._grid), box.index)
-        if not isinstance(measured, Mapping):
-            raise TypeError(f"measure must return a dictionary of arrays, not {describe(measured)}")
-        found = {}
-        for name, value in measured.items():
-            if not isinstance(name, str) or not name.isidentifier() or name in (*taken, *self._grid.dims):
-                raise ValueError(f"measure: {name!r} is no name for a result, or is taken already")
-            found[name] = from_data(value)
-            if found[name].ndim == 0 or len(found[name]) != box.n_models:
-                raise ValueError(
-                    f"measure: {name} must have one row for each of the {box.n_models} models, not be "
-                    f"{describe(value)}"
-                )
-        return found
-
-    def _arguments(self, box: Box) -> dict[str, Any]:
-        """Those of `fit` for a chunk."""
-        points = box.points(self._grid)
-        planned = self._plan(points, box.index)
-        if not isinstance(planned, Mapping):
-            raise TypeError(f"plan must return a dictionary of arguments of fit, not {describe(planned)}")
-        twice = sorted((planned.keys() & self._settings.keys()) | (planned.keys() & set(_OURS)))
-        if twice:
-            raise TypeError(f"plan must not give {twice[0]}: sweep gives it to all chunks")
-        return {"seed": box.index, **planned, **self._settings, "grid": points}
+            stopped = _train(store, job, part, crew, mixed, bar, stop)
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            bar.close()
+    finished = int(store.finished.sum())
+    if stopped and finished == 0:
+        raise KeyboardInterrupt(f"stopped before the first of {len(store.boxes)} chunks was finished")
+    if not stopped and finished < len(store.boxes):
+        _say_who_has_the_rest(store)
+    return Sweep(store.path, store.grid, store.attributes, stopped)
 
 
-def _inputs(run: Run) -> dict[str, Tensor]:
-    """The exact inputs of every model."""
-    return {
-        name: run.arrays[name].expand(run.n_models, *run.arrays[name].shape[1:])
-        for name in _INPUTS
-        if name in run.arrays
-    }
+def _first(grid: Grid) -> Box:
+    """The first model alone."""
+    return Box(0, (0,) * len(grid.shape), (1,) * len(grid.shape), 0)
+
+
+def _create(
+    target: Path, job: Job, probe: Run, described: Mapping[str, Any], chunk: int | None, crew: Crew,
+    overwrite: bool, resume: bool,
+) -> Sweep:  # fmt: skip
+    """The store, laid out as one model that was trained to its end shows; with `resume` that of another
+    process, if it was faster.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; nothing was made.
+    """
+    grid = job.grid
+    most = min(chunk or default_chunk(probe, grid.n_models, crew.at_once), grid.n_models)
+    shape = box_shape(grid.shape, most)
+    boxes = boxes_of(grid.shape, shape)
+    nothing = KeyboardInterrupt(f"stopped before the first of {len(boxes)} chunks was finished")
+    try:
+        run = job.train(_first(grid))
+        if run.interrupted:
+            raise nothing
+        values, dimensions = job.results(run, _first(grid))
+    except KeyboardInterrupt:
+        raise nothing from None
+    attributes = {"settings": described, "provenance": run.provenance}
+    try:
+        made = create(target, grid, shape, values, dimensions, _coordinates(run), attributes, overwrite)
+    except StoreError:
+        if not (resume and os.path.lexists(target)):
+            raise
+        return open_sweep(target)
+    store = open_sweep(made)
+    if boxes[0].n_models == 1:  # that was a whole chunk
+        write_box(store, boxes[0], values, run.seconds, origin_of(run, run.seconds))
+    return store
+
+
+def _prepare(store: Sweep, job: Job, check: bool, stacklevel: int) -> None:
+    """Mark what is damaged as unfinished, and clear away what killed writers left.
+
+    Raises:
+        StoreError: the models of the store are not those of this sweep.
+    """
+    with writing(store.path):
+        (store.path / WORK).mkdir(exist_ok=True)  # stores before version 3 had none
+        clear_left(store.path, set(np.flatnonzero(store.finished).tolist()))
+    finished = store.finished
+    for box in store.boxes:
+        if finished[box.number] and (damage := store.damage(box, check)) is not None:
+            warnings.warn(f"{damage}; this chunk is trained again", stacklevel=stacklevel)
+            unmark(store, box.number)
+            finished[box.number] = False
+    first = next((box for box in store.boxes if finished[box.number]), None)
+    if first is None:
+        return
+    for name, value in inputs_of(job.begin(first)).items():
+        stored = store.read(f"inputs/{name}", first)
+        if stored.tobytes() != value.detach().cpu().contiguous().numpy().tobytes():
+            raise StoreError(
+                f"{name} of the models in {store.path} is not what plan gives them; resume needs the same"
+            )
+
+
+def _train(
+    store: Sweep, job: Job, share: Share, crew: Crew, mixed: bool, bar: SweepProgress, stop: Stop
+) -> bool:
+    """Train all that is to be trained here; whether it was stopped."""
+    if crew.executor is not None:
+        return crew.train(store, job, unfinished(share, store.finished), mixed, bar, stop)
+    for number in share.order(len(store.boxes)):
+        if stop():
+            return True
+        finished = store.finished
+        if finished[number]:
+            continue
+        bar.others_finished(_models(store, finished))
+        made = train_chunk(store, job, number, mixed, None, bar.of_chunk(number), stop)
+        if made.state == "stopped":
+            return True
+    return False
+
+
+def _models(store: Sweep, finished: np.ndarray | None = None) -> int:
+    """Models of the chunks that are finished."""
+    finished = store.finished if finished is None else finished
+    return sum(box.n_models for box in store.boxes if finished[box.number])
+
+
+def _say_who_has_the_rest(store: Sweep) -> None:
+    """A warning: the sweep is not complete, and who is at the rest of it."""
+    claims = [Claims(store.path).look(number, None) for number in np.flatnonzero(store.claimed).tolist()]
+    who = sorted({f"process {c.pid} on {c.host}" for c in claims if c is not None and c.pid})
+    missing = int((~store.finished).sum())
+    if missing:
+        warnings.warn(
+            f"{missing} of {len(store.boxes)} chunks of {store.path} are being trained by others"
+            f"{': ' + ', '.join(who[:3]) if who else ''}{', …' if len(who) > 3 else ''}; should they fail, "
+            "the same call with resume=True (--resume) goes on",
+            stacklevel=3,
+        )
 
 
 def _coordinates(run: Run) -> dict[str, np.ndarray]:
@@ -251,7 +288,9 @@ def _check_names(probe: Run, grid: Grid) -> None:
             raise ValueError(f"the grid's axis {name!r} has the name of a result; rename the axis")
 
 
-def _check_same(store: Sweep, grid: Grid, settings: Mapping[str, Any], probe: Run, chunk: int | None) -> None:
+def _check_same(
+    store: Sweep, grid: Grid, settings: Mapping[str, Any], probe: Run, chunk: int | None, mixed: bool
+) -> None:
     """StoreError where a store is not one of this sweep; a warning where its bits may differ."""
 
     def differs(what: str) -> StoreError:
@@ -268,29 +307,11 @@ def _check_same(store: Sweep, grid: Grid, settings: Mapping[str, Any], probe: Ru
     origin = store.attributes["provenance"]
     if origin.get("stream_version") != probe.provenance.get("stream_version"):
         raise differs("the version of the data stream")
+    check_origin(store, probe.provenance, mixed)
     changed = [name for name in _ORIGIN if origin.get(name) != probe.provenance.get(name)]
-    changed += ["device"] if before["device"] != settings["device"] else []
     if changed:
         warnings.warn(
             f"the sweep in {store.path} was begun with another {' and '.join(changed)}: the bits will not be "
             "those of one go",
             stacklevel=3,
         )
-
-
-def _check_finished(store: Sweep, job: _Job, done: np.ndarray) -> np.ndarray:
-    """Which chunks are finished and whole; StoreError where their models are not those of this sweep."""
-    done = done.copy()
-    for box in store.boxes:
-        if done[box.number] and (damage := store.damage(box)) is not None:
-            warnings.warn(f"{damage}; this chunk is trained again", stacklevel=3)
-            done[box.number] = False
-    first = next((box for box in store.boxes if done[box.number]), None)
-    if first is not None:
-        for name, value in _inputs(job.begin(first)).items():
-            stored = store.read(f"inputs/{name}", first)
-            if stored.tobytes() != value.detach().cpu().contiguous().numpy().tobytes():
-                raise StoreError(
-                    f"{name} of the models in {store.path} is not what plan gives them; resume needs the same"
-                )
-    return done

@@ -82,6 +82,7 @@ class SweepProgress:
         chunks: of the whole sweep.
         done: models that were finished before.
         shown, stream: as for `Progress`.
+        label: which part of the sweep this process has.
     """
 
     def __init__(
@@ -92,9 +93,11 @@ class SweepProgress:
         done: int = 0,
         shown: bool | None = None,
         stream: TextIO | None = None,
+        label: str = "",
     ) -> None:
         self._line = _Line(shown, stream)
-        self._total, self._chunks = steps * n_models, chunks
+        self._total, self._chunks, self._label = steps * n_models, chunks, label
+        self._steps = steps
         self._done = self._first = steps * done
         self._begin = time.perf_counter()
 
@@ -106,16 +109,28 @@ class SweepProgress:
 
         return make
 
+    def others_finished(self, n_models: int) -> None:
+        """Say that so many models are finished by now, whoever trained them."""
+        self._done = max(self._done, self._steps * n_models)
+
+    def finished(self, chunks: int, n_models: int) -> None:
+        """Show that so many chunks, with so many models in all, are finished."""
+        self._done = self._steps * n_models
+        self._show(0, f"{chunks:,} of {self._chunks:,} chunks")
+
     def close(self) -> None:
         """End the line."""
         self._line.end()
 
     def _draw(self, number: int, part: int) -> None:
+        self._show(part, f"chunk {number + 1:,} of {self._chunks:,}")
+
+    def _show(self, part: int, what: str) -> None:
         done = self._done + part
         seconds = max(time.perf_counter() - self._begin, 1e-9)
         rate = (done - self._first) / seconds
         left = (self._total - done) / rate if rate > 0 and done < self._total else None
-        self._line.draw(done / self._total, f"chunk {number + 1:,} of {self._chunks:,}", rate, left)
+        self._line.draw(done / self._total, self._label + what, rate, left)
 
 
 class _Part:
