@@ -27,7 +27,8 @@ import torch
 
 from toykern.arguments.broadcast import broadcast_importance
 from toykern.arguments.errors import check_choice, check_non_negative_int, check_positive_int
-from toykern.network.activations import HIDDEN_ACTIVATIONS, NEGATIVE_SLOPE, OUTPUT_ACTIVATIONS
+from toykern.network.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from toykern.network.specification import Options
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
 from toykern.nn.stacked import (
     LOSS_REDUCTIONS,
@@ -43,18 +44,12 @@ State: TypeAlias = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(Options):
     """Which member of the family is meant; tied or not follows from the parameters.
 
     >>> Network(hidden_activation="relu").output_activation
     'relu'
     """
-
-    hidden_activation: str = "none"
-    output_activation: str = "relu"
-    top_k: int = 0
-    centered: bool = False
-    negative_slope: float = NEGATIVE_SLOPE
 
     def __post_init__(self) -> None:
         check_choice("hidden_activation", self.hidden_activation, HIDDEN_ACTIVATIONS)
@@ -88,11 +83,7 @@ class Trained:
 
 def network_of(model: StackedModel | SparseTiedAutoencoder) -> Network:
     """The `Network` that a module is."""
-    if isinstance(model, SparseTiedAutoencoder):
-        return Network(model.hidden_activation, model.output_activation)
-    return Network(
-        model.hidden_activation, model.output_activation, model.top_k, model.centered, model.negative_slope
-    )
+    return Network(*model.network.arguments())
 
 
 def parameters_of(model: StackedModel | SparseTiedAutoencoder) -> Parameters:

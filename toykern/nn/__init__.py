@@ -3,6 +3,7 @@
 from typing import Any
 
 from toykern.arguments.errors import check_choice, describe
+from toykern.network.specification import ALWAYS, OPTIONS
 from toykern.nn.autoencoder import Autoencoder
 from toykern.nn.conversion import layer_densities, sparsify
 from toykern.nn.initialization import INITIALIZATIONS, initial_std
@@ -45,9 +46,8 @@ def model_from_config(
         raise ValueError(f"the model's config must be a dict with the key 'class', not {describe(config)}")
     kind = _CLASSES[check_choice("the model's class", config["class"], _CLASSES)]
     arguments = {key: value for key, value in config.items() if key != "class"}
-    known = {"n_features", "n_hidden", "n_models", "hidden_activation", "output_activation", "bias", "init"}
-    optional = {"hidden_bias", "centered", "top_k", "negative_slope"}
-    if set(arguments) - optional != known:
+    known = {"n_models", "init", *ALWAYS}
+    if set(arguments) - {*OPTIONS} != known:
         raise ValueError(f"the model's config must have the keys {sorted(known)}, not {sorted(arguments)}")
     if init is not None:
         arguments["init"] = init

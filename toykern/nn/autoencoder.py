@@ -26,10 +26,7 @@ class Autoencoder(StackedModel):
     torch.Size([2])
     """
 
+    tied: ClassVar[bool] = False
     weight_names: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     encoder: nn.Parameter
     decoder: nn.Parameter
-
-    def weight_shapes(self) -> dict[str, tuple[int, int]]:
-        """{"encoder": (n_hidden, n_features), "decoder": (n_features, n_hidden)}."""
-        return {"encoder": (self.n_hidden, self.n_features), "decoder": (self.n_features, self.n_hidden)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_choice, check_flag, check_size, describe
 from toykern.nn.factory import factory_device_of_connections
+from toykern.nn.network_stack import NetworkStack
 from toykern.nn.sparse_weights import SparseWeights, initial_values, random_topology
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, model_index
 from toykern.ops.sparse_linear import by_column, sparse_linear
@@ -19,7 +20,7 @@ from toykern.sparse.topology import Topology
 _ACTIVATIONS = ("none", "relu")  # of those that dense stacks have
 
 
-class SparseTiedAutoencoder(SparseWeights):
+class SparseTiedAutoencoder(NetworkStack, SparseWeights):
     """`n_models` autoencoders out = g(Wᵀ f(W x) + b) with a sparse W `[n_hidden, n_features]` used twice.
 
     Args:
@@ -44,7 +45,7 @@ class SparseTiedAutoencoder(SparseWeights):
     (torch.Size([3, 8, 20]), torch.Size([3]))
     """
 
-    bias: nn.Parameter | None
+    sparse: ClassVar[bool] = True
     place: torch.Tensor
 
     def __init__(
@@ -99,7 +100,7 @@ class SparseTiedAutoencoder(SparseWeights):
         with torch.no_grad():
             self.values.copy_(values)
         self.seed = seeds
-        self.init: str | float = _described(init)
+        self.init = _described(init)
         self._encoding, self._decoding = GradientCapture(), GradientCapture()
 
     @property
@@ -112,21 +113,15 @@ class SparseTiedAutoencoder(SparseWeights):
         parameters = {"weight": self.weight.detach()}
         return parameters if self.bias is None else parameters | {"bias": self.bias.detach()}
 
-    def config(self) -> dict[str, Any]:
-        """JSON-able description: class, shape, activations, bias, init ("per_model" if models differ in it).
+    def trained_arrays(self) -> dict[str, torch.Tensor]:
+        """The same, and "connections", bool `[models, n_hidden, n_features]`: which exist."""
+        return self.stacked_parameters() | {"connections": self.topology.to_mask()}
 
-        Connections, seeds and weights are not in it.
-        """
-        return {
-            "class": type(self).__name__,
-            "n_features": self.n_features,
-            "n_hidden": self.n_hidden,
-            "n_models": self.n_models,
-            "hidden_activation": self.hidden_activation,
-            "output_activation": self.output_activation,
-            "bias": self.bias is not None,
-            "init": self.init,
-        }
+    def parameter_shapes(self) -> dict[str, list[int]]:
+        """What the module's own parameters must be, by name: W is kept by its connections."""
+        shapes = super().parameter_shapes()
+        del shapes["weight"]
+        return {"values": [len(self.topology.column)], **shapes}
 
     @classmethod
     def from_config(
@@ -147,9 +142,6 @@ class SparseTiedAutoencoder(SparseWeights):
             if model.bias is not None:
                 model.bias.copy_(bias)
         return model
-
-    def __len__(self) -> int:
-        return self.n_models
 
     def __getitem__(self, index: Any) -> Self:
         chosen = model_index(index, self.n_models)

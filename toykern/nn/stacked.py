@@ -25,17 +25,18 @@ from toykern.arguments.errors import (
 from toykern.arguments.memory import check_free_memory
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import spans_its_storage
-from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, NEGATIVE_SLOPE, OUTPUT_ACTIVATIONS
+from toykern.network.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from toykern.network.specification import NetworkSpec, Options, check_negative_slope, check_top_k
 from toykern.nn.factory import factory_device, factory_dtype
 from toykern.nn.initialization import initial_std, initial_weights
+from toykern.nn.network_stack import NetworkStack
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
-from toykern.ops.tied_autoencoder_call import Options, check_negative_slope, check_top_k
 
 TARGETS = ("identity", "abs")
 LOSS_REDUCTIONS = ("mean", "sum")
 
 
-class StackedModel(nn.Module):
+class StackedModel(NetworkStack):
     """Base of `TiedAutoencoder` and `Autoencoder`: `n_models` networks of one shape, stacked.
 
     Attributes:
@@ -58,11 +59,7 @@ class StackedModel(nn.Module):
 
     weight_names: ClassVar[tuple[str, ...]] = ()
 
-    seed: torch.Tensor
     init_std: torch.Tensor
-    bias: nn.Parameter | None
-    hidden_bias: nn.Parameter | None
-    negative_slope: float = NEGATIVE_SLOPE
 
     def __init__(
         self,
@@ -97,29 +94,28 @@ class StackedModel(nn.Module):
         if self.centered and not has_bias:
             raise ValueError("centered takes the bias off the input, so it needs bias=True, not False")
         dtype, device = factory_dtype(dtype), factory_device(device)
-        shapes: dict[str, tuple[int, ...] | None] = dict(self.weight_shapes())
-        shapes["bias"] = (self.n_features,) if has_bias else None
-        shapes["hidden_bias"] = (self.n_hidden,) if has_hidden_bias else None
-        self._check_memory([shape for shape in shapes.values() if shape is not None], dtype, device)
+        network = self._specification(has_bias, has_hidden_bias)
+        self._check_memory(network, dtype, device)
         self.init_std = initial_std(init, self.n_features, self.n_hidden, self.n_models)
-        self.init: str | float = init if isinstance(init, str) else _described_std(self.init_std)
+        self.init = init if isinstance(init, str) else _described_std(self.init_std)
         self.seed = broadcast_seed("seed", seed, self.n_models)
-        for name, shape in shapes.items():
-            parameter = None
-            if shape is not None:
-                parameter = nn.Parameter(torch.empty(self.n_models, *shape, dtype=dtype, device=device))
-            self.register_parameter(name, parameter)
+        for tensor in network.parameters:
+            empty = torch.empty(self.n_models, *network.shape(tensor), dtype=dtype, device=device)
+            self.register_parameter(tensor.name, nn.Parameter(empty))
+        for name in ("bias", "hidden_bias"):
+            if name not in self._parameters:
+                self.register_parameter(name, None)
         if device.type != "meta":
             self.reset_parameters()
 
-    def _check_memory(self, shapes: list[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
+    def _check_memory(self, network: NetworkSpec, dtype: torch.dtype, device: torch.device) -> None:
         """MemoryError if there is no room for the parameters and for the weights as they are drawn."""
-        sizes = [math.prod(shape) for shape in shapes]
+        sizes = [math.prod(network.shape(tensor)) for tensor in network.parameters]
         needed = 16 * self.n_models  # seeds and standard deviations
         if device.type == "cpu":
             needed += self.n_models * sum(sizes) * dtype.itemsize
         if device.type != "meta":
-            weights = [math.prod(shape) for shape in self.weight_shapes().values()]
+            weights = [math.prod(network.shape(tensor)) for tensor in network.weights]
             needed += 4 * (self.n_models * sum(weights) + max(weights))  # float32, and one model's words
         check_free_memory(
             f"n_models={self.n_models:,} of n_features={self.n_features:,} and n_hidden={self.n_hidden:,}",
@@ -144,72 +140,20 @@ class StackedModel(nn.Module):
             if parameter is not None:
                 parameter.copy_(initial[name]) if name in initial else parameter.zero_()
 
-    def weight_shapes(self) -> dict[str, tuple[int, int]]:
-        """Shape of each weight of one model, by the parameter's name, in the order of `weight_names`."""
-        raise NotImplementedError
-
     def initial_parameters(self) -> dict[str, torch.Tensor]:
         """The initial weights, drawn again from `seed` and `init_std`: float32 CPU `[models, …]` by name.
 
         Parameter number k of `weight_names` draws from member k of the stream. Biases begin at 0.
         """
+        network = self.network
         return {
-            name: initial_weights(shape, self.seed, self.init_std, member)
-            for member, (name, shape) in enumerate(self.weight_shapes().items())
+            tensor.name: initial_weights(network.shape(tensor), self.seed, self.init_std, member)
+            for member, tensor in enumerate(network.weights)
         }
 
-    def stacked_parameters(self) -> dict[str, torch.Tensor]:
-        """The parameters by name, detached, each `[models, …]`."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
-
-    def config(self) -> dict[str, Any]:
-        """JSON-able description: class, shape, activations, bias, init ("per_model" if models differ in it).
-
-        The options that only the layer has are in it where they are used. `toykern.nn.model_from_config` is
-        its inverse; the seeds and weights are not in it.
-        """
-        described = {
-            "class": type(self).__name__,
-            "n_features": self.n_features,
-            "n_hidden": self.n_hidden,
-            "n_models": self.n_models,
-            "hidden_activation": self.hidden_activation,
-            "output_activation": self.output_activation,
-            "bias": self.bias is not None,
-            "init": self.init,
-        }
-        return described | self._activation_options() | self._layer_options()
-
-    def _activation_options(self) -> dict[str, Any]:
-        """What the activations take, but for top-k, which is the layer's alone."""
-        rows = [ACTIVATIONS[name] for name in (self.hidden_activation, self.output_activation)]
-        names = {row.option for row in rows if row.option is not None and row.fitted}
-        return {name: getattr(self, name) for name in sorted(names)}
-
-    def _layer_options(self) -> dict[str, Any]:
-        """The options that `toykern.fit` does not know, where they differ from what it trains."""
-        options: dict[str, Any] = {}
-        if self.hidden_bias is not None:
-            options["hidden_bias"] = True
-        if self.centered:
-            options["centered"] = True
-        if self.top_k:
-            options["top_k"] = self.top_k
-        return options
-
-    def unfitted_options(self) -> dict[str, Any]:
-        """What keeps the resident trainer from running this model: options that only the layer has, by name.
-
-        >>> from toykern.nn import TiedAutoencoder
-        >>> TiedAutoencoder(5, 3, hidden_activation="topk", top_k=2).unfitted_options()
-        {'hidden_activation': 'topk', 'top_k': 2}
-        """
-        options: dict[str, Any] = {}
-        for name in ("hidden_activation", "output_activation"):
-            row = ACTIVATIONS.get(getattr(self, name))
-            if row is None or not row.fitted:
-                options[name] = getattr(self, name)
-        return options | self._layer_options()
+    def drawn_from(self) -> dict[str, torch.Tensor]:
+        """What the initial weights were drawn from: `seed`, and `std`, float64 CPU `[models]`."""
+        return {"seed": self.seed, "std": self.init_std}
 
     def forward(self, x: torch.Tensor | SparseBatch) -> torch.Tensor:
         """Outputs `[models, batch, n_features]`.
@@ -346,14 +290,8 @@ class StackedModel(nn.Module):
             f"n_features={self.n_features}, n_hidden={self.n_hidden}, n_models={self.n_models}, "
             f"hidden_activation={self.hidden_activation!r}, output_activation={self.output_activation!r}, "
             f"bias={self.bias is not None}, init={self.init!r}"
-            + "".join(
-                f", {name}={value!r}"
-                for name, value in (self._activation_options() | self._layer_options()).items()
-            )
+            + "".join(f", {name}={value!r}" for name, value in self.network.options().items())
         )
-
-    def __len__(self) -> int:
-        return self.n_models
 
     def __iter__(self) -> Iterator[Self]:
         return (self[i] for i in range(self.n_models))

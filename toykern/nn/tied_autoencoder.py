@@ -52,10 +52,6 @@ output_activation='relu', bias=True, init='xavier')
     weight_names: ClassVar[tuple[str, ...]] = ("weight",)
     weight: nn.Parameter
 
-    def weight_shapes(self) -> dict[str, tuple[int, int]]:
-        """{"weight": (n_hidden, n_features)}."""
-        return {"weight": (self.n_hidden, self.n_features)}
-
     @classmethod
     def from_published(
         cls,

@@ -24,8 +24,9 @@ import torch
 
 from toykern import _native
 from toykern.native.threads import kernel_threads
+from toykern.network.specification import Options
 from toykern.ops.gate import check_device_of_kernels, check_entries, check_float_dtype
-from toykern.ops.tied_autoencoder_call import Call, Gradients, Optional, Options
+from toykern.ops.tied_autoencoder_call import Call, Gradients, Optional
 
 # ---- schemas -----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ import torch
 from toykern import _native
 from toykern.native.address import refuse_distributed
 from toykern.network.activations import ACTIVATIONS
-from toykern.ops.tied_autoencoder_call import PLAIN, Optional, Options
+from toykern.network.specification import Options
+from toykern.ops.tied_autoencoder_call import PLAIN, Optional
 
 # Asked of the kernels once, at import: a compiled graph cannot call the native module while it is traced.
 SLOPE_FROM_OUTPUT = frozenset(

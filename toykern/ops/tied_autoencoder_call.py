@@ -6,21 +6,16 @@ parameters. tied_autoencoder.py and tied_autoencoder_cuda.py add what their kern
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 
 from toykern import _native
-from toykern.arguments.errors import check_choice, check_flag, check_int, check_number
+from toykern.arguments.errors import check_choice
 from toykern.native.address import address
 from toykern.network.activations import (
     ACTIVATIONS,
-    HIDDEN_ACTIVATIONS,
-    NEGATIVE_SLOPE,
-    OUTPUT_ACTIVATIONS,
     option_of,
 )
+from toykern.network.specification import Options
 from toykern.ops.gate import check_like, check_shape, shared_over_models
 
 TARGETS = ("identity", "abs", "tensor")
@@ -31,69 +26,8 @@ Optional = torch.Tensor | None
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a network is: activations, top-k, and whether the decoder's bias is taken off the input.
-
-    Attributes:
-        hidden_activation: a name in `toykern.network.activations`; "topk": the `top_k` largest codes of a
-            sample stay as they are, the others become 0 (Gao et al. 2024).
-        output_activation: a name there.
-        top_k: for "topk"; else 0.
-        centered: the encoder sees x − b, as sparse autoencoders do (Bricken et al. 2023).
-        negative_slope: of "leaky_relu", at 0 and below; finite, ≥ 0.
-    """
-
-    hidden_activation: str = "none"
-    output_activation: str = "relu"
-    top_k: int = 0
-    centered: bool = False
-    negative_slope: float = NEGATIVE_SLOPE
-
-    def arguments(self) -> tuple[str, str, int, bool, float]:
-        """As the operators take them, one after the other."""
-        return (
-            self.hidden_activation,
-            self.output_activation,
-            self.top_k,
-            self.centered,
-            self.negative_slope,
-        )
-
-    def check(self, n_hidden: int) -> None:
-        """ValueError or TypeError for a name that is none, or a top_k that does not fit."""
-        check_choice("hidden_activation", self.hidden_activation, HIDDEN_ACTIVATIONS)
-        check_choice("output_activation", self.output_activation, OUTPUT_ACTIVATIONS)
-        check_flag("centered", self.centered)
-        check_top_k(self.hidden_activation, self.top_k, n_hidden)
-        check_number("negative_slope", self.negative_slope, minimum=0.0)
-
-
 PLAIN = Options()
 """h = E x, y = ReLU(D h + b): the network of Toy Models of Superposition."""
-
-
-def check_top_k(hidden_activation: str, top_k: Any, n_hidden: int) -> int:
-    """`top_k`, 1 … n_hidden with "topk" and 0 otherwise; ValueError or TypeError names it."""
-    if hidden_activation != "topk":
-        if top_k is not None and check_int("top_k", top_k) != 0:
-            raise ValueError(f"top_k is for hidden_activation='topk' only, not {hidden_activation!r}")
-        return 0
-    if top_k is None:
-        raise ValueError(f"top_k must be given with hidden_activation='topk': 1 … {n_hidden}")
-    return check_int("top_k", top_k, minimum=1, maximum=n_hidden)
-
-
-def check_negative_slope(hidden_activation: str, output_activation: str, slope: Any) -> float:
-    """The slope of "leaky_relu" below 0; TypeError or ValueError names it, also where there is no such."""
-    if slope is None:
-        return NEGATIVE_SLOPE
-    if "leaky_relu" not in (hidden_activation, output_activation):
-        raise ValueError(
-            "negative_slope is for hidden_activation='leaky_relu' or output_activation='leaky_relu' only, "
-            f"not {hidden_activation!r} and {output_activation!r}"
-        )
-    return check_number("negative_slope", slope, minimum=0.0)
 
 
 class Call:

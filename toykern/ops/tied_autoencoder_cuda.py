@@ -17,7 +17,8 @@ from contextlib import contextmanager
 import torch
 
 from toykern import _native
-from toykern.ops.tied_autoencoder_call import Gradients, Optional, Options
+from toykern.network.specification import Options
+from toykern.ops.tied_autoencoder_call import Gradients, Optional
 from toykern.ops.tied_autoencoder_cuda_call import CudaCall
 from toykern.ops.tied_autoencoder_large import Large
 

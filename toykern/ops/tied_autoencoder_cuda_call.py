@@ -11,8 +11,9 @@ from toykern import _native
 from toykern.arguments.errors import describe
 from toykern.native.devices import check_kernels
 from toykern.network.activations import ACTIVATIONS
+from toykern.network.specification import Options
 from toykern.ops.gate import check_entry_tensors
-from toykern.ops.tied_autoencoder_call import Call, Optional, Options
+from toykern.ops.tied_autoencoder_call import Call, Optional
 
 
 @cache

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from toykern.nn import SparseTiedAutoencoder
+from toykern.network.specification import TENSORS
 from toykern.training.state import TrainingState
 
-# Names of the dimensions after `models`, for the arrays a model may hold.
-_DIMENSIONS: dict[str, tuple[str, ...]] = {
-    "weight": ("hidden", "feature"),
-    "encoder": ("hidden", "feature"),
-    "decoder": ("feature", "hidden"),
-    "bias": ("feature",),
-    "connections": ("hidden", "feature"),
-}
+_DIMENSIONS = {tensor.name: tensor.dims for tensor in TENSORS}
 
 
 def trained_arrays(run: TrainingState) -> dict[str, Tensor]:
     """What was trained, `[models, …]` each: the parameters, of sparse models with the zeros of "weight", and
     "connections", bool, which exist."""
-    trained = run.model.stacked_parameters()
-    if isinstance(run.model, SparseTiedAutoencoder):
-        trained["connections"] = run.model.topology.to_mask()
-    return trained
+    return run.model.trained_arrays()
 
 
 def trailing_dims(name: str, count: int) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ import torch
 
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_int, check_number, describe
-from toykern.nn import SparseTiedAutoencoder
 from toykern.training.kernels import AnyModel, check_data, check_model, frozen_parameters
 from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
 from toykern.training.resident_topology import ResidentTopology
@@ -61,8 +60,10 @@ def _check(run: TrainingState) -> None:
     check_number("seconds", run.seconds, minimum=0.0)
 
     n_models, n = model.n_models, model.n_features
-    parameters = {name: list(p.shape) for name, p in model.stacked_parameters().items()}
-    _check_inputs(run, model, parameters)
+    network = model.network
+    shapes = {tensor.name: [n_models, *network.shape(tensor)] for tensor in network.tensors}
+    parameters = {tensor.name: shapes[tensor.name] for tensor in network.parameters}
+    _check_inputs(run, model, shapes)
     _check_array("loss", run.loss, [n_models, settings.n_records])
     _check_array("diverged_at", run.diverged_at, [n_models], torch.int64)
     if bool(((run.diverged_at < -1) | (run.diverged_at > step)).any()):
@@ -80,7 +81,7 @@ def _check(run: TrainingState) -> None:
             raise ValueError(f"records has {name!r}, which config['record'] {list(settings.record)} does not")
         trailing = [n] if name in FEATURE_METRICS else []
         _check_array(f"records[{name!r}]", values, [n_models, settings.n_records, *trailing])
-    _check_snapshots(run, settings, parameters)
+    _check_snapshots(run, settings, shapes)
 
 
 def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimizer]:
@@ -135,7 +136,7 @@ def _check_topology(run: TrainingState, model: AnyModel) -> bool:
         if run.topology is not None or run.topology_state is not None:
             raise ValueError("topology is there, but config has no 'topology'")
         return False
-    if not isinstance(model, SparseTiedAutoencoder):
+    if not model.network.sparse:
         raise ValueError(f"config has 'topology', but the model is a {type(model).__name__}")
     if run.topology is not None:
         if not isinstance(run.topology, ResidentTopology):
@@ -146,7 +147,7 @@ def _check_topology(run: TrainingState, model: AnyModel) -> bool:
     return run.topology_state["layers"]["weight"].get("explored") is not None
 
 
-def _check_inputs(run: TrainingState, model: AnyModel, parameters: dict[str, list[int]]) -> None:
+def _check_inputs(run: TrainingState, model: AnyModel, shapes: dict[str, list[int]]) -> None:
     """What went in: `run.arrays`."""
     n_models, n = model.n_models, model.n_features
     arrays = run.arrays
@@ -159,14 +160,12 @@ def _check_inputs(run: TrainingState, model: AnyModel, parameters: dict[str, lis
         "probability": (rows, torch.float64),
         "init_seed": ([[n_models]], torch.int64),
     }
-    expected |= {f"init/{name}": ([shape], torch.float32) for name, shape in parameters.items()}
-    if isinstance(model, SparseTiedAutoencoder):
-        expected["init/connections"] = ([[n_models, model.n_hidden, n]], torch.bool)
+    expected |= {f"init/{name}": ([shape], _dtype_of(name)) for name, shape in shapes.items()}
     if "topology" in run.config:
         expected["topology_seed"] = ([[n_models]], torch.int64)
     _check_names("arrays", arrays, expected)
-    for name, (shapes, dtype) in expected.items():
-        shape = next((s for s in shapes if list(getattr(arrays[name], "shape", ())) == s), shapes[0])
+    for name, (allowed, dtype) in expected.items():
+        shape = next((s for s in allowed if list(getattr(arrays[name], "shape", ())) == s), allowed[0])
         _check_array(f"arrays[{name!r}]", arrays[name], shape, dtype)
     broadcast_seed("arrays['seed']", arrays["seed"], n_models)
     broadcast_importance(arrays["importance"], n_models, n)
@@ -174,10 +173,7 @@ def _check_inputs(run: TrainingState, model: AnyModel, parameters: dict[str, lis
         raise ValueError("arrays['probability'] is not that of the run's data")
 
 
-def _check_snapshots(run: TrainingState, settings: Settings, parameters: dict[str, list[int]]) -> None:
-    shapes = dict(parameters)
-    if isinstance(run.model, SparseTiedAutoencoder):
-        shapes["connections"] = parameters["weight"]
+def _check_snapshots(run: TrainingState, settings: Settings, shapes: dict[str, list[int]]) -> None:
     for at, snapshot in run.snapshots.items():
         if at not in settings.snapshots or at > run.step:
             raise ValueError(
@@ -188,8 +184,11 @@ def _check_snapshots(run: TrainingState, settings: Settings, parameters: dict[st
             raise TypeError(f"snapshots[{at}] must be a dict, not {describe(snapshot)}")
         _check_names(f"snapshots[{at}]", snapshot, list(shapes))
         for name, values in snapshot.items():
-            dtype = torch.bool if name == "connections" else torch.float32
-            _check_array(f"snapshots[{at}][{name!r}]", values, shapes[name], dtype)
+            _check_array(f"snapshots[{at}][{name!r}]", values, shapes[name], _dtype_of(name))
+
+
+def _dtype_of(tensor: str) -> torch.dtype:
+    return torch.bool if tensor == "connections" else torch.float32
 
 
 def _check_names(where: str, found: dict[str, Any], expected: Any) -> None:

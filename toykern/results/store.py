@@ -34,7 +34,7 @@ from torch import Tensor
 from toykern.arguments.errors import check_flag
 from toykern.arguments.grids import Grid
 from toykern.data.features import features_from_config
-from toykern.nn import SparseTiedAutoencoder, StackedModel, model_from_config
+from toykern.nn import SparseTiedAutoencoder, model_from_config
 from toykern.results import placing
 from toykern.results.labels import trailing_dims
 from toykern.results.run_checks import State, check_run
@@ -183,9 +183,8 @@ def tensors_of(run: TrainingState) -> Iterator[tuple[str, Tensor]]:
     yield "diverged_at", run.diverged_at
     for name, tensor in run.model.state_dict().items():
         yield f"model/{name}", tensor
-    yield "initialization/seed", run.model.seed
-    if isinstance(run.model, StackedModel):
-        yield "initialization/std", run.model.init_std
+    for name, tensor in run.model.drawn_from().items():
+        yield f"initialization/{name}", tensor
     for group in _GROUPS:
         for name, tensor in getattr(run, group).items():
             yield f"{group}/{name}", tensor
@@ -207,7 +206,7 @@ def _dimension_names(path: str, shape: tuple[int, ...], run: TrainingState) -> t
         if path == "loss" or path.startswith("records/"):
             leading.append("record")
     trailing = shape[len(leading) :]
-    sizes = {"feature": run.model.n_features, "hidden": run.model.n_hidden}
+    sizes = run.model.network.sizes
     for name in reversed(path.split("/")):  # a moment of the weight has its dimensions
         found = ("feature",) if name in _OF_FEATURES else trailing_dims(name, len(trailing))
         if len(found) == len(trailing) and all(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from toykern import _native
 from toykern.arguments.memory import free_memory
-from toykern.nn import SparseTiedAutoencoder
 from toykern.results.labels import trained_arrays
 from toykern.results.run import Run
 from toykern.results.store import tensors_of
@@ -34,7 +33,7 @@ def bytes_per_model(probe: Run) -> int:
     total += metrics * probe.loss.shape[1] * 4 * probe.model.n_features
     trained = sum(t.numel() * t.element_size() for t in trained_arrays(probe).values())
     total += trained * len(probe.config["snapshots"])
-    if isinstance(probe.model, SparseTiedAutoencoder):
+    if probe.model.network.sparse:
         positions = probe.model.n_features * probe.model.n_hidden
         total += trained + positions * (_OF_A_POSITION if probe.topology is not None else 0)
     return total + int(_native.tables_layout(probe.data.native()).bytes)

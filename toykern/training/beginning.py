@@ -77,9 +77,7 @@ def begin(
         "probability": data.probability,
         "init_seed": model.seed.clone(),
     }
-    arrays |= {f"init/{name}": _copy_on_cpu(p) for name, p in parameters.items()}
-    if isinstance(model, SparseTiedAutoencoder):
-        arrays["init/connections"] = model.topology.to_mask().cpu()
+    arrays |= {f"init/{name}": _copy_on_cpu(array) for name, array in model.trained_arrays().items()}
     config = {
         "model": model.config(), "data": data.config(), "steps": steps,
         "batch_size": settings.batch_size, "optimizer": optimizer.config(),

@@ -19,6 +19,7 @@ from toykern.native.device_launch import DeviceLaunch
 from toykern.native.devices import check_kernels
 from toykern.native.threads import kernel_threads
 from toykern.network.activations import ACTIVATIONS, option_of
+from toykern.network.specification import NetworkSpec
 from toykern.nn.autoencoder import Autoencoder
 from toykern.nn.model_checks import check_as_described
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
@@ -42,7 +43,7 @@ def check_model(model: Any, action: str) -> AnyModel:
             f"{describe(model)}"
         )
     check_as_described(model, _described_class(model), trains=action == "fit")
-    options = model.unfitted_options() if isinstance(model, StackedModel) else {}
+    options = model.unfitted_options()
     on_cuda = any(parameter.device.type == "cuda" for parameter in model.parameters())
     for name in ("hidden_activation", "output_activation"):
         row = ACTIVATIONS.get(getattr(model, name))
@@ -109,12 +110,7 @@ def check_data(data: Any, model: AnyModel) -> SparseFeatures:
 
 def _check_shapes(model: AnyModel) -> None:
     """ValueError where parameters were replaced by others: the kernels would read beyond them."""
-    if isinstance(model, SparseTiedAutoencoder):
-        expected = {"values": [len(model.topology.column)]}
-    else:
-        expected = {name: [model.n_models, *shape] for name, shape in model.weight_shapes().items()}
-    if model.bias is not None:
-        expected["bias"] = [model.n_models, model.n_features]
+    expected = model.parameter_shapes()
     parameters = dict(model.named_parameters())
     if parameters.keys() != expected.keys():
         raise ValueError(f"model must have the parameters {sorted(expected)}, not {sorted(parameters)}")
@@ -128,32 +124,32 @@ def _check_shapes(model: AnyModel) -> None:
 
 def network_params(model: AnyModel, target: str, loss_reduction: str) -> Any:
     """The kernels' description of the network and its loss."""
-    network = _native.Network()
-    network.n_features = model.n_features
-    network.n_hidden = model.n_hidden
-    network.tied = is_tied(model)
-    network.hidden_activation = ACTIVATIONS[model.hidden_activation].number
-    network.output_activation = ACTIVATIONS[model.output_activation].number
-    network.hidden_option = option_of(model.hidden_activation, model)
-    network.output_option = option_of(model.output_activation, model)
-    network.has_bias = model.bias is not None
+    spec, network = model.network, _native.Network()
+    network.n_features = spec.n_features
+    network.n_hidden = spec.n_hidden
+    network.tied = spec.tied
+    network.hidden_activation = ACTIVATIONS[spec.hidden_activation].number
+    network.output_activation = ACTIVATIONS[spec.output_activation].number
+    network.hidden_option = option_of(spec.hidden_activation, spec)
+    network.output_option = option_of(spec.output_activation, spec)
+    network.has_bias = spec.bias
     network.target = TARGETS.index(target)
     network.loss_sum = loss_reduction == "sum"
     return network
 
 
-def is_tied(model: AnyModel) -> bool:
-    """Whether the decoder is the encoder's transpose, "weight"."""
-    return not isinstance(model, Autoencoder)
+_POSITIONS = {"encoder": 0, "decoder": 1, "bias": 2}
+"""Of a parameter's optimiser states and of its being frozen, as csrc/include/toykern/params.h counts them."""
 
 
-def _set_parameters(params: Any, tensors: dict[str, torch.Tensor], tied: bool, device: torch.device) -> None:
-    def at(name: str) -> int:
-        return address(f"model.{name}", tensors[name], torch.float32, device)
-
-    params.encoder = at("weight" if tied else "encoder")
-    params.decoder = 0 if tied else at("decoder")
-    params.bias = at("bias") if "bias" in tensors else 0
+def _set_parameters(
+    params: Any, network: NetworkSpec, tensors: dict[str, torch.Tensor], device: torch.device
+) -> None:
+    for role in _POSITIONS:
+        setattr(params, role, 0)
+    for tensor in network.parameters:
+        found = address(f"model.{tensor.name}", tensors[tensor.name], torch.float32, device)
+        setattr(params, tensor.role, found)
 
 
 def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
@@ -206,7 +202,6 @@ class Resident:
                 )
         launch = device_launch(model, data, "training")
         self._launch = launch
-        tied = is_tied(model)
         self._run_tensors = [*state.values(), loss, loss_carry, diverged_at]
         there = self._run_tensors if launch is None else launch.moved(self._run_tensors)
         self._there = there
@@ -240,13 +235,13 @@ class Resident:
         p.seed = self._at("seed", seed, torch.int64)
         p.importance = self._at("importance", importance, torch.float32)
         p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
-        _set_parameters(p, self.tensors, tied, self._device)
+        _set_parameters(p, model.network, self.tensors, self._device)
         for moment, suffix in enumerate(optimizer.state_names):
-            for number, name in enumerate(["weight" if tied else "encoder", "decoder", "bias"]):
-                key = f"{name}/{suffix}"
-                if key in state:
-                    p.set_state(moment, number, self._at(key, state_there[key], torch.float32))
-        names = {"weight": 0, "values": 0, "encoder": 0, "decoder": 1, "bias": 2}
+            for tensor in model.network.parameters:
+                key = f"{tensor.name}/{suffix}"
+                p.set_state(moment, _POSITIONS[tensor.role], self._at(key, state_there[key], torch.float32))
+        names = {tensor.name: _POSITIONS[tensor.role] for tensor in model.network.parameters}
+        names["values"] = _POSITIONS["encoder"]  # how a sparse module keeps it
         for name in frozen_parameters(model):
             p.set_frozen(names[name], True)
         if self.layer is not None:
@@ -351,7 +346,7 @@ def evaluate_models(
     p.seed = address("seed", seed, torch.int64, device)
     p.importance = address("importance", importance, torch.float32, device)
     p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
-    _set_parameters(p, tensors, is_tied(model), device)
+    _set_parameters(p, model.network, tensors, device)
     p.loss = address("loss", loss, torch.float64, device)
     p.threads = kernel_threads()
     if launch is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,6 @@ from toykern.arguments.errors import check_choice, check_dense_tensor, check_int
 from toykern.arguments.grids import Grid
 from toykern.arguments.memory import check_free_memory
 from toykern.data.features import MAX_STEP
-from toykern.nn import SparseTiedAutoencoder
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS
 from toykern.sparse.config import recipe_config
 from toykern.sparse.recipe import Recipe
@@ -100,10 +100,11 @@ def check_settings(
 
 def check_memory(model: AnyModel, settings: Settings, *, state_names: Sequence[str]) -> None:
     """MemoryError, before anything is allocated, if what the run keeps on the CPU would not fit there."""
-    models, n, m = model.n_models, model.n_features, model.n_hidden
+    models, network = model.n_models, model.network
+    n = network.n_features
     values = sum(n if name in FEATURE_METRICS else 1 for name in settings.record)
-    weights = 4 * models * n * m * (2 if hasattr(model, "decoder") else 1) + 4 * models * n
-    connections = models * n * m if isinstance(model, SparseTiedAutoencoder) else 0
+    weights = 4 * models * sum(math.prod(network.shape(tensor)) for tensor in network.parameters)
+    connections = models * n * network.n_hidden if network.sparse else 0
     copies = len(settings.snapshots) + 1  # the initial weights are kept too
     needed = 4 * models * settings.n_records * values
     needed += copies * (weights + connections) + len(state_names) * weights
@@ -140,7 +141,7 @@ def check_snapshots(snapshots: Any, steps: int) -> list[int]:
 
 
 def _check_topology_metrics(names: Sequence[str], model: AnyModel, tracks_explored: bool) -> None:
-    if "density" in names and not isinstance(model, SparseTiedAutoencoder):
+    if "density" in names and not model.network.sparse:
         raise ValueError(f"record: 'density' is of sparse models, not of {type(model).__name__}")
     if "explored" in names and not tracks_explored:
         raise ValueError("record: 'explored' needs topology=, a recipe with track_explored=True")
