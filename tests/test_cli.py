@@ -276,6 +276,27 @@ def test_a_picture_that_appears_during_the_training_is_left_alone(options, capsy
     assert len(list(Path().glob(".*"))) == 0
 
 
+def test_shares_and_workers_make_one_store(tmp_path, capsys, monkeypatch):
+    assert cli.main([*TINY, "--store", "whole.zarr", "--out", "whole.png"]) == 0
+    tiny = [*TINY, "--chunk", "8"]
+    assert cli.main([*tiny, "--plan"]) == 0
+    assert "models   24 to train, in 3 chunks of at most 8" in capsys.readouterr().out
+    assert not (tmp_path / "phase_diagram.zarr").exists()
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "6")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert cli.main([*tiny, "--workers", "1"]) == 0
+    assert "this is share 1 of 2, counted from 0" in capsys.readouterr().out
+    assert cli.main([*tiny, "--share", "0/2"]) == 0  # which finds it finished, and draws it again
+    kept, whole = open_sweep("phase_diagram.zarr"), open_sweep("whole.zarr")
+    assert all(kept.read(name).tobytes() == whole.read(name).tobytes() for name in whole.names)
+    assert (tmp_path / "phase_diagram.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    capsys.readouterr()
+    for wrong in ("3", "2/2", "1/0", "-1/2"):
+        assert "--share" in refused([*tiny, f"--share={wrong}"], capsys)
+    assert "--share needs a store" in refused([*tiny[:-2], "--no-store", "--share", "0/2"], capsys)
+
+
 def test_ctrl_c_before_the_first_chunk_leaves_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(JOB, "fit", stop_after(0))
     assert cli.main(TINY) == 130
@@ -297,7 +318,18 @@ def test_help_names_every_option_and_gives_examples(capsys):
     shown = capsys.readouterr().out
     for name in ("features", "grid", "seeds", "steps", "batch", "lr", "seed", "out", "store", "no-store"):
         assert f"--{name}" in shown
-    for name in ("overwrite", "device", "threads", "chunk", "resume"):
+    for name in (
+        "overwrite",
+        "device",
+        "threads",
+        "chunk",
+        "resume",
+        "share",
+        "workers",
+        "plan",
+        "check",
+        "mixed",
+    ):
         assert f"--{name}" in shown
     assert "examples:" in shown and "toykern phase-diagram --features 3" in shown
 

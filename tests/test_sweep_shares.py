@@ -308,6 +308,24 @@ def test_three_shares_that_are_killed_go_on_as_two(whole, tmp_path):
     assert not list((path / WORK).glob("*.claim")) and not list((path / WORK).glob("write-*"))
 
 
+# Before it is begun
+
+
+def test_a_plan_says_what_there_is_to_do_and_writes_nothing(tmp_path):
+    planned = swept(tmp_path / "s.zarr", dry_run=True, share=(0, 2))
+    assert os.listdir(tmp_path) == []
+    done = swept(tmp_path / "s.zarr")
+    size = sum(done.read(name).nbytes for name in done.names)
+    assert (planned.models, planned.chunks, planned.chunk_models, planned.store_bytes) == (24, 6, 4, size)
+    assert planned.rate > 0 and planned.seconds > 0 and planned.workers == 1
+    assert planned.seconds == pytest.approx(24 * 6 / planned.rate)
+    shown = str(planned)
+    assert "24 to train, in 6 chunks of at most 4" in shown and "share 0 of 2" in shown
+    rest = swept(begun(tmp_path / "t.zarr"), resume=True, dry_run=True, devices=["cpu", "cpu"])
+    assert (rest.models, rest.chunks, rest.workers) == (20, 5, 2)
+    assert tk.open_sweep(tmp_path / "t.zarr").finished.sum() == 1
+
+
 # Reading
 
 

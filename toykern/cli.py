@@ -7,11 +7,14 @@ stopped by Ctrl-C (what had been finished by then is saved, and a line says how 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -213,6 +216,28 @@ def _parser() -> argparse.ArgumentParser:
         "replaces a picture that was drawn from it, and no other",
     )
     how.add_argument(
+        "--share",
+        type=_share_of_text,
+        metavar="I/N",
+        help="train share I of N, from 0, and help with the others; each share goes on with the store "
+        "that is there (default: from SLURM_ARRAY_TASK_ID or RANK, else the whole)",
+    )
+    how.add_argument(
+        "--workers",
+        type=_whole("--workers", 1, largest=4096),
+        metavar="N",
+        help="processes that train, a chunk at a time each, with a part of the threads (default: this one)",
+    )
+    how.add_argument("--check", action="store_true", help="with --resume: read all that is finished")
+    how.add_argument(
+        "--mixed",
+        action="store_true",
+        help="go on with a sweep that was begun on another instruction set or kind of device",
+    )
+    how.add_argument(
+        "--plan", action="store_true", help="say what it will take: chunks, memory, store, time; then end"
+    )
+    how.add_argument(
         "--threads",
         type=_whole("--threads", 1, largest=4096),
         metavar="N",
@@ -229,9 +254,10 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _phase_diagram(arguments: argparse.Namespace) -> int:
     shape = _grid_shape(arguments.grid)
-    for name in ("resume", "chunk"):
+    for name in ("resume", "chunk", "share", "workers", "check", "mixed", "plan"):
         if arguments.no_store and getattr(arguments, name):
             raise _Problem(f"--{name} needs a store; leave out --no-store")
+    part = _share(arguments)
     if arguments.resume and arguments.overwrite:
         raise _Problem("--resume goes on with a store and --overwrite replaces it; give one of them")
     picture = _check_picture(arguments)
@@ -243,6 +269,7 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
     import torch
 
     from toykern.experiments.phase_diagram import MAX_POINTS, train_phase_diagram
+    from toykern.sweeps import SweepPlan
 
     if max(shape) > MAX_POINTS:
         given = _short(" ".join(arguments.grid))
@@ -260,24 +287,43 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
         f"{shape[0]} × {shape[1]} points × {arguments.seeds} seeds = {models:,} networks, "
         f"{arguments.steps:,} steps of batch {arguments.batch:,}"
     )
+    if part is not None and part[1] > 1:
+        say(f"this is share {part[0]} of {part[1]}, counted from 0")
     began = time.perf_counter()
-    diagram = train_phase_diagram(
-        features,
-        features - 1,
-        shape=shape,
-        seeds=arguments.seeds,
-        steps=arguments.steps,
-        batch_size=arguments.batch,
-        lr=arguments.lr,
-        seed=arguments.seed,
-        device=arguments.device,
-        store=store,
-        chunk=arguments.chunk,
-        resume=arguments.resume,
-        overwrite=store is not None and arguments.overwrite,
-    )
+    with _workers(arguments.workers) as pool:
+        diagram = train_phase_diagram(
+            features,
+            features - 1,
+            shape=shape,
+            seeds=arguments.seeds,
+            steps=arguments.steps,
+            batch_size=arguments.batch,
+            lr=arguments.lr,
+            seed=arguments.seed,
+            device=arguments.device,
+            store=store,
+            chunk=arguments.chunk,
+            resume=arguments.resume,
+            overwrite=store is not None and arguments.overwrite,
+            options=None
+            if store is None
+            else {
+                "share": part,
+                "check": arguments.check,
+                "mixed": arguments.mixed,
+                "dry_run": arguments.plan,
+                "executor": pool,
+            },
+        )
+    if isinstance(diagram, SweepPlan):
+        say(str(diagram))
+        return 0
     _say_how_it_went(diagram, arguments)
     say(f"elapsed  {time.perf_counter() - began:.1f} s with evaluation and store")
+    if diagram.sweep is not None and not (diagram.sweep.complete or diagram.interrupted):
+        say(f"others   train {int((~diagram.sweep.finished).sum())} of {len(diagram.sweep.boxes)} chunks yet")
+        say(f"store    {store}")
+        return 0
     if diagram.sweep is not None and not diagram.sweep.complete:
         chunks = f"{int(diagram.sweep.finished.sum())} of {len(diagram.sweep.boxes)} chunks"
         say(f"stopped by Ctrl-C with {chunks} finished; the same command with --resume goes on")
@@ -291,6 +337,25 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
     if store is not None:
         say(f"store    {store}")
     return 130 if diagram.interrupted else 0
+
+
+@contextlib.contextmanager
+def _workers(count: int | None) -> Iterator[Executor | None]:
+    """So many processes that share the threads of this one; None for None."""
+    if count is None:
+        yield None
+        return
+    import torch
+
+    threads = max(1, torch.get_num_threads() // count)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        count, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        try:
+            yield pool
+        except RuntimeError as error:  # a worker failed; it says which chunks are missing
+            raise _Problem(str(error)) from error
 
 
 def _say_how_it_went(diagram: PhaseDiagram, arguments: argparse.Namespace) -> None:
@@ -452,6 +517,35 @@ def _whole(
         return value
 
     return parse
+
+
+def _share_of_text(text: str) -> tuple[int, int]:
+    """An argparse type: `3/32`."""
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() and part.isascii() and len(part) < 10 for part in parts):
+        raise argparse.ArgumentTypeError(f"must be I/N, as 3/32, not {_short(text)}")
+    i, n = int(parts[0]), int(parts[1])
+    if not i < n:
+        raise argparse.ArgumentTypeError(f"must be one of the {n} shares from 0/{n} on, not {_short(text)}")
+    return i, n
+
+
+def _share(arguments: argparse.Namespace) -> tuple[int, int] | None:
+    """The share that is given or that the environment says; one of several implies --resume."""
+    from toykern.sweeps.shares import share_of
+
+    if arguments.no_store:
+        return None
+    try:
+        part = share_of(arguments.share)
+    except ValueError as error:
+        raise _Problem(str(error)) from error
+    if part.n == 1:
+        return None if arguments.share is None else (0, 1)
+    if arguments.overwrite:
+        raise _Problem(f"--overwrite would have every share replace the store, and this is {part}")
+    arguments.resume = True
+    return part.i, part.n
 
 
 def _learning_rate(text: str) -> float:

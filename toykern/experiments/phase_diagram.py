@@ -8,7 +8,7 @@ last feature there.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from toykern.fitting.fitting import fit
 from toykern.nn import TiedAutoencoder
 from toykern.results.run import Run
 from toykern.results.store_format import check_path
-from toykern.sweeps import Sweep, sweep
+from toykern.sweeps import Sweep, SweepPlan, sweep
 from toykern.training.evaluation import evaluate
 from toykern.training.optim import AdamW
 
@@ -114,7 +114,8 @@ def train_phase_diagram(
     chunk: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> PhaseDiagram:
+    options: Mapping[str, Any] | None = None,
+) -> PhaseDiagram | SweepPlan:
     """Train the phase diagram: what becomes of the last feature at each density and relative importance?
 
     One tied autoencoder per point and seed, with U[0, 1] magnitudes and AdamW, as in the paper; the
@@ -139,10 +140,12 @@ def train_phase_diagram(
         store: a Zarr directory; the models are then trained in chunks that go there one by one, and never
             lie in memory all at once (`toykern.sweep`). None: all at once, in memory.
         chunk, resume, overwrite: as `toykern.sweep` takes them; for a `store` alone.
+        options: further arguments of `toykern.sweep`, such as `share` and `executor`; for a `store` alone.
 
     Returns:
-        A `PhaseDiagram`. After Ctrl-C (`diagram.interrupted`) it shows the models as far as they were
-        trained; with a store, points of chunks that are not finished are NaN.
+        A `PhaseDiagram` (with the option `dry_run` a `SweepPlan`). After Ctrl-C (`diagram.interrupted`) it
+        shows the models as far as they were trained; with a store, points of chunks that are not finished
+        are NaN.
 
     Raises:
         ValueError, TypeError: an argument that is out of range or of the wrong kind; the message names it.
@@ -167,41 +170,25 @@ def train_phase_diagram(
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     if store is not None:
         check_path(store, "store")
-    if store is None and (chunk is not None or resume or overwrite):
-        raise ValueError("chunk, resume and overwrite are for a store: give store, or leave them out")
+    if store is None and (chunk is not None or resume or overwrite or options):
+        raise ValueError(
+            "chunk, resume, overwrite and options are for a store: give store, or leave them out"
+        )
     n_features, n_hidden = check_size("n_features", n_features), check_size("n_hidden", n_hidden)
     if store is None:
         check_size("the number of models, shape[0] · shape[1] · seeds,", shape[0] * shape[1] * seeds)
     whole = phase_diagram_grid(shape, seeds)
 
-    def plan(points: Grid, index: Tensor) -> dict[str, Any]:
-        own_seed = (seed << 32) + index
-        return {
-            "model": TiedAutoencoder(
-                n_features,
-                n_hidden,
-                points.n_models,
-                seed=own_seed,
-                dtype=torch.float32,
-                device=device,
-            ),
-            "data": SparseFeatures(n_features, points.density[:, None]),
-            "importance": _importance(points, n_features),
-            "seed": own_seed,
-        }
-
-    def measure(run: Run, points: Grid, index: Tensor) -> dict[str, Tensor]:
-        return {FRESH_LOSS: fresh_loss(run, points, seed)}
-
+    plan, measure = _Plan(n_features, n_hidden, seed, device), _Measure(seed)
     settings: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "optimizer": AdamW(lr=lr), "schedule": schedule,
     }  # fmt: skip
     if store is not None:
         done = sweep(
             whole, plan, store, measure=measure, chunk=chunk, resume=resume, overwrite=overwrite,
-            progress=progress, **settings,
+            progress=progress, **(options or {}), **settings,
         )  # fmt: skip
-        return diagram_of(done)
+        return diagram_of(done) if isinstance(done, Sweep) else done
     index = torch.arange(whole.n_models, dtype=torch.int64, device="cpu")
     run = fit(**plan(whole, index), **settings, grid=whole, progress=progress)
     interrupted = run.interrupted
@@ -227,7 +214,8 @@ def diagram_of(done: Sweep) -> PhaseDiagram:
     best = np.full((rows, columns), -1, dtype=np.int64)
     lowest = np.full((rows, columns), np.inf)
     loss = np.full((rows, columns, seeds), np.nan)
-    weight: Tensor | None = None
+    trailing = next(entry["shape"][3:] for entry in done.attributes["manifest"] if entry["path"] == "weight")
+    weight = torch.full((rows, columns, *trailing), torch.nan, dtype=torch.float32, device="cpu")
     finished = done.finished
     for box in done.boxes:
         if not finished[box.number]:
@@ -243,13 +231,8 @@ def diagram_of(done: Sweep) -> PhaseDiagram:
         lowest[box.region[:2]][better] = value[better]
         numbers = np.take_along_axis(box.index.numpy().reshape(box.shape), chosen, axis=2)[..., 0]
         best[box.region[:2]][better] = numbers[better]
-        if weight is None:
-            weight = torch.full(
-                (rows, columns, *weights.shape[3:]), torch.nan, dtype=torch.float32, device="cpu"
-            )
         winners = np.take_along_axis(weights, chosen[..., None, None], axis=2)[:, :, 0]
         weight[box.region[:2]][torch.from_numpy(better)] = torch.from_numpy(winners[better])
-    assert weight is not None  # a store is made with its first finished chunk
     return PhaseDiagram(
         coords["importance"],
         coords["density"],
@@ -259,6 +242,42 @@ def diagram_of(done: Sweep) -> PhaseDiagram:
         sweep=done,
         interrupted=done.interrupted,
     )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The models of some points, as `toykern.sweep` asks for them; other processes can be given it."""
+
+    n_features: int
+    n_hidden: int
+    seed: int
+    device: str | torch.device
+
+    def __call__(self, points: Grid, index: Tensor) -> dict[str, Any]:
+        own_seed = (self.seed << 32) + index
+        return {
+            "model": TiedAutoencoder(
+                self.n_features,
+                self.n_hidden,
+                points.n_models,
+                seed=own_seed,
+                dtype=torch.float32,
+                device=self.device,
+            ),
+            "data": SparseFeatures(self.n_features, points.density[:, None]),
+            "importance": _importance(points, self.n_features),
+            "seed": own_seed,
+        }
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """The loss on fresh data, as `toykern.sweep` asks for it."""
+
+    seed: int
+
+    def __call__(self, run: Run, points: Grid, index: Tensor) -> dict[str, Tensor]:
+        return {FRESH_LOSS: fresh_loss(run, points, self.seed)}
 
 
 def _importance(points: Grid, n_features: int) -> Tensor:

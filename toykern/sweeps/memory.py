@@ -22,8 +22,13 @@ def default_chunk(probe: Run, n_models: int, at_once: int = 1) -> int:
     """
     device = next(probe.model.parameters()).device
     wanted = max(_FEWEST.get(device.type, _FEWEST["cpu"]), -(-n_models // _CHUNKS))
-    fitting = int(_SHARE * free_memory(device) / (_COPIES * at_once * bytes_per_model(probe)))
+    fitting = int(_SHARE * free_memory(device) / (at_once * memory_per_model(probe)))
     return max(1, min(wanted, fitting, n_models))
+
+
+def memory_per_model(probe: Run) -> int:
+    """Memory that one model takes at the busiest moment of a chunk."""
+    return _COPIES * bytes_per_model(probe)
 
 
 def bytes_per_model(probe: Run) -> int:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from toykern.sweeps.executors import Crew
 from toykern.sweeps.job import OURS, Job, Measure, Plan, inputs_of
 from toykern.sweeps.layout import CHUNK_SECONDS, create
 from toykern.sweeps.memory import default_chunk
+from toykern.sweeps.planning import SweepPlan, plan_of
 from toykern.sweeps.result import Sweep, open_sweep
 from toykern.sweeps.shares import Share, share_of, unfinished
 from toykern.sweeps.worker import Stop, check_origin, origin_of, train_chunk
@@ -30,6 +31,18 @@ from toykern.sweeps.writing import unmark, write_box, writing
 from toykern.training.progress import SweepProgress
 
 _ORIGIN = ("toykern", "commit")  # of provenance: the bits may depend on these
+
+
+@overload
+def sweep(
+    grid: Grid, plan: Plan, path: str | os.PathLike[str], *, dry_run: Literal[True], **options: Any
+) -> SweepPlan: ...
+
+
+@overload
+def sweep(
+    grid: Grid, plan: Plan, path: str | os.PathLike[str], *, dry_run: Literal[False] = False, **options: Any
+) -> Sweep: ...
 
 
 def sweep(
@@ -46,9 +59,10 @@ def sweep(
     executor: Executor | None = None,
     devices: Sequence[str] | None = None,
     mixed: bool = False,
+    dry_run: bool = False,
     progress: bool | None = None,
     **settings: Any,
-) -> Sweep:
+) -> Sweep | SweepPlan:
     """Train all models of a grid, a chunk at a time, each finished chunk going to the store at once.
 
     Models are the same bits in any chunk, whoever trains it, so results do not depend on `chunk`, on the
@@ -83,6 +97,8 @@ def sweep(
             its models; by threads of this process, or by the `executor`.
         mixed: go on with a sweep that was begun on another kind of device or instruction set, although
             the bits of some models are then others.
+        dry_run: write nothing and train no more than one model and a moment of a chunk; return a
+            `toykern.sweeps.SweepPlan`: models, chunks, memory, size of the store, time.
         progress: one bar over all chunks; True, False, or None: if standard error is a terminal.
         **settings: further arguments of `toykern.fit`, the same for all chunks.
 
@@ -118,6 +134,7 @@ def sweep(
         progress = check_flag("progress", progress)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     check, mixed = check_flag("check", check), check_flag("mixed", mixed)
+    dry_run = check_flag("dry_run", dry_run)
     chunk = None if chunk is None else check_positive_int("chunk", chunk)
     for name in OURS:
         if name in settings:
@@ -136,6 +153,11 @@ def sweep(
     probe = job.begin(_first(grid))
     _check_names(probe, grid)
     described, stop = _settings(probe), Stop()
+    if dry_run:
+        begun = open_sweep(target) if going_on else None
+        boxes = _boxes(grid, probe, chunk, crew) if begun is None else begun.boxes
+        there = np.zeros(len(boxes), dtype=bool) if begun is None else begun.finished
+        return plan_of(job, boxes, there, probe, len(crew.devices) or crew.at_once, str(part))
     with stop.listening():
         store = open_sweep(target) if going_on else None
         if store is None:
@@ -165,6 +187,11 @@ def _first(grid: Grid) -> Box:
     return Box(0, (0,) * len(grid.shape), (1,) * len(grid.shape), 0)
 
 
+def _boxes(grid: Grid, probe: Run, chunk: int | None, crew: Crew) -> list[Box]:
+    most = min(chunk or default_chunk(probe, grid.n_models, crew.at_once), grid.n_models)
+    return boxes_of(grid.shape, box_shape(grid.shape, most))
+
+
 def _create(
     target: Path, job: Job, probe: Run, described: Mapping[str, Any], chunk: int | None, crew: Crew,
     overwrite: bool, resume: bool,
@@ -176,9 +203,7 @@ def _create(
         KeyboardInterrupt: Ctrl-C; nothing was made.
     """
     grid = job.grid
-    most = min(chunk or default_chunk(probe, grid.n_models, crew.at_once), grid.n_models)
-    shape = box_shape(grid.shape, most)
-    boxes = boxes_of(grid.shape, shape)
+    boxes = _boxes(grid, probe, chunk, crew)
     nothing = KeyboardInterrupt(f"stopped before the first of {len(boxes)} chunks was finished")
     try:
         run = job.train(_first(grid))
@@ -189,7 +214,9 @@ def _create(
         raise nothing from None
     attributes = {"settings": described, "provenance": run.provenance}
     try:
-        made = create(target, grid, shape, values, dimensions, _coordinates(run), attributes, overwrite)
+        made = create(
+            target, grid, boxes[0].shape, values, dimensions, _coordinates(run), attributes, overwrite
+        )
     except StoreError:
         if not (resume and os.path.lexists(target)):
             raise
