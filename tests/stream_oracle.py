@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-GAP, SPARSE_MAGNITUDE, SPARSE_CHOICE, GATE, DENSE_MAGNITUDE, DENSE_CHOICE, NOISE, INIT = range(1, 9)
+GAP, RARE_MAGNITUDE, RARE_CHOICE, GATE, FREQUENT_MAGNITUDE, FREQUENT_CHOICE, NOISE, INIT = range(1, 9)
 MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant")
 RARE_LIMIT = 1 / 8
 
@@ -427,14 +427,14 @@ def entries(dist: Distribution, step: int, batch_size: int, seed: int, purpose: 
             rare,
             dist.magnitude,
             words,
-            (SPARSE_MAGNITUDE, SPARSE_CHOICE),
+            (RARE_MAGNITUDE, RARE_CHOICE),
         ),
         _members(
             frequent_gates(frequent, batch_size, words),
             frequent,
             dist.magnitude,
             words,
-            (DENSE_MAGNITUDE, DENSE_CHOICE),
+            (FREQUENT_MAGNITUDE, FREQUENT_CHOICE),
         ),
     )
     sample, feature, value = (np.concatenate(columns) for columns in zip(*parts, strict=True))

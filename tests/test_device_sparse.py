@@ -10,7 +10,7 @@ from sparse_cases import DTYPES, FLOORS, SPARSE_CASES, SparseCase, SparseProblem
 
 import toykern as tk
 from toykern.nn import sparse_linear as layers
-from toykern.ops import sparse_backends, sparse_choice, sparse_linear_device
+from toykern.ops import backend_choice, sparse_backends, sparse_linear_device
 from toykern.ops.sparse_backends import Connections, gathered_at, scattered
 from toykern.ops.sparse_index import SparseIndex, transposed_index
 from toykern.ops.sparse_linear import sparse_linear
@@ -270,7 +270,7 @@ def test_bad_back_ends_are_refused():
 
 
 def test_the_fastest_is_chosen_once_and_remembered(monkeypatch):
-    sparse_choice.forget_measurements()
+    backend_choice.forget_measurements()
     p = grouped_problem(GROUPED[2][0], 16, torch.float32)
     c = Connections(64, *p.index[1:], group=16, width=width_of(p))
     seen = []
@@ -280,11 +280,11 @@ def test_the_fastest_is_chosen_once_and_remembered(monkeypatch):
         seen.append(len(seen))
         return [3.0, 1.0, 2.0][len(seen) - 1]
 
-    assert sparse_choice.measured(("dense", "slots", "groups"), p.x, p.values, c, timer) == {
+    assert backend_choice.measured(("dense", "slots", "groups"), p.x, p.values, c, timer) == {
         "dense": 3.0, "slots": 1.0, "groups": 2.0,
     }  # fmt: skip
-    assert sparse_choice.choose(p.x, p.values, c) == "groups"  # nothing is measured on the CPU
-    assert not sparse_choice.measurements()
+    assert backend_choice.choose(p.x, p.values, c) == "groups"  # nothing is measured on the CPU
+    assert not backend_choice.measurements()
 
     class OnGpu:
         device, dtype, shape = torch.device("cuda", 0), torch.float32, p.x.shape
@@ -292,16 +292,16 @@ def test_the_fastest_is_chosen_once_and_remembered(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(
-        sparse_choice, "measured", lambda found, *_: calls.append(found) or {"dense": 2.0, "slots": 1.0}
+        backend_choice, "measured", lambda found, *_: calls.append(found) or {"dense": 2.0, "slots": 1.0}
     )
-    assert sparse_choice.choose(OnGpu(), p.values, c) == "slots"
-    assert sparse_choice.choose(OnGpu(), p.values, c) == "slots"
-    assert calls == [["dense", "slots", "groups"]] and len(sparse_choice.measurements()) == 1
+    assert backend_choice.choose(OnGpu(), p.values, c) == "slots"
+    assert backend_choice.choose(OnGpu(), p.values, c) == "slots"
+    assert calls == [["dense", "slots", "groups"]] and len(backend_choice.measurements()) == 1
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert sparse_choice.choose(OnGpu(), p.values, c) == "slots"
-    sparse_choice.forget_measurements()
-    assert sparse_choice.choose(OnGpu(), p.values, c) == "groups"  # by the rule, while capturing
-    assert not sparse_choice.measurements()
+    assert backend_choice.choose(OnGpu(), p.values, c) == "slots"
+    backend_choice.forget_measurements()
+    assert backend_choice.choose(OnGpu(), p.values, c) == "groups"  # by the rule, while capturing
+    assert not backend_choice.measurements()
 
 
 @pytest.mark.parametrize("shape", [(24,), (5, 24), (2, 3, 24), (1, 4, 24), (2, 1, 3, 24), (0, 24)], ids=str)

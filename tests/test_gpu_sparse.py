@@ -11,7 +11,7 @@ from sparse_cases import DTYPES, FLOORS, SPARSE_CASES, dense_results, problem_of
 from test_device_sparse import GROUPED, WIDE, grouped_problem, width_of
 
 import toykern as tk
-from toykern.ops import sparse_choice
+from toykern.ops import backend_choice
 from toykern.ops.sparse_index import SparseIndex
 from toykern.ops.sparse_linear_device import sparse_linear_on_device
 
@@ -240,11 +240,11 @@ def test_a_layer_moves_between_devices_with_what_it_has_learned():
 
 @on_cuda
 def test_the_choice_is_measured_once_for_a_kind():
-    sparse_choice.forget_measurements()
+    backend_choice.forget_measurements()
     layer = layer_on(DEVICE, "auto", 16)
     for batch in (33, 40, 64, 65):
         layer(torch.randn(batch, 96, device=DEVICE))
-    found = sparse_choice.measurements()
+    found = backend_choice.measurements()
     assert len(found) == 2 and all(set(times) == set(BACKENDS) for times in found.values())
     assert all(0 < t < 1000 for times in found.values() for t in times.values())
 

@@ -340,7 +340,7 @@ def _best(work: Callable[[], object], device: str) -> float:
 
 
 def _choices() -> list[tuple[str, dict[str, float]]]:
-    from toykern.ops.sparse_choice import measurements
+    from toykern.ops.backend_choice import measurements
 
     return [(str(key), times) for key, times in measurements().items()]
 

@@ -49,7 +49,7 @@ def sparse_linear(
         index: which connections exist.
         relu: whether act is ReLU (its derivative at 0 is 0) or nothing.
         capture: the `number` of a `GradientCapture` that keeps x and dy, or 0.
-        backend: on a GPU "dense", "slots", "groups" or "auto" (`toykern.ops.sparse_choice`); the CPU has one.
+        backend: on a GPU "dense", "slots", "groups" or "auto" (`toykern.ops.backend_choice`): a CPU has one.
         group, width: that many neighbouring rows have the same columns, at most `width` of them (1, 0: not).
 
     Returns y `[n_models, batch, out_features]`; for one model of the shape of x but for the last. Under

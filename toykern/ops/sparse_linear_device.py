@@ -19,8 +19,8 @@ import torch
 
 from toykern.native.devices import check_kernels
 from toykern.ops import sparse_backends
+from toykern.ops.backend_choice import choose
 from toykern.ops.sparse_backends import BACKENDS, Connections
-from toykern.ops.sparse_choice import choose
 from toykern.ops.sparse_index import SparseIndex, check_contents
 from toykern.ops.sparse_linear_schema import CAPTURES, LIBRARY, check_backward, check_forward
 

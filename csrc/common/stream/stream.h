@@ -12,11 +12,11 @@ namespace toykern {
 
 enum class Kind : uint32_t {
     kGap = 1,
-    kSparseMagnitude = 2,
-    kSparseChoice = 3,
+    kRareMagnitude = 2,
+    kRareChoice = 3,
     kGate = 4,
-    kDenseMagnitude = 5,
-    kDenseChoice = 6,
+    kFrequentMagnitude = 5,
+    kFrequentChoice = 6,
     kNoise = 7,
     kInit = 8,
     kTopology = 9,

@@ -6,7 +6,7 @@
 //            across lanes; encoder Et [n][mp] (tied: Et = Dt). A tile holds up to 32 or 64 non-empty samples: their entries, codes
 //            h [rows][mp], targets and output gradients [rows][np]
 // Zeros      empty samples share one closed-form term; the first product and its gradient cost only the active entries; backward goes
-//            through active outputs alone where fewer than one in kSparseBackward is active
+//            through active outputs alone where fewer than one in kFewActive is active
 // Owner      one worker per part; models smaller than L2 stay in cache for the whole run
 // Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level and the model's own data
 // Limits     none but memory (scratch about 7 n·m floats a model, and 2 gradients a part); any shape runs here
@@ -21,7 +21,7 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 // The sparse way costs 12 to 14 times as much for each output that it visits at m = 20 to 30, 6 to 7 times at m = 100 (measured, v4).
-constexpr int64_t kSparseBackward = 10;
+constexpr int64_t kFewActive = 10;
 constexpr int64_t kDenseEntries = 3;  // with more than one entry in three active the dense product is no slower
 
 // Output block: y = D h + b, residual, loss, and the gradient at the output. Other activations than these take outputs() below.
@@ -100,7 +100,7 @@ class TilesWorker {
         const int64_t deepest = net.n_hidden > kPanelDepth ? net.n_hidden : kPanelDepth;
         panel_ = w.take<float>((size_t)(deepest * kBlockVectors * kLanes));
         active_rows_ = w.take<uint64_t>((size_t)(np / kLanes));
-        const size_t most_active = (size_t)(held * np) / kSparseBackward + 2 * kLanes;
+        const size_t most_active = (size_t)(held * np) / kFewActive + 2 * kLanes;
         active_row_ = w.take<uint32_t>(most_active);
         active_feature_ = w.take<uint32_t>(most_active);
         active_value_ = w.take<float>(most_active);
@@ -219,7 +219,7 @@ class TilesWorker {
         }
         activate_codes(rows);
         const int64_t active = outputs(rows, target);
-        if (net_.output_activation == (int32_t)Activation::kRelu && active * kSparseBackward < rows * w.n)
+        if (net_.output_activation == (int32_t)Activation::kRelu && active * kFewActive < rows * w.n)
             backward_active(rows);
         else
             backward_dense(rows);

@@ -127,7 +127,7 @@ class FrequentCursor {
         while (have_ < offset_ + active_) draw_block();
     }
     void draw_block() {
-        const uint32_t tag = counter_tag(Kind::kDenseMagnitude, key_->purpose, 0);
+        const uint32_t tag = counter_tag(Kind::kFrequentMagnitude, key_->purpose, 0);
         uint32_t* at = (uint32_t*)(values_ + have_);
         const bool lone = t_->max_members == 1 && !t_->has_exclusive;
         const int blocks = lone ? 3 : 1;
@@ -136,9 +136,9 @@ class FrequentCursor {
                         key_->keys, {at, at + 64, at + 128});
         } else {
             for (uint32_t r = 0; r < t_->max_members; ++r)
-                slice_words(*key_, Kind::kDenseMagnitude, r, slice_, block_,
+                slice_words(*key_, Kind::kFrequentMagnitude, r, slice_, block_,
                             (uint32_t*)(values_ + have_ + r * stride()));
-            if (t_->has_exclusive) slice_words(*key_, Kind::kDenseChoice, 0, slice_, block_, choices_ + have_);
+            if (t_->has_exclusive) slice_words(*key_, Kind::kFrequentChoice, 0, slice_, block_, choices_ + have_);
         }
         for (uint32_t r = 0; r < t_->max_members; ++r)
             to_magnitudes(t_->data->magnitude, values_ + have_ + r * stride(), 64 * blocks);

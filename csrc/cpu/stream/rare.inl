@@ -37,7 +37,7 @@ class RareCursor {
         const RareProcess& r = t_->rare;
         const uint32_t first = 16u * block_, purpose = key_->purpose;
         const uint32_t gap_tag = counter_tag(Kind::kGap, purpose, 0),
-                       value_tag = counter_tag(Kind::kSparseMagnitude, purpose, 0);
+                       value_tag = counter_tag(Kind::kRareMagnitude, purpose, 0);
         uint32_t* value_words = (uint32_t*)magnitudes_;
         if (wide_) {
             philox16<2>({first, first + 16u}, slice_, key_->step, {gap_tag, gap_tag}, key_->keys,
@@ -48,9 +48,9 @@ class RareCursor {
         } else {
             philox16<2>({first, first}, slice_, key_->step, {gap_tag, value_tag}, key_->keys, {words_, value_words});
             for (uint32_t m = 1; m < t_->max_members; ++m)
-                slice_words(*key_, Kind::kSparseMagnitude, m, slice_, block_, value_words + 64 * m);
+                slice_words(*key_, Kind::kRareMagnitude, m, slice_, block_, value_words + 64 * m);
             to_magnitudes(t_->data->magnitude, magnitudes_, 64 * (int)t_->max_members);
-            if (t_->has_exclusive) slice_words(*key_, Kind::kSparseChoice, 0, slice_, block_, words_ + 128);
+            if (t_->has_exclusive) slice_words(*key_, Kind::kRareChoice, 0, slice_, block_, words_ + 128);
         }
         const bool index_fits = r.rho <= 0 || ((uint64_t)r.n_units << r.rho) < ((uint64_t)1 << 32);
         const bool simple = r.uniform && t_->plain && t_->rare_in_order && index_fits;

@@ -194,7 +194,7 @@ class SmallArrivals {
         const uint32_t group = 2u * (round_ + (uint32_t)warp) + ((uint32_t)lane >> 4), i = (uint32_t)lane & 15u;
         PhiloxBlock words = {};
         if (tables_.layout->plain && data_.magnitude != (int32_t)Magnitude::kConstant)
-            words = sequence_block(key_.key, Kind::kSparseMagnitude, key_.purpose, 0, slice_, key_.step, group, i);
+            words = sequence_block(key_.key, Kind::kRareMagnitude, key_.purpose, 0, slice_, key_.step, group, i);
         TOYKERN_UNROLL
         for (int q = 0; q < 4; ++q) {
             if (!(p.flags >> q & 1u)) continue;

@@ -98,8 +98,8 @@ class SmallRows {
                     return sequence_block(key_.key, kind, key_.purpose, member, slice, key_.step, group, lane);
                 };
                 PhiloxBlock values = {}, choices = {};
-                if (data_.magnitude != (int32_t)Magnitude::kConstant) values = words(Kind::kDenseMagnitude, 0);
-                if (tables_.layout->has_exclusive) choices = words(Kind::kDenseChoice, 0);
+                if (data_.magnitude != (int32_t)Magnitude::kConstant) values = words(Kind::kFrequentMagnitude, 0);
+                if (tables_.layout->has_exclusive) choices = words(Kind::kFrequentChoice, 0);
                 TOYKERN_UNROLL
                 for (int q = 0; q < 4; ++q) {
                     const uint32_t at = 64u * group + 16u * (uint32_t)q + lane - rank_;  // wraps below rank_
@@ -111,7 +111,7 @@ class SmallRows {
                         put(tables_.frequent_feature()[d], c, values.word[q]);
                     else
                         put_unit(tables_.frequent_unit()[d], c, choices.word[q], [&](uint32_t member) {
-                            return member ? words(Kind::kDenseMagnitude, member).word[q] : values.word[q];
+                            return member ? words(Kind::kFrequentMagnitude, member).word[q] : values.word[q];
                         });
                 }
             }
@@ -188,8 +188,8 @@ class SmallRows {
         const auto word = [&](Kind kind, uint32_t member) {
             return sequence_word(key_.key, kind, key_.purpose, member, slice, key_.step, number);
         };
-        const uint32_t choice = tables_.layout->has_exclusive ? word(Kind::kSparseChoice, 0) : 0u;
-        put_unit(what, column, choice, [&](uint32_t member) { return word(Kind::kSparseMagnitude, member); });
+        const uint32_t choice = tables_.layout->has_exclusive ? word(Kind::kRareChoice, 0) : 0u;
+        put_unit(what, column, choice, [&](uint32_t member) { return word(Kind::kRareMagnitude, member); });
     }
 
     // To sixteen samples from `sample` on, four features to a random block.

@@ -42,11 +42,11 @@ TOYKERN_DEVICE void rare_entries(const Warp& w, const Distribution& d, const Tab
     RareSlice arrivals(tables, key, slice, samples);
     while (!arrivals.done()) {
         const Lane<Arrivals> a = arrivals.next(w);
-        const Lane<PhiloxBlock> values = arrivals.words(w, Kind::kSparseMagnitude, 0);
+        const Lane<PhiloxBlock> values = arrivals.words(w, Kind::kRareMagnitude, 0);
         Lane<PhiloxBlock> choices = values;
-        if (tables.layout->has_exclusive) choices = arrivals.words(w, Kind::kSparseChoice, 0);
+        if (tables.layout->has_exclusive) choices = arrivals.words(w, Kind::kRareChoice, 0);
         for (uint32_t member = 0; member < tables.layout->max_members; ++member) {
-            const Lane<PhiloxBlock> words = member ? arrivals.words(w, Kind::kSparseMagnitude, member) : values;
+            const Lane<PhiloxBlock> words = member ? arrivals.words(w, Kind::kRareMagnitude, member) : values;
             w.each([&](int lane) {
                 TOYKERN_UNROLL
                 for (int q = 0; q < 4; ++q) {
@@ -68,11 +68,11 @@ TOYKERN_DEVICE void frequent_entries(const Warp& w, const Distribution& d, const
         const auto word = [&](Kind kind, uint32_t member) {
             return sequence_word(key.key, kind, key.purpose, member, slice, key.step, rank);
         };
-        const uint32_t choice = tables.layout->has_exclusive ? word(Kind::kDenseChoice, 0) : 0u;
+        const uint32_t choice = tables.layout->has_exclusive ? word(Kind::kFrequentChoice, 0) : 0u;
         for (uint32_t member = 0; member < tables.layout->max_members; ++member) {
             const uint32_t feature = active_member(d, tables, tables.frequent_unit()[unit], choice, member);
             if (feature == kNoFeature) return;
-            emit(s, feature, magnitude(d.magnitude, word(Kind::kDenseMagnitude, member)));
+            emit(s, feature, magnitude(d.magnitude, word(Kind::kFrequentMagnitude, member)));
         }
     });
 }

@@ -138,7 +138,7 @@ class RareSlice {
         return a;
     }
 
-    // The words that belong to the arrivals just given, four to a lane: kSparseMagnitude (of a member) or kSparseChoice.
+    // The words that belong to the arrivals just given, four to a lane: kRareMagnitude (of a member) or kRareChoice.
     TOYKERN_DEVICE Lane<PhiloxBlock> words(const Warp& w, Kind kind, uint32_t member) const {
         Lane<PhiloxBlock> words;
         w.each([&](int lane) {

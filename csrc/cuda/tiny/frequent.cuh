@@ -99,7 +99,7 @@ TOYKERN_DEVICE void tiny_frequent_batch(const Warp& w, TinyFrequentRoom<N>* room
                     const StepKey& k = key[lane];
                     float value[4];
                     magnitudes(magnitude_kind,
-                               sequence_block(k.key, Kind::kDenseMagnitude, k.purpose, 0, slice[lane], k.step,
+                               sequence_block(k.key, Kind::kFrequentMagnitude, k.purpose, 0, slice[lane], k.step,
                                               have[lane] / kTinyArrivals, l),
                                value);
                     if (draws) {

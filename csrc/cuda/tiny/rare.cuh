@@ -37,7 +37,7 @@ struct alignas(16) TwoTimes {
 
 // Shared memory of one model.
 template <int N>
-struct alignas(16) TinySparseRoom {
+struct alignas(16) TinyRareRoom {
     // The second model's columns fall on the other sixteen banks.
     static constexpr int kFloats = N * kTinyColumns + (N % 2 ? 0 : 16);
     float x[kFloats];
@@ -92,10 +92,10 @@ struct TinyArrivals {
 
 // Calls pass(lane, valid, x) for the batches of the halves whose model takes part, sixteen columns at a time; `seen` counts their columns.
 template <int N, class Pass>
-TOYKERN_DEVICE void tiny_sparse_batch(const Warp& w, TinySparseRoom<N>* rooms, const Lane<TinyProcess>& process,
-                                      const Lane<TablesView>& tables, const Lane<StepKey>& key, int32_t magnitude_kind,
-                                      uint32_t batch_size, const Lane<bool>& taking, Lane<uint32_t>& seen,
-                                      const Pass& pass) {
+TOYKERN_DEVICE void tiny_rare_batch(const Warp& w, TinyRareRoom<N>* rooms, const Lane<TinyProcess>& process,
+                                    const Lane<TablesView>& tables, const Lane<StepKey>& key, int32_t magnitude_kind,
+                                    uint32_t batch_size, const Lane<bool>& taking, Lane<uint32_t>& seen,
+                                    const Pass& pass) {
     Lane<uint32_t> slice, round, last_unit, last_sample;
     Lane<uint64_t> carry;
     Lane<int> held;
@@ -111,7 +111,7 @@ TOYKERN_DEVICE void tiny_sparse_batch(const Warp& w, TinySparseRoom<N>* rooms, c
     while (w.any(open)) {
         // Where a model is not open what follows is done all the same and comes to nothing: cheaper than branches.
         w.each([&](int lane) {
-            TinySparseRoom<N>& room = rooms[lane / kHalf];
+            TinyRareRoom<N>& room = rooms[lane / kHalf];
             const uint32_t l = (uint32_t)lane % kHalf;
             const StepKey& k = key[lane];
             const auto draw = [&](Kind kind) {
@@ -119,7 +119,7 @@ TOYKERN_DEVICE void tiny_sparse_batch(const Warp& w, TinySparseRoom<N>* rooms, c
             };
             const PhiloxBlock gaps = draw(Kind::kGap);
             float value[4];
-            magnitudes(magnitude_kind, draw(Kind::kSparseMagnitude), value);
+            magnitudes(magnitude_kind, draw(Kind::kRareMagnitude), value);
             TOYKERN_UNROLL
             for (int q = 0; q < 4; ++q) {
                 room.gap[16 * q + l] = gap(gaps.word[q], process[lane].gap_scale);
@@ -177,7 +177,7 @@ TOYKERN_DEVICE void tiny_sparse_batch(const Warp& w, TinySparseRoom<N>* rooms, c
         });
         const Lane<int> columns_to = running_sum(w, fresh, kHalf);
         w.each([&](int lane) {
-            TinySparseRoom<N>& room = rooms[lane / kHalf];
+            TinyRareRoom<N>& room = rooms[lane / kHalf];
             const FourFloats value = reinterpret_cast<const FourFloats*>(room.value)[lane % kHalf];
             uint32_t s = lane % kHalf ? sample_before[lane] : last_sample[lane];
             uint32_t u = lane % kHalf ? unit_before[lane] : last_unit[lane];

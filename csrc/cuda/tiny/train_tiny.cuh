@@ -34,7 +34,7 @@ struct TinyShape {
 template <int N, int M>
 struct TinyRoom {
     union {
-        TinySparseRoom<N> sparse[2];
+        TinyRareRoom<N> sparse[2];
         TinyFrequentRoom<N> frequent[2];
         float sums[kWarpLanes][TinyShape<N, M>::kRow];
     };
@@ -77,11 +77,11 @@ TinyTask tiny_task(const Params& p, const Launch& l, const int64_t* order) {
 }
 
 // How a model's batches are drawn. Those of other distributions are left alone: the small regime trains them.
-enum class TinyDraw { kNone, kSparse, kFrequent };
+enum class TinyDraw { kNone, kRare, kFrequent };
 
 TOYKERN_DEVICE TinyDraw tiny_draw(const TinyTask& task, const UnitTables& head) {
     if (drawn_as_rows(task.layout, task.data.noise, head)) return TinyDraw::kNone;
-    return head.n_frequent ? TinyDraw::kFrequent : TinyDraw::kSparse;
+    return head.n_frequent ? TinyDraw::kFrequent : TinyDraw::kRare;
 }
 
 // Sums over a model's lanes: those of the parameters that a lane owns, and the loss.
@@ -154,7 +154,7 @@ class TinyPair {
         w_.each([&](int lane) {
             sums[lane] = {};
             key[lane] = {philox_key(task_.seed[model_[lane]]), step, (uint32_t)purpose};
-            sparse[lane] = draw_[lane] == TinyDraw::kSparse;
+            sparse[lane] = draw_[lane] == TinyDraw::kRare;
             frequent[lane] = draw_[lane] == TinyDraw::kFrequent;
         });
         w_.sync();
@@ -166,8 +166,8 @@ class TinyPair {
             Lane<uint32_t> seen;
             Lane<TinyProcess> process;
             w_.each([&](int lane) { process[lane] = room_.process[lane / kHalf]; });
-            tiny_sparse_batch<N>(w_, room_.sparse, process, tables_, key, task_.data.magnitude, batch_size, sparse,
-                                 seen, pass);
+            tiny_rare_batch<N>(w_, room_.sparse, process, tables_, key, task_.data.magnitude, batch_size, sparse, seen,
+                               pass);
             w_.each([&](int lane) {
                 if (sparse[lane] && lane % kHalf == 0)
                     tiny_empty<kGradient>(weights_[lane], task_.options, (float)(batch_size - seen[lane]), sums[lane]);
