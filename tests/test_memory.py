@@ -73,6 +73,37 @@ def test_what_a_container_leaves(tmp_path, monkeypatch):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(memory, "_free_of_the_machine", lambda: 100 * GIB)
+    monkeypatch.setattr(memory, "_OWN_CGROUP", tmp_path / "cgroup")
     assert memory.free_memory(cpu) == 3 * GIB // 4
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_memory(cpu) == 100 * GIB
+
+
+def test_the_least_of_all_groups_of_a_job_is_what_is_free(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(memory, "_free_of_the_machine", lambda: 100 * GIB)
+    for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU"):
+        monkeypatch.delenv(name, raising=False)
+
+    def group(path: str, names: tuple[str, str, str], limit: object, used: int) -> None:
+        (tmp_path / path).mkdir(parents=True, exist_ok=True)
+        for name, text in zip(names, (limit, used, f"{names[2]} 0"), strict=True):
+            (tmp_path / path / (name if name != names[2] else "memory.stat")).write_text(f"{text}\n")
+
+    two = ("memory.max", "memory.current", "inactive_file")
+    (tmp_path / "own").write_text("0::/slurm/job_7/step_0\n")
+    group("slurm/job_7/step_0", two, "max", GIB)
+    group("slurm/job_7", two, 9 * GIB, GIB)
+    assert memory.free_memory(cpu) == 8 * GIB  # the limit is that of the job, not of the step
+    one = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    (tmp_path / "own").write_text("5:cpu:/else\n4:cpuset,memory:/job_8\n")
+    group("memory/job_8", one, 7 * GIB, GIB)
+    assert memory.free_memory(cpu) == 6 * GIB
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", str(4 * 1024))
+    assert 0 < memory.free_memory(cpu) < 4 * GIB  # less what this process has
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")  # all of the machine's
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "2048")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
+    assert 0 < memory.free_memory(cpu) < 4 * GIB

@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 
 import toykern as tk
 from toykern.results.placing import Owner
+from toykern.results.store_place import foreign_entries
 from toykern.sweeps.claims import WORK, Claims
 from toykern.sweeps.job import Job
 from toykern.sweeps.shares import Share, share_of, unfinished
@@ -193,6 +196,7 @@ def test_two_that_train_one_chunk_leave_its_bits(whole, tmp_path, monkeypatch):
         made = [pool.submit(swept, tmp_path / "t.zarr", share=(0, 2)) for _ in range(2)]
         assert [contents(each.result()) == whole for each in made] == [True, True]
     assert os.listdir(tmp_path / "t.zarr" / WORK).count("0.origin") == 1
+    assert foreign_entries(tmp_path / "t.zarr") == []
 
 
 # Executors
@@ -327,6 +331,26 @@ def test_a_plan_says_what_there_is_to_do_and_writes_nothing(tmp_path):
 
 
 # Reading
+
+
+@pytest.mark.filterwarnings("ignore:the sweep in .* was begun with another")
+def test_a_sweep_of_version_2_is_read_and_gone_on_with(whole, tmp_path):
+    """Two of its six chunks were finished, the third begun, before there were shards, claims and origins."""
+    with tarfile.open(Path(__file__).parent / "data" / "sweep_of_version_2.tar.xz") as kept:
+        kept.extractall(tmp_path, filter="data")
+    old = tk.open_sweep(tmp_path / "sweep_2.zarr")
+    assert old.finished.tolist() == [True, True] + [False] * 4 and not old.claimed.any()
+    before = old.read("weight", old.boxes[1])
+    assert np.isnan(old.to_xarray()["weight"][1:]).all()
+    done = swept(old.path, resume=True, mixed=True)  # whatever this machine is
+    assert done.complete and done.read("weight", done.boxes[1]).tobytes() == before.tobytes()
+    for name in done.names:
+        new = np.frombuffer(whole[name], done.read(name).dtype).reshape(done.read(name).shape)
+        assert done.read(name)[1:].tobytes() == new[1:].tobytes(), name
+    assert done.origin(2)["pid"] == os.getpid()
+    with pytest.raises(tk.StoreError, match="origin of chunk 1 cannot be read"):
+        done.origin(1)
+    assert foreign_entries(done.path) == []
 
 
 def test_large_pieces_are_shards_of_a_few_hundred_models(tmp_path):
