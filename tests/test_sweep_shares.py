@@ -353,18 +353,18 @@ def test_a_sweep_of_version_2_is_read_and_gone_on_with(whole, tmp_path):
     assert foreign_entries(done.path) == []
 
 
-def test_large_pieces_are_shards_of_a_few_hundred_models(tmp_path):
-    grid = tk.grid(density=[0.1, 0.5], seed=range(600))
-    done = tk.sweep(grid, plan, tmp_path / "s.zarr", steps=2, batch_size=4, chunk=600, progress=False)
+def test_large_pieces_are_shards_of_at_most_a_thousand_models(tmp_path):
+    grid = tk.grid(density=[0.1, 0.5], seed=range(3000))
+    done = tk.sweep(grid, plan, tmp_path / "s.zarr", steps=2, batch_size=4, chunk=3000, progress=False)
     metadata = json.loads((done.path / "weight" / "zarr.json").read_text())
-    assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [1, 600, 2, 3]
+    assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [1, 3000, 2, 3]
     assert metadata["codecs"][0]["name"] == "sharding_indexed"
-    assert metadata["codecs"][0]["configuration"]["chunk_shape"] == [1, 200, 2, 3]
-    index = torch.arange(1200)
+    assert metadata["codecs"][0]["configuration"]["chunk_shape"] == [1, 1000, 2, 3]
+    index = torch.arange(6000)
     run = tk.fit(**plan(grid, index), steps=2, batch_size=4, seed=index, progress=False)
     assert done.read("weight").tobytes() == run.model.weight.detach().numpy().tobytes()
     shown = done.to_xarray()["weight"][1, 333].values
-    assert shown.tobytes() == run.model.weight[933].detach().numpy().tobytes()
+    assert shown.tobytes() == run.model.weight[3333].detach().numpy().tobytes()
     piece = done.path / "weight" / "c" / "1" / "0" / "0" / "0"
     piece.write_bytes(piece.read_bytes()[:-3])
     with pytest.raises(tk.StoreError, match="chunk 1 of array weight cannot be read"):

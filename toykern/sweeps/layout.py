@@ -14,8 +14,8 @@ Layout (Zarr format 3), with the grid's axes as the leading dimensions of every 
 The store is made before anything of it is trained. A chunk is a region of each array that shares no stored
 piece with another chunk. Its entry in `chunk_seconds`, a file of its own, is written after all else of it,
 and every piece carries checksums: whatever a crash leaves behind is either a finished chunk or none, and
-which chunks are finished is one listing. Large pieces are shards, inside which a few hundred models each can
-be read by themselves.
+which chunks are finished is one listing. Large pieces are shards, inside which at most a thousand models
+each can be read by themselves.
 
 Versions 1 and 2 had no shards; there a chunk that was begun has the entry NaN, so its entry must be read.
 """
@@ -48,7 +48,7 @@ from toykern.sweeps.claims import WORK, numbers_of
 
 CHUNK_SECONDS = "chunk_seconds"
 _PIECE_BYTES = 64 << 20
-_READ_MODELS, _READ_BYTES = 256, 1 << 20  # at most, of what a reader of one model has to read
+_READ_MODELS, _READ_BYTES = 1024, 1 << 19  # at most, of what a reader of one model has to read
 
 
 def create(
