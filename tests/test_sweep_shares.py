@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 import toykern as tk
 from toykern.results.placing import Owner
 from toykern.results.store_place import foreign_entries
+from toykern.sweeps import writing
 from toykern.sweeps.claims import WORK, Claims
 from toykern.sweeps.job import Job
 from toykern.sweeps.shares import Share, share_of, unfinished
@@ -274,6 +276,58 @@ def test_a_store_that_is_removed_under_a_worker_is_said_and_not_made_again(tmp_p
         tk.sweep(GRID, plan, path, measure=moved, chunk=4, **SETTINGS)
     assert os.listdir(tmp_path) == ["moved.zarr"]
     assert tk.open_sweep(tmp_path / "moved.zarr").finished.tolist() == [True, True] + [False] * 4
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_chunk_unfinished(whole, tmp_path, monkeypatch):
+    path, real = tmp_path / "s.zarr", writing._place
+
+    def full(partial, store, name, piece):
+        if (name, piece) == ("bias", "c/0/1/0"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(partial, store, name, piece)
+
+    monkeypatch.setattr(writing, "_place", full)
+    with pytest.raises(tk.StoreError, match="cannot write .*s.zarr: No space left on device"):
+        swept(path)
+    begun = tk.open_sweep(path)
+    assert begun.finished.tolist() == [True] + [False] * 5 and not begun.claimed.any()
+    assert np.isnan(begun.to_xarray()["weight"][0, 4:]).all()  # although some pieces of it are there
+    monkeypatch.undo()
+    assert contents(swept(path, resume=True)) == whole
+    assert sorted(name.split(".")[1] for name in os.listdir(path / WORK)) == ["origin"] * 6
+
+
+def test_the_script_of_a_job_array_as_documented(whole, tmp_path):
+    """Run by a stand-in for SLURM: its variables, and an srun that starts what it is given."""
+    page = (Path(__file__).parents[1] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    script = next(part for part in page.split("```") if "#SBATCH --array" in part)
+    (tmp_path / "job.sh").write_text(script.strip() + "\n")
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    for name in ("srun", "python"):
+        (tmp_path / name).chmod(0o755)
+    paths = [str(Path(__file__).parent), str(Path(tk.__file__).parents[1])]
+    (tmp_path / "train.py").write_text(
+        f"import sys\nsys.path[:0] = {paths!r}\nimport test_sweep_shares as t\n"
+        "print(t.swept('sweep.zarr', progress=True).finished.sum())\n"
+    )
+    known = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "SLURM_ARRAY_TASK_COUNT": "2",
+    }
+    tasks = [
+        subprocess.Popen(
+            ["bash", "job.sh"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **known, "SLURM_ARRAY_TASK_ID": str(i), "SLURM_ARRAY_TASK_MIN": "0"},
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [task.communicate()[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    # One of them may have come too late to find anything to do.
+    assert any(f"share {i} of 2 (SLURM_ARRAY_TASK_ID={i}), chunk" in said[i] for i in range(2)), said
+    assert contents(tk.open_sweep(tmp_path / "sweep.zarr")) == whole
 
 
 def test_another_instruction_set_is_refused_unless_allowed(tmp_path, monkeypatch):
