@@ -264,6 +264,19 @@ def test_a_job_that_is_told_to_end_keeps_its_chunks(number, whole, tmp_path, mon
     assert contents(swept(tmp_path / "s.zarr", resume=True)) == whole
 
 
+def test_a_job_that_is_told_to_end_before_there_is_a_store_makes_none(tmp_path, monkeypatch):
+    real = Job.train
+
+    def told(job, box, progress=False):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(job, box, progress)
+
+    monkeypatch.setattr(Job, "train", told)
+    with pytest.raises(KeyboardInterrupt, match="before the first of 6 chunks"):
+        swept(tmp_path / "s.zarr")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_store_that_is_removed_under_a_worker_is_said_and_not_made_again(tmp_path):
     path = tmp_path / "s.zarr"
 
@@ -382,6 +395,8 @@ def test_a_plan_says_what_there_is_to_do_and_writes_nothing(tmp_path):
     rest = swept(begun(tmp_path / "t.zarr"), resume=True, dry_run=True, devices=["cpu", "cpu"])
     assert (rest.models, rest.chunks, rest.workers) == (20, 5, 2)
     assert tk.open_sweep(tmp_path / "t.zarr").finished.sum() == 1
+    with pytest.raises(tk.StoreError, match="steps differs"):
+        swept(tmp_path / "t.zarr", resume=True, dry_run=True, steps=9)
 
 
 # Reading

@@ -26,7 +26,7 @@ from toykern.sweeps.memory import default_chunk
 from toykern.sweeps.planning import SweepPlan, plan_of
 from toykern.sweeps.result import Sweep, open_sweep
 from toykern.sweeps.shares import Share, share_of, unfinished
-from toykern.sweeps.worker import Stop, check_origin, origin_of, train_chunk
+from toykern.sweeps.worker import Stop, Stopped, check_origin, origin_of, train_chunk, watched
 from toykern.sweeps.writing import unmark, write_box, writing
 from toykern.training.progress import SweepProgress
 
@@ -155,13 +155,15 @@ def sweep(
     described, stop = _settings(probe), Stop()
     if dry_run:
         begun = open_sweep(target) if going_on else None
+        if begun is not None:
+            _check_same(begun, grid, described, probe, chunk, mixed)
         boxes = _boxes(grid, probe, chunk, crew) if begun is None else begun.boxes
         there = np.zeros(len(boxes), dtype=bool) if begun is None else begun.finished
         return plan_of(job, boxes, there, probe, len(crew.devices) or crew.at_once, str(part))
     with stop.listening():
         store = open_sweep(target) if going_on else None
         if store is None:
-            store = _create(target, job, probe, described, chunk, crew, overwrite, resume)
+            store = _create(target, job, probe, described, chunk, crew, overwrite, resume, stop)
         _check_same(store, grid, described, probe, chunk, mixed)
         _prepare(store, job, check, stacklevel=3)
         bar = SweepProgress(
@@ -194,23 +196,23 @@ def _boxes(grid: Grid, probe: Run, chunk: int | None, crew: Crew) -> list[Box]:
 
 def _create(
     target: Path, job: Job, probe: Run, described: Mapping[str, Any], chunk: int | None, crew: Crew,
-    overwrite: bool, resume: bool,
+    overwrite: bool, resume: bool, stop: Stop,
 ) -> Sweep:  # fmt: skip
     """The store, laid out as one model that was trained to its end shows; with `resume` that of another
     process, if it was faster.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; nothing was made.
+        KeyboardInterrupt: Ctrl-C, or word to stop; nothing was made.
     """
     grid = job.grid
     boxes = _boxes(grid, probe, chunk, crew)
     nothing = KeyboardInterrupt(f"stopped before the first of {len(boxes)} chunks was finished")
     try:
-        run = job.train(_first(grid))
+        run = job.train(_first(grid), watched(None, stop, lambda: None))
         if run.interrupted:
             raise nothing
         values, dimensions = job.results(run, _first(grid))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         raise nothing from None
     attributes = {"settings": described, "provenance": run.provenance}
     try:

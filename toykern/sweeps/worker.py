@@ -104,7 +104,7 @@ def train_chunk(
         if sweep.attributes["version"] > 2 and mark.exists():  # since the listing
             return Outcome(number, 0.0, "finished")
         with stop.listening():
-            run = job.train(box, _watched(progress, stop, claims.keep_alive(number)))
+            run = job.train(box, watched(progress, stop, claims.keep_alive(number)))
             if run.interrupted:
                 return Outcome(number, 0.0, "stopped")
             check_origin(sweep, run.provenance, mixed)
@@ -118,7 +118,7 @@ def train_chunk(
     return Outcome(number, run.seconds, "trained")
 
 
-def _watched(progress: BarMaker | None, stop: Stop, beat: Callable[[], None]) -> BarMaker:
+def watched(progress: BarMaker | None, stop: Stop, beat: Callable[[], None]) -> BarMaker:
     """A bar that keeps the claim on its chunk and leaves the training when it is to stop."""
 
     class Watched:
