@@ -21,6 +21,7 @@ from toykern.training.loop import train
 from toykern.training.optim import AdamW, Optimizer
 from toykern.training.progress import BarMaker
 from toykern.training.schedule import Schedule
+from toykern.training.settings import Settings
 
 
 def fit(
@@ -126,9 +127,7 @@ def fit(
     else:
         if model is None or data is None or steps is None:
             raise TypeError("fit needs model, data and steps (or resume)")
-        run = begin(
-            Run,
-            model=model,
+        settings = Settings(
             data=data,
             steps=steps,
             batch_size=batch_size,
@@ -144,6 +143,7 @@ def fit(
             grid=grid,
             topology=topology,
         )
+        run = begin(Run, model, settings)
         length, kept = int(run.config["steps"]), run.config["snapshots"]
     total = run.steps_to_make + length - int(run.config["steps"])
     stop = total if stop_at is None else check_int("stop_at", stop_at, minimum=run.steps_made, maximum=total)

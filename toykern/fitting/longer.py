@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from toykern.arguments.errors import check_int
 from toykern.data.features import MAX_STEP
 from toykern.results.run import Run
-from toykern.training.settings import Settings, check_memory, check_snapshots
+from toykern.training.settings import check_memory, check_snapshots
 
 
 def check_longer(run: Run, steps: Any) -> int:
@@ -64,7 +65,7 @@ def make_longer(run: Run, steps: int, snapshots: list[int]) -> None:
     """
     before, every = int(run.config["steps"]), int(run.config["record_every"])
     finished = before // every  # a shorter record at the former end goes on, and is unfinished again
-    settings = Settings(steps, int(run.config["batch_size"]), every, tuple(run.config["record"]), snapshots)
+    settings = dataclasses.replace(run.settings, steps=steps, snapshots=snapshots)
     check_memory(run.model, settings, state_names=())
     added = settings.n_records - run.loss.shape[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import describe
+from toykern.arguments.grids import Grid
 from toykern.data.features import SparseFeatures
 from toykern.fitting.longer import check_longer_snapshots
 from toykern.native.devices import arch_of
@@ -19,6 +21,10 @@ from toykern.training.optim import Optimizer
 from toykern.training.resident_topology import ResidentTopology, check_recipe
 from toykern.training.schedule import schedule_config
 from toykern.training.settings import check_record, topology_config
+
+_AS_GIVEN = (
+    "data", "optimizer", "grid", "schedule", "batch_size", "target", "loss_reduction", "record_every",
+)  # fmt: skip
 
 
 def check_resume(
@@ -35,47 +41,31 @@ def check_resume(
     config = run.config
     if given["model"] is not None and given["model"] is not run.model:
         raise ValueError("model must be the run's own (run.model) when resuming, or be left out")
-    data = given["data"]
-    if data is not None and (
-        not isinstance(data, SparseFeatures)
-        or data.config() != config["data"]
-        or not torch.equal(data.probability, run.arrays["probability"])
-    ):
-        raise disagree("data")
-    optimizer = given["optimizer"]
-    if optimizer is not None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(optimizer)}")
-        rates = ("lr", "weight_decay")
-        settings = [
-            {k: v for k, v in c.items() if k not in rates} for c in (optimizer.config(), config["optimizer"])
-        ]
-        given_rates = zip(optimizer.per_model(run.n_models), rates, strict=True)
-        if settings[0] != settings[1] or not all(torch.equal(a, run.arrays[name]) for a, name in given_rates):
-            raise disagree("optimizer")
-    if given["seed"] is not None and not torch.equal(
-        broadcast_seed("seed", given["seed"], run.n_models), run.arrays["seed"]
-    ):
-        raise disagree("seed")
-    if given["grid"] is not None and (run.grid is None or given["grid"].config() != run.grid.config()):
-        raise disagree("grid")
-    if "schedule" in given and schedule_config(given["schedule"]) != config["schedule"]:
-        raise disagree("schedule")
-    if run.schedule is None and config["schedule"]["name"] == "callable":
-        if "schedule" not in given:
-            raise ValueError("schedule must be given: it is a callable, which the run's store could not hold")
-        run.schedule = given["schedule"]
-    _check_resumed_topology(run, given["topology"], disagree)
-    for name in ("batch_size", "target", "loss_reduction", "record_every"):
-        if given.get(name) is not None and given[name] != config[name]:
+    changed = {name: given[name] for name in _AS_GIVEN if given.get(name) is not None}
+    for name, kind in (("data", SparseFeatures), ("grid", Grid)):
+        if not isinstance(changed.get(name), kind | None):
             raise disagree(name)
+    if not isinstance(changed.get("optimizer"), Optimizer | None):
+        raise TypeError(
+            f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(changed['optimizer'])}"
+        )
+    if given["seed"] is not None:
+        changed["seed"] = broadcast_seed("seed", given["seed"], run.n_models)
     given_importance = broadcast_importance(importance, run.n_models, run.model.n_features)
     if not isinstance(importance, float) or importance != 1.0:
-        begun_with = run.arrays["importance"]
-        if not torch.equal(given_importance.expand(run.n_models, -1), begun_with.expand(run.n_models, -1)):
-            raise disagree("importance")
-    if tuple(record) != ("loss",) and list(check_record(record)) != list(config["record"]):
-        raise disagree("record")
+        changed["importance"] = given_importance
+    if tuple(record) != ("loss",):
+        changed["record"] = check_record(record)
+    begun_with = run.settings
+    if "schedule" in changed and schedule_config(changed["schedule"]) != config["schedule"]:
+        raise disagree("schedule")
+    for name in begun_with.differences(dataclasses.replace(begun_with, **changed)):
+        raise disagree(name)
+    if begun_with.schedule is None:
+        if "schedule" not in changed:
+            raise ValueError("schedule must be given: it is a callable, which the run's store could not hold")
+        run.schedule = changed["schedule"]
+    _check_resumed_topology(run, given["topology"], disagree)
     kept = check_longer_snapshots(run, snapshots, steps)
     if kept is None:
         raise disagree("snapshots")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from toykern.arguments.broadcast import as_tensor
 from toykern.arguments.errors import check_int, describe
-from toykern.data.features import features_from_config
 from toykern.nn import SparseTiedAutoencoder, model_from_config
 from toykern.results.labels import trailing_dims, trained_arrays
 from toykern.results.store import load_run, save_run
@@ -21,7 +20,6 @@ from toykern.sparse import Topology
 from toykern.training.beginning import begin
 from toykern.training.kernels import AnyModel, freeze
 from toykern.training.loop import train
-from toykern.training.optim import optimizer_from_config
 from toykern.training.schedule import schedule_from_config
 from toykern.training.state import TrainingState
 
@@ -247,36 +245,19 @@ class Run(TrainingState):
                     if f"init/{name}" in rows:
                         parameter.copy_(rows[f"init/{name}"])
         model = model.to(next(self.model.parameters()).device)  # where its bits are made
-        config = self.config
-        freeze(model, config.get("frozen", []))
-        recipe = None
-        if "topology" in config:
-            if self.topology is None:
+        freeze(model, self.config.get("frozen", []))
+        settings = self.settings
+        if "topology" in self.config:
+            if settings.topology is None:
                 raise ValueError(
                     "rerun: the run's recipe has a callable or a class of your own in it, which its store "
                     "could not hold"
                 )
-            recipe = dataclasses.replace(self.topology.recipe, seed=rows["topology_seed"])
-        again = begin(
-            Run,
-            model=model,
-            data=features_from_config(config["data"], rows),
-            steps=config["steps"],
-            batch_size=config["batch_size"],
-            optimizer=optimizer_from_config(
-                config["optimizer"], lr=rows["lr"], weight_decay=rows["weight_decay"]
-            ),
-            importance=rows["importance"],
-            seed=rows["seed"],
-            target=config["target"],
-            schedule=schedule_from_config(config["schedule"]) if self.schedule is None else self.schedule,
-            loss_reduction=config["loss_reduction"],
-            record_every=config["record_every"],
-            record=tuple(config["record"]),
-            snapshots=tuple(config["snapshots"]),
-            grid=None,
-            topology=recipe,
-        )
+            recipe = dataclasses.replace(settings.topology, seed=self.arrays["topology_seed"])
+            settings = dataclasses.replace(settings, topology=recipe)
+        if settings.schedule is None:
+            schedule_from_config(self.config["schedule"])  # raises: it was a callable
+        again = begin(Run, model, settings.row(i))
         train(again, again.steps_to_make if self.complete else self.steps_made, progress)
         return again
 

@@ -18,7 +18,7 @@ from toykern.training.kernels import AnyModel, check_data, check_model, frozen_p
 from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
 from toykern.training.resident_topology import ResidentTopology
 from toykern.training.schedule import schedule_from_config
-from toykern.training.settings import FEATURE_METRICS, Settings, check_settings
+from toykern.training.settings import FEATURE_METRICS, Settings
 from toykern.training.state import TrainingState
 
 State = TypeVar("State", bound=TrainingState)
@@ -115,18 +115,19 @@ def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimi
     described = config["schedule"]
     if schedule is None and not (isinstance(described, dict) and described.get("name") == "callable"):
         schedule = schedule_from_config(described)
-    settings = check_settings(
-        model=model,
+    tracks_explored = _check_topology(run, model)
+    record_every = check_int("record_every", config["record_every"], minimum=1)
+    settings = Settings(
+        data=run.data,
         schedule=schedule,
         optimizer=optimizer,
         grid=run.grid,
-        tracks_explored=_check_topology(run, model),
-        record_every=check_int("record_every", config["record_every"], minimum=1),
+        record_every=record_every,
         **{
             name: config[name]
             for name in ("steps", "batch_size", "target", "loss_reduction", "record", "snapshots")
         },
-    )
+    ).check(model, tracks_explored)
     return settings, optimizer
 
 

@@ -33,7 +33,6 @@ from torch import Tensor
 
 from toykern.arguments.errors import check_flag
 from toykern.arguments.grids import Grid
-from toykern.data.features import features_from_config
 from toykern.nn import SparseTiedAutoencoder, model_from_config
 from toykern.results import placing
 from toykern.results.labels import trailing_dims
@@ -55,9 +54,8 @@ from toykern.results.store_place import check_target, place_store
 from toykern.sparse import Topology
 from toykern.sparse.config import recipe_from_config
 from toykern.training.kernels import AnyModel, freeze
-from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
 from toykern.training.resident_topology import ResidentTopology, state_from_store, stored_state
-from toykern.training.schedule import schedule_from_config
+from toykern.training.settings import Settings
 from toykern.training.state import TrainingState
 
 __all__ = [
@@ -259,9 +257,10 @@ def _read_array(source: Path, entry: dict[str, Any]) -> Tensor:
 def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor], kind: type[State]) -> State:
     groups = {group: _take(tensors, f"{group}/") for group in ("model", "initialization", *_GROUPS)}
     config = attributes["config"]
+    settings = Settings.from_config(config, groups["arrays"])
     run = kind(
         model=_model(config["model"], groups["model"], groups["initialization"]),
-        data=features_from_config(config["data"], groups["arrays"]),
+        data=settings.data,
         config=config,
         arrays=groups["arrays"],
         step=attributes["step"],
@@ -275,10 +274,8 @@ def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor], kind: type[
         provenance=attributes["provenance"],
         interrupted=attributes["interrupted"],
         grid=None if attributes["grid"] is None else Grid.from_config(attributes["grid"]),
-        optimizer=_optimizer(config, groups["arrays"]),
-        schedule=None
-        if config["schedule"]["name"] == "callable"
-        else schedule_from_config(config["schedule"]),
+        optimizer=settings.optimizer,
+        schedule=settings.schedule,
     )
     freeze(run.model, config.get("frozen", []))
     if "topology" in config:
@@ -313,13 +310,6 @@ def _restore_topology(run: TrainingState, plain: dict[str, Any], tensors: dict[s
     if not isinstance(run.model, SparseTiedAutoencoder):
         raise ValueError(f"a topology of {type(run.model).__name__}")
     run.topology = ResidentTopology.restored(recipe, run.model, seeds, state)
-
-
-def _optimizer(config: dict[str, Any], arrays: dict[str, Tensor]) -> Optimizer:
-    """The optimiser as it was given: numbers where numbers were, per-model arrays elsewhere."""
-    described = config["optimizer"]
-    given = {name: arrays[name] for name in ("lr", "weight_decay") if described[name] == PER_MODEL}
-    return optimizer_from_config(described, **given)
 
 
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,92 +4,51 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from toykern import _native
-from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import describe
-from toykern.arguments.grids import Grid
-from toykern.data.features import SparseFeatures
 from toykern.native.devices import arch_of
 from toykern.nn import SparseTiedAutoencoder
 from toykern.sparse.named import Static
 from toykern.sparse.recipe import Recipe
 from toykern.training.kernels import AnyModel, check_data, check_model, frozen_parameters
-from toykern.training.optim import Optimizer
 from toykern.training.resident_topology import ResidentTopology, check_recipe
-from toykern.training.schedule import Schedule, check_schedule, schedule_config
-from toykern.training.settings import check_memory, check_settings, topology_config
+from toykern.training.schedule import check_schedule
+from toykern.training.settings import Settings, check_memory
 from toykern.training.state import TrainingState
 
 State = TypeVar("State", bound=TrainingState)
 
 
-def begin(
-    kind: type[State],
-    *,
-    model: AnyModel,
-    data: SparseFeatures,
-    steps: int,
-    batch_size: int,
-    optimizer: Optimizer,
-    importance: Any,
-    seed: Any,
-    target: str,
-    schedule: Schedule,
-    loss_reduction: str,
-    record_every: int | None,
-    record: Sequence[str],
-    snapshots: Iterable[int],
-    grid: Grid | None,
-    topology: Recipe | None,
-) -> State:
-    """A state of this kind at step 0; the arguments, and what is raised for others, are those of `fit`."""
+def begin(kind: type[State], model: AnyModel, settings: Settings) -> State:
+    """A state of this kind at step 0; what is raised for other arguments is what `fit` raises."""
     model = check_model(model, "fit")
-    data = check_data(data, model)
-    recipe = None if topology is None else _check_recipe(topology, model)
-    check_schedule(schedule)
-    settings = check_settings(
-        model=model, steps=steps, batch_size=batch_size, optimizer=optimizer, target=target,
-        schedule=schedule, loss_reduction=loss_reduction, record_every=record_every, record=record,
-        snapshots=snapshots, grid=grid,
-        tracks_explored=recipe is not None and recipe.track_explored,
-    )  # fmt: skip
-    steps = settings.steps
+    data = check_data(settings.data, model)
+    recipe, given_seed = settings.topology, settings.seed
+    recipe = None if recipe is None else _check_recipe(recipe, model)
+    check_schedule(settings.schedule)
+    settings = settings.check(model)
+    optimizer = settings.optimizer
     check_memory(model, settings, state_names=optimizer.state_names)
     attached = None
     if recipe is not None:
         assert isinstance(model, SparseTiedAutoencoder)
-        attached = ResidentTopology.fresh(recipe, model, seed if recipe.seed is None else recipe.seed, steps)
+        seeds = given_seed if recipe.seed is None else recipe.seed
+        attached = ResidentTopology.fresh(recipe, model, seeds, settings.steps)
 
     n_models = model.n_models
-    lr, weight_decay = optimizer.per_model(n_models)
     parameters = model.stacked_parameters()
-    arrays = {
-        "seed": broadcast_seed("seed", seed, n_models),
-        "importance": broadcast_importance(importance, n_models, model.n_features).clone(),
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "probability": data.probability,
-        "init_seed": model.seed.clone(),
-    }
+    arrays = settings.arrays(n_models) | {"init_seed": model.seed.clone()}
     arrays |= {f"init/{name}": _copy_on_cpu(array) for name, array in model.trained_arrays().items()}
-    config = {
-        "model": model.config(), "data": data.config(), "steps": steps,
-        "batch_size": settings.batch_size, "optimizer": optimizer.config(),
-        "schedule": schedule_config(schedule), "target": target, "loss_reduction": loss_reduction,
-        "record_every": settings.record_every, "record": list(settings.record),
-        "snapshots": settings.snapshots,
-    }  # fmt: skip
+    config = {"model": model.config(), **settings.config()}
     if frozen := frozen_parameters(model):
         config["frozen"] = frozen
     if attached is not None:
         arrays["topology_seed"] = attached.seeds
-        config["topology"] = topology_config(attached.recipe)
     return kind(
         model=model,
         data=data,
@@ -105,9 +64,9 @@ def begin(
         },
         carry={"loss": torch.zeros(n_models, dtype=torch.float64, device="cpu")},
         provenance=_provenance(next(model.parameters()).device),
-        grid=grid,
+        grid=settings.grid,
         optimizer=optimizer,
-        schedule=schedule,
+        schedule=settings.schedule,
         topology=attached,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,17 @@ from typing import Any
 import torch
 
 from toykern import metrics
+from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_choice, check_dense_tensor, check_int, describe
 from toykern.arguments.grids import Grid
 from toykern.arguments.memory import check_free_memory
-from toykern.data.features import MAX_STEP
+from toykern.data.features import MAX_STEP, SparseFeatures, features_from_config
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS
 from toykern.sparse.config import recipe_config
 from toykern.sparse.recipe import Recipe
 from toykern.training.kernels import AnyModel
-from toykern.training.optim import Optimizer
-from toykern.training.schedule import Schedule, multipliers
+from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
+from toykern.training.schedule import Schedule, multipliers, schedule_config, schedule_from_config
 
 METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "features_per_dimension": metrics.features_per_dimension,
@@ -37,65 +39,196 @@ TOPOLOGY_METRICS = ("density", "explored")
 MAX_BATCH = 2**31 - 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Settings:
-    """What has been checked, in the form that the rest of `fit` takes.
+    """All that a run is told beside its models, by the names of `fit`'s arguments.
 
-    Attributes:
-        steps, batch_size, record_every: whole numbers, at least 1.
-        record: names without repetition, "loss" first.
-        snapshots: steps in order, without repetition.
+    As they are given; `check` makes of them what they are for some models. What a run keeps of them is
+    `config` and `arrays`, and `from_config` is the way back.
     """
 
-    steps: int
-    batch_size: int
-    record_every: int
-    record: tuple[str, ...]
-    snapshots: list[int]
+    data: SparseFeatures
+    steps: Any
+    batch_size: Any
+    optimizer: Optimizer
+    importance: Any = 1.0
+    seed: Any = None
+    target: str = "identity"
+    schedule: Schedule | None = "constant"
+    loss_reduction: str = "mean"
+    record_every: Any = None
+    record: Any = ("loss",)
+    snapshots: Any = ()
+    grid: Grid | None = None
+    topology: Recipe | None = None
+
+    def check(self, model: AnyModel, tracks_explored: bool | None = None) -> Settings:
+        """The same with numbers checked, records and snapshots in order, and seed and importance as tensors;
+        TypeError or ValueError by the name of the one that is wrong.
+
+        `model` and `data` have been checked already. `tracks_explored` says whether a recipe that does is at
+        work where `topology` does not. A `schedule` of None is not looked at: it stands for a callable that
+        a store could not hold. `record_every` None is max(1, steps // 100).
+        """
+        steps = check_int("steps", self.steps, minimum=1, maximum=MAX_STEP)
+        batch_size = check_int("batch_size", self.batch_size, minimum=1, maximum=MAX_BATCH)
+        if not isinstance(self.optimizer, Optimizer) or type(self.optimizer) is Optimizer:
+            raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(self.optimizer)}")
+        self.optimizer.per_model(model.n_models)
+        check_choice("target", self.target, TARGETS)
+        check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
+        if self.schedule is not None:
+            multipliers(self.schedule, steps, 0, 1)
+        every = max(1, steps // 100)
+        if self.record_every is not None:
+            every = check_int("record_every", self.record_every, 1)
+        names = check_record(self.record)
+        if tracks_explored is None:
+            tracks_explored = self.topology is not None and self.topology.track_explored
+        _check_topology_metrics(names, model, tracks_explored)
+        kept = check_snapshots(self.snapshots, steps)
+        if self.grid is not None and (
+            not isinstance(self.grid, Grid) or self.grid.n_models != model.n_models
+        ):
+            raise ValueError(f"grid must be a Grid of {model.n_models} models, not {describe(self.grid)}")
+        return dataclasses.replace(
+            self,
+            steps=steps,
+            batch_size=batch_size,
+            record_every=every,
+            record=names,
+            snapshots=kept,
+            seed=broadcast_seed("seed", self.seed, model.n_models),
+            importance=broadcast_importance(self.importance, model.n_models, model.n_features).clone(),
+        )
 
     @property
     def n_records(self) -> int:
         """How many records a run of these settings has; the last may be shorter than the others."""
         return -(-self.steps // self.record_every)
 
+    def config(self) -> dict[str, Any]:
+        """JSON-able: what a run's config says beside its model. What is given per model is in `arrays`."""
+        assert self.schedule is not None
+        described = {
+            "data": self.data.config(),
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "optimizer": self.optimizer.config(),
+            "schedule": schedule_config(self.schedule),
+            "target": self.target,
+            "loss_reduction": self.loss_reduction,
+            "record_every": self.record_every,
+            "record": list(self.record),
+            "snapshots": list(self.snapshots),
+        }
+        return described | ({} if self.topology is None else {"topology": topology_config(self.topology)})
 
-def check_settings(
-    *,
-    model: AnyModel,
-    steps: Any,
-    batch_size: Any,
-    optimizer: Any,
-    target: Any,
-    schedule: Schedule | None,
-    loss_reduction: Any,
-    record_every: Any,
-    record: Any,
-    snapshots: Any,
-    grid: Any,
-    tracks_explored: bool,
-) -> Settings:
-    """The settings of a run of `model`, or TypeError or ValueError by the name of the one that is wrong.
+    def arrays(self, n_models: int) -> dict[str, torch.Tensor]:
+        """What is given per model, `[n_models, …]` or one row for all of them."""
+        lr, weight_decay = self.optimizer.per_model(n_models)
+        return {
+            "seed": self.seed,
+            "importance": self.importance,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "probability": self.data.probability,
+        }
 
-    `model` has been checked already; `tracks_explored` says whether a recipe that does is at work. A
-    `schedule` of None is not looked at: it stands for a callable that a store could not hold.
-    `record_every` None is max(1, steps // 100).
-    """
-    steps = check_int("steps", steps, minimum=1, maximum=MAX_STEP)
-    batch_size = check_int("batch_size", batch_size, minimum=1, maximum=MAX_BATCH)
-    if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
-        raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(optimizer)}")
-    optimizer.per_model(model.n_models)
-    check_choice("target", target, TARGETS)
-    check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
-    if schedule is not None:
-        multipliers(schedule, steps, 0, 1)
-    every = max(1, steps // 100) if record_every is None else check_int("record_every", record_every, 1)
-    names = check_record(record)
-    _check_topology_metrics(names, model, tracks_explored)
-    kept = check_snapshots(snapshots, steps)
-    if grid is not None and (not isinstance(grid, Grid) or grid.n_models != model.n_models):
-        raise ValueError(f"grid must be a Grid of {model.n_models} models, not {describe(grid)}")
-    return Settings(steps, batch_size, every, names, kept)
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        arrays: dict[str, torch.Tensor],
+        *,
+        schedule: Schedule | None = None,
+        topology: Recipe | None = None,
+        grid: Grid | None = None,
+    ) -> Settings:
+        """The settings of a run with this config and these arrays.
+
+        `schedule` is needed where it was a callable (else it stays None), `topology` where there is a recipe:
+        neither can be made of its description. `lr` and `weight_decay` are the arrays', as numbers where they
+        are still those described.
+        """
+        described = config["optimizer"]
+        rates = {name: arrays[name] for name in ("lr", "weight_decay")}
+        given = {
+            name: values
+            for name, values in rates.items()
+            if described[name] == PER_MODEL or not bool((values == described[name]).all())
+        }
+        if schedule is None and config["schedule"]["name"] != "callable":
+            schedule = schedule_from_config(config["schedule"])
+        same = ("steps", "batch_size", "target", "loss_reduction", "record_every")
+        return cls(
+            data=features_from_config(config["data"], arrays),
+            optimizer=optimizer_from_config(described, **given),
+            importance=arrays["importance"],
+            seed=arrays["seed"],
+            schedule=schedule,
+            record=tuple(config["record"]),
+            snapshots=tuple(config["snapshots"]),
+            grid=grid,
+            topology=topology,
+            **{name: config[name] for name in same},
+        )
+
+    def row(self, i: int) -> Settings:
+        """Those of model `i` alone: one row of everything that is given per model; without the grid."""
+
+        def of(values: Any) -> Any:
+            whole = isinstance(values, torch.Tensor) and len(values) == len(self.seed)
+            return values[i : i + 1] if whole else values
+
+        lr, weight_decay = self.optimizer.per_model(len(self.seed))
+        probability = {"probability": of(self.data.probability)}
+        return dataclasses.replace(
+            self,
+            data=features_from_config(self.data.config(), probability),
+            optimizer=optimizer_from_config(
+                self.optimizer.config(), lr=lr[i : i + 1], weight_decay=weight_decay[i : i + 1]
+            ),
+            seed=of(self.seed),
+            importance=of(self.importance),
+            grid=None,
+            topology=None
+            if self.topology is None
+            else dataclasses.replace(self.topology, seed=of(self.topology.seed)),
+        )
+
+    def differences(self, other: Settings) -> list[str]:
+        """The names of settings in which two runs of as many models differ; both have been checked. Recipes
+        are not looked at, nor are schedules of which one is a callable that is not there any more."""
+        n_models = len(self.seed)
+        ours, theirs = (
+            {"optimizer_rates": s.optimizer.per_model(n_models), "probability": [s.data.probability],
+             "seed": [s.seed], "importance": [s.importance.expand(n_models, -1)]}
+            for s in (self, other)
+        )  # fmt: skip
+        unlike = {name for name in ours if not all(map(torch.equal, ours[name], theirs[name]))}
+
+        def described(settings: Settings, name: str) -> Any:
+            value = getattr(settings, name)
+            if name == "optimizer":
+                return {k: v for k, v in value.config().items() if k not in ("lr", "weight_decay")}
+            if name == "schedule":
+                return schedule_config(value)
+            if name in ("data", "grid"):
+                return None if value is None else value.config()
+            return list(value) if isinstance(value, list | tuple) else value
+
+        of_arrays = {"data": "probability", "optimizer": "optimizer_rates"}
+        found = []
+        for field in dataclasses.fields(self):
+            name = field.name
+            if name == "topology" or (name == "schedule" and None in (self.schedule, other.schedule)):
+                continue
+            if of_arrays.get(name, name) in unlike or (
+                name not in ("seed", "importance") and described(self, name) != described(other, name)
+            ):
+                found.append(name)
+        return found
 
 
 def check_memory(model: AnyModel, settings: Settings, *, state_names: Sequence[str]) -> None:

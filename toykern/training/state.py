@@ -18,6 +18,7 @@ from toykern.training.kernels import AnyModel
 from toykern.training.optim import Optimizer
 from toykern.training.resident_topology import ResidentTopology
 from toykern.training.schedule import Schedule
+from toykern.training.settings import Settings
 
 
 @dataclass
@@ -44,6 +45,14 @@ class TrainingState:
     schedule: Schedule | None = None
     topology: ResidentTopology | None = None
     topology_state: dict[str, Any] | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """What the run was told, as its config and arrays have it."""
+        recipe = None if self.topology is None else self.topology.recipe
+        return Settings.from_config(
+            self.config, self.arrays, schedule=self.schedule, topology=recipe, grid=self.grid
+        )
 
     @property
     def n_models(self) -> int:
