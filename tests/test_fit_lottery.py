@@ -1,11 +1,12 @@
 """Lottery tickets in `fit`: bit by bit the rounds that one makes by hand of plain runs, stored and changed.
 
-By hand: train to the step to go back to, store the run; train on from there, drop the smallest weights, take
-what was stored again without them, and so on. The whole is also held against the recipe in a torch loop.
+By hand: train to the step to go back to, copy the run; train on from there, drop the smallest weights, take
+what was copied again without them, and so on. The whole is also held against the recipe in a torch loop.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 from typing import Any
@@ -96,7 +97,7 @@ def without_smallest(run: tk.Run) -> torch.Tensor:
 
 
 def masked(run: tk.Run, mask: torch.Tensor) -> tk.Run:
-    """A stored run with only those connections."""
+    """A run with only those connections."""
     topology = run.model.topology
     _, row, column = topology.places()
     model = topology.places()[0]
@@ -109,11 +110,11 @@ def masked(run: tk.Run, mask: torch.Tensor) -> tk.Run:
     return run
 
 
-def by_hand(case: Case, folder) -> tk.Run:
-    fit_case(case, topology=None, stop_at=case.rewind_to).save(folder / "kept")
-    ended = tk.fit(resume=tk.Run.load(folder / "kept"), stop_at=case.round_steps, progress=False)
+def by_hand(case: Case) -> tk.Run:
+    kept = fit_case(case, topology=None, stop_at=case.rewind_to)
+    ended = tk.fit(resume=copy.deepcopy(kept), stop_at=case.round_steps, progress=False)
     for number in range(ROUNDS):
-        again = masked(tk.Run.load(folder / "kept"), without_smallest(ended))
+        again = masked(copy.deepcopy(kept), without_smallest(ended))
         stop = None if number == ROUNDS - 1 else case.round_steps
         ended = tk.fit(resume=again, stop_at=stop, progress=False)
     return ended
@@ -139,9 +140,9 @@ def assert_same(a: tk.Run, b: tk.Run, rows: slice = slice(None), others: slice =
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_rounds_are_those_made_by_hand(case, level, tmp_path):
+def test_rounds_are_those_made_by_hand(case, level):
     with isa_level(level):
-        expected = by_hand(case, tmp_path)
+        expected = by_hand(case)
         run = fit_case(case)
     assert_same(run, expected)
     assert run.complete and run.step == STEPS and not run.interrupted
@@ -188,7 +189,7 @@ def test_stopped_and_resumed(case, stored, tmp_path):
     for number, stop in enumerate([t for t in stops if t < whole.steps_to_make]):
         run = tk.fit(resume=run, stop_at=stop, progress=False)
         assert run.steps_made == stop and not run.complete
-        if stored:
+        if stored and (number + CASES.index(case)) % 2:  # stops of all kinds, over the cases
             run.save(tmp_path / f"{number}")
             run = tk.Run.load(tmp_path / f"{number}")
         if number == 3:
