@@ -19,7 +19,8 @@ EXTRAS_bench := test,jax
 # and failed, and one file for each part of the package.
 CORE := $(addprefix tests/test_, import.py info.py broadcast.py models.py metrics.py plot.py cli.py readme.py \
 	run_store.py optim.py schedule.py sparse_modules.py sparsify.py topology_attached.py lottery.py \
-	fit_topology.py fit_results.py sweep_topology.py)
+	fit_topology.py fit_results.py sweep_topology.py store_place.py store_damage.py evaluate.py evaluate_methods.py \
+	odd_values.py)
 
 .PHONY: help demo test test-newest core lint format bench gpu-check emulate emulate-all count sanitize native clean
 .NOTPARALLEL:
