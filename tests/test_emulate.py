@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def test_shares_of_the_core_have_names_of_their_own_and_files_that_exist():
         assert len({share.name for share in shares}) == len(shares)
         named = [a.partition("::")[0] for share in shares for a in share.arguments if a.startswith("tests")]
         assert named and all((ROOT / name).exists() for name in named)
+
+
+def test_a_read_of_what_nobody_wrote_is_told_once_for_its_place(tmp_path):
+    faults = tmp_path / "faults"
+    assert emulate.unwritten(faults) == []
+    told = [("one", "fault", 7), ("two", "note", 7), ("three", "note", 7), ("three", "note", 9)]
+    text = "uninitialised shared memory: a load of 4 bytes at 0x{:x}\n    kernel k\n    at a.cuh:{} in f"
+    entries = [
+        {"test": test, "kind": kind, "text": text.format(16 * number, line)}
+        for number, (test, kind, line) in enumerate(told)
+    ]
+    faults.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert emulate.unwritten(faults) == [
+        "uninitialised shared memory read at a.cuh:7, first in two",
+        "uninitialised shared memory read at a.cuh:9, first in three",
+    ]
 
 
 @pytest.mark.parametrize(

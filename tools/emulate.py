@@ -4,8 +4,8 @@ The emulator lies outside of this project, in the folder that TOYKERN_EMULATOR n
 beside the checkout where it names none). It translates the PTX that nvcc makes of csrc/cuda into C++ and
 runs it on the CPU under the project's own launchers, bindings and Python code, with tensors of the device
 `cuda` that are real. Beside what a test itself asks, it fails for accesses out of bounds, races, barriers
-that not all meet, launches that a device refuses. Its README says what it cannot show; nothing that it does
-says how fast a kernel is.
+that not all meet, launches that a device refuses, reads of what nobody wrote. Its README says what it cannot
+show; nothing that it does says how fast a kernel is.
 
 What runs is chosen here: the core, CORE, for every change, in minutes; everything before a release and
 whenever csrc/cuda changes. Lanes, warps and blocks run in a random order, another in each run; `--seed`
@@ -21,8 +21,10 @@ keeps what was built.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -184,8 +186,23 @@ def run(emulator: Path, share: Share, seed: int) -> bool:
     lines = done.stdout.splitlines()
     shown = lines[-1:] if done.returncode == 0 else [*lines, done.stderr]
     twins = [line for line in lines if line.startswith("twin ")]
-    print("\n".join([f"== {share.name} ({time.monotonic() - began:.0f} s)", *twins, *shown]), flush=True)
-    return done.returncode == 0
+    reads = unwritten(Path(environ["PTXEMU_FAULTS"]))
+    print(
+        "\n".join([f"== {share.name} ({time.monotonic() - began:.0f} s)", *twins, *shown, *reads]), flush=True
+    )
+    return done.returncode == 0 and not reads
+
+
+def unwritten(faults: Path) -> list[str]:
+    """A line for each kernel's place that read what nobody had written, which fails no test of itself."""
+    lines = faults.read_text(encoding="utf-8").splitlines() if faults.exists() else []
+    notes = [found for found in map(json.loads, lines) if found["kind"] == "note"]
+    first: dict[str, str] = {}
+    for found in notes:
+        what, _, rest = found["text"].partition("\n")
+        place = re.search(r"^\s*at (\S+)", rest, re.M)
+        first.setdefault(f"{what.partition(':')[0]} read at {place[1] if place else '?'}", found["test"])
+    return [f"{what}, first in {test}" for what, test in sorted(first.items())]
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ TOYKERN_DEVICE void put_stacked_sum(const StackedTask& t, int64_t model, int64_t
 template <class T>
 TOYKERN_DEVICE void add_stacked_slices(const StackedTask& t, int64_t i) {
     const int64_t model = i / t.s.partial, e = i % t.s.partial;
+    const int64_t weights = (int64_t)t.s.n * t.s.m * (t.p.tied ? 1 : 2);
+    if (!t.p.encoder_grad && e < weights) return;  // nobody has written these
     const float* from = t.l.partial + model * t.s.slices * t.s.partial + e;
     float sum = from[0];
     for (int64_t slice = 1; slice < t.s.slices; ++slice) sum += from[slice * t.s.partial];
