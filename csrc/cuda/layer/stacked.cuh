@@ -241,6 +241,7 @@ struct Stacked {
                     if (!hidden.selects) f[s.slope + k * kP + lane] = a.slope;
                     if (p.l1) magnitudes[w.number * kWarpLanes + lane] += magnitude_of(h);
                 });
+                if (top) w.sync();  // all lanes have read the word before it is written anew
                 put_word(w, words(s.code_mask) + k, on);
             }
         });
