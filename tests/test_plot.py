@@ -10,6 +10,8 @@ import torch
 
 from toykern import metrics, plot
 from toykern.arguments.grids import grid
+from toykern.plot.axes import BLUE, VERMILLION
+from toykern.plot.phases import phase_colours
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -58,8 +60,8 @@ def test_phase_diagram_colours_each_point_by_its_phase(features, order):
     ax.figure.canvas.draw()
     expected = {
         metrics.NOT_REPRESENTED: (1.0, 1.0, 1.0),
-        metrics.DEDICATED: to_rgb(plot.BLUE),
-        metrics.SUPERPOSITION: to_rgb(plot.VERMILLION),
+        metrics.DEDICATED: to_rgb(BLUE),
+        metrics.SUPERPOSITION: to_rgb(VERMILLION),
     }
     seen = set()
     for r in IMPORTANCE:
@@ -98,13 +100,13 @@ def test_phase_diagram_without_boundaries_or_key():
 
 
 def test_phase_colours_span_norm_and_superposition():
-    corners = plot.phase_colours([0.0, 1.0, 1.0, 7.0, 0.5], [1.0, 0.0, 1.0, 9.0, 0.0])
+    corners = phase_colours([0.0, 1.0, 1.0, 7.0, 0.5], [1.0, 0.0, 1.0, 9.0, 0.0])
     np.testing.assert_allclose(corners[0], (1, 1, 1))
-    np.testing.assert_allclose(corners[1], to_rgb(plot.BLUE))
-    np.testing.assert_allclose(corners[2], to_rgb(plot.VERMILLION))
-    np.testing.assert_allclose(corners[3], to_rgb(plot.VERMILLION))
-    np.testing.assert_allclose(corners[4], 0.5 + 0.5 * np.array(to_rgb(plot.BLUE)))
-    grey = plot.phase_colours([np.nan], [0.0])[0]
+    np.testing.assert_allclose(corners[1], to_rgb(BLUE))
+    np.testing.assert_allclose(corners[2], to_rgb(VERMILLION))
+    np.testing.assert_allclose(corners[3], to_rgb(VERMILLION))
+    np.testing.assert_allclose(corners[4], 0.5 + 0.5 * np.array(to_rgb(BLUE)))
+    grey = phase_colours([np.nan], [0.0])[0]
     assert grey[0] == grey[1] == grey[2] and 0.5 < grey[0] < 0.95
 
 

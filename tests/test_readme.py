@@ -145,3 +145,17 @@ def test_the_bench_can_write_its_table():
 
 def test_readme_is_what_the_package_index_would_show():
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["readme"] == "README.md"
+
+
+def test_papers_of_the_house_name_the_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert first is not None and first[1] == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_package_hands_out_its_types():
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for name in package["toykern"]:
+        assert (ROOT / "toykern" / name).is_file(), f"the package has no {name}"
+    assert "py.typed" in package["toykern"]

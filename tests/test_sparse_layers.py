@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import toykern as tk
 from toykern.nn import SparseLinear, SparseTiedAutoencoder, TiedAutoencoder
-from toykern.nn.sparse_weights import initial_values
+from toykern.nn.sparse_initialization import initial_values
 from toykern.sparse.topology import Topology
 
 

@@ -7,9 +7,9 @@ from toykern.network.specification import ALWAYS, OPTIONS
 from toykern.nn.autoencoder import Autoencoder
 from toykern.nn.conversion import layer_densities, sparsify
 from toykern.nn.initialization import INITIALIZATIONS, initial_std
+from toykern.nn.sparse_initialization import SPARSE_INITIALIZATIONS
 from toykern.nn.sparse_linear import SparseLinear
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
-from toykern.nn.sparse_weights import SPARSE_INITIALIZATIONS
 from toykern.nn.stacked import StackedModel
 from toykern.nn.tied_autoencoder import TiedAutoencoder
 

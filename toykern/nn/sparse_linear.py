@@ -11,7 +11,8 @@ from toykern.arguments.broadcast import broadcast_seed
 from toykern.arguments.errors import check_choice, check_flag, check_int, check_size, describe
 from toykern.arguments.memory import check_free_memory
 from toykern.nn.factory import factory_device_of_connections
-from toykern.nn.sparse_weights import SparseWeights, initial_bias, initial_values, random_topology
+from toykern.nn.sparse_initialization import initial_bias, initial_values, random_topology
+from toykern.nn.sparse_weights import SparseWeights
 from toykern.ops.sparse_linear import sparse_linear
 from toykern.ops.sparse_linear_schema import GradientCapture
 from toykern.sparse.topology import Topology
@@ -36,7 +37,7 @@ class SparseLinear(SparseWeights):
         bias: whether there is a b.
         activation: "none" or "relu", fused into the product.
         init: "linear" (as `torch.nn.Linear`, by the actual fan-in), "kaiming", "xavier", a standard deviation
-            or one for each model (`toykern.nn.sparse_weights.initial_values`).
+            or one for each model (`toykern.nn.sparse_initialization.initial_values`).
         seed: of connections and weights, one for all models or `[n_models]`. None takes seeds from torch's
             generator, so `torch.manual_seed` decides, as for any other layer.
         dtype, device: float32, bfloat16 (summed in float32) or float64, on the CPU or a GPU; None is torch's

@@ -11,7 +11,8 @@ from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_choice, check_flag, check_size, describe
 from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.network_stack import NetworkStack
-from toykern.nn.sparse_weights import SparseWeights, initial_values, random_topology
+from toykern.nn.sparse_initialization import initial_values, random_topology
+from toykern.nn.sparse_weights import SparseWeights
 from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, model_index
 from toykern.ops.sparse_linear import by_column, sparse_linear
 from toykern.ops.sparse_linear_schema import GradientCapture
@@ -30,7 +31,7 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         output_activation: g, "relu" (default) or "none".
         bias: whether there is a b; it begins at 0.
         init: "xavier" (default), "linear", "kaiming", a standard deviation or one for each model; the named
-            ones follow the connections there are (`toykern.nn.sparse_weights.initial_values`).
+            ones follow the connections there are (`toykern.nn.sparse_initialization.initial_values`).
         seed: of connections and weights, an int (for all models) or `[models]`; None means 0 … n_models−1, as
             for `TiedAutoencoder`.
         dtype, device, backend: as for `SparseLinear`; there are no groups.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from toykern.plot import axes_for
+from toykern.plot.axes import axes_for
 from toykern.sparse.change import Changed
 from toykern.sparse.layer import AttachedLayer
 

@@ -3,6 +3,9 @@
 The arrays never change their size while connections come and go, so what is as long as them (a layer's
 values, an optimiser's moments) can stay where it is. A `Topology` itself is never changed: `with_changes`
 makes a new one and says where every connection was.
+
+The file is long because the class is one value: its constructors, its views, its changes and the checks
+that keep all of them true stand beside each other.
 """
 
 from __future__ import annotations

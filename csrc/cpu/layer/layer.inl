@@ -9,6 +9,7 @@
 // Entries    a SparseBatch of a model that has many goes through dense tiles as well; the choice follows their number alone
 // Zeros      where few inputs of a block are not zero, or few dz, the products over them go through lists (cpu/layer/lists.inl); the choice
 //            follows counts in fixed blocks
+// Length     the passes share one set of panels and counts; apart they would hand twenty pointers to each other
 // Owner      a block of rows or a tile of features belongs to one worker; the team meets between passes
 // Order      sums over features run in order of chunks, sums over samples in order of rows: bits depend on shapes and data alone
 // Limits     none: any shape, memory as in cpu/layer/plan.inl; more than one segment of rows adds to the gradients of the one before

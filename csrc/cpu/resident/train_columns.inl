@@ -6,6 +6,7 @@
 // Owner      one worker per part; weights are read as broadcasts from L1, accumulators stay in registers for the listed
 //            shapes and in L1 otherwise
 // Zeros      only non-empty samples become columns (rare units); all empty samples share one closed-form term
+// Length     one class, compiled for every listed shape: its passes work on the same registers and are inlined into one
 // Order      sums run over columns in the order of their samples, at most kSumColumns to a float, then over lanes by a fixed tree:
 //            a function of the shape and the level only
 // Limits     m <= 8 and n·m <= 128; train_tiles.inl takes the rest

@@ -5,6 +5,8 @@
 //   alone     a worker takes a model (forward: a tile of a model), and does everything in memory of its own: ensembles, and anything on one thread
 //   together  all workers share each model: they pack all tiles, then divide the rows (or columns) of every tile among them
 //
+// The file is long because forward and backward, alone and together, divide the same tiles and have to agree on them.
+//
 // Layers below kSerialWork run on the calling thread: waking a second costs more than they do.
 //
 // Backward takes the tiles in blocks whose panels fit the workers' second-level caches: packs a block, then uses it for dx and for
