@@ -1,5 +1,5 @@
-// What the binding's files share. Structs of params.h become Python classes whose pointer fields take integers: data_ptr() of tensors that
-// Python keeps alive and has checked.
+// What the binding's files share. Structs of params.h become Python classes whose pointer fields take integers:
+// data_ptr() of tensors that Python keeps alive and has checked.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -9,8 +9,9 @@
 
 namespace toykern {
 
-// An address, which is what Python passes for every pointer and stream. A bound function never takes the pointer itself: pybind11 makes a
-// `void*` from a capsule alone, and refuses the integer that a stream of torch is. tests/test_cuda_entries.py calls them all.
+// An address, which is what Python passes for every pointer and stream. A bound function never takes the pointer
+// itself: pybind11 makes a `void*` from a capsule alone, and refuses the integer that a stream of torch is.
+// tests/test_cuda_entries.py calls them all.
 template <class T>
 T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);

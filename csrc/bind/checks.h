@@ -1,5 +1,6 @@
-// What the kernels are told, checked where it comes in: that their loops end and stay within the sizes they are given, whatever Python
-// says by mistake. Whether an address leads to memory of that size is for Python to know (toykern/native/address.py).
+// What the kernels are told, checked where it comes in: that their loops end and stay within the sizes they are given,
+// whatever Python says by mistake. Whether an address leads to memory of that size is for Python to know
+// (toykern/native/address.py).
 //
 // Cheap: no array of a model is read. ValueError says what is wrong.
 #pragma once
@@ -65,7 +66,8 @@ inline void check_option(const char* name, int32_t activation, double option) {
         throw std::invalid_argument(std::string(name) + " must have a finite option of at least 0");
 }
 
-// What the training loops know: all that is elementwise. Nothing else may reach them, since they would take it for none.
+// What the training loops know: all that is elementwise. Nothing else may reach them, since they would take it for
+// none.
 inline void check_activation(const char* name, int32_t activation, double option) {
     check_range(name, activation, 0, kActivations - 1);
     if (activation == (int32_t)Activation::kTopK) refuse(name, activation, "one that the training loops know");

@@ -1,7 +1,8 @@
-// The binding of the CUDA backend: devices and failures, the resident trainer, sparse layers, the autoencoder layer. In one file, since
-// pybind11's headers take longer to compile than all of it.
+// The binding of the CUDA backend: devices and failures, the resident trainer, sparse layers, the autoencoder layer. In
+// one file, since pybind11's headers take longer to compile than all of it.
 //
-// Submodule `cuda` has the kernels on a device, `device_source_on_host` the same source run on the host, lanes in lock step, for tests.
+// Submodule `cuda` has the kernels on a device, `device_source_on_host` the same source run on the host, lanes in lock
+// step, for tests.
 #include "toykern/cuda.h"
 #include "bind/bind.h"
 #include "bind/checks.h"

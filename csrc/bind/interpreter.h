@@ -1,4 +1,5 @@
-// What a kernel's call owes the interpreter: its lock is released meanwhile, Ctrl-C is heard, and the interpreter's end is left in peace.
+// What a kernel's call owes the interpreter: its lock is released meanwhile, Ctrl-C is heard, and the interpreter's end
+// is left in peace.
 #pragma once
 #include <Python.h>
 #include <cxxabi.h>
@@ -12,8 +13,9 @@
 
 namespace toykern {
 
-// Takes the interpreter's lock back. An interpreter that is being finalized does not hand it out: it ends the thread by unwinding its
-// stack (until 3.13), which no C++ frame above would survive. Such a daemon thread waits here for the end of the process instead.
+// Takes the interpreter's lock back. An interpreter that is being finalized does not hand it out: it ends the thread by
+// unwinding its stack (until 3.13), which no C++ frame above would survive. Such a daemon thread waits here for the end
+// of the process instead.
 inline void take_lock(PyThreadState* state) noexcept {
     try {
         PyEval_RestoreThread(state);
@@ -34,8 +36,8 @@ class Unlocked {
     PyThreadState* state_;
 };
 
-// The same, and kernels that ask `stop()` leave when a signal's handler has raised. The thread that made this looks for signals, at most
-// twenty times a second; in others than the main thread there are none.
+// The same, and kernels that ask `stop()` leave when a signal's handler has raised. The thread that made this looks for
+// signals, at most twenty times a second; in others than the main thread there are none.
 class UnlockedUntilSignal {
   public:
     UnlockedUntilSignal() : owner_(std::this_thread::get_id()), state_(PyEval_SaveThread()) {}

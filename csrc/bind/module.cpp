@@ -1,5 +1,5 @@
-// The binding of the resident trainer and of the module as a whole; only the files of this folder see pybind11. Calls release the
-// interpreter's lock.
+// The binding of the resident trainer and of the module as a whole; only the files of this folder see pybind11. Calls
+// release the interpreter's lock.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

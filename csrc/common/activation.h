@@ -2,7 +2,8 @@
 //
 // An activation is a struct with
 //   at(z, option)          y = f(z) and the slope f′(z)
-//   kSelects               the slope is 0 or 1, so the way back selects: what is off stays 0 whatever the error is, as in PyTorch
+//   kSelects               the slope is 0 or 1, so the way back selects: what is off stays 0 whatever the error is, as
+//                          in PyTorch
 //   slope_of(y, option)    f′ from the output, where that is enough (kSlopeFromOutput); a saved output then needs no z
 // and f(0) is kAtZero, so that all-zero samples of a layer without a bias have codes of zero.
 //
@@ -64,7 +65,8 @@ struct Gelu {
     }
 };
 
-// z above 0, option · z elsewhere; the slope at 0 is the option, as in PyTorch. The option is at least 0, so that y tells the slope.
+// z above 0, option · z elsewhere; the slope at 0 is the option, as in PyTorch. The option is at least 0, so that y
+// tells the slope.
 struct LeakyRelu {
     static constexpr bool kSelects = false, kSlopeFromOutput = true;
     static constexpr double kAtZero = 0.0;

@@ -1,5 +1,5 @@
-// Functions that activations are made of, over a float lane type (common/lanes.h). Vectors of doubles bring their own of the same
-// names, by libm (cpu/simd_lanes.h).
+// Functions that activations are made of, over a float lane type (common/lanes.h). Vectors of doubles bring their own
+// of the same names, by libm (cpu/simd_lanes.h).
 #pragma once
 #include "common/lanes.h"
 
@@ -22,7 +22,8 @@ TOYKERN_MATHS V exp_minus(V u) {
     return times_power(p, shifted);
 }
 
-// log(1 + u) for 0 <= u <= 1 (and NaN), as 2 artanh(u / (2 + u)): with s <= 1/3 the first term left out is below 2e-9 of the sum.
+// log(1 + u) for 0 <= u <= 1 (and NaN), as 2 artanh(u / (2 + u)): with s <= 1/3 the first term left out is below 2e-9
+// of the sum.
 template <class V>
 TOYKERN_MATHS V log_of_one_and(V u) {
     const V s = u / (Lanes<V>::all(2.0) + u), q = s * s;

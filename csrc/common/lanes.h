@@ -1,7 +1,7 @@
 // The lane type that the mathematics of this folder is written over, and its smallest member: one float.
 //
-// A lane type V is a vector of floats or doubles (cpu/simd/simd.h, cpu/simd/double.h), or a float (here, for a thread of a device and for
-// scalar code of the CPU). What it must bring, found by argument:
+// A lane type V is a vector of floats or doubles (cpu/simd/simd.h, cpu/simd/double.h), or a float (here, for a thread
+// of a device and for scalar code of the CPU). What it must bring, found by argument:
 //
 //   + - * /   fmadd(a, b, c) = a b + c, rounded once   fsqrt   magnitude = |a|
 //   fmax(bound, x): x where x is NaN, so that a NaN shows
@@ -10,8 +10,9 @@
 //   normal_of(z, Φ, φ): the standard normal distribution and its density
 //   Lanes<V>::all(x): x in all lanes
 //
-// Multiply-adds are fused where fmadd says so and nowhere else (the build turns contraction off), so a float of a device, of
-// the host and of a vector have the same bits; the exceptions are normal_of, whose erf and exp are each side's own.
+// Multiply-adds are fused where fmadd says so and nowhere else (the build turns contraction off), so a float of a
+// device, of the host and of a vector have the same bits; the exceptions are normal_of, whose erf and exp are each
+// side's own.
 #pragma once
 #include <cstdint>
 

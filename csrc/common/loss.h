@@ -7,7 +7,8 @@
 
 namespace toykern {
 
-// Adds one output's part to `sum`; returns half its gradient: the 2 goes with the mean, which is the update's or the scale's.
+// Adds one output's part to `sum`; returns half its gradient: the 2 goes with the mean, which is the update's or the
+// scale's.
 template <class V>
 TOYKERN_MATHS V add_squared_error(V error, V importance, V& sum) {
     const V weighted = error * importance;

@@ -1,5 +1,6 @@
-// One optimiser step of one parameter, with PyTorch's arithmetic (torch.optim.SGD, Adam, AdamW; decoupled decay of Loshchilov & Hutter
-// 2019), over a lane type (common/lanes.h). Scalars that depend on the step are made in double and rounded once.
+// One optimiser step of one parameter, with PyTorch's arithmetic (torch.optim.SGD, Adam, AdamW; decoupled decay of
+// Loshchilov & Hutter 2019), over a lane type (common/lanes.h). Scalars that depend on the step are made in double and
+// rounded once.
 //
 //   AdamW  p *= 1 - lr·wd;  m += (g - m)(1 - β1);  v = β2 v + (1 - β2) g²;  p -= lr/bc1 · m / (√v/√bc2 + eps)
 //   Adam   the same with g += wd·p instead of the decay
@@ -21,7 +22,8 @@ struct UpdateConstants {
     float mu, undamped;
 };
 
-// `lr` is the step's learning rate, `corrected` the same over bc1, `inverse_bc2` is 1 / √bc2 (1 each where there is no correction).
+// `lr` is the step's learning rate, `corrected` the same over bc1, `inverse_bc2` is 1 / √bc2 (1 each where there is no
+// correction).
 TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, int64_t model, int64_t step, double lr,
                                                 double corrected, double inverse_bc2) {
     UpdateConstants c = {};
@@ -80,8 +82,9 @@ TOYKERN_MATHS V updated(const UpdateConstants& c, V w, V g, V& s1, V& s2) {
     return c.kind == Optimizer::kSGD ? sgd_step(c, w, g, s1) : adam_step(c, w, g, s1, s2);
 }
 
-// What the optimiser sees of the gradient of a sparse model's weight, which stands at `at` in the caller's arrays: 0 where there is no
-// connection, so that weight and moments stay 0 there. The last step's own gradient is written down for whoever grows connections.
+// What the optimiser sees of the gradient of a sparse model's weight, which stands at `at` in the caller's arrays: 0
+// where there is no connection, so that weight and moments stay 0 there. The last step's own gradient is written down
+// for whoever grows connections.
 TOYKERN_SHARED float connected_gradient(const TrainParams& p, int64_t step, int64_t at, float g) {
     if (p.gradient && step + 1 == p.first_step + p.steps) p.gradient[at] = g;
     return p.connected[at] ? g : 0.0f;

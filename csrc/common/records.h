@@ -10,7 +10,8 @@ class LossRecord {
     LossRecord() = default;
     TOYKERN_HD LossRecord(const TrainParams& p, int64_t model) : carry_(p.loss_carry[model]) { open(p, p.first_step); }
 
-    // The mean batch loss of the next step; false if it is not finite: the model has diverged at this step and its training ends.
+    // The mean batch loss of the next step; false if it is not finite: the model has diverged at this step and its
+    // training ends.
     TOYKERN_HD bool add(const TrainParams& p, int64_t model, int64_t step, double loss, bool writer) {
         if (!(loss - loss == 0.0)) {
             if (writer) p.diverged_at[model] = step;

@@ -1,7 +1,8 @@
 // Kernels across cores: who takes which model, in memory made beforehand.
 //
-// With models enough, every thread is a team of one and takes models from a common queue. With fewer models than threads, all threads
-// form one team and share each model's batch (where its shape has parts to share). Neither choice changes a bit of any model.
+// With models enough, every thread is a team of one and takes models from a common queue. With fewer models than
+// threads, all threads form one team and share each model's batch (where its shape has parts to share). Neither choice
+// changes a bit of any model.
 #include <pthread.h>
 
 #include <chrono>

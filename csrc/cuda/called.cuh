@@ -1,7 +1,9 @@
-// Activations for loops of a device that list none: by a call, so that a loop's code does not hold every activation many times over.
+// Activations for loops of a device that list none: by a call, so that a loop's code does not hold every activation
+// many times over.
 //
-// The mathematics is common/activation.h over a float. A loop that is templated on its activation takes FloorActivation<float> (none and
-// ReLU, in the pass itself) or CalledActivation (all that there are, with their slopes kept beside the codes).
+// The mathematics is common/activation.h over a float. A loop that is templated on its activation takes
+// FloorActivation<float> (none and ReLU, in the pass itself) or CalledActivation (all that there are, with their slopes
+// kept beside the codes).
 #pragma once
 #include <type_traits>
 

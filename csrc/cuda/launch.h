@@ -1,4 +1,5 @@
-// Launching kernels: on the caller's device and stream, every failure an exception that names the kernel. For .cu files.
+// Launching kernels: on the caller's device and stream, every failure an exception that names the kernel. For .cu
+// files.
 //
 //     DeviceGuard guard(device);
 //     LaunchShape shape;

@@ -1,7 +1,8 @@
-// The one place where a training loop is picked on a device: by the shape alone, since it decides the order of the sums.
+// The one place where a training loop is picked on a device: by the shape alone, since it decides the order of the
+// sums.
 //
-//   tiny    half a warp to a model, everything in registers             train_tiny.cuh, which leaves some distributions to small; of
-//           networks with none and ReLU alone, and not of sparse models
+//   tiny    half a warp to a model, everything in registers train_tiny.cuh, which leaves some distributions to small;
+//           of networks with none and ReLU alone, and not of sparse models
 //   small   a block to a model, everything in shared memory            train_small.cuh
 //   large   kernels over all blocks, weights in device memory          train_large.cuh
 #pragma once
@@ -12,7 +13,8 @@ namespace toykern {
 
 enum class DeviceRegime { kTiny, kSmall, kLarge };
 
-// Tied networks whose shape is compiled in: calls Kernel<N, M>::run(arguments …) for the one that fits; false if there is none.
+// Tied networks whose shape is compiled in: calls Kernel<N, M>::run(arguments …) for the one that fits; false if there
+// is none.
 template <template <int, int> class Kernel, class... Arguments>
 bool for_tiny_shape(const Network& net, const Arguments&... arguments) {
     const auto is = [&](int64_t n, int64_t m) { return net.n_features == n && net.n_hidden == m; };

@@ -1,15 +1,20 @@
-// The small interface that device code is written against, so that the very same source also runs on a CPU in the tests.
+// The small interface that device code is written against, so that the very same source also runs on a CPU in the
+// tests.
 //
-//   Warp      32 lanes in lock step. Code comes in phases, w.each([&](int lane) { … }), between collectives (shuffle, ballot, scan, sync).
-//   Block     warps between barriers: b.each([&](int thread) { … }) or b.each_warp([&](const Warp& w) { … }), then b.sync().
-//   Lane<T>   a value of each lane of a warp; PerThread<T> of each thread of a block. Read and written as v[lane], v[thread].
+//   Warp      32 lanes in lock step. Code comes in phases, w.each([&](int lane) { … }), between collectives (shuffle,
+//             ballot, scan, sync).
+//   Block     warps between barriers: b.each([&](int thread) { … }) or b.each_warp([&](const Warp& w) { … }), then
+//             b.sync().
+//   Lane<T>   a value of each lane of a warp; PerThread<T> of each thread of a block. Read and written as v[lane],
+//             v[thread].
 //
-// On the device a Lane<T> is one register of the thread, each() calls its argument once, and everything inlines away. On the host a Lane<T>
-// holds 32 values and each() is a loop; lanes and warps run in ascending or, for the tests, descending order, so that a barrier that is
-// missing changes the result. Control flow between collectives is the same for all lanes of a warp (a loop ends when w.any says so), as
-// it is between barriers for all threads of a block.
+// On the device a Lane<T> is one register of the thread, each() calls its argument once, and everything inlines away.
+// On the host a Lane<T> holds 32 values and each() is a loop; lanes and warps run in ascending or, for the tests,
+// descending order, so that a barrier that is missing changes the result. Control flow between collectives is the same
+// for all lanes of a warp (a loop ends when w.any says so), as it is between barriers for all threads of a block.
 //
-// TOYKERN_DEVICE marks what is inlined, TOYKERN_DEVICE_CALL what is called, so that a rare path costs the common one no registers.
+// TOYKERN_DEVICE marks what is inlined, TOYKERN_DEVICE_CALL what is called, so that a rare path costs the common one no
+// registers.
 //
 // Determinism: every collective has one order of operations, the same on both sides.
 #pragma once
@@ -88,7 +93,8 @@ struct Block {
         f(Warp{thread % kWarpLanes, thread / kWarpLanes});
     }
     TOYKERN_DEVICE void sync() const { __syncthreads(); }
-    // The same block, but what the compiler has computed from `thread` so far is not kept in registers for what follows.
+    // The same block, but what the compiler has computed from `thread` so far is not kept in registers for what
+    // follows.
     TOYKERN_DEVICE Block anew() const {
         Block b = *this;
         asm volatile("" : "+r"(b.thread));

@@ -34,7 +34,8 @@ TOYKERN_SHARED PhiloxBlock philox(PhiloxKey key, uint32_t c0, uint32_t c1, uint3
     return {{c0, c1, c2, c3}};
 }
 
-// The block with words i, i + 16, i + 32 and i + 48 of a sequence, for i = 64·group + lane, lane < 16 (docs/data_stream.md §1).
+// The block with words i, i + 16, i + 32 and i + 48 of a sequence, for i = 64·group + lane, lane < 16
+// (docs/data_stream.md §1).
 TOYKERN_SHARED PhiloxBlock sequence_block(PhiloxKey key, Kind kind, uint32_t purpose, uint32_t member, uint32_t slice,
                                           uint32_t step, uint32_t group, uint32_t lane) {
     return philox(key, 16u * group + lane, slice, step, counter_tag(kind, purpose, member));

@@ -1,8 +1,8 @@
-// One model's tables of the data stream laid out flat, for a device to read (docs/data_stream.md §2-§5). They are made by the CPU's own
-// set-up (cpu/stream/unit_tables.inl), so both backends draw from the same numbers.
+// One model's tables of the data stream laid out flat, for a device to read (docs/data_stream.md §2-§5). They are made
+// by the CPU's own set-up (cpu/stream/unit_tables.inl), so both backends draw from the same numbers.
 //
-// Layout     UnitTables, then arrays at the offsets of TablesLayout, which follow from the units alone (not from the probabilities): one
-//            stride for all models. Arrays that no unit can need are left out.
+// Layout     UnitTables, then arrays at the offsets of TablesLayout, which follow from the units alone (not from the
+//            probabilities): one stride for all models. Arrays that no unit can need are left out.
 #pragma once
 #include "common/stream/stream.h"
 

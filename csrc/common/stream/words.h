@@ -1,7 +1,9 @@
-// What single words of the data stream become (docs/data_stream.md §3, §5-§7), one word at a time: gaps, places, magnitudes, normals,
-// members. The CPU kernels have the same with many words side by side (cpu/stream/words.inl, cpu/stream/rare.inl).
+// What single words of the data stream become (docs/data_stream.md §3, §5-§7), one word at a time: gaps, places,
+// magnitudes, normals, members. The CPU kernels have the same with many words side by side (cpu/stream/words.inl,
+// cpu/stream/rare.inl).
 //
-// Integer arithmetic, and single precision with separately rounded operations (compile with contraction off): the same bits everywhere.
+// Integer arithmetic, and single precision with separately rounded operations (compile with contraction off): the same
+// bits everywhere.
 #pragma once
 #include "common/stream/philox.h"
 #include "common/stream/tables.h"
@@ -38,8 +40,8 @@ TOYKERN_TABLED uint64_t gap(uint32_t word, uint32_t scale) {
     return (((uint64_t)z * scale) << 1) + (((uint64_t)(0xFFFFFFFFu - g) * scale) >> 31);
 }
 
-// Where an arrival falls: the sample within its slice and the place within the sample. rho >= -30, since there are no arrivals at total
-// rates below 2^-31. Times past the end of a slice are no places: see cells_in_slice.
+// Where an arrival falls: the sample within its slice and the place within the sample. rho >= -30, since there are no
+// arrivals at total rates below 2^-31. Times past the end of a slice are no places: see cells_in_slice.
 struct Place {
     uint32_t sample;
     uint64_t phi;  // of 32 + max(0, rho) bits

@@ -4,9 +4,11 @@
 //
 // Layout     x as given, [B][n]; the samples of a strip that are not all zero become columns [n][stride] in L1
 // Owner      one worker a model
-// Zeros      all-zero samples share one closed-form term; a strip of which more than one entry in four is not zero is transposed whole
+// Zeros      all-zero samples share one closed-form term; a strip of which more than one entry in four is not zero is
+//            transposed whole
 // Order      as in train_columns.inl, strips in order
-// Limits     float32, m <= 8, n·m <= 128, no hidden bias, top-k, GELU, codes that are not 0 where x is, L1, gradient to x or target tensor: layer.inl takes the rest
+// Limits     float32, m <= 8, n·m <= 128, no hidden bias, top-k, GELU, codes that are not 0 where x is, L1, gradient to
+//            x or target tensor: layer.inl takes the rest
 // Roof       one read of x from memory; the pass over columns as in train_columns.inl
 #pragma once
 #include "cpu/layer/layer.inl"

@@ -1,4 +1,5 @@
-// The layer across cores: teams of one where there are models enough and memory for them, else one team for each model in turn.
+// The layer across cores: teams of one where there are models enough and memory for them, else one team for each model
+// in turn.
 #include "cpu/threads/scratch.h"
 #include "cpu/threads/workers.h"
 

@@ -4,17 +4,21 @@
 //
 // Passes     0 mark the non-zero inputs (one scan of x), merge all-zero samples into one row with a weight
 //            1 h: chunks of features × blocks of rows
-//            2 z, y, loss, dz, dh by blocks of rows; dD, db by tiles of 64 features; one chunk after the other, so the output never exists
-//            3 da, then dE (and the gradient of x) by tiles of 64 features
-// Entries    a SparseBatch of a model that has many goes through dense tiles as well; the choice follows their number alone
-// Zeros      where few inputs of a block are not zero, or few dz, the products over them go through lists (cpu/layer/lists.inl); the choice
-//            follows counts in fixed blocks
+//            2 z, y, loss, dz, dh by blocks of rows; dD, db by tiles of 64 features; one chunk after the other, so the
+//            output never exists 3 da, then dE (and the gradient of x) by tiles of 64 features
+// Entries    a SparseBatch of a model that has many goes through dense tiles as well; the choice follows their number
+//            alone
+// Zeros      where few inputs of a block are not zero, or few dz, the products over them go through lists
+//            (cpu/layer/lists.inl); the choice follows counts in fixed blocks
 // Length     the passes share one set of panels and counts; apart they would hand twenty pointers to each other
 // Owner      a block of rows or a tile of features belongs to one worker; the team meets between passes
-// Order      sums over features run in order of chunks, sums over samples in order of rows: bits depend on shapes and data alone
-// Limits     none: any shape, memory as in cpu/layer/plan.inl; more than one segment of rows adds to the gradients of the one before
-// Roof       2 n m fused multiply-adds a row each for z, dh and dD (and h, dE where x is dense). 16,384 -> 256, batch 1024, S = .999: the
-//            three products alone are 25.8 GFLOP, the whole call ran at 266 GFLOP/s of 501 (v4, two cores; MKL's products: 165 to 195)
+// Order      sums over features run in order of chunks, sums over samples in order of rows: bits depend on shapes and
+//            data alone
+// Limits     none: any shape, memory as in cpu/layer/plan.inl; more than one segment of rows adds to the gradients of
+//            the one before
+// Roof       2 n m fused multiply-adds a row each for z, dh and dD (and h, dE where x is dense). 16,384 -> 256, batch
+//            1024, S = .999: the three products alone are 25.8 GFLOP, the whole call ran at 266 GFLOP/s of 501 (v4, two
+//            cores; MKL's products: 165 to 195)
 #pragma once
 #include "cpu/layer/output.inl"
 #include "cpu/layer/pack.inl"

@@ -5,7 +5,8 @@
 //   ColumnLists    the entries of up to 64 columns, each column's in the order of its rows
 //
 // Order      every sum runs over its list in order
-// Roof       combine: one fused multiply-add and one load for each lane group of an entry; the sums stay in registers for 8 lane groups
+// Roof       combine: one fused multiply-add and one load for each lane group of an entry; the sums stay in registers
+//            for 8 lane groups
 #pragma once
 #include "cpu/resident/products.inl"
 

@@ -2,16 +2,19 @@
 //
 //   h = f(E x), y = g(D h + b), loss = scale Σ I (t − y)² with t = x or |x|, and the gradients of E, D and b
 //
-// Layout     a lane is a model. Columns [c][n][lanes]: of every model its c-th sample that is not all zero; weights and sums [n m][lanes]
+// Layout     a lane is a model. Columns [c][n][lanes]: of every model its c-th sample that is not all zero; weights and
+//            sums [n m][lanes]
 // Owner      one worker a group of kLanes neighbouring models
-// Zeros      all-zero samples share one closed-form term; a group with a model of which more than one entry in four is not zero is
-//            transposed whole
-// Order      a model's samples in order, one after the other, and nothing else: neither neighbours nor the way in (entries, packed,
-//            transposed) change a bit, since a lane without a sample adds exact zeros
-// Limits     what cpu/layer/columns.inl takes of activations none and ReLU, and n·m <= 32, batch <= 512, batch · n <= 8192
+// Zeros      all-zero samples share one closed-form term; a group with a model of which more than one entry in four is
+//            not zero is transposed whole
+// Order      a model's samples in order, one after the other, and nothing else: neither neighbours nor the way in
+//            (entries, packed, transposed) change a bit, since a lane without a sample adds exact zeros
+// Limits     what cpu/layer/columns.inl takes of activations none and ReLU, and n·m <= 32, batch <= 512, batch · n <=
+//            8192
 // Sums       in float32, never longer than the batch; the loss together with what its rounding takes
-// Roof       one read of x from memory. 10,000 5 -> 2, batch 128, S = .99 (25.6 MB): .42 ms with x in the third-level cache and .80 washed out of
-//            it, where a sum over x by PyTorch takes .21 and .70 (v4, two cores); about a third of the time in cache is the scan of x
+// Roof       one read of x from memory. 10,000 5 -> 2, batch 128, S = .99 (25.6 MB): .42 ms with x in the third-level
+//            cache and .80 washed out of it, where a sum over x by PyTorch takes .21 and .70 (v4, two cores); about a
+//            third of the time in cache is the scan of x
 #pragma once
 #include "cpu/layer/columns.inl"
 #include "cpu/layer/entries.inl"
@@ -295,8 +298,8 @@ class LayerModels {
         }
         return count;
     }
-    // Entries to columns. Vectors without an entry, the most of them, are passed over by whole words, since a branch for each would be
-    // guessed wrong too often.
+    // Entries to columns. Vectors without an entry, the most of them, are passed over by whole words, since a branch
+    // for each would be guessed wrong too often.
     void pick(const float* from, int l) {
         const int64_t n = n_;
         const uint64_t inverse = inverse_;

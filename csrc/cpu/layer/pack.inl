@@ -125,8 +125,8 @@ inline void put_tile(const T* tile, const LayerSizes& s, T* to, bool across, int
         }
 }
 
-// The k largest stay (NaN is largest; of equal ones the first), the others become 0; gate = 1 where one stays. By a heap of those kept,
-// the least on top.
+// The k largest stay (NaN is largest; of equal ones the first), the others become 0; gate = 1 where one stays. By a
+// heap of those kept, the least on top.
 template <class T>
 inline void keep_largest(T* h, int64_t m, int64_t mp, int64_t k, int32_t* heap, T* gate) {
     const auto before = [&](int32_t a, int32_t b) {  // a is to go before b

@@ -1,7 +1,8 @@
 // Sizes and memory of the layer kernel: what a team shares, what a worker has to itself.
 //
-// The batch is taken in segments of rows (samples, all-zero ones merged where they may be), the features in chunks, so that memory does
-// not grow with the batch, and with n by a few words a feature only. Measured: 50 MiB in all at n = 262,144, m = 512, batch 1024.
+// The batch is taken in segments of rows (samples, all-zero ones merged where they may be), the features in chunks, so
+// that memory does not grow with the batch, and with n by a few words a feature only. Measured: 50 MiB in all at n =
+// 262,144, m = 512, batch 1024.
 #pragma once
 #include "common/activation.h"
 #include "cpu/layer/lists.inl"

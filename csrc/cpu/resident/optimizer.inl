@@ -1,6 +1,7 @@
 // The optimiser's step (common/optimizer_step.h) on flat float arrays of the model in hand.
 //
-// Elementwise: no order of sums, no limits. Roof: 28 bytes of cache traffic and one square root and one division an element.
+// Elementwise: no order of sums, no limits. Roof: 28 bytes of cache traffic and one square root and one division an
+// element.
 #pragma once
 #include "common/optimizer_step.h"
 #include "cpu/simd/lanes.h"

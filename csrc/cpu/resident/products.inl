@@ -1,4 +1,5 @@
-// Small matrix products in register blocks: rows times three lane groups, the operand that is read again and again in a panel.
+// Small matrix products in register blocks: rows times three lane groups, the operand that is read again and again in a
+// panel.
 //
 //   for_blocks     any block kernel over a grid of rows x lane groups
 //   multiply_all   C (+)= A B with A and C of any strides
@@ -6,7 +7,8 @@
 //
 // Types      float, and double where the names end in "Of": half as many lanes
 // Order      every element is summed over k in order, in slabs of kPanelDepth that depend on the shape alone
-// Roof       24 fused multiply-adds for 3 loads and 8 broadcasts: measured at 77-99% of the peak with its epilogue (80 -> 20 to 400 -> 30, v4)
+// Roof       24 fused multiply-adds for 3 loads and 8 broadcasts: measured at 77-99% of the peak with its epilogue (80
+//            -> 20 to 400 -> 30, v4)
 #pragma once
 #include "cpu/simd/double.h"
 #include "cpu/simd/simd.h"
@@ -17,7 +19,8 @@ namespace TOYKERN_LEVEL {
 // As many accumulators as registers: thirty-two of them with AVX-512, sixteen elsewhere.
 constexpr int kBlockRows = kLanes == 16 ? 8 : 4, kBlockVectors = 3;
 
-// n in whole lane groups; long rows get an odd number of them, since rows a power of two apart fall on the same cache sets.
+// n in whole lane groups; long rows get an odd number of them, since rows a power of two apart fall on the same cache
+// sets.
 TOYKERN_INLINE int64_t round_up(int64_t n) {
     const int64_t groups = (n + kLanes - 1) / kLanes;
     return (groups * kLanes >= 256 && groups % 2 == 0 ? groups + 1 : groups) * kLanes;
@@ -41,7 +44,8 @@ TOYKERN_INLINE void multiply(const T* a, int64_t a_row, int64_t a_k, const T* b,
     }
 }
 
-// The lane groups of a matrix that a row of blocks is about to read again and again: where its rows lie pages apart, copied together.
+// The lane groups of a matrix that a row of blocks is about to read again and again: where its rows lie pages apart,
+// copied together.
 template <class T>
 struct PanelOf {
     const T* b;  // element (k, lane) of the matrix: b[k · b_k + lane]
@@ -152,7 +156,8 @@ inline void multiply_all(ProductOf<T> p, int64_t rows, int64_t lanes, T* room) {
     }
 }
 
-// A matrix whose panels were put together beforehand, in the blocks that for_blocks makes: of use where many row blocks read it.
+// A matrix whose panels were put together beforehand, in the blocks that for_blocks makes: of use where many row blocks
+// read it.
 template <class T>
 struct Packed {
     static constexpr int kStep = Lane<T>::kCount;

@@ -1,7 +1,7 @@
 // The resident run: many steps of one model without leaving the worker (or the team of workers) that holds it.
 //
-// The batch is cut into parts, a number that follows from the shape alone; each part's gradient is summed by one worker and the parts are
-// added in order. A team of one does all parts itself: the same bits whoever does what.
+// The batch is cut into parts, a number that follows from the shape alone; each part's gradient is summed by one worker
+// and the parts are added in order. A team of one does all parts itself: the same bits whoever does what.
 #pragma once
 #include "common/records.h"
 #include "cpu/resident/train_columns.inl"

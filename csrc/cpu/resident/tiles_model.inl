@@ -1,7 +1,10 @@
-// The model in hand of train_tiles.inl: weights in both orientations, optimiser state, and the update from the parts' gradients.
+// The model in hand of train_tiles.inl: weights in both orientations, optimiser state, and the update from the parts'
+// gradients.
 //
-// Layout     decoder [m][np] and its transpose [n][mp]; encoder [n][mp] (tied: the transpose); biases [np]; pads are zeros
-// Owner      the team: hidden units (and, untied, the encoder's features) are shared in blocks, so that the bits do not depend on its size
+// Layout     decoder [m][np] and its transpose [n][mp]; encoder [n][mp] (tied: the transpose); biases [np]; pads are
+//            zeros
+// Owner      the team: hidden units (and, untied, the encoder's features) are shared in blocks, so that the bits do not
+//            depend on its size
 #pragma once
 #include "cpu/resident/optimizer.inl"
 #include "cpu/resident/products.inl"
@@ -70,9 +73,9 @@ struct TilesModel {
         export_to(a.state[1], d2, e2, b2);
     }
 
-    // One optimiser step from the gradients of all parts, [parts][stride], added in order. Workers share the hidden units (and, untied,
-    // the encoder's features) in blocks, so the result does not depend on how many there are. The (tied) weights' gradient goes to
-    // `gradient_out` [m][n] too, unless that is null.
+    // One optimiser step from the gradients of all parts, [parts][stride], added in order. Workers share the hidden
+    // units (and, untied, the encoder's features) in blocks, so the result does not depend on how many there are. The
+    // (tied) weights' gradient goes to `gradient_out` [m][n] too, unless that is null.
     void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int workers,
                 float* gradient_out) const {
         const Gradient first = gradient(g);

@@ -2,13 +2,14 @@
 //
 //   h = f(E x), y = g(D h + b), loss = Σ_j I_j (t_j − y_j)², gradients of E, D and b, over one part of the batch
 //
-// Layout     weights [n][m] (all hidden units of a feature together), x [n][columns], one accumulator vector per gradient entry
+// Layout     weights [n][m] (all hidden units of a feature together), x [n][columns], one accumulator vector per
+//            gradient entry
 // Owner      one worker per part; weights are read as broadcasts from L1, accumulators stay in registers for the listed
 //            shapes and in L1 otherwise
 // Zeros      only non-empty samples become columns (rare units); all empty samples share one closed-form term
 // Length     one class, compiled for every listed shape: its passes work on the same registers and are inlined into one
-// Order      sums run over columns in the order of their samples, at most kSumColumns to a float, then over lanes by a fixed tree:
-//            a function of the shape and the level only
+// Order      sums run over columns in the order of their samples, at most kSumColumns to a float, then over lanes by a
+//            fixed tree: a function of the shape and the level only
 // Limits     m <= 8 and n·m <= 128; train_tiles.inl takes the rest
 // Roof       5 n m fused multiply-adds and about 7 n elementwise operations per sixteen samples
 #pragma once
@@ -44,8 +45,9 @@ struct ColumnsPass {
 // Columns come in runs of this many; the ones past the last are zeros.
 constexpr int kColumnRun = 32;
 
-// kN = 0: n at run time. kTied: decoder = encoder and so are their sums. A: FloorActivation, or CalledActivation for all others. kG lane
-// groups go side by side where the registers last: each weight and each sum in L1 is then touched once for all of them.
+// kN = 0: n at run time. kTied: decoder = encoder and so are their sums. A: FloorActivation, or CalledActivation for
+// all others. kG lane groups go side by side where the registers last: each weight and each sum in L1 is then touched
+// once for all of them.
 template <int kN, int kM, bool kTied, class A>
 void columns_pass(ColumnsPass& a) {
     constexpr bool kFloor = std::is_same<A, FloorActivation<F>>::value;
@@ -259,8 +261,8 @@ struct ColumnsModel {
 
     int64_t gradient_length() const { return length; }
 
-    // One optimiser step from the gradients of all parts, [parts][stride], added in order. The weights' gradient goes to `gradient_out`
-    // [m][n] too, unless that is null.
+    // One optimiser step from the gradients of all parts, [parts][stride], added in order. The weights' gradient goes
+    // to `gradient_out` [m][n] too, unless that is null.
     void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int,
                 float* gradient_out) const {
         if (worker) return;
@@ -302,8 +304,8 @@ class ColumnsWorker {
     }
     void set_up(int64_t model) { tables_.set_up(model); }
 
-    // Sum of importance-weighted squared errors over samples first … last - 1; their gradients (half of them: the factor 2 and the mean
-    // are the update's) into g [length].
+    // Sum of importance-weighted squared errors over samples first … last - 1; their gradients (half of them: the
+    // factor 2 and the mean are the update's) into g [length].
     double accumulate(const ColumnsModel& model, const StreamKey& key, int64_t first, int64_t last, float* g) {
         n_sums_ = (int)model.length;
         for (int i = 0; i < n_sums_; ++i) sums_[i] = fzero();

@@ -2,15 +2,17 @@
 //
 //   h = f(E x), y = g(D h + b), loss = Σ_j I_j (t_j − y_j)², gradients of E, D and b, over one part of the batch
 //
-// Layout     decoder D [m][np] with features across lanes (np = n rounded up to lanes), its transpose Dt [n][mp] with hidden units
-//            across lanes; encoder Et [n][mp] (tied: Et = Dt). A tile holds up to 32 or 64 non-empty samples: their entries, codes
-//            h [rows][mp], targets and output gradients [rows][np]
-// Zeros      empty samples share one closed-form term; the first product and its gradient cost only the active entries; backward goes
-//            through active outputs alone where fewer than one in kFewActive is active
+// Layout     decoder D [m][np] with features across lanes (np = n rounded up to lanes), its transpose Dt [n][mp] with
+//            hidden units across lanes; encoder Et [n][mp] (tied: Et = Dt). A tile holds up to 32 or 64 non-empty
+//            samples: their entries, codes h [rows][mp], targets and output gradients [rows][np]
+// Zeros      empty samples share one closed-form term; the first product and its gradient cost only the active entries;
+//            backward goes through active outputs alone where fewer than one in kFewActive is active
 // Owner      one worker per part; models smaller than L2 stay in cache for the whole run
-// Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level and the model's own data
+// Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level
+//            and the model's own data
 // Limits     none but memory (scratch about 7 n·m floats a model, and 2 gradients a part); any shape runs here
-// Roof       fused multiply-adds: n m forward, 2 n m backward when dense, a row; blocks of 8 rows × 3 lane groups in registers
+// Roof       fused multiply-adds: n m forward, 2 n m backward when dense, a row; blocks of 8 rows × 3 lane groups in
+//            registers
 #pragma once
 #include "common/loss.h"
 #include "cpu/resident/tiles_model.inl"
@@ -20,11 +22,13 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-// The sparse way costs 12 to 14 times as much for each output that it visits at m = 20 to 30, 6 to 7 times at m = 100 (measured, v4).
+// The sparse way costs 12 to 14 times as much for each output that it visits at m = 20 to 30, 6 to 7 times at m = 100
+// (measured, v4).
 constexpr int64_t kFewActive = 10;
 constexpr int64_t kDenseEntries = 3;  // with more than one entry in three active the dense product is no slower
 
-// Output block: y = D h + b, residual, loss, and the gradient at the output. Other activations than these take outputs() below.
+// Output block: y = D h + b, residual, loss, and the gradient at the output. Other activations than these take
+// outputs() below.
 struct OutputPass {
     const float *h, *b, *importance, *target;
     Panel panel;  // of the decoder
@@ -201,8 +205,8 @@ class TilesWorker {
         }
     }
 
-    // One tile: its entries by row, the same as dense rows x [rows][np], and the targets before the sign is taken off. Loops over entries are flat where rows
-    // have few of them: a core would mispredict the end of every row.
+    // One tile: its entries by row, the same as dense rows x [rows][np], and the targets before the sign is taken off.
+    // Loops over entries are flat where rows have few of them: a core would mispredict the end of every row.
     void tile(int64_t rows, int64_t entries, const uint32_t* row, const uint32_t* feature, const float* value,
               const float* x, const float* target) {
         const TilesModel& w = *model_;
@@ -261,7 +265,8 @@ class TilesWorker {
             store(dh_ + i, hidden.back(load(h_ + i), load(slope_ + i), load(dh_ + i)));
     }
 
-    // out_ = the gradients at the outputs of a tile, and their loss; returns how many outputs are active (all, unless it is ReLU).
+    // out_ = the gradients at the outputs of a tile, and their loss; returns how many outputs are active (all, unless
+    // it is ReLU).
     int64_t outputs(int64_t rows, const float* target) {
         const TilesModel& w = *model_;
         const int64_t np = w.np;
@@ -364,8 +369,8 @@ class TilesWorker {
         multiply_all({h_, 1, w.mp, {out_, w.np, rows, nullptr}, g_.d, w.np, true}, w.m, w.np, panel_);
     }
 
-    // The same through the active outputs alone, listed by lane group of features and then by row, so that neighbours in the list
-    // rarely add to the same row.
+    // The same through the active outputs alone, listed by lane group of features and then by row, so that neighbours
+    // in the list rarely add to the same row.
     void backward_active(int64_t rows) {
         const int64_t np = model_->np, mp = model_->mp;
         int64_t count = 0;

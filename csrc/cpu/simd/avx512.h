@@ -216,9 +216,10 @@ TOYKERN_INLINE L carry_over(L a, L& carry) {
 }
 
 // ---- Philox 4x32-10: kBlocks runs of sixteen counters c0 = first[b] … first[b] + 15, with tags c3[b] ----
-// 64-bit lanes hold 32-bit values in their lower halves; the upper halves may be anything, since vpmuludq ignores them. Only the
-// first counter word differs between lanes, so half of the first two rounds is the same in all of them and done once, in scalars.
-// One run is bound by latency: two or three side by side take 1.3 and 1.5 times less a word (Zen 5).
+// 64-bit lanes hold 32-bit values in their lower halves; the upper halves may be anything, since vpmuludq ignores them.
+// Only the first counter word differs between lanes, so half of the first two rounds is the same in all of them and
+// done once, in scalars. One run is bound by latency: two or three side by side take 1.3 and 1.5 times less a word (Zen
+// 5).
 template <int kBlocks>
 TOYKERN_INLINE void philox16(const uint32_t (&first)[kBlocks], uint32_t c1, uint32_t c2, const uint32_t (&c3)[kBlocks],
                              const RoundKeys& keys, uint32_t* const (&out)[kBlocks]) {

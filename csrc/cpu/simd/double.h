@@ -1,7 +1,8 @@
-// Double-precision lanes, half as many as there are float lanes: the vocabulary of simd.h's F that layers of float64 use.
+// Double-precision lanes, half as many as there are float lanes: the vocabulary of simd.h's F that layers of float64
+// use.
 //
-// Written with the compiler's vector types, whose operators need no intrinsics; only the fused multiply-add does. The baseline
-// has none and rounds twice, as its float lanes do.
+// Written with the compiler's vector types, whose operators need no intrinsics; only the fused multiply-add does. The
+// baseline has none and rounds twice, as its float lanes do.
 #pragma once
 #include "cpu/simd/simd.h"
 

@@ -1,4 +1,5 @@
-// The CPU's vectors as lane types of the common mathematics (common/lanes.h): what simd.h and cpu/simd/double.h do not have already.
+// The CPU's vectors as lane types of the common mathematics (common/lanes.h): what simd.h and cpu/simd/double.h do not
+// have already.
 #pragma once
 #include "common/activation.h"
 #include "cpu/simd/double.h"
@@ -10,8 +11,8 @@ namespace TOYKERN_LEVEL {
 TOYKERN_INLINE F times_power(F p, F shifted) {
     return as_floats(as_words(p) + shl(as_words(shifted) - as_words(bcast(12582912.0f)), 23));
 }
-// Φ(z) and φ(z) of the standard normal distribution; erf in single precision after Abramowitz & Stegun 7.1.26 (an error below
-// 1.5e-7, says its source), in double precision by libm.
+// Φ(z) and φ(z) of the standard normal distribution; erf in single precision after Abramowitz & Stegun 7.1.26 (an error
+// below 1.5e-7, says its source), in double precision by libm.
 TOYKERN_INLINE void normal_of(F z, F& distribution, F& density) {
     const F a = magnitude(z) * bcast(0.70710678f);
     const F e = toykern::exp_minus(a * a);

@@ -23,7 +23,8 @@
 #define TOYKERN_INLINE inline __attribute__((always_inline))
 
 namespace toykern {
-// Philox's key schedule, each key in the lower half of 64 bits so that a vector instruction can broadcast it from memory.
+// Philox's key schedule, each key in the lower half of 64 bits so that a vector instruction can broadcast it from
+// memory.
 struct RoundKeys {
     uint64_t k0[10], k1[10];
 };

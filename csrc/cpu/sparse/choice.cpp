@@ -1,6 +1,8 @@
 // Choosing connections: the largest scores, the lowest of a model's, and free places at random.
 //
-// Integers and comparisons. Every result is defined without reference to threads or to the order of work (ties: cpu/sparse/ties.h), and equals what toykern/sparse computes in PyTorch and NumPy elsewhere. Linear in what is looked at: histograms instead of sorts.
+// Integers and comparisons. Every result is defined without reference to threads or to the order of work (ties:
+// cpu/sparse/ties.h), and equals what toykern/sparse computes in PyTorch and NumPy elsewhere. Linear in what is looked
+// at: histograms instead of sorts.
 #include <cmath>
 #include <vector>
 
@@ -245,8 +247,8 @@ void random_places_of(const RandomPlacesParams& p, const ChoiceKernels& kernels,
     const int64_t* end = std::lower_bound(taken, p.taken + p.n_taken, first + p.size);
     const int64_t n_taken = end - taken, free = p.size - n_taken, count = std::min(p.counts[g], free);
     if (count <= 0) return;
-    // The first `wanted` different numbers of the sequence floor(word · free / 2^64), as bits; where more than half are asked for,
-    // they say which to leave out.
+    // The first `wanted` different numbers of the sequence floor(word · free / 2^64), as bits; where more than half are
+    // asked for, they say which to leave out.
     const bool left_out = 2 * count > free;
     const int64_t wanted = left_out ? free - count : count;
     std::vector<uint64_t> bits((size_t)(free + 63) / 64);
@@ -267,7 +269,8 @@ void random_places_of(const RandomPlacesParams& p, const ChoiceKernels& kernels,
         for (uint64_t& word : bits) word = ~word;
         if (free % 64) bits.back() &= (1ull << (free % 64)) - 1;
     }
-    // Slices of the bits: each begins after what those before it found, and after the taken places before its first free one.
+    // Slices of the bits: each begins after what those before it found, and after the taken places before its first
+    // free one.
     const auto n_words = (int64_t)bits.size();
     const int64_t slices = std::max<int64_t>(1, std::min<int64_t>(threads == 1 ? 1 : 2 * threads, n_words));
     std::vector<int64_t> at((size_t)slices + 1, (int64_t)out.size());

@@ -1,4 +1,5 @@
-// What the sparse kernels need beside lanes of floats and doubles (cpu/simd/simd.h, cpu/simd/double.h): numbers stored as bfloat16.
+// What the sparse kernels need beside lanes of floats and doubles (cpu/simd/simd.h, cpu/simd/double.h): numbers stored
+// as bfloat16.
 //
 //   Stored<T>   what a stored type is computed in, and single numbers to and from it
 //   BFloat16    computed in float. Rounded to nearest even; a NaN stays one.

@@ -2,7 +2,8 @@
 //
 // A panel lets a product read the 64 samples of one feature as whole vectors, whichever feature a connection names.
 // x [samples][features] as stored; panel [features][64] in the type of the computation, samples beyond the tile's 0.
-// Squares of kN x kN through registers; what does not fill one goes number by number. Bound by memory: each number is read and written once.
+// Squares of kN x kN through registers; what does not fill one goes number by number. Bound by memory: each number is
+// read and written once.
 #pragma once
 #include "cpu/sparse/lanes.inl"
 #include "toykern/sparse.h"
@@ -57,9 +58,10 @@ void sparse_pack(const SparsePack& p, int64_t feature0, int64_t feature1) {
 
 // The other way: rows [count][64] of results to out[s · stride + r], r < count <= kRowsOut.
 //
-// 64 rows at once, through a buffer: a sample's numbers leave as a run of neighbouring cache lines. Squares stored as they come out of
-// the registers would go to one line of each sample after another, and where a sample is a multiple of 4 KiB all of these share
-// one set of the cache, which is five times slower. The buffer's own rows are a line longer for the same reason.
+// 64 rows at once, through a buffer: a sample's numbers leave as a run of neighbouring cache lines. Squares stored as
+// they come out of the registers would go to one line of each sample after another, and where a sample is a multiple of
+// 4 KiB all of these share one set of the cache, which is five times slower. The buffer's own rows are a line longer
+// for the same reason.
 constexpr int kRowsOut = 64;
 template <class T>
 TOYKERN_INLINE void unpack_rows(const typename Stored<T>::Computed* rows, int64_t count, int64_t samples, T* out,

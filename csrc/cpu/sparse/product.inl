@@ -1,13 +1,15 @@
 // Rows of a sparse matrix times a panel: out[s][r] = act(bias[r] + Σ_i value[i] · panel[index[i]][s]).
 //
-// The forward pass over rows, and the gradient of the input over columns (value, index: the same connections by column).
+// The forward pass over rows, and the gradient of the input over columns (value, index: the same connections by
+// column).
 //
 // Layout     panel [features][64 samples]; out as stored, a sample's rows side by side
 // Owner      a row's 64 sums stay in registers over the whole row; 64 rows leave together, transposed
-// Order      each sum runs over the row's connections in order, in kSlots interleaved chains (8 / vectors in hand) that are
-//            added as a binary tree: it follows from the level, the row and the samples of the tile, nothing else
+// Order      each sum runs over the row's connections in order, in kSlots interleaved chains (8 / vectors in hand) that
+//            are added as a binary tree: it follows from the level, the row and the samples of the tile, nothing else
 // Limits     none; a tile of few samples uses fewer vectors
-// Roof       a connection costs one load and one multiply-add for each vector of samples, from L2 where the panel does not fit L1
+// Roof       a connection costs one load and one multiply-add for each vector of samples, from L2 where the panel does
+//            not fit L1
 #pragma once
 #include "cpu/sparse/pack.inl"
 

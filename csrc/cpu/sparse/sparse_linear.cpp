@@ -1,17 +1,20 @@
 // The sparse layer across cores: forward and backward of K layers of one shape.
 //
-// Two ways to share the work, chosen by its size; neither changes a bit of any result, since every sum belongs to one worker whatever its order of arrival:
+// Two ways to share the work, chosen by its size; neither changes a bit of any result, since every sum belongs to one
+// worker whatever its order of arrival:
 //
-//   alone     a worker takes a model (forward: a tile of a model), and does everything in memory of its own: ensembles, and anything on one thread
-//   together  all workers share each model: they pack all tiles, then divide the rows (or columns) of every tile among them
+//   alone     a worker takes a model (forward: a tile of a model), and does everything in memory of its own: ensembles,
+//             and anything on one thread
+//   together all workers share each model: they pack all tiles, then divide the rows (or columns) of every tile among
+//   them
 //
 // The file is long because forward and backward, alone and together, divide the same tiles and have to agree on them.
 //
 // Layers below kSerialWork run on the calling thread: waking a second costs more than they do.
 //
-// Backward takes the tiles in blocks whose panels fit the workers' second-level caches: packs a block, then uses it for dx and for
-// dvalues, which go on from what the blocks before left. Tiles stay in order, so the size of a block (it depends on the
-// number of threads) changes no bit. A call is one parallel region; between its phases the workers meet.
+// Backward takes the tiles in blocks whose panels fit the workers' second-level caches: packs a block, then uses it for
+// dx and for dvalues, which go on from what the blocks before left. Tiles stay in order, so the size of a block (it
+// depends on the number of threads) changes no bit. A call is one parallel region; between its phases the workers meet.
 #include <atomic>
 #include <cstring>
 #include <stdexcept>
@@ -27,13 +30,13 @@ constexpr int64_t kSerialWork = 1 << 18;         // multiply-adds
 constexpr int64_t kSerialSlots = 1 << 16;        // to sort: each is worth several of those
 constexpr int64_t kGradientSlots = 1 << 15;      // of a chunk of rows whose gradients stay in L2 while the tiles pass
 constexpr size_t kBlockBytes = (size_t)1 << 20;  // panels of a block, for each worker
-// Outputs from this size on are written past the caches. They leave no room in the second level, and lines that come from the
-// third to be overwritten cost three times the write; it pays even where the next layer reads them at once.
+// Outputs from this size on are written past the caches. They leave no room in the second level, and lines that come
+// from the third to be overwritten cost three times the write; it pays even where the next layer reads them at once.
 constexpr size_t kPastCaches = (size_t)1 << 20;
 constexpr int64_t kRowsTogether = 16;  // chunks of rows begin at multiples: whole cache lines of the output
 
-// For each phase p < phases, one after the other: work(p, i, worker) for i < count(p), on `threads` threads that take numbers
-// from one counter. All of a phase is done before the next begins.
+// For each phase p < phases, one after the other: work(p, i, worker) for i < count(p), on `threads` threads that take
+// numbers from one counter. All of a phase is done before the next begins.
 template <class Count, class Work>
 void in_phases(int64_t phases, int threads, const Count& count, const Work& work) {
     if (threads <= 1) {
@@ -105,7 +108,8 @@ void check_index(const SparseKernels& kernels, const char* name, const int32_t* 
                                     " in all slots of a connection");
 }
 
-// Every index that the kernels will follow: about a hundredth of a pass, and no array of indices that was tampered with can lead outside.
+// Every index that the kernels will follow: about a hundredth of a pass, and no array of indices that was tampered with
+// can lead outside.
 void check_topology(const SparseTopology& t, const SparseKernels& kernels, bool by_column) {
     for (int64_t k = 0; k < t.n_models; ++k) {
         const int64_t first = k * t.capacity;
@@ -211,8 +215,8 @@ struct Call {
     }
 };
 
-// Whether whole items divide among the workers without one of them waiting for long. What a worker made is then used by itself:
-// between cores that share no cache, fetching the other's panels takes longer than the work over them.
+// Whether whole items divide among the workers without one of them waiting for long. What a worker made is then used by
+// itself: between cores that share no cache, fetching the other's panels takes longer than the work over them.
 bool even(int64_t items, int threads) { return items % threads == 0 || items >= 4 * threads; }
 
 size_t rounded(size_t bytes) { return (bytes + 127) / 64 * 64; }
@@ -401,8 +405,8 @@ void sparse_linear_backward(const SparseLinearParams& p) {
 
 namespace {
 
-// One model's index by column: a counting sort, in which every thread has counts of its own for a share of the rows. Within a column the
-// shares stand in the order of their rows, so the result is the same for any number of them.
+// One model's index by column: a counting sort, in which every thread has counts of its own for a share of the rows.
+// Within a column the shares stand in the order of their rows, so the result is the same for any number of them.
 void transpose_model(const SparseTransposeParams& p, int64_t k, int threads) {
     const int64_t* row_start = p.row_start + k * (p.out_features + 1);
     const int32_t* column = p.column + k * p.capacity;

@@ -1,10 +1,11 @@
 // The largest of scores that come piece by piece, for gradients that are never held as a whole.
 //
-// A threshold rises as scores are seen: the lower edge of the bin (cpu/sparse/scores.h) in which the count-th best so far stands. A piece
-// is scanned for what reaches it. Early on that is much of a piece; so a sample of the piece says to which bin the threshold
-// will rise, and if no fewer than the count are found above that one, nothing below can matter; otherwise the piece, which is
-// still there, is scanned again. So the choice is exact, and follows from the scores and their places alone. Equals of the count-th
-// best come in as well, since the random words of ties may prefer them to what is held.
+// A threshold rises as scores are seen: the lower edge of the bin (cpu/sparse/scores.h) in which the count-th best so
+// far stands. A piece is scanned for what reaches it. Early on that is much of a piece; so a sample of the piece says
+// to which bin the threshold will rise, and if no fewer than the count are found above that one, nothing below can
+// matter; otherwise the piece, which is still there, is scanned again. So the choice is exact, and follows from the
+// scores and their places alone. Equals of the count-th best come in as well, since the random words of ties may prefer
+// them to what is held.
 #include <cstring>
 
 #include "cpu/sparse/scores.h"
@@ -128,8 +129,8 @@ void LargestStream::forget() {
 
 void LargestStream::select() {
     raise();
-    // The bin of the threshold holds the count-th best; the bins above, fewer than the count. Within the bin, two more rounds of bins
-    // find the key exactly.
+    // The bin of the threshold holds the count-th best; the bins above, fewer than the count. Within the bin, two more
+    // rounds of bins find the key exactly.
     const uint32_t bin = floor_ >> kShift;
     int64_t missing = count_;
     for (int64_t higher = (int64_t)bin + 1; higher < kBins; ++higher) missing -= bins_[(size_t)higher];

@@ -1,7 +1,9 @@
-// Which of equal scores are chosen: those with the smallest random words (docs/data_stream.md §9), or the first where none are drawn.
+// Which of equal scores are chosen: those with the smallest random words (docs/data_stream.md §9), or the first where
+// none are drawn.
 //
-// A word belongs to an entry's place in its model, so the choice depends on neither threads, nor pieces, nor what stands beside the model.
-// Words are drawn for entries at the edge of the choice alone: where scores differ there, nothing is.
+// A word belongs to an entry's place in its model, so the choice depends on neither threads, nor pieces, nor what
+// stands beside the model. Words are drawn for entries at the edge of the choice alone: where scores differ there,
+// nothing is.
 #pragma once
 #include <algorithm>
 #include <vector>

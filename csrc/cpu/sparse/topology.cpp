@@ -1,8 +1,9 @@
 // Updates of a topology: merging what came with what stayed, moving slots, keeping account.
 //
-// Integers and comparisons, so one build serves every instruction-set level. Every result is defined without reference to threads or to
-// the order of work, and equals what toykern/sparse computes in PyTorch elsewhere. Loops over connections have no branches that
-// depend on which go and which come: those are random, and a processor that guesses them wrong waits longer than the work takes.
+// Integers and comparisons, so one build serves every instruction-set level. Every result is defined without reference
+// to threads or to the order of work, and equals what toykern/sparse computes in PyTorch elsewhere. Loops over
+// connections have no branches that depend on which go and which come: those are random, and a processor that guesses
+// them wrong waits longer than the work takes.
 #include <cstring>
 #include <limits>
 #include <stdexcept>

@@ -1,13 +1,16 @@
-// The gradient of the values, at existing connections only: dvalue[i] = Σ_s dy[r][s] · x[column[i]][s]; dbias[r] = Σ_s dy[r][s].
+// The gradient of the values, at existing connections only: dvalue[i] = Σ_s dy[r][s] · x[column[i]][s]; dbias[r] = Σ_s
+// dy[r][s].
 //
 // A sampled product (SDDMM): of the dense gradient dYᵀ X, the entries that the topology names.
 //
 // Layout     x [tiles][in][64], dy [tiles][out][64] panels, zero beyond the batch
-// Owner      a row's 64 numbers of dy stay in registers over the row's connections; sixteen sums over lanes are made at once
-// Order      lanes within a vector as a tree, vectors of a tile in order, tiles in order: from the level and the batch size
+// Owner      a row's 64 numbers of dy stay in registers over the row's connections; sixteen sums over lanes are made at
+//            once
+// Order      lanes within a vector as a tree, vectors of a tile in order, tiles in order: from the level and the batch
+//            size
 // Limits     none
-// Roof       a connection costs, for each vector of samples, one load and one multiply-add, and for each tile a sixteenth of 45 shuffles and
-//            additions and 12 bytes of L2 traffic
+// Roof       a connection costs, for each vector of samples, one load and one multiply-add, and for each tile a
+//            sixteenth of 45 shuffles and additions and 12 bytes of L2 traffic
 #pragma once
 #include "cpu/sparse/pack.inl"
 

@@ -1,4 +1,5 @@
-// Gates and magnitudes of the frequent units (docs/data_stream.md §4): 512 gates at a time, bit-sliced; 16 samples handed out at a time.
+// Gates and magnitudes of the frequent units (docs/data_stream.md §4): 512 gates at a time, bit-sliced; 16 samples
+// handed out at a time.
 //
 // Owner      one worker; nothing survives a batch
 // Roof       11/32 random word a gate, one a magnitude; no gate words where all units are always active
@@ -36,7 +37,8 @@ class FrequentCursor {
         open_slice(rank);
     }
 
-    // Gates of the next 16 samples: bit (s & 15) + shift() of gates()[d]; their magnitudes from offset() on in values(r).
+    // Gates of the next 16 samples: bit (s & 15) + shift() of gates()[d]; their magnitudes from offset() on in
+    // values(r).
     void next16() {
         if ((next_ & (((int64_t)1 << slice_log2_) - 1)) == 0) open_slice(0);
         slice_ = (uint32_t)(next_ >> slice_log2_);

@@ -1,10 +1,12 @@
-// Arrivals of the rare units (docs/data_stream.md §3): a Poisson process in 64-bit fixed point, as a sorted list of entries.
+// Arrivals of the rare units (docs/data_stream.md §3): a Poisson process in 64-bit fixed point, as a sorted list of
+// entries.
 //
-// Layout     64 or 128 arrivals a refill: gap words -> fixed-point logarithm -> running sum -> (sample, unit) -> packed entries
+// Layout     64 or 128 arrivals a refill: gap words -> fixed-point logarithm -> running sum -> (sample, unit) -> packed
+//            entries
 // Owner      one worker; nothing survives a batch
 // Zeros      the cost follows the arrivals alone, whatever the probabilities
-// Roof       2 random words (0.16 ns each with two blocks side by side, Zen 5) and about 8 instructions an arrival at v4; measured
-//            1.0 ns an arrival where there are hundreds, 1.6 ns where there are fifty
+// Roof       2 random words (0.16 ns each with two blocks side by side, Zen 5) and about 8 instructions an arrival at
+//            v4; measured 1.0 ns an arrival where there are hundreds, 1.6 ns where there are fifty
 #pragma once
 #include "cpu/stream/words.inl"
 
@@ -19,7 +21,8 @@ class RareCursor {
         magnitudes_ = w.take<float>(64 * (size_t)tables.max_members + 64);
     }
 
-    // Samples first … last - 1 of the batch. Arrivals of the first slice that fall before `first` are drawn and dropped.
+    // Samples first … last - 1 of the batch. Arrivals of the first slice that fall before `first` are drawn and
+    // dropped.
     void begin(const StreamKey& key, int64_t first, int64_t last) {
         key_ = &key;
         first_ = (uint32_t)first;
@@ -69,8 +72,8 @@ class RareCursor {
   private:
     void choose_width(uint32_t sample) { wide_ = t_->plain && t_->rare_rate * (double)(batch_ - sample) > 96.0; }
 
-    // The arrivals of the words in words_; true if the slice ended among them. kSimple: all rare units are single features of one
-    // rate, in order. kLongCells: a cell holds several samples (rho < 0).
+    // The arrivals of the words in words_; true if the slice ended among them. kSimple: all rare units are single
+    // features of one rate, in order. kLongCells: a cell holds several samples (rho < 0).
     template <bool kSimple, bool kLongCells>
     bool arrivals(EntryList& list) {
         const RareProcess r = t_->rare;
@@ -88,7 +91,8 @@ class RareCursor {
         L times[128 / kLanes];
         const int words = wide_ ? 128 : 64;
         for (int v = 0; v < words; v += kGroup * kLanes) gaps(words_ + v, scale, times + v / kLanes);
-        // The end is looked for every 64 arrivals: it is rarely where a core predicts it. What lies past it is not kept.
+        // The end is looked for every 64 arrivals: it is rarely where a core predicts it. What lies past it is not
+        // kept.
         for (int v = 0; v < words && !(ended && v % 64 == 0); v += kLanes) {
             const L time = carry_over(times[v / kLanes], carry);
             const U cell = high_words(time), fraction = low_words(time);
@@ -137,8 +141,8 @@ class RareCursor {
         last_sample_ = last_unit_ = ubcast(0xFFFFFFFFu);
     }
 
-    // Exponential gaps in units of 2^-32 cells (§3) by a fixed-point logarithm, summed up within each lane group. Several lane groups
-    // side by side: one alone would wait for its own multiplications.
+    // Exponential gaps in units of 2^-32 cells (§3) by a fixed-point logarithm, summed up within each lane group.
+    // Several lane groups side by side: one alone would wait for its own multiplications.
     static constexpr int kGroup = kLanes == 16 ? 4 : 2;
     static TOYKERN_INLINE void gaps(const uint32_t* words, U scale, L* times) {
         U z[kGroup], tau[kGroup], segment[kGroup], s[kGroup];

@@ -1,4 +1,5 @@
-// The stream's per-model tables laid out flat for a device (common/stream/unit_tables.h): the same numbers that the CPU draws from.
+// The stream's per-model tables laid out flat for a device (common/stream/unit_tables.h): the same numbers that the CPU
+// draws from.
 #pragma once
 #include "common/stream/unit_tables.h"
 #include "cpu/stream/tables.inl"

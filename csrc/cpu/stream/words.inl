@@ -1,5 +1,5 @@
-// Random words of the data stream on the CPU, and what single words become (docs/data_stream.md §1, §5-§7): magnitudes, normals,
-// choices; the list of entries that arrivals are written to.
+// Random words of the data stream on the CPU, and what single words become (docs/data_stream.md §1, §5-§7): magnitudes,
+// normals, choices; the list of entries that arrivals are written to.
 //
 // Stateless: a word is a function of key, kind, member, slice and index. Exact at every level.
 #pragma once

@@ -1,6 +1,8 @@
-// What every parallel entry point needs around its kernels: a guard against forked children, denormals off, memory for workers.
+// What every parallel entry point needs around its kernels: a guard against forked children, denormals off, memory for
+// workers.
 //
-// Included by files compiled for the baseline only (run.cpp and its like), never by a per-level file: std:: is used here.
+// Included by files compiled for the baseline only (run.cpp and its like), never by a per-level file: std:: is used
+// here.
 #pragma once
 #include <algorithm>
 #include <cstdlib>
@@ -13,8 +15,8 @@
 
 namespace toykern {
 
-// The threads of the parent's pool do not exist in a child: throws ForkedChild there if the parent used them through us.
-// Call it before every parallel region, with the number of threads wanted.
+// The threads of the parent's pool do not exist in a child: throws ForkedChild there if the parent used them through
+// us. Call it before every parallel region, with the number of threads wanted.
 void guard_fork(int threads);
 
 // Denormals flushed while a kernel runs: those in Adam's second moment slow a core tenfold.

@@ -1,5 +1,5 @@
-// Scratch memory that outlives the call: pages fresh from the system cost a call of a millisecond a third of its time. One block of
-// each kind is kept, up to kHeldBytes; concurrent calls make blocks of their own.
+// Scratch memory that outlives the call: pages fresh from the system cost a call of a millisecond a third of its time.
+// One block of each kind is kept, up to kHeldBytes; concurrent calls make blocks of their own.
 //
 // Included by files compiled for the baseline only, as crew.h.
 #pragma once

@@ -1,4 +1,5 @@
-// Work dealt to threads from one counter, for entry points of the baseline whose results do not depend on who does what.
+// Work dealt to threads from one counter, for entry points of the baseline whose results do not depend on who does
+// what.
 #pragma once
 #include <algorithm>
 #include <atomic>

@@ -41,8 +41,9 @@ struct CountingQueue {
     }
 };
 
-// Where a team waits for its last member, several times a step. It spins for a few microseconds, the usual wait, and then gives
-// its core away: a runtime's own barrier spins far longer, which on cores that others use too costs ten times the work.
+// Where a team waits for its last member, several times a step. It spins for a few microseconds, the usual wait, and
+// then gives its core away: a runtime's own barrier spins far longer, which on cores that others use too costs ten
+// times the work.
 struct Meeting {
     std::atomic<int> arrived{0};
     std::atomic<unsigned> round{0};

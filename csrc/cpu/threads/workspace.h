@@ -2,8 +2,8 @@
 //
 // Everything is inlined into its caller: see cpu/simd/simd.h.
 //
-// A kernel describes its arrays once, in a function that takes a Workspace; that function is run on an empty one to learn
-// the size and again on real memory. Nothing is allocated inside a parallel region.
+// A kernel describes its arrays once, in a function that takes a Workspace; that function is run on an empty one to
+// learn the size and again on real memory. Nothing is allocated inside a parallel region.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,4 +1,5 @@
-// train_large.cuh run on the host, for the tests: blocks one after the other, each with shared memory of exactly the size it asks for.
+// train_large.cuh run on the host, for the tests: blocks one after the other, each with shared memory of exactly the
+// size it asks for.
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -29,7 +30,8 @@ struct HostQueue {
     }
 };
 
-// In memory of its own where the launch brings none: of workspace_bytes, or as much as a device would be asked for. Nothing in it is a number.
+// In memory of its own where the launch brings none: of workspace_bytes, or as much as a device would be asked for.
+// Nothing in it is a number.
 void run(LargeTask task, const Launch& launch) {
     const uint64_t bytes = launch.workspace_bytes ? launch.workspace_bytes : large_bytes(task.size, task.p.n_models);
     const int64_t group = large_group(task.size, bytes, task.p.n_models);

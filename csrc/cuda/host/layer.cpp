@@ -1,5 +1,5 @@
-// The layer's device source run on the host, for the tests: blocks one after the other, each with shared memory of exactly the size it asks
-// for, in which nothing is a number at first.
+// The layer's device source run on the host, for the tests: blocks one after the other, each with shared memory of
+// exactly the size it asks for, in which nothing is a number at first.
 #include <cstring>
 #include <memory>
 

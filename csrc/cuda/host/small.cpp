@@ -1,5 +1,5 @@
-// The small regime's device source run on the host, lanes in lock step. A block's shared memory is a piece of the heap of exactly the size that
-// a device would be asked for.
+// The small regime's device source run on the host, lanes in lock step. A block's shared memory is a piece of the heap
+// of exactly the size that a device would be asked for.
 #include <cstdlib>
 #include <memory>
 

@@ -1,5 +1,5 @@
-// The sparse layers' device source run on the host, for the tests: blocks one after the other, each with shared memory of its own, in which
-// nothing is a number.
+// The sparse layers' device source run on the host, for the tests: blocks one after the other, each with shared memory
+// of its own, in which nothing is a number.
 #include <cstring>
 #include <memory>
 

@@ -7,7 +7,8 @@
 //   RowsLarge     the samples that are not all zero, in order, numbered without gaps
 //
 // Order      no float sums; bits are set by integer atomics, whose order does not matter
-// Roof       sparse: n (P / 8 + …) bytes of bits and 4 bytes an entry; dense: the rows written twice, with noise four times
+// Roof       sparse: n (P / 8 + …) bytes of bits and 4 bytes an entry; dense: the rows written twice, with noise four
+//            times
 // Limits     a slice is drawn by one warp: one model of thousands of frequent units waits for its longest slice
 #pragma once
 #include "cuda/large/task.cuh"
@@ -149,7 +150,8 @@ struct NoiseLarge {
     static constexpr int kThreads = 256;
     static constexpr int kResident = 4;
     static constexpr int64_t kShared = 0;
-    // Entries are numbered by block of sixteen samples, feature, sample (docs/data_stream.md §7); a thread has four with its sample's lane.
+    // Entries are numbered by block of sixteen samples, feature, sample (docs/data_stream.md §7); a thread has four
+    // with its sample's lane.
     TOYKERN_HD static int64_t first_group(const LargeTask& t) { return t.first / 16 * t.size.n / 4; }
     TOYKERN_HD static int64_t end_group(const LargeTask& t) { return ((t.last + 15) / 16 * t.size.n + 3) / 4; }
     TOYKERN_HD static int64_t blocks(const LargeTask& t) {

@@ -1,20 +1,25 @@
-// Products of single-precision matrices on the cores of one block: a tile of C += Aᵀ B, eight by eight elements to a thread.
+// Products of single-precision matrices on the cores of one block: a tile of C += Aᵀ B, eight by eight elements to a
+// thread.
 //
-//   c[i][j] = Σ_k a(k, i) b(k, j), i < kRows, j < kColumns, k in order: one chain of fused multiply-adds an element, so that no bit
-//   depends on the tile's shape
+//   c[i][j] = Σ_k a(k, i) b(k, j), i < kRows, j < kColumns, k in order: one chain of fused multiply-adds an element, so
+//   that no bit depends on the tile's shape
 //
-// Layout     operands lie in device memory with either i (Across) or k (Along) contiguous, in vectors of four; they pass through two buffers
-//            in shared memory, [kDepth][kRows + 4] and [kDepth][kColumns + 4]: while one is multiplied the next is under way in registers
-// Owner      a block to a tile; a warp to 32 × 64 elements (64 × 32 where the tile is narrow), a thread to four quarters of 4 × 4
+// Layout     operands lie in device memory with either i (Across) or k (Along) contiguous, in vectors of four; they
+//            pass through two buffers in shared memory, [kDepth][kRows + 4] and [kDepth][kColumns + 4]: while one is
+//            multiplied the next is under way in registers
+// Owner      a block to a tile; a warp to 32 × 64 elements (64 × 32 where the tile is narrow), a thread to four
+//            quarters of 4 × 4
 // Limits     outside its bounds an operand counts as 0; those along vectors are multiples of four
-// Roof       64 multiply-adds for four shared vector loads an element of k and a thread; at 128 × 64 a vector from device memory (or L2) for each 170
+// Roof       64 multiply-adds for four shared vector loads an element of k and a thread; at 128 × 64 a vector from
+//            device memory (or L2) for each 170
 #pragma once
 #include "cuda/large/task.cuh"
 
 namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {
 
-// A number that the compiler knows nothing of: what follows from it is not computed ahead, where it would take registers from a product.
+// A number that the compiler knows nothing of: what follows from it is not computed ahead, where it would take
+// registers from a product.
 TOYKERN_DEVICE int unforeseen(int x) {
 #if defined(__CUDACC__)
     asm volatile("" : "+r"(x));
@@ -47,7 +52,8 @@ template <int kTileRows, int kTileColumns, int kTileDepth>
 struct Tile {
     static constexpr int kRows = kTileRows, kColumns = kTileColumns, kDepth = kTileDepth;
     static constexpr int kThreads = kRows * kColumns / 64;
-    // Blocks of a multiprocessor: three warps to each of its schedulers, 168 registers a thread; narrow tiles two and 255.
+    // Blocks of a multiprocessor: three warps to each of its schedulers, 168 registers a thread; narrow tiles two and
+    // 255.
     static constexpr int kResident = (kColumns < 64 ? 8 : 12) * kWarpLanes / kThreads;
     static constexpr int kWarpColumns = kColumns / 8 < 8 ? kColumns / 8 : 8, kWarpRows = kWarpLanes / kWarpColumns;
     static constexpr int kWarpsAcross = kColumns / 8 / kWarpColumns;
@@ -109,7 +115,8 @@ struct Slab {
     static TOYKERN_DEVICE int i_of(int at) { return kLie == Lie::kAcross ? at % (kWidth / 4) * 4 : at / (kDepth / 4); }
 };
 
-// c += Σ_k over the operands' depth. `seen(thread, rows, many)` is called with every slab [kDepth][kRowPitch] of the first operand.
+// c += Σ_k over the operands' depth. `seen(thread, rows, many)` is called with every slab [kDepth][kRowPitch] of the
+// first operand.
 template <class T, Lie kLieA, Lie kLieB, class Seen>
 TOYKERN_DEVICE void multiply(const Block& b, char* shared, const Operand& left, const Operand& right,
                              PerThread<Quarters>& c, const Seen& seen) {
@@ -183,8 +190,8 @@ TOYKERN_DEVICE void each_vector(const Quarters& c, int thread, const F& f) {
     }
 }
 
-// The same where f is long: one row after the other, since eight copies of f do not fit the registers beside what they work on. Registers
-// have no addresses, so all are visited for every row.
+// The same where f is long: one row after the other, since eight copies of f do not fit the registers beside what they
+// work on. Registers have no addresses, so all are visited for every row.
 template <class F>
 TOYKERN_DEVICE void each_vector_in_turn(const Quarters& c, int thread, const F& f) {
     TOYKERN_NO_UNROLL

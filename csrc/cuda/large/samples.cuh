@@ -4,13 +4,16 @@
 //   FeaturesLarge  Σ over features of a row: dense h = E x; backwards dh = d D. Cut into splits of kSplit features
 //   JoinLarge      the splits' sums added in order; h = f(…), dh = 0 where h is at the floor
 //   CodesLarge     h = f(…) and its slopes, dh f′(…), where f is no floor: the kernels above leave sums then
-//   OutputLarge    y = g(D h + b), residual, loss, and the gradient at the output d = 2 c I (y − t) [y > floor], without 2 c
+//   OutputLarge    y = g(D h + b), residual, loss, and the gradient at the output d = 2 c I (y − t) [y > floor],
+//                  without 2 c
 //   ResidualLarge  the same from z = D h + b where g is no floor: OutputLarge leaves z then
 //   LossLarge      the step's loss: records, divergence; or an evaluation's sum. The gradient of an empty sample
 //
-// Zeros      empty samples are not rows: LossLarge adds their loss, cuda/large/weights.cuh their gradient, in closed form
-// Order      entries by feature; features in order within a split, splits in order; hidden units in order after the bias; losses of 64
-//            elements of a thread in order, threads by sum_of_threads, tiles by LossLarge in strides of its threads: the shape alone
+// Zeros      empty samples are not rows: LossLarge adds their loss, cuda/large/weights.cuh their gradient, in closed
+//            form
+// Order      entries by feature; features in order within a split, splits in order; hidden units in order after the
+//            bias; losses of 64 elements of a thread in order, threads by sum_of_threads, tiles by LossLarge in strides
+//            of its threads: the shape alone
 // Roof       multiply-adds: n m forward and n m backward a row (and n m for h where dense); d written once, read twice
 #pragma once
 #include "cuda/large/products.cuh"

@@ -1,17 +1,19 @@
 // What the kernels of train_large.cuh are handed, and how a model's scratch memory is laid out.
 //
-// Layout     a slot a model, one after the other behind a header; models are taken in groups of as many as there are slots:
-//              encoder [n][mp], untied also decoder [n][mp], each with two moments (and its gradient where a batch is longer than kChain)
-//              bias, moments, gradient, importance [np]
-//              what an empty sample's gradient is at the outputs [np]
-//              the samples of one piece of the batch: x [P][np], d [P][np], h [P][mp], dh [P][mp], partial sums [splits][P][mp]; where
-//              the activation is no floor (common/activation.h) also its pre-outputs z [P][np], its codes' slopes [P][mp]
-//              of sparse models: active [P][nw] and by_feature [n][pw] (a bit an entry), sample_of_row [P], row_of_sample [P],
-//              used [pw] (a bit a sample)
-//            np, mp = n, m rounded up to whole vectors, the rest zeros; nw, pw = words of n, P bits. P, splits follow from the shape.
-// Modes      sparse: x is written where a bit of `active` is set and nowhere else; rows are the samples that are not all zero.
-//            dense (with noise, or more than one entry in kDenseShare expected to be active): x is whole, every sample is a row. With
-//            noise x is the noisy input, and d holds the targets until it is overwritten by the gradient at the output.
+// Layout     a slot a model, one after the other behind a header; models are taken in groups of as many as there are
+//            slots:
+//              encoder [n][mp], untied also decoder [n][mp], each with two moments (and its gradient where a batch is
+//              longer than kChain) bias, moments, gradient, importance [np] what an empty sample's gradient is at the
+//              outputs [np] the samples of one piece of the batch: x [P][np], d [P][np], h [P][mp], dh [P][mp], partial
+//              sums [splits][P][mp]; where the activation is no floor (common/activation.h) also its pre-outputs z
+//              [P][np], its codes' slopes [P][mp] of sparse models: active [P][nw] and by_feature [n][pw] (a bit an
+//              entry), sample_of_row [P], row_of_sample [P], used [pw] (a bit a sample)
+//            np, mp = n, m rounded up to whole vectors, the rest zeros; nw, pw = words of n, P bits. P, splits follow
+//            from the shape.
+// Modes      sparse: x is written where a bit of `active` is set and nowhere else; rows are the samples that are not
+//            all zero. dense (with noise, or more than one entry in kDenseShare expected to be active): x is whole,
+//            every sample is a row. With noise x is the noisy input, and d holds the targets until it is overwritten by
+//            the gradient at the output.
 #pragma once
 #include "common/activation.h"
 #include "common/loss.h"
@@ -130,7 +132,8 @@ struct LargeTask {
     TOYKERN_DEVICE bool skips(int64_t model) const { return training() && p.diverged_at[first_model + model] >= 0; }
     TOYKERN_DEVICE bool noisy() const { return p.data.noise > 0.0f; }
     TOYKERN_HD int64_t samples() const { return last - first; }
-    // What the products' epilogues do: a floor. Other activations come after them, in kernels of their own; here they are none.
+    // What the products' epilogues do: a floor. Other activations come after them, in kernels of their own; here they
+    // are none.
     TOYKERN_DEVICE FloorActivation<float> hidden_floor() const { return floor_of(p.network.hidden_activation); }
     TOYKERN_DEVICE FloorActivation<float> output_floor() const { return floor_of(p.network.output_activation); }
     TOYKERN_DEVICE AnyActivation<float> hidden() const {
@@ -162,8 +165,9 @@ struct BlockOf {
     TOYKERN_DEVICE BlockOf(int64_t block, int64_t parts) : model(block / parts), part(block % parts) {}
 };
 
-// The sum over a block's threads (a multiple of 32, at most 1024), the same in all: warps by butterflies, then in order. Shared: 32 doubles,
-// which all threads may still be reading when it returns: a barrier must come before they are used for anything else.
+// The sum over a block's threads (a multiple of 32, at most 1024), the same in all: warps by butterflies, then in
+// order. Shared: 32 doubles, which all threads may still be reading when it returns: a barrier must come before they
+// are used for anything else.
 TOYKERN_DEVICE double sum_of_threads(const Block& b, const PerThread<double>& v, char* shared) {
     double* of_warp = reinterpret_cast<double*>(shared);
     b.each_warp([&](const Warp& w) {

@@ -1,24 +1,29 @@
-// The resident step for shapes whose weights do not fit one block's shared memory: a fixed sequence of kernels over all blocks of a device.
+// The resident step for shapes whose weights do not fit one block's shared memory: a fixed sequence of kernels over all
+// blocks of a device.
 //
 //   h = f(E x), y = g(D h + b), loss = Σ_j I_j (t_j − y_j)², gradients of E, D and b over the whole batch, update
 //
 //   draw       ClearLarge, DrawLarge, [NoiseLarge,] RowsLarge            cuda/large/draw.cuh
-//   forward    GatherLarge or FeaturesLarge [and JoinLarge] [, CodesLarge], OutputLarge [, ResidualLarge]   cuda/large/samples.cuh
+//   forward    GatherLarge or FeaturesLarge [and JoinLarge] [, CodesLarge], OutputLarge [, ResidualLarge]
+//              cuda/large/samples.cuh
 //   loss       LossLarge: record, or the mark of divergence
 //   backward   FeaturesLarge [and JoinLarge] [, CodesLarge]
 //   update     WeightsLarge                                              cuda/large/weights.cuh
 //
-// Layout     all models of a group side by side in each launch, a slot of scratch memory each (cuda/large/task.cuh); groups and the pieces of a
-//            long batch one after the other. Nothing of a step's sequence depends on the step: its number is read from memory, so that
-//            the same launches can be repeated
-// Zeros      empty samples share one closed-form term; the first product and its gradient cost only the active entries where these are few
-// Owner      a block to a tile of an output; no float atomics, and no gradient in memory unless a batch is longer than kChain
-// Order      every element is one chain over samples (at most kChain), features (at most kSplit) or hidden units, or a sum of such chains in
-//            order: a function of the shape and of the model's own data. Which tiles compute it, and how many models share a launch,
-//            changes nothing, but for the loss, whose tile follows from the shape
+// Layout     all models of a group side by side in each launch, a slot of scratch memory each (cuda/large/task.cuh);
+//            groups and the pieces of a long batch one after the other. Nothing of a step's sequence depends on the
+//            step: its number is read from memory, so that the same launches can be repeated
+// Zeros      empty samples share one closed-form term; the first product and its gradient cost only the active entries
+//            where these are few
+// Owner      a block to a tile of an output; no float atomics, and no gradient in memory unless a batch is longer than
+//            kChain
+// Order      every element is one chain over samples (at most kChain), features (at most kSplit) or hidden units, or a
+//            sum of such chains in order: a function of the shape and of the model's own data. Which tiles compute it,
+//            and how many models share a launch, changes nothing, but for the loss, whose tile follows from the shape
 // Limits     any shape; sums over hidden units are not cut. A diverged model keeps its slot and is skipped
 // Roof       3 n m multiply-adds a row (5 where dense); see docs/gpu_trainer.md
-// Twin       cpu/resident/train_tiles.inl, which also skips inactive outputs on the way back: here they are multiplied as zeros
+// Twin       cpu/resident/train_tiles.inl, which also skips inactive outputs on the way back: here they are multiplied
+//            as zeros
 #pragma once
 #include "cuda/large/draw.cuh"
 #include "cuda/large/weights.cuh"
@@ -131,7 +136,8 @@ void queue_large_step(LargeTask t, const Queue& queue) {
     }
 }
 
-// All of a call: groups of at most `group` models one after the other. queue.repeat(steps, step) runs step(queue) that many times.
+// All of a call: groups of at most `group` models one after the other. queue.repeat(steps, step) runs step(queue) that
+// many times.
 template <class Queue>
 void queue_large(LargeTask t, int64_t group, const Queue& queue) {
     for (t.first_model = 0; t.first_model < t.p.n_models; t.first_model += group) {

@@ -3,12 +3,15 @@
 //   LoadLarge, StoreLarge   between the caller's arrays and a model's slot
 //   WeightsLarge            G_D = dᵀ h, G_E = xᵀ dh (tied: their sum), G_b = Σ d, and the update, in place
 //
-// Layout     [n][mp], bias [n]; the gradient lives in registers. Only where a batch is longer than kChain are sums of kChain samples
-//            added up in memory
+// Layout     [n][mp], bias [n]; the gradient lives in registers. Only where a batch is longer than kChain are sums of
+//            kChain samples added up in memory
 // Sparse     (tied) where there is no connection the optimiser sees a gradient of 0, so that weight and moments stay 0
-// Zeros      the encoder's gradient costs the active entries where the model is sparse; empty samples take part in the bias alone
-// Owner      block: features × hidden units of one model (untied: of its encoder or decoder); the first hidden tile owns the bias
-// Order      rows in order within kChain of them, then (sparse) entries by sample, then such sums in order: the shape alone
+// Zeros      the encoder's gradient costs the active entries where the model is sparse; empty samples take part in the
+//            bias alone
+// Owner      block: features × hidden units of one model (untied: of its encoder or decoder); the first hidden tile
+//            owns the bias
+// Order      rows in order within kChain of them, then (sparse) entries by sample, then such sums in order: the shape
+//            alone
 // Roof       n m multiply-adds a row, twice that where dense; 24 bytes of weights and moments a parameter
 #pragma once
 #include "cuda/large/samples.cuh"
@@ -103,7 +106,8 @@ template <class T>
 struct WeightsLarge {
     static constexpr const char* kName = "weights_large";
     static constexpr int kThreads = T::kThreads;
-    // Two warps to each scheduler: the products, the walk over entries and the update together want some 200 registers a thread.
+    // Two warps to each scheduler: the products, the walk over entries and the update together want some 200 registers
+    // a thread.
     static constexpr int kResident = 8 * kWarpLanes / kThreads;
     static constexpr int64_t kShared = T::kShared;
     static constexpr int kBiases = T::kRows > kThreads ? T::kRows / kThreads : 1;  // of one thread
@@ -111,7 +115,8 @@ struct WeightsLarge {
         return tiles(t.size.n, T::kRows) * tiles(t.size.mp, T::kColumns) * (t.size.tied ? 1 : 2);
     }
 
-    // Gradients of biases: the terms of samples and of empty samples nearly cancel, so slabs of rows are summed in double.
+    // Gradients of biases: the terms of samples and of empty samples nearly cancel, so slabs of rows are summed in
+    // double.
     struct Biases {
         double v[kBiases];
     };

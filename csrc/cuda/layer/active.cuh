@@ -3,7 +3,8 @@
 //   LargeActiveCodes     dh += Σ_j dz D[j]
 //   LargeActiveDecoder   dD[j] (+)= Σ_r dz h[r]
 //
-// Owner      LargeActiveCodes: a block to a sample; LargeActiveDecoder: a block to 32 features × 128 hidden units, a warp to 32 of the units
+// Owner      LargeActiveCodes: a block to a sample; LargeActiveDecoder: a block to 32 features × 128 hidden units, a
+//            warp to 32 of the units
 // Order      features rising; rows rising
 // Roof       dz is read once, and a row of D or h for each output that has a gradient; not measured on a GPU
 #pragma once

@@ -1,10 +1,12 @@
 // The hidden codes between the products, for cuda/layer/large.cuh.
 //
-//   LargeCodes          a → h = f(a + c), top-k by a search for the k-th largest rank; Σ_k |h|; slopes where h does not tell them
+//   LargeCodes          a → h = f(a + c), top-k by a search for the k-th largest rank; Σ_k |h|; slopes where h does not
+//                       tell them
 //   LargeCodeGradient   dh → da = f′ (dh + l1 sign h), Σ_r da
 //
 // Owner      LargeCodes: a block to a sample; LargeCodeGradient: a block to 32 rows × 256 units, a thread to a unit
-// Order      Σ_k: a thread's codes rising, then sum_of_block; Σ_r: by row within 32 rows, the blocks' sums are LargeSums'
+// Order      Σ_k: a thread's codes rising, then sum_of_block; Σ_r: by row within 32 rows, the blocks' sums are
+//            LargeSums'
 // Roof       device memory; top-k reads the codes, which the caches hold, 34 times; not measured on a GPU
 #pragma once
 #include "cuda/layer/tile.cuh"
@@ -55,8 +57,8 @@ struct LargeCodes {
     }
 
   private:
-    // Codes that are not among the top_k become −0, those that are and are −0 become 0. The lowest rank that stays is found bit by bit from
-    // the top: it is the largest that at least top_k ranks reach. Of equal ones the first stay.
+    // Codes that are not among the top_k become −0, those that are and are −0 become 0. The lowest rank that stays is
+    // found bit by bit from the top: it is the largest that at least top_k ranks reach. Of equal ones the first stay.
     static TOYKERN_DEVICE void keep_largest(const Block& b, float* h, int64_t m, int64_t top_k, uint32_t* counts) {
         const int64_t each = blocks_for(m, b.threads);  // neighbouring codes of a thread
         const auto count = [&](const auto& holds) {     // how many codes do, into counts[0]

@@ -4,8 +4,10 @@
 //   LargeEncoderEntries   dE[k][j] (+)= Σ over the feature's entries, value · da[r][k]
 //   LargeValueGradient    dvalue += Σ_k da[r][k] Eᵀ[j][k]
 //
-// Owner      LargeEncodeEntries, LargeValueGradient: a block to a sample; LargeEncoderEntries: a block to 32 features × 128 hidden units
-// Order      entries in their own order, which by feature is that of the samples; Σ_k: a lane's units rising, then a butterfly
+// Owner      LargeEncodeEntries, LargeValueGradient: a block to a sample; LargeEncoderEntries: a block to 32 features ×
+//            128 hidden units
+// Order      entries in their own order, which by feature is that of the samples; Σ_k: a lane's units rising, then a
+//            butterfly
 // Entries    what lies outside its bounds makes the sample NaN and touches nothing else
 // Roof       a row of E for each entry, mostly from the caches; not measured on a GPU
 #pragma once

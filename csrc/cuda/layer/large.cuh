@@ -1,7 +1,8 @@
-// The autoencoder layer for large models: what happens between the matrix products, tile by tile (tk's Python plans the tiles and calls
-// torch's products). Per kernel, with r a sample, j a feature of the tile, k a hidden unit:
+// The autoencoder layer for large models: what happens between the matrix products, tile by tile (tk's Python plans the
+// tiles and calls torch's products). Per kernel, with r a sample, j a feature of the tile, k a hidden unit:
 //
-//   LargeOutput          z → y; or loss sums, dz, Σ_r dz, and what goes straight to x or a target, in one pass over the tile
+//   LargeOutput          z → y; or loss sums, dz, Σ_r dz, and what goes straight to x or a target, in one pass over the
+//                        tile
 //   LargeCodes           a → h = f(a + c), top-k by a search for the k-th largest rank; Σ_k |h|
 //   LargeCodeGradient    dh → da = f′ (dh + l1 sign h), Σ_r da
 //   LargeEncodeEntries   a += Σ over the sample's entries in the tile, value · Eᵀ[j]
@@ -10,7 +11,8 @@
 //   LargeActiveCodes     dh += Σ_j dz D[j] over outputs that have a gradient
 //   LargeActiveDecoder   dD[j] (+)= Σ_r dz h[r] over outputs that have a gradient
 //
-// Order      each file says its own; sums of blocks of rows are LargeSums', in order: bits follow from shapes and data alone
+// Order      each file says its own; sums of blocks of rows are LargeSums', in order: bits follow from shapes and data
+//            alone
 // Limits     float and bfloat16; any size
 #pragma once
 #include "cuda/layer/active.cuh"

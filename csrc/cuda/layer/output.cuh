@@ -2,7 +2,8 @@
 //
 //   LargeOutput   z → y; or loss sums, dz, Σ_r dz, and what goes straight to x or a target, in one pass over the tile
 //
-// Owner      a block to 32 rows × 256 columns, a thread to a column; entries of x (and their gradient) pass through shared memory
+// Owner      a block to 32 rows × 256 columns, a thread to a column; entries of x (and their gradient) pass through
+//            shared memory
 // Order      by row within 32 rows; the blocks' sums are LargeSums'
 // Roof       device memory: z and x are read and dz is written once; not measured on a GPU
 #pragma once
@@ -115,7 +116,8 @@ struct LargeOutput {
     }
 
   private:
-    // body(row of the tile, column, entry); entries out of their order or bounds are passed over: LargeEncodeEntries makes their sample NaN.
+    // body(row of the tile, column, entry); entries out of their order or bounds are passed over: LargeEncodeEntries
+    // makes their sample NaN.
     template <class Body>
     static TOYKERN_DEVICE void over_entries(const Block& b, const LayerTileParams& t, int64_t model, int64_t row0,
                                             int rows, int64_t feature0, int columns, const Body& body) {

@@ -1,5 +1,6 @@
-// How the stacked kernel of the layer cuts its work and its shared memory: by the network and the batch alone, since it decides the order
-// of the sums. A block takes `slice_rows` samples of one model, in tiles of 32 (a warp's lanes); the slices of a model are added in order.
+// How the stacked kernel of the layer cuts its work and its shared memory: by the network and the batch alone, since it
+// decides the order of the sums. A block takes `slice_rows` samples of one model, in tiles of 32 (a warp's lanes); the
+// slices of a model are added in order.
 #pragma once
 #include "common/activation.h"
 #include "toykern/layer_cuda.h"
@@ -22,7 +23,8 @@ struct StackedShape {
     int floats;
 };
 
-// `given`: a tile of targets or output gradients is needed; `direct`: one of gradients of the target or of x; `slopes`: one of slopes.
+// `given`: a tile of targets or output gradients is needed; `direct`: one of gradients of the target or of x; `slopes`:
+// one of slopes.
 inline StackedShape stacked_shape(int64_t n, int64_t m, int64_t batch, bool tied, bool gradients, bool given,
                                   bool direct, bool slopes) {
     StackedShape s = {};

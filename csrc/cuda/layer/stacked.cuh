@@ -1,14 +1,17 @@
 // The autoencoder layer for many small models: forward, loss and every gradient of a model's batch in one launch.
 //
-//   a = E (x − b·centered) + c, h = f(a), z = D h + b, y = g(z), loss = scale Σ I (t − y)² + l1 Σ |h|, gradients by the chain rule
+//   a = E (x − b·centered) + c, h = f(a), z = D h + b, y = g(z), loss = scale Σ I (t − y)² + l1 Σ |h|, gradients by the
+//   chain rule
 //
-// Owner      a block to up to 512 samples of one model; weights, gradients and a tile of 32 samples in shared memory, [feature][sample]; in
-//            products over features or hidden units a lane has a sample, in the weights' gradients a thread an element of them
-// Zeros      a word a feature says which of the 32 samples have an input, another which have a gradient: encoding and dh skip features
-//            whose word is 0, the weights' gradients go from set bit to set bit
-// Order      within a tile sums over features and hidden units rise, sums over samples fall; tiles, then slices of 512 in order: by the
-//            shape alone. No atomics.
-// Limits     99 KiB of shared memory (stacked_fits: n·m up to some thousands; less where x or a target takes a gradient); larger networks go through tk's large path
+// Owner      a block to up to 512 samples of one model; weights, gradients and a tile of 32 samples in shared memory,
+//            [feature][sample]; in products over features or hidden units a lane has a sample, in the weights'
+//            gradients a thread an element of them
+// Zeros      a word a feature says which of the 32 samples have an input, another which have a gradient: encoding and
+//            dh skip features whose word is 0, the weights' gradients go from set bit to set bit
+// Order      within a tile sums over features and hidden units rise, sums over samples fall; tiles, then slices of 512
+//            in order: by the shape alone. No atomics.
+// Limits     99 KiB of shared memory (stacked_fits: n·m up to some thousands; less where x or a target takes a
+//            gradient); larger networks go through tk's large path
 // Entries    an entry or a row outside its bounds makes the sample NaN and touches nothing else
 // Roof       reading x and writing the gradients; not measured on a GPU
 #pragma once
@@ -356,8 +359,8 @@ struct Stacked {
         b.sync();  // the tile has been read before the next one comes
     }
 
-    // x_grad, value_grad, target_grad. Only one of the first two and the last can be wanted at once with a tile of their own: the target
-    // goes out before the code's part is added to x, which then has no part of its own.
+    // x_grad, value_grad, target_grad. Only one of the first two and the last can be wanted at once with a tile of
+    // their own: the target goes out before the code's part is added to x, which then has no part of its own.
     TOYKERN_DEVICE void direct_gradients(const Block& b, int64_t row, int rows) const {
         if (p.target_grad) write_tile(b, s.direct, static_cast<T*>(p.target_grad), row, rows);
         if (!p.x_grad && !p.value_grad) return;

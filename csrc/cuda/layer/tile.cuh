@@ -1,6 +1,8 @@
-// What the kernels of cuda/layer/large.cuh share: where a block stands, a sample's entries among a tile's features, and a tile of a weights' gradient.
+// What the kernels of cuda/layer/large.cuh share: where a block stands, a sample's entries among a tile's features, and
+// a tile of a weights' gradient.
 //
-// Layout     a tile of LayerTileParams: some models, rows (samples) and features; scratch holds it alone, [models][rows][…]
+// Layout     a tile of LayerTileParams: some models, rows (samples) and features; scratch holds it alone,
+//            [models][rows][…]
 #pragma once
 #include "common/stream/stream.h"
 #include "cuda/layer/values.cuh"

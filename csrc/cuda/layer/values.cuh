@@ -72,7 +72,8 @@ TOYKERN_DEVICE AnyActivation<float> output_of(const LayerParams& p) {
     return AnyActivation<float>::of(p.output_activation, p.output_option);
 }
 
-// The loss of one output: `square` is I e² before scaling, `direct` what goes straight to a target tensor, or to x where it is the target.
+// The loss of one output: `square` is I e² before scaling, `direct` what goes straight to a target tensor, or to x
+// where it is the target.
 struct OutputLoss {
     float square, dz, direct;
 };
@@ -105,7 +106,8 @@ TOYKERN_DEVICE T* array_at(void* base, int64_t offset) {
     return base ? static_cast<T*>(base) + offset : nullptr;
 }
 
-// Of all threads, in `sums` [warps]: butterflies within warps, then the warps in order. Ends behind a barrier; the sum is sums[0].
+// Of all threads, in `sums` [warps]: butterflies within warps, then the warps in order. Ends behind a barrier; the sum
+// is sums[0].
 TOYKERN_DEVICE void sum_of_block(const Block& b, PerThread<float>& value, float* sums) {
     b.each_warp([&](const Warp& w) {
         Lane<float> v;

@@ -1,13 +1,17 @@
-// Arrivals of the rare units for a block of the small regime: a list in shared memory, some hundreds of entries at a time.
+// Arrivals of the rare units for a block of the small regime: a list in shared memory, some hundreds of entries at a
+// time.
 //
 // Layout     entry e of the list, in the order of the arrivals:
-//              columns mode   place = (column << 16) | feature, value; first[c] = first entry of column c, columns counted from the list's
+//              columns mode place = (column << 16) | feature, value; first[c] = first entry of column c, columns
+//              counted from the list's
 //                             first one: a column is a sample that is not empty
-//              rows mode      place = sample of the batch, first = feature, value; where units are groups: first = unit, value = the bits
+//              rows mode place = sample of the batch, first = feature, value; where units are groups: first = unit,
+//              value = the bits
 //                             of the arrival's number in its slice
 // Owner      a block; each of draw_warps warps draws 128 arrivals of the slice
 // Order      integers only
-// Limits     any number of arrivals: the list is emptied and filled again. It has room for a sample of all features beside a filling
+// Limits     any number of arrivals: the list is emptied and filled again. It has room for a sample of all features
+//            beside a filling
 #pragma once
 #include "cuda/small/room.cuh"
 #include "cuda/stream/frequent.cuh"

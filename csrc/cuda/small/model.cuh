@@ -1,7 +1,7 @@
 // A model of the small regime between the caller's arrays and shared memory, and the optimiser's step on it.
 //
-// Layout     parameter set 0: decoder rows with their biases (tied networks: the only one); set 1: encoder rows; [n][row] each, as the sums
-//            of their gradients and their moments
+// Layout     parameter set 0: decoder rows with their biases (tied networks: the only one); set 1: encoder rows;
+//            [n][row] each, as the sums of their gradients and their moments
 // Owner      a block; parameter i belongs to thread i modulo the threads
 // Sparse     (tied) where there is no connection the optimiser sees a gradient of 0, so that weight and moments stay 0
 // Order      copies of a sum are added upwards, empty samples last
@@ -51,8 +51,8 @@ SmallTask small_task(const Params& p, const Launch& launch) {
             toykern::mean_factor(p.network, p.batch_size)};
 }
 
-// Parameters and importance into shared memory; everything else there that a step relies on. Behind the barrier all threads may read it,
-// and exchange().workspace, which was set before.
+// Parameters and importance into shared memory; everything else there that a step relies on. Behind the barrier all
+// threads may read it, and exchange().workspace, which was set before.
 TOYKERN_DEVICE_CALL void load_model(Block b, SmallRoom room, const SmallTask& task, int64_t model) {
     const SmallShape& s = room.s;
     const int64_t n = s.n, weights = n * s.m;
@@ -82,7 +82,8 @@ TOYKERN_DEVICE_CALL void load_model(Block b, SmallRoom room, const SmallTask& ta
     b.sync();
 }
 
-// Every parameter: its place in the rows of its set, in the caller's array, and which array (0 encoder, 1 decoder, 2 bias).
+// Every parameter: its place in the rows of its set, in the caller's array, and which array (0 encoder, 1 decoder, 2
+// bias).
 template <class F>
 TOYKERN_DEVICE void each_parameter(const Block& b, const SmallRoom& room, int64_t model, const F& f) {
     const SmallShape& s = room.s;
@@ -140,8 +141,8 @@ TOYKERN_DEVICE void update_parameter(const SmallRoom& room, const UpdateConstant
     s2 = second;
 }
 
-// Records the loss of a step and updates the parameters by the sums of its gradients, with `empty` empty samples; makes the sums zero. False if
-// the loss is not finite: the model is left as it was before the step.
+// Records the loss of a step and updates the parameters by the sums of its gradients, with `empty` empty samples; makes
+// the sums zero. False if the loss is not finite: the model is left as it was before the step.
 template <class A>
 TOYKERN_DEVICE_CALL bool finish_step(Block b, SmallRoom room, const TrainParams& p, const SmallTask& task,
                                      LossRecord& record, int64_t model, int64_t step, const double* step_scale,

@@ -1,17 +1,19 @@
 // Products of a tile for a block of the small regime.
 //
-//   outputs         y = g(D h + b), the loss, the gradient at the outputs in the targets' place; for small m also the codes' gradient
+//   outputs         y = g(D h + b), the loss, the gradient at the outputs in the targets' place; for small m also the
+//                   codes' gradient
 //   feature_sums    sums over features: the codes of dense rows, the codes' gradient for larger m
 //   gather_codes    the codes from a list of entries
 //   add_gradient    sums over samples: the decoder's (and bias's) gradient, the encoder's from dense rows
 //   add_entries     the encoder's gradient from a list of entries
 //
-// Layout     lanes are samples where weights are read (all lanes the same four floats at once), and pieces of the gradient where samples
-//            are read (four at once); cuda/small/shape.h says who has what
-// Order      a sum over features runs upwards within a share, shares are added in order; a sum over samples runs upwards within a tile
-//            (dealt to `sums` copies by fours), tiles are added in order: the shape and the model's own data decide
-// Roof       n m (1/32 + 2/32) multiply-adds a sample and warp; each four of them need 1 load in outputs (m = 20: 0.7 of the instructions
-//            are multiply-adds), 9 in 80 to 7 in 24 in add_gradient
+// Layout     lanes are samples where weights are read (all lanes the same four floats at once), and pieces of the
+//            gradient where samples are read (four at once); cuda/small/shape.h says who has what
+// Order      a sum over features runs upwards within a share, shares are added in order; a sum over samples runs
+//            upwards within a tile (dealt to `sums` copies by fours), tiles are added in order: the shape and the
+//            model's own data decide
+// Roof       n m (1/32 + 2/32) multiply-adds a sample and warp; each four of them need 1 load in outputs (m = 20: 0.7
+//            of the instructions are multiply-adds), 9 in 80 to 7 in 24 in add_gradient
 #pragma once
 #include "cuda/small/room.cuh"
 
@@ -180,7 +182,8 @@ TOYKERN_DEVICE void outputs_any(const Block& b, const SmallRoom& room, const Sma
     }
 }
 
-// ---- sums over features: code_gradient[part][k] = Σ_j from[j] · weights[j][k] over the part's share of the features ----
+// ---- sums over features: code_gradient[part][k] = Σ_j from[j] · weights[j][k] over the part's share of the features
+// ----
 
 template <int kQuads>
 TOYKERN_DEVICE void feature_sum(const float* from, int stride, const float* w, int row, int count, float* to,
@@ -223,7 +226,8 @@ TOYKERN_DEVICE void feature_sums(const Block& b, const SmallRoom& room, const fl
     });
 }
 
-// Adds the parts: into the codes of dense rows, or in place into the codes' gradient, which then goes back through the activation.
+// Adds the parts: into the codes of dense rows, or in place into the codes' gradient, which then goes back through the
+// activation.
 template <class A>
 TOYKERN_DEVICE void add_parts(const Block& b, const SmallRoom& room, const SmallOptions<A>& o, bool codes) {
     const SmallShape& s = room.s;
@@ -350,8 +354,8 @@ TOYKERN_DEVICE void each_entry_of(const SmallRoom& room, const SmallTile& tile, 
     }
 }
 
-// bits [n][column_warps]: columns of the tile in which the feature has an entry. Small m: a thread has all hidden units of a feature (and,
-// where there are copies of the sums, 32 of the columns); larger m: four hidden units of a feature.
+// bits [n][column_warps]: columns of the tile in which the feature has an entry. Small m: a thread has all hidden units
+// of a feature (and, where there are copies of the sums, 32 of the columns); larger m: four hidden units of a feature.
 template <int kM>
 TOYKERN_DEVICE void add_entries(const Block& b, const SmallRoom& room, const SmallTile& tile, float* to) {
     const SmallShape& s = room.s;

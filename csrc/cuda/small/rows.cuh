@@ -1,9 +1,11 @@
-// A tile of dense samples for a block of the small regime: frequent units, groups and noise, with rare units among them.
+// A tile of dense samples for a block of the small regime: frequent units, groups and noise, with rare units among
+// them.
 //
 //   rows [n][stride]    x of the tile's samples, noise included
 //   tile [n][stride]    the same without noise (what the target is made from)
 //
-// Owner      a block. Gates: a thread to a unit; magnitudes: a thread to a block of four random words, by the gates' ranks
+// Owner      a block. Gates: a thread to a unit; magnitudes: a thread to a block of four random words, by the gates'
+//            ranks
 // Order      integers; noise is one addition to an entry
 // Limits     samples one after another from the batch's first, 32 · column_warps at a time (so that ranks go on)
 #pragma once

@@ -1,8 +1,9 @@
-// How the small regime cuts its work and its memory: a function of the network's shape alone, because it decides the order of the sums.
+// How the small regime cuts its work and its memory: a function of the network's shape alone, because it decides the
+// order of the sums.
 //
-// A block of `warps` trains one model. It takes the batch in tiles of `columns` samples; a warp has 32 of them and one of `feature_warps`
-// shares of the features. What does not fit the shared memory beside the rest (moments; the rows of dense batches) lies in the launch's
-// workspace, where it changes no bit.
+// A block of `warps` trains one model. It takes the batch in tiles of `columns` samples; a warp has 32 of them and one
+// of `feature_warps` shares of the features. What does not fit the shared memory beside the rest (moments; the rows of
+// dense batches) lies in the launch's workspace, where it changes no bit.
 #pragma once
 #include "common/activation.h"
 #include "common/stream/stream.h"

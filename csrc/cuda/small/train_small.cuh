@@ -1,19 +1,27 @@
 // The resident run of small models: a block to a model, weights and gradients in shared memory for a whole launch.
 //
-//   h = f(E x), y = g(D h + b), loss = Σ_j I_j (t_j - y_j)², its gradients and the optimiser's step; any options, any distribution
+//   h = f(E x), y = g(D h + b), loss = Σ_j I_j (t_j - y_j)², its gradients and the optimiser's step; any options, any
+//   distribution
 //
-// Layout     cuda/small/shape.h: rows of m weights, bias and importance by feature; tiles of 32 or 64 samples, a lane to a sample
-// Owner      a block (1, 2, 4 or 8 warps by the shape) goes through a model's steps alone; parameters are dealt to its threads at the update
-// Zeros      rare single features: only samples that are not empty become columns, codes and the encoder's gradient cost their entries
-//            alone, empty samples share one closed-form term. Anything else goes through dense rows (cuda/small/rows.cuh)
-// Order      cuda/small/products.cuh; a lane's loss runs over its columns in double precision, lanes and warps are added in order. A function of
-//            the shape and the model's own data: neighbours, launches, blocks and devices of one compute capability change no bit
-// Barriers   four keep nothing apart: the one after the workspace's place and the one after the moments, since load_model's is there; those
-//            at a model's end, since what store_model reads is written for the next model by the same threads and all else was read before
-//            total_loss. Without the four the code is right, but ptxas keeps values across and spills 8 to 16 bytes (sm_80, 90, 100)
-// Registers  what a thread's number decides is computed anew for every tile by the loop for any m (Block::anew): kept across its calls it is
-//            spilled on sm_120; in the other loops it is computing it anew that spills there, and on sm_90
-// Limits     small_shape().shared_bytes <= kSmallSharedLimit; train_large.cuh takes the rest. Batches up to 2^32 samples
+// Layout     cuda/small/shape.h: rows of m weights, bias and importance by feature; tiles of 32 or 64 samples, a lane
+//            to a sample
+// Owner      a block (1, 2, 4 or 8 warps by the shape) goes through a model's steps alone; parameters are dealt to its
+//            threads at the update
+// Zeros      rare single features: only samples that are not empty become columns, codes and the encoder's gradient
+//            cost their entries alone, empty samples share one closed-form term. Anything else goes through dense rows
+//            (cuda/small/rows.cuh)
+// Order      cuda/small/products.cuh; a lane's loss runs over its columns in double precision, lanes and warps are
+//            added in order. A function of the shape and the model's own data: neighbours, launches, blocks and devices
+//            of one compute capability change no bit
+// Barriers   four keep nothing apart: the one after the workspace's place and the one after the moments, since
+//            load_model's is there; those at a model's end, since what store_model reads is written for the next model
+//            by the same threads and all else was read before total_loss. Without the four the code is right, but ptxas
+//            keeps values across and spills 8 to 16 bytes (sm_80, 90, 100)
+// Registers  what a thread's number decides is computed anew for every tile by the loop for any m (Block::anew): kept
+//            across its calls it is spilled on sm_120; in the other loops it is computing it anew that spills there,
+//            and on sm_90
+// Limits     small_shape().shared_bytes <= kSmallSharedLimit; train_large.cuh takes the rest. Batches up to 2^32
+//            samples
 // Roof       instruction issue; docs/gpu_trainer.md counts a step
 #pragma once
 #include "cuda/small/model.cuh"
@@ -23,7 +31,8 @@
 namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {
 
-// Where a model's batches come from. An object of its own, because it is handed to called functions and so lies in memory.
+// Where a model's batches come from. An object of its own, because it is handed to called functions and so lies in
+// memory.
 struct SmallSource {
     int64_t model, step;
     TablesView tables;
@@ -55,7 +64,8 @@ class SmallModel {
     TOYKERN_DEVICE SmallModel(const Block& b, const SmallTask& task, const SmallRoom& room, SmallSource& source)
         : b_(b), task_(task), room_(room), from_(source) {}
 
-    // Draws a batch; returns the sum of its squared errors and leaves the gradients in shared memory. A barrier is behind it.
+    // Draws a batch; returns the sum of its squared errors and leaves the gradients in shared memory. A barrier is
+    // behind it.
     TOYKERN_DEVICE double batch(uint32_t step, Purpose purpose) {
         const StepKey key = {philox_key(task_.seed[from_.model]), step, (uint32_t)purpose};
         b_.each([&](int t) { from_.loss[t] = 0.0; });

@@ -1,4 +1,5 @@
-// Values to their places in dense rows, the rest 0, and back: dense[k][r][column[i]] = value[i] for i in the slots of row r.
+// Values to their places in dense rows, the rest 0, and back: dense[k][r][column[i]] = value[i] for i in the slots of
+// row r.
 //
 //   SparseScatter   values -> dense   before a product by cuBLAS
 //   SparseGather    dense -> values   the gradient at the connections; 0 in the slack

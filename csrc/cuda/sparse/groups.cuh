@@ -1,11 +1,13 @@
-// Inputs of groups of rows that share their columns, for products by cuBLAS: gathered[g][s][j] = x[s][column of group g, j].
+// Inputs of groups of rows that share their columns, for products by cuBLAS: gathered[g][s][j] = x[s][column of group
+// g, j].
 //
 //   GroupInputs           x -> gathered, 0 beyond the group's connections
 //   GroupInputsGradient   its transpose: dx[s][c] = Σ over the groups g that have column c of gathered[g][s][its j]
 //
 // Layout     x, dx [K | 1][B][in]; gathered [K][groups][B][width]; a group's columns are those of its first row
-// Owner      inputs: a warp to four samples of a group, which share the loads of the columns. Gradient: a block to a sample and up to 10,240
-//            columns (5,120 of float64), summed in shared memory; a group's columns are distinct, so no two threads meet
+// Owner      inputs: a warp to four samples of a group, which share the loads of the columns. Gradient: a block to a
+//            sample and up to 10,240 columns (5,120 of float64), summed in shared memory; a group's columns are
+//            distinct, so no two threads meet
 // Order      a column's sum runs over its groups in order
 // Limits     none. The gradient waits at a barrier for each group, with its loads: blocks side by side hide it
 // Roof       memory: gathered is written (read) once, x mostly comes from the caches

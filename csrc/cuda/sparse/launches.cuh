@@ -1,4 +1,5 @@
-// Which kernels a call of toykern/sparse_device.h consists of, and their shapes: one list for the device and for the host.
+// Which kernels a call of toykern/sparse_device.h consists of, and their shapes: one list for the device and for the
+// host.
 //
 // A Queue has put<Kernel>(task, blocks, threads, shared_bytes), which runs Kernel::run for each block.
 #pragma once

@@ -1,17 +1,17 @@
 // Sparse rows times a batch, over the connections alone: out[s][r] = act(bias[r] + Σ_i value[i] · x[s][index[i]]).
 //
-// The forward pass over rows, and the gradient of the input over columns (index: rows by place; the value of place i is value[slot[i]]).
-// The CPU's twin is cpu/sparse/product.inl.
+// The forward pass over rows, and the gradient of the input over columns (index: rows by place; the value of place i is
+// value[slot[i]]). The CPU's twin is cpu/sparse/product.inl.
 //
 // Layout     x [K | 1][B][features], out [K][B][rows]
-// Owner      a block to 32 samples and 16 rows of each of its warps. The samples' features stand side by side in shared memory, in as
-//            many chunks as it takes; a lane is a sample, and the sums of its 16 rows stay in registers over all chunks. They leave
-//            through shared memory, so that rows of y are written side by side
-// Order      each sum begins with the bias and runs over the row's connections in order, one fused multiply-add after the
-//            other: a function of the topology alone, whatever the chunks
+// Owner      a block to 32 samples and 16 rows of each of its warps. The samples' features stand side by side in shared
+//            memory, in as many chunks as it takes; a lane is a sample, and the sums of its 16 rows stay in registers
+//            over all chunks. They leave through shared memory, so that rows of y are written side by side
+// Order      each sum begins with the bias and runs over the row's connections in order, one fused multiply-add after
+//            the other: a function of the topology alone, whatever the chunks
 // Limits     none; a batch that is no multiple of 32 leaves lanes idle, and a small one most of them
-// Roof       32 connections · samples cost one word of shared memory from each bank: 32 multiply-adds a clock and multiprocessor; staging
-//            reads every panel once for each 16 · warps rows
+// Roof       32 connections · samples cost one word of shared memory from each bank: 32 multiply-adds a clock and
+//            multiprocessor; staging reads every panel once for each 16 · warps rows
 #pragma once
 #include "cuda/sparse/stored.cuh"
 

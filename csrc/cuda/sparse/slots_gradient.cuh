@@ -1,23 +1,25 @@
-// The gradient of the values at the connections alone: dvalue[i] = Σ_s dy[s][row[i]] · x[s][column[i]]. The CPU's twin is
-// cpu/sparse/values_gradient.inl.
+// The gradient of the values at the connections alone: dvalue[i] = Σ_s dy[s][row[i]] · x[s][column[i]]. The CPU's twin
+// is cpu/sparse/values_gradient.inl.
 //
 //   SlotsGradient          the sums over one share of the samples, a thread to four connections
 //   SlotsGradientCombine   the shares added up, where there are several
 //
 // Layout     x [K | 1][B][in], dy [K][B][out]; shares [splits][K · C] in the type of the computation
-// Owner      a block to 1,024 consecutive slots of a model and one share of the samples. Its samples' inputs are copied to shared
-//            memory, some at a time; neighbouring slots mostly share a row, so their loads of dy mostly coincide
+// Owner      a block to 1,024 consecutive slots of a model and one share of the samples. Its samples' inputs are copied
+//            to shared memory, some at a time; neighbouring slots mostly share a row, so their loads of dy mostly
+//            coincide
 // Order      a share's samples in order, one fused multiply-add after the other; then the shares in order. How many
 //            there are follows from the shape (slots_splits)
 // Limits     more inputs than fit 48 KiB are read from global memory instead
-// Roof       a connection and sample costs a gathered load from shared memory (some three ways of bank conflict) and one of dy
+// Roof       a connection and sample costs a gathered load from shared memory (some three ways of bank conflict) and
+//            one of dy
 #pragma once
 #include "cuda/sparse/stored.cuh"
 
 namespace toykern {
 
-// Shares of the samples: enough blocks for a large GPU from one model alone, none of fewer than 64 samples. By the shape of one model, so that
-// a model has the same bits alone and among others.
+// Shares of the samples: enough blocks for a large GPU from one model alone, none of fewer than 64 samples. By the
+// shape of one model, so that a model has the same bits alone and among others.
 constexpr int64_t kGradientSlotsOfBlock = 1024;
 inline int64_t slots_splits(int64_t capacity, int64_t batch_size) {
     const int64_t blocks = pieces_of(capacity, kGradientSlotsOfBlock);

@@ -1,4 +1,5 @@
-// Launching the sparse layers' kernels: cuda/sparse/dense.cuh, cuda/sparse/slots.cuh, cuda/sparse/slots_gradient.cuh, cuda/sparse/groups.cuh.
+// Launching the sparse layers' kernels: cuda/sparse/dense.cuh, cuda/sparse/slots.cuh, cuda/sparse/slots_gradient.cuh,
+// cuda/sparse/groups.cuh.
 #include "cuda/launch.h"
 #include "cuda/sparse/launches.cuh"
 

@@ -1,4 +1,5 @@
-// Numbers as sparse layers store them and as their kernels compute with them, on a device: the CPU's twin is in cpu/sparse/lanes.inl.
+// Numbers as sparse layers store them and as their kernels compute with them, on a device: the CPU's twin is in
+// cpu/sparse/lanes.inl.
 #pragma once
 #include "cuda/warp.h"
 #include "toykern/sparse.h"

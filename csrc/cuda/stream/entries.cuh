@@ -1,9 +1,11 @@
-// What the units of a slice switch on, as entries (sample, feature, value), a warp to a slice (docs/data_stream.md §3-§6).
+// What the units of a slice switch on, as entries (sample, feature, value), a warp to a slice (docs/data_stream.md
+// §3-§6).
 //
 //   rare_entries       arrivals of the rare units
 //   frequent_entries   active gates of the frequent units
 //
-// Owner      one warp; emit(sample, feature, value) is called by single lanes, in no order, once for every active feature
+// Owner      one warp; emit(sample, feature, value) is called by single lanes, in no order, once for every active
+//            feature
 #pragma once
 #include "cuda/stream/frequent.cuh"
 #include "cuda/stream/rare.cuh"

@@ -22,7 +22,8 @@ TOYKERN_DEVICE uint32_t active_member(const Distribution& d, const TablesView& t
     return at < d.unit_start[unit + 1] ? d.unit_member[at] : kNoFeature;
 }
 
-// Bit (s & 31): whether frequent unit d of n_frequent is active in sample s of the block s >> 5. A threshold of 0 is "always".
+// Bit (s & 31): whether frequent unit d of n_frequent is active in sample s of the block s >> 5. A threshold of 0 is
+// "always".
 TOYKERN_DEVICE uint32_t gate_word(const StepKey& key, uint64_t block, uint32_t d, uint32_t n_frequent,
                                   uint32_t threshold) {
     if (threshold == 0) return 0xFFFFFFFFu;
@@ -42,8 +43,8 @@ TOYKERN_DEVICE uint32_t gate_word(const StepKey& key, uint64_t block, uint32_t d
     return active;
 }
 
-// One dense slice of the frequent units, a warp to it: calls emit(lane, sample, d, rank) for every active gate of a sample below `samples`
-// (of the slice), in no order.
+// One dense slice of the frequent units, a warp to it: calls emit(lane, sample, d, rank) for every active gate of a
+// sample below `samples` (of the slice), in no order.
 template <class Emit>
 TOYKERN_DEVICE void frequent_slice(const Warp& w, const TablesView& tables, const StepKey& key, uint32_t slice,
                                    uint32_t samples, const Emit& emit) {

@@ -1,12 +1,15 @@
-// Arrivals of the rare units on a device (docs/data_stream.md §3), a warp to a slice. The CPU's twin is cpu/stream/rare.inl.
+// Arrivals of the rare units on a device (docs/data_stream.md §3), a warp to a slice. The CPU's twin is
+// cpu/stream/rare.inl.
 //
 //   gap words -> fixed-point logarithm -> running sum -> (sample, unit), 128 arrivals a round
 //
-// Layout     lane l draws Philox block l & 15 of word group l >> 4: it holds arrivals 64 (l >> 4) + 16 q + (l & 15), q = 0 … 3, of the round
+// Layout     lane l draws Philox block l & 15 of word group l >> 4: it holds arrivals 64 (l >> 4) + 16 q + (l & 15), q
+//            = 0 … 3, of the round
 // Owner      one warp; slices know nothing of each other
 // Order      integers only: exact, whatever the order
 // Limits     none; any number of arrivals by further rounds
-// Roof       a Philox block and 4 x 35 operations for the gaps, 4 x 12 for a scan, 4 x 15 for the places of 128 arrivals
+// Roof       a Philox block and 4 x 35 operations for the gaps, 4 x 12 for a scan, 4 x 15 for the places of 128
+//            arrivals
 #pragma once
 #include "common/stream/unit_tables.h"
 #include "common/stream/words.h"
@@ -46,7 +49,8 @@ TOYKERN_DEVICE uint64_t tag_at(const TablesView& tables, uint64_t time) {
     return arrival_tag(tables, place(time, r.rho), (uint32_t)(time >> 32) < cells_in_slice(r), &unit);
 }
 
-// The times of a round's arrivals since the one just before the round; returns their sum of gaps, the same for all lanes.
+// The times of a round's arrivals since the one just before the round; returns their sum of gaps, the same for all
+// lanes.
 TOYKERN_DEVICE uint64_t round_times(const Warp& w, const StepKey& key, uint32_t gap_scale, uint32_t slice,
                                     uint32_t round, Lane<uint64_t> (&time)[4]) {
     w.each([&](int lane) {
@@ -75,8 +79,9 @@ TOYKERN_DEVICE uint64_t round_times(const Warp& w, const StepKey& key, uint32_t 
     return lower[w.lane] + upper[w.lane];
 }
 
-// What the arrivals of a round are: `start` and `before` are the time and the tag of the one just before it, `samples` those of the batch
-// in the slice. Puts the last one's tag into *end; returns whether the slice (or the batch) ends in this round.
+// What the arrivals of a round are: `start` and `before` are the time and the tag of the one just before it, `samples`
+// those of the batch in the slice. Puts the last one's tag into *end; returns whether the slice (or the batch) ends in
+// this round.
 TOYKERN_DEVICE bool round_places(const Warp& w, const TablesView& tables, uint32_t samples, uint64_t start,
                                  uint64_t before, const Lane<uint64_t> (&time)[4], Lane<Arrivals>& a, uint64_t* end) {
     const RareProcess r = tables.head().rare;

@@ -1,4 +1,5 @@
-// Batches of the data stream as dense rows on a device: bit for bit what the CPU draws. The CPU's twin is cpu/stream/sample.inl.
+// Batches of the data stream as dense rows on a device: bit for bit what the CPU draws. The CPU's twin is
+// cpu/stream/sample.inl.
 //
 //   sample_rare, sample_frequent   scatter slices of units into rows that are zero
 //   sample_noise                   adds the input noise, four entries to a thread
@@ -50,8 +51,8 @@ TOYKERN_DEVICE void sample_frequent(const Warp& w, const SampleTask& t, int64_t 
     }
 }
 
-// Noise for the four entries of Philox block `block` of a model's noise sequence (§7): entry e holds samples 16 (e / n) + lane of feature
-// e mod n.
+// Noise for the four entries of Philox block `block` of a model's noise sequence (§7): entry e holds samples 16 (e / n)
+// + lane of feature e mod n.
 TOYKERN_DEVICE void sample_noise(const SampleTask& t, int64_t model, uint64_t group, uint32_t lane) {
     const StepKey key = t.key(model);
     const uint64_t counter = 16 * group + lane, n = (uint64_t)t.p.data.n_features;

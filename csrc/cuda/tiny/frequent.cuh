@@ -1,13 +1,15 @@
 // Batches of frequent units for the tiny regime: gates bit-sliced, magnitudes in a ring, sixteen samples at a time.
 //
-// Layout     half a warp to a model. A chunk is 512 samples: lane l draws the gate words of samples 32 l … 32 l + 31, ranks their active gates by
-//            one scan, and leaves an entry for each run of sixteen samples and feature: the gates in the lower half, the rank of the
-//            first active one in the upper. Magnitudes in the order of their ranks go through a ring of 256, refilled 64 at a time.
+// Layout     half a warp to a model. A chunk is 512 samples: lane l draws the gate words of samples 32 l … 32 l + 31,
+//            ranks their active gates by one scan, and leaves an entry for each run of sixteen samples and feature: the
+//            gates in the lower half, the rank of the first active one in the upper. Magnitudes in the order of their
+//            ranks go through a ring of 256, refilled 64 at a time.
 // Owner      the half warp
 // Order      samples in order, sixteen at a time
 // Limits     single features only, up to eight, no rare unit among them
-// Roof       a pass for sixteen samples of each of two models, with some nine operations a feature to find its value; p N / 8 Philox blocks a
-//            lane for the magnitudes of 32 samples, about three for each gate word: docs/gpu_trainer.md counts them
+// Roof       a pass for sixteen samples of each of two models, with some nine operations a feature to find its value; p
+//            N / 8 Philox blocks a lane for the magnitudes of 32 samples, about three for each gate word:
+//            docs/gpu_trainer.md counts them
 #pragma once
 #include "cuda/stream/frequent.cuh"
 #include "cuda/tiny/rare.cuh"
@@ -92,7 +94,8 @@ TOYKERN_DEVICE void tiny_frequent_batch(const Warp& w, TinyFrequentRoom<N>* room
                 w.each([&](int lane) {
                     TinyFrequentRoom<N>& room = rooms[lane / kHalf];
                     const uint32_t end = taking[lane] ? room.end[block] : 0u;
-                    // What the block can still read are the 32 N magnitudes before its end. The other model goes along if it has the room.
+                    // What the block can still read are the 32 N magnitudes before its end. The other model goes along
+                    // if it has the room.
                     const bool draws =
                         taking[lane] && have[lane] + kTinyArrivals <= end - min_of(end, 32u * N) + kTinyRing;
                     const uint32_t l = (uint32_t)lane % kHalf;

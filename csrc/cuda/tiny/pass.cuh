@@ -1,9 +1,11 @@
 // Forward and backward of one sample of a tied network whose shape is compiled in, all in one lane's registers.
 //
-//   h = f(W x), y = g(Wᵀ h + b), loss = Σ_j I_j (t_j − y_j)², half the gradients of W and b (the factor 2 and the mean are the update's)
+//   h = f(W x), y = g(Wᵀ h + b), loss = Σ_j I_j (t_j − y_j)², half the gradients of W and b (the factor 2 and the mean
+//   are the update's)
 //
 // Layout     w [N][M]: all hidden units of a feature together
-// Limits     activations that are a floor (common/activation.h): none and ReLU; networks with others go to train_small.cuh
+// Limits     activations that are a floor (common/activation.h): none and ReLU; networks with others go to
+//            train_small.cuh
 // Roof       5 N M fused multiply-adds and about 8 N + 2 M other operations a sample
 #pragma once
 #include "common/activation.h"

@@ -1,8 +1,8 @@
 // Batches of rare units for the tiny regime: arrivals become columns, one for each sample that is not empty.
 //
-// Layout     half a warp to a model. 64 arrivals a round: lane l draws Philox block l, that is arrivals 16 q + l; through shared memory it
-//            gets arrivals 4 l … 4 l + 3, so that the running sum and the comparison with the arrival before are mostly its own.
-//            Columns x [N][kTinyColumns] in shared memory.
+// Layout     half a warp to a model. 64 arrivals a round: lane l draws Philox block l, that is arrivals 16 q + l;
+//            through shared memory it gets arrivals 4 l … 4 l + 3, so that the running sum and the comparison with the
+//            arrival before are mostly its own. Columns x [N][kTinyColumns] in shared memory.
 // Owner      the half warp; a column under way at the end of a round becomes column 0 of the next
 // Order      columns in the order of their samples, sixteen at a time: a function of the model's own data
 // Limits     single features only, up to eight
@@ -74,8 +74,8 @@ struct TinyProcess {
     }
 };
 
-// The rare unit of an arrival. `rest` is its time within the sample, in 2^-32 cells: for all rho, the place of docs/data_stream.md §3 is rest
-// in units of 2^-shift samples.
+// The rare unit of an arrival. `rest` is its time within the sample, in 2^-32 cells: for all rho, the place of
+// docs/data_stream.md §3 is rest in units of 2^-shift samples.
 TOYKERN_DEVICE uint32_t tiny_unit(const TinyProcess& p, const TablesView& tables, uint64_t rest) {
     if (p.uniform) return (uint32_t)((rest * p.n_units) >> p.shift);
     const uint64_t phi = p.shift < 32 ? rest << (32 - p.shift) : rest;
@@ -90,7 +90,8 @@ struct TinyArrivals {
     bool valid[4];
 };
 
-// Calls pass(lane, valid, x) for the batches of the halves whose model takes part, sixteen columns at a time; `seen` counts their columns.
+// Calls pass(lane, valid, x) for the batches of the halves whose model takes part, sixteen columns at a time; `seen`
+// counts their columns.
 template <int N, class Pass>
 TOYKERN_DEVICE void tiny_rare_batch(const Warp& w, TinyRareRoom<N>* rooms, const Lane<TinyProcess>& process,
                                     const Lane<TablesView>& tables, const Lane<StepKey>& key, int32_t magnitude_kind,

@@ -2,14 +2,15 @@
 //
 //   tied networks (n_features, n_hidden) = (2,1), (3,1), (3,2), (4,2), (5,2), (6,2); any options
 //
-// Layout     every lane holds the weights and its own sums of the gradients; lane l holds the moments of parameters l and l + 16. Parameters
-//            are numbered as [N][M] weights, then N biases. Shared memory of a warp: TinyRoom.
+// Layout     every lane holds the weights and its own sums of the gradients; lane l holds the moments of parameters l
+//            and l + 16. Parameters are numbered as [N][M] weights, then N biases. Shared memory of a warp: TinyRoom.
 // Owner      a warp holds two models; they know nothing of each other
 // Zeros      rare units: only samples that are not empty become columns; all empty samples share one closed-form term
-// Order      a lane sums its samples in order; the lanes' sums are added from lane 0 to lane 15. What falls to which lane depends on the
-//            model's own data alone, so neighbours, launches and devices of one compute capability change no bit
-// Limits     batches up to kTinyBatch (a lane's float sums run over at most 4,096 samples); models of single features, all rare or all frequent,
-//            without noise. train_small.cuh takes the rest, models of the same launch too
+// Order      a lane sums its samples in order; the lanes' sums are added from lane 0 to lane 15. What falls to which
+//            lane depends on the model's own data alone, so neighbours, launches and devices of one compute capability
+//            change no bit
+// Limits     batches up to kTinyBatch (a lane's float sums run over at most 4,096 samples); models of single features,
+//            all rare or all frequent, without noise. train_small.cuh takes the rest, models of the same launch too
 // Roof       instruction issue; docs/gpu_trainer.md counts a step
 #pragma once
 #include "common/optimizer_step.h"
@@ -125,7 +126,8 @@ class TinyPair {
         draw_[lane] = TinyDraw::kNone;
     }
 
-    // Where parameter number i of the lane's model lies in the caller's arrays: weights [m][n], biases [n]; null where there is none.
+    // Where parameter number i of the lane's model lies in the caller's arrays: weights [m][n], biases [n]; null where
+    // there is none.
     TOYKERN_DEVICE float* at(int lane, int i, float* weights, float* biases) const {
         if (i < N * M) return weights ? weights + model(lane) * N * M + (i % M) * N + i / M : nullptr;
         return i < Shape::kParameters && biases ? biases + model(lane) * N + i - N * M : nullptr;
@@ -223,7 +225,8 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
     };
     Lane<Owned> owned;
     Lane<bool> running;
-    // The last pair may have one model. Its other half goes along with what never changes of model 0; it must not read what its owner writes.
+    // The last pair may have one model. Its other half goes along with what never changes of model 0; it must not read
+    // what its owner writes.
     const auto exists = [&](int lane) { return 2 * (int64_t)number + lane / kHalf < p.n_models; };
     w.each([&](int lane) {
         if (pair.alive(lane) && p.diverged_at[pair.model(lane)] >= 0) pair.drop(lane);

@@ -1,7 +1,8 @@
-// The seam to the CUDA backend. Everything here exists in every build; where there are no CUDA kernels the calls raise a CudaError that says so.
+// The seam to the CUDA backend. Everything here exists in every build; where there are no CUDA kernels the calls raise
+// a CudaError that says so.
 //
-// The parameter structs are those of params.h with device addresses; the stream's per-model tables are made on the host once a run
-// (tables_layout, fill_tables) and copied over. Calls are asynchronous on the stream that they are given.
+// The parameter structs are those of params.h with device addresses; the stream's per-model tables are made on the host
+// once a run (tables_layout, fill_tables) and copied over. Calls are asynchronous on the stream that they are given.
 #pragma once
 #include <string>
 #include <vector>
@@ -14,8 +15,8 @@ namespace toykern {
 
 // ---- the stream's tables, on the host ----
 
-// Models 0 … n_models - 1 (or the one that serves all) of a distribution on the host into out [n_models][layout.bytes]. Says whether any
-// model has both rare and frequent units.
+// Models 0 … n_models - 1 (or the one that serves all) of a distribution on the host into out [n_models][layout.bytes].
+// Says whether any model has both rare and frequent units.
 bool fill_tables(const Distribution& data, const TablesLayout& layout, int64_t n_models, char* out, int threads);
 
 // ---- the resident trainer ----
@@ -52,8 +53,8 @@ void sample(const SampleParams& params, const Launch& launch);
 
 }  // namespace cuda
 
-// The device's own source run on the host, lanes in lock step (csrc/cuda/warp.h): for tests. `descending` runs lanes, warps and blocks from
-// the last to the first.
+// The device's own source run on the host, lanes in lock step (csrc/cuda/warp.h): for tests. `descending` runs lanes,
+// warps and blocks from the last to the first.
 namespace host {
 
 void train(const TrainParams& params, const Launch& launch, bool descending);

@@ -1,5 +1,5 @@
-// GPUs and failures, free of CUDA's headers. Every build has these functions; in one without CUDA kernels they come from
-// cuda/device_stub.cpp and throw CudaNotBuilt, but for cuda_status(), which always answers.
+// GPUs and failures, free of CUDA's headers. Every build has these functions; in one without CUDA kernels they come
+// from cuda/device_stub.cpp and throw CudaNotBuilt, but for cuda_status(), which always answers.
 #pragma once
 #include <cstdint>
 #include <exception>
@@ -62,8 +62,8 @@ struct CudaDevice {
 CudaDevice cuda_device(int device);
 
 // Launches a kernel of `threads` threads in one block that uses `shared_bytes` (at least 4 · threads) of dynamic shared
-// memory, waits for it, and returns the arch whose code ran there, such as 90. Throws as any launch does: a build without code
-// for this GPU, too many threads, too much shared memory.
+// memory, waits for it, and returns the arch whose code ran there, such as 90. Throws as any launch does: a build
+// without code for this GPU, too many threads, too much shared memory.
 int cuda_probe(int device, int threads, int64_t shared_bytes);
 
 }  // namespace toykern

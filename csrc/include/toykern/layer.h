@@ -1,7 +1,7 @@
 // The contract of the autoencoder layer: forward, loss and gradients of K stacked models on one given batch.
 //
-// K = n_models, B = batch, n = n_features, m = n_hidden. T is float or double (`is_double`). Arrays are contiguous in the order of
-// their shape; a stride is the distance between models in elements, 0 where one serves all.
+// K = n_models, B = batch, n = n_features, m = n_hidden. T is float or double (`is_double`). Arrays are contiguous in
+// the order of their shape; a stride is the distance between models in elements, 0 where one serves all.
 #pragma once
 #include <cstddef>
 #include <cstdint>

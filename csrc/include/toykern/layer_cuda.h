@@ -1,8 +1,10 @@
-// The seam to the autoencoder layer's CUDA kernels. All of it exists in every build; without CUDA kernels the calls throw CudaNotBuilt.
+// The seam to the autoencoder layer's CUDA kernels. All of it exists in every build; without CUDA kernels the calls
+// throw CudaNotBuilt.
 //
-// LayerParams as in layer.h with device addresses and these differences: T is float or bfloat16 (LayerLaunch::bf16; sums are float either
-// way), importance and l1 are float, hidden_bias is the caller's own (centering is the kernels' work), and the loss is float.
-// Calls are asynchronous on the stream that they are given, allocate nothing and wait for nothing: CUDA graphs can capture them.
+// LayerParams as in layer.h with device addresses and these differences: T is float or bfloat16 (LayerLaunch::bf16;
+// sums are float either way), importance and l1 are float, hidden_bias is the caller's own (centering is the kernels'
+// work), and the loss is float. Calls are asynchronous on the stream that they are given, allocate nothing and wait for
+// nothing: CUDA graphs can capture them.
 #pragma once
 #include "toykern/cuda_devices.h"
 #include "toykern/layer.h"
@@ -67,7 +69,8 @@ enum class LayerKernel : int32_t {
 
 constexpr int64_t kTileRows = 32, kTileColumns = 256;  // of a block of kOutput and kCodeGradient
 
-// to[model][first + i] += Σ_blocks from[model][block][i], in order, in float; and to[model] += scale[model]·factor·Σ in double.
+// to[model][first + i] += Σ_blocks from[model][block][i], in order, in float; and to[model] += scale[model]·factor·Σ in
+// double.
 struct LayerSums {
     const float* from;
     int64_t models, blocks, count;

@@ -1,6 +1,8 @@
-// What one model is and what its loss is: options, not kernels. The trainer, the layer and both backends read the same numbers.
+// What one model is and what its loss is: options, not kernels. The trainer, the layer and both backends read the same
+// numbers.
 //
-// A new activation is a number here, a struct in common/activation.h and a row of the Python table (docs/adding_an_option.md).
+// A new activation is a number here, a struct in common/activation.h and a row of the Python table
+// (docs/adding_an_option.md).
 #pragma once
 #include <cstdint>
 

@@ -1,8 +1,8 @@
 // The contract of the sparse layers' kernels: which connections exist, and what is computed over them.
 //
 // Shapes stand behind each pointer; arrays are contiguous in the order of their shapes unless a stride is given.
-// K = n_models, B = batch_size, C = capacity: the slots set aside for one model. Model k owns slots [k·C, (k+1)·C); those that
-// no row claims (after pruning) stand at the end of its range, and their values and gradients are zero.
+// K = n_models, B = batch_size, C = capacity: the slots set aside for one model. Model k owns slots [k·C, (k+1)·C);
+// those that no row claims (after pruning) stand at the end of its range, and their values and gradients are zero.
 #pragma once
 #include <cstddef>
 #include <cstdint>

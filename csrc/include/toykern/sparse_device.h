@@ -1,15 +1,17 @@
-// The seam to the sparse layers' kernels on a device. Everything here exists in every build; without CUDA kernels the calls raise CudaNotBuilt.
+// The seam to the sparse layers' kernels on a device. Everything here exists in every build; without CUDA kernels the
+// calls raise CudaNotBuilt.
 //
-// Three back ends share it (docs/sparse_layers.md): "dense" moves values to and from dense matrices that cuBLAS multiplies, "groups" gathers the
-// inputs that a group of rows shares, "slots" multiplies over the connections alone. Calls are asynchronous on their stream; all memory,
-// the workspace too, comes from the caller.
+// Three back ends share it (docs/sparse_layers.md): "dense" moves values to and from dense matrices that cuBLAS
+// multiplies, "groups" gathers the inputs that a group of rows shares, "slots" multiplies over the connections alone.
+// Calls are asynchronous on their stream; all memory, the workspace too, comes from the caller.
 #pragma once
 #include "toykern/cuda_devices.h"
 #include "toykern/sparse.h"
 
 namespace toykern {
 
-// Values of slots at places in dense rows, and back. Numbers are moved, not computed with, so that only their size counts.
+// Values of slots at places in dense rows, and back. Numbers are moved, not computed with, so that only their size
+// counts.
 struct SparseDense {
     int64_t n_models, out_features, width, capacity;
     int32_t element_bytes;     // 2, 4 or 8
@@ -41,7 +43,8 @@ struct SparseLaunch {
 // Bytes of workspace for the gradient of the values; reads the shapes alone.
 size_t sparse_slots_workspace(const SparseLinearParams& params);
 
-// Of SparseLinearParams the slots back end reads what each call needs; dy is the gradient behind the activation (relu counts in forward alone).
+// Of SparseLinearParams the slots back end reads what each call needs; dy is the gradient behind the activation (relu
+// counts in forward alone).
 namespace cuda {
 void sparse_scatter(const SparseDense& task, const SparseLaunch& launch);
 void sparse_gather(const SparseDense& task, const SparseLaunch& launch);

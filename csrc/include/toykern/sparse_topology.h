@@ -6,8 +6,8 @@
 
 namespace toykern {
 
-// Random words that decide between equal scores (cpu/sparse/ties.h): the entry `at` has word at - origin of (seed, step, tag), and of equal
-// ones those with the smallest words are chosen; not drawn: the first.
+// Random words that decide between equal scores (cpu/sparse/ties.h): the entry `at` has word at - origin of (seed,
+// step, tag), and of equal ones those with the smallest words are chosen; not drawn: the first.
 struct TieSequence {
     bool drawn = false;
     int64_t seed = 0, origin = 0;
@@ -38,16 +38,19 @@ struct LargestParams {
 };
 std::vector<int64_t> sparse_largest(const LargestParams& params);  // ascending indices into score
 
-// The `count` largest of scores that come piece by piece: what has no chance is forgotten. Beside the scores themselves it holds some
-// multiples of the count, and of the longest piece. The same choice as sparse_largest's, whatever the pieces.
+// The `count` largest of scores that come piece by piece: what has no chance is forgotten. Beside the scores themselves
+// it holds some multiples of the count, and of the longest piece. The same choice as sparse_largest's, whatever the
+// pieces.
 class LargestStream {
   public:
     // absolute: the largest |score|.
     LargestStream(int64_t count, bool absolute, const TieSequence& ties)
         : count_(count), absolute_(absolute), ties_(ties) {}
-    // Scores of the places first … first + n - 1, which come after all before; `taken` are ascending places that are not to be had.
+    // Scores of the places first … first + n - 1, which come after all before; `taken` are ascending places that are
+    // not to be had.
     void add(const float* score, int64_t first, int64_t n, const int64_t* taken, int64_t n_taken, int threads);
-    // The places chosen, ascending, and their scores (magnitudes, with absolute); all there were where there were fewer. Only once.
+    // The places chosen, ascending, and their scores (magnitudes, with absolute); all there were where there were
+    // fewer. Only once.
     void finish(std::vector<int64_t>& place, std::vector<float>& score);
 
   private:
@@ -102,9 +105,9 @@ struct LowestParams {
 };
 void sparse_lowest(const LowestParams& params);
 
-// A topology without the slots in `drop` and with the keys in `grown`. std::invalid_argument "unordered 0" where the keys do not ascend or
-// leave the matrices, "clash <key>" or "crowded <connections>" where a grown place stays connected or a model has too few
-// slots; what was written then is meaningless.
+// A topology without the slots in `drop` and with the keys in `grown`. std::invalid_argument "unordered 0" where the
+// keys do not ascend or leave the matrices, "clash <key>" or "crowded <connections>" where a grown place stays
+// connected or a model has too few slots; what was written then is meaningless.
 struct MergeParams {
     int64_t n_models, out_features, in_features, capacity, n_grown;
     const int64_t* row_start;  // [K, out + 1]
@@ -135,8 +138,8 @@ struct KeysParams {
 };
 int64_t sparse_keys(const KeysParams& params);  // how many
 
-// Each tensor t becomes t[old_slot], 0 where that is negative, in place; elements of 2, 4 or 8 bytes. std::invalid_argument, and nothing is
-// changed, where a slot is not below `count` or below -1.
+// Each tensor t becomes t[old_slot], 0 where that is negative, in place; elements of 2, 4 or 8 bytes.
+// std::invalid_argument, and nothing is changed, where a slot is not below `count` or below -1.
 struct MoveParams {
     void* const* data;     // [tensors], each [count]
     const int32_t* bytes;  // [tensors]
@@ -162,9 +165,9 @@ struct ChoiceKernels {
     // 64-bit words number 32·chunk … 32·(chunk + chunks) - 1 of the sequence of (seed, group, step, tag).
     void (*draw)(int64_t seed, uint32_t group, uint32_t step, uint32_t tag, uint32_t chunk, int64_t chunks,
                  uint64_t* words);
-    // Of `count` scores (below 2^32), the keys (cpu/sparse/scores.h; with `absolute`, of magnitudes) that are at least `least` (>= 1) and where
-    // they stand, in order; returns how many. `taken` are ascending places first + i that are not to be had. Both outputs have room for
-    // count + 64.
+    // Of `count` scores (below 2^32), the keys (cpu/sparse/scores.h; with `absolute`, of magnitudes) that are at least
+    // `least` (>= 1) and where they stand, in order; returns how many. `taken` are ascending places first + i that are
+    // not to be had. Both outputs have room for count + 64.
     int64_t (*scan)(const float* score, int64_t count, bool absolute, const int64_t* taken, int64_t n_taken,
                     int64_t first, uint32_t least, uint32_t* found_key, uint32_t* found_at);
 };
