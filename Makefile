@@ -42,8 +42,10 @@ help:
 demo: $(VENV)/.with-demo native
 	$(BIN)/toykern phase-diagram --overwrite
 
+# In two processes, a file in one of them: the suite is two-core work. TEST_JOBS=0 takes one process and shows output at once.
+TEST_JOBS ?= 2
 test: $(VENV)/.with-test native
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n $(TEST_JOBS) --dist loadfile
 
 # The newest Python of tools/newest_python.py (NEWEST_PYTHON=/path/to/python3.13 says which), with the torch of the
 # package index: a CUDA build, which is what most people have; 2.5 GB to fetch, 5 GB on disk. The kernels for GPUs are
@@ -59,7 +61,7 @@ test-newest:
 	fi
 
 core: $(VENV)/.with-test native
-	$(BIN)/pytest -q -p no:cacheprovider $(CORE)
+	$(BIN)/pytest -q -n $(TEST_JOBS) --dist loadfile -p no:cacheprovider $(CORE)
 
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff format --check .

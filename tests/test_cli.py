@@ -98,7 +98,8 @@ def test_options_reach_the_training(monkeypatch, tmp_path):
         torch.set_num_threads(threads)
     expected = {"shape": (3, 4), "seeds": 2, "steps": 6, "batch_size": 8, "lr": 0.02, "seed": 7}
     expected |= {"chunk": 5, "resume": True, "overwrite": False, "store": tmp_path / "phase_diagram.zarr"}
-    assert seen == {**expected, "device": "cpu", "sizes": (3, 2)}
+    whole = {"share": None, "executor": None, "dry_run": False, "check": False, "mixed": False}
+    assert seen == {**expected, "device": "cpu", "sizes": (3, 2), "options": whole}
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,8 @@ def train_phase_diagram(
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     if store is not None:
         check_path(store, "store")
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options must be a mapping of arguments of toykern.sweep, not {describe(options)}")
     if store is None and (chunk is not None or resume or overwrite or options):
         raise ValueError(
             "chunk, resume, overwrite and options are for a store: give store, or leave them out"
