@@ -48,6 +48,11 @@ def arguments_of(name: str) -> list[str]:
     return sorted(names - set(public.skip))
 
 
+def _of_a_device(argument: str, error: RuntimeError) -> bool:
+    """A device that is not here is a RuntimeError, which names the argument too."""
+    return argument in ("device", "devices") and re.search(rf"\b{argument}\b", str(error)) is not None
+
+
 def problems(name: str) -> Iterator[str]:
     """What is wrong with the answers of one callable, a line each."""
     public = CALLS[name]
@@ -66,8 +71,8 @@ def problems(name: str) -> Iterator[str]:
                 placed = isinstance(error, tk.StoreError) and VALUES["text"]() in message
                 if not placed and not re.search(rf"\b{re.escape(argument)}\b", message):
                     yield f"{argument} = {odd}: {type(error).__name__} without its name: {error}"
-            except RuntimeError as error:  # a device that is not here is one
-                if argument != "device" or not re.search(r"\bdevice\b", str(error)):
+            except RuntimeError as error:
+                if not _of_a_device(argument, error):
                     yield f"{argument} = {odd}: RuntimeError: {error}"
             except Exception as error:
                 yield f"{argument} = {odd}: {type(error).__name__}: {error}"
@@ -98,6 +103,9 @@ def test_very_large_sizes_are_refused_by_name(name, monkeypatch):
                 said = re.search(rf"\b{re.escape(argument)}\b", str(error))
                 if not said or (isinstance(error, MemoryError) and "GiB are free" not in str(error)):
                     found.append(f"{argument} = {value}: {type(error).__name__} without its name: {error}")
+            except RuntimeError as error:
+                if not _of_a_device(argument, error):
+                    found.append(f"{argument} = {value}: RuntimeError: {error}")
             except Exception as error:
                 found.append(f"{argument} = {value}: {type(error).__name__}: {error}")
     assert not found, "\n".join(found)

@@ -166,14 +166,19 @@ def _check_devices(devices: Any) -> tuple[str, ...]:
         )
     found = []
     for given in devices:
+        if not isinstance(given, (str, torch.device)):
+            raise TypeError(f"devices must be names of devices such as 'cuda:0', not {describe(given)}")
         try:
             found.append(str(torch.device(given)))
-        except (RuntimeError, TypeError) as error:
+        except RuntimeError as error:
             raise ValueError(f"devices: {describe(given)} is no device") from error
         if torch.device(given).type == "cuda":
             from toykern.native.devices import check_kernels
 
-            check_kernels(found[-1])
+            try:
+                check_kernels(found[-1])
+            except RuntimeError as error:
+                raise RuntimeError(f"devices: {error}") from None
     return tuple(found)
 
 
