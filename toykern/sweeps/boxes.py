@@ -7,9 +7,11 @@ by the grid, and no two chunks share a piece of a stored array.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import torch
 
 from toykern.arguments.errors import check_positive_int
@@ -90,3 +92,8 @@ def boxes_of(shape: tuple[int, ...], box: tuple[int, ...]) -> list[Box]:
             first = first * points + at
         found.append(Box(len(found), start, size, first))
     return found
+
+
+def models_of(boxes: Iterable[Box], chosen: np.ndarray) -> int:
+    """How many models the chunks have that `chosen`, bool `[chunks]`, is true of."""
+    return sum(box.n_models for box in boxes if chosen[box.number])

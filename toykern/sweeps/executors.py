@@ -24,6 +24,8 @@ from typing import Any
 import torch
 
 from toykern.arguments.errors import describe
+from toykern.native.devices import check_kernels
+from toykern.sweeps.boxes import models_of
 from toykern.sweeps.job import Job
 from toykern.sweeps.result import Sweep
 from toykern.sweeps.worker import Outcome, Stop, train_chunk
@@ -124,8 +126,7 @@ class Crew:
                             failed[number] = error
                     if done:
                         finished = store.finished
-                        models = sum(box.n_models for box in store.boxes if finished[box.number])
-                        bar.finished(int(finished.sum()), models)
+                        bar.finished(int(finished.sum()), models_of(store.boxes, finished))
             except BaseException:
                 stop.tell()  # threads of this process hear it
                 for future in running:
@@ -173,8 +174,6 @@ def _check_devices(devices: Any) -> tuple[str, ...]:
         except RuntimeError as error:
             raise ValueError(f"devices: {describe(given)} is no device") from error
         if torch.device(given).type == "cuda":
-            from toykern.native.devices import check_kernels
-
             try:
                 check_kernels(found[-1])
             except RuntimeError as error:

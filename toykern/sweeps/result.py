@@ -18,7 +18,7 @@ from toykern.results.store_format import (
     import_zarr,
     read_attributes,
 )
-from toykern.sweeps.boxes import Box, boxes_of
+from toykern.sweeps.boxes import Box, boxes_of, models_of
 from toykern.sweeps.claims import Claims, read_origin
 from toykern.sweeps.layout import CHUNK_SECONDS, open_seconds, read_finished, read_seconds
 from toykern.sweeps.reading import StoredArray, labelled
@@ -151,7 +151,7 @@ class Sweep:
     def __repr__(self) -> str:
         seconds, settings = self.seconds, self.attributes["settings"]
         done, steps = int(np.isfinite(seconds).sum()), int(settings["steps"])
-        models = sum(box.n_models for box in self.boxes if np.isfinite(seconds[box.number]))
+        models = models_of(self.boxes, np.isfinite(seconds))
         total = float(np.nansum(seconds))
         rate = f", {models * steps / total:,.0f} model-steps/s" if total > 0 else ""
         claimed = int(self.claimed.sum())

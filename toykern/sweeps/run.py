@@ -17,7 +17,7 @@ from toykern.results.labels import trained_arrays
 from toykern.results.run import Run
 from toykern.results.store_format import StoreError, check_path, import_zarr
 from toykern.results.store_place import check_target
-from toykern.sweeps.boxes import Box, box_shape, boxes_of
+from toykern.sweeps.boxes import Box, box_shape, boxes_of, models_of
 from toykern.sweeps.claims import WORK, Claims, clear_left
 from toykern.sweeps.executors import Crew
 from toykern.sweeps.job import OURS, Job, Measure, Plan, inputs_of
@@ -167,8 +167,8 @@ def sweep(
         _check_same(store, grid, described, probe, chunk, mixed)
         _prepare(store, job, check, stacklevel=3)
         bar = SweepProgress(
-            probe.steps_to_make, grid.n_models, len(store.boxes), _models(store), progress,
-            label="" if part.n == 1 else f"{part}, ",
+            probe.steps_to_make, grid.n_models, len(store.boxes), models_of(store.boxes, store.finished),
+            progress, label="" if part.n == 1 else f"{part}, ",
         )  # fmt: skip
         try:
             stopped = _train(store, job, part, crew, mixed, bar, stop)
@@ -267,17 +267,11 @@ def _train(
         finished = store.finished
         if finished[number]:
             continue
-        bar.others_finished(_models(store, finished))
+        bar.others_finished(models_of(store.boxes, finished))
         made = train_chunk(store, job, number, mixed, None, bar.of_chunk(number), stop)
         if made.state == "stopped":
             return True
     return False
-
-
-def _models(store: Sweep, finished: np.ndarray | None = None) -> int:
-    """Models of the chunks that are finished."""
-    finished = store.finished if finished is None else finished
-    return sum(box.n_models for box in store.boxes if finished[box.number])
 
 
 def _say_who_has_the_rest(store: Sweep) -> None:
