@@ -62,8 +62,8 @@ def test_operations_are_counted_by_hand():
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc")
 def test_peak_memory_sees_an_allocation():
-    # First 100 MiB of blocks on the heap, freed again under one that lives: the heap cannot shrink by itself, and the
-    # tensor would fit into it. A freed block of 28 MiB is what makes malloc put smaller ones there.
+    # First 100 MiB of blocks on the heap, freed again under one that lives: the heap cannot shrink by itself,
+    # and the tensor would fit into it. A freed block of 28 MiB is what makes malloc put smaller ones there.
     torch.ones(7 * 2**20)
     blocks = [torch.ones(2**18 - 64) for _ in range(101)]
     del blocks[:-1]
