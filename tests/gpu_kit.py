@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import FIT_ACTIVATIONS, FIT_ACTIVATIONS_LARGE, FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
@@ -43,6 +44,69 @@ VARIED = [*TINY, *SMALL, *LARGE]
 OTHER_TINY = [BY_NAME[name] for name in ("3,1", "4,2 batch 33", "6,2")]
 NOTHING_ACTIVE = FitCase("129,1 nothing active", 129, 1, 0.0, 40, steps=20)
 LARGE_TILES = FitCase("1100,33 large tiles", 1100, 33, 1e-5, 1800, n_models=1, steps=2)
+# Of the small regime, every size of the pieces that the decoder's gradient is cut into
+# (csrc/cuda/small/shape.h): 2 to 4 features by 5 to 8 hidden rows, most of them with a piece that is not
+# full; by both kinds of activation.
+PIECES = [
+    FitCase(
+        f"{n},{m} pieces {hidden}", n, m, 0.1, 33, n_models=1, steps=3,
+        network={"hidden_activation": hidden},
+    )
+    for hidden in ("relu", "gelu")
+    for n, m in (
+        (18, 9), (13, 10), (15, 12), (19, 14), (131, 9), (130, 10), (86, 18), (52, 35), (194, 9), (195, 10),
+        (256, 18), (127, 42),
+    )
+]  # fmt: skip
+# Of the tiny regime, every shape by every way to draw and every magnitude; of the small one, every m that
+# has a kernel of its own, by rows that several warps share and by columns of more entries than the list
+# takes.
+_DRAWS = (
+    ("rare", lambda n: 0.05, "constant", {"hidden_activation": "relu"}),
+    ("rare, each its own", lambda n: np.linspace(0.12, 0.004, n), "symmetric", {"output_activation": "none"}),
+    ("rare half-normal", lambda n: np.linspace(0.01, 0.1, n), "half_normal", {}),
+    ("frequent", lambda n: 0.4, "constant", {"hidden_activation": "relu"}),
+    (
+        "frequent, each its own",
+        lambda n: np.linspace(0.2, 1.0, n),
+        "symmetric",
+        {"output_activation": "none"},
+    ),
+    ("frequent half-normal", lambda n: np.linspace(0.9, 0.13, n), "half_normal", {}),
+)
+EVERY_TINY = [
+    FitCase(
+        f"{n},{m} {name}", n, m, p(n), 601, steps=9, features={"magnitude": magnitude}, network=network,
+        loss={"target": "abs"},
+        optimizer=tk.SGD(lr=0.01, momentum=0.9) if "own" in name else tk.AdamW(lr=3e-3),
+    )
+    for n, m in ((2, 1), (3, 1), (3, 2), (4, 2), (5, 2), (6, 2))
+    for name, p, magnitude, network in _DRAWS
+]  # fmt: skip
+EVERY_SMALL = [
+    FitCase(f"{n},{m} {name}", n, m, p(n), batch, n_models=2, steps=3, network={"hidden_activation": "relu"})
+    for m in range(1, 9)
+    for name, n, p, batch in (
+        ("by rows", 83, lambda n: np.linspace(0.3, 0.9, n), 70),
+        ("by columns", 41, lambda n: np.linspace(0.02, 0.12, n), 700),
+    )
+]
+# Of the large regime, what the draw knows: groups, exclusive ones of unequal members, rare and frequent
+# features.
+LARGE_DATA = [
+    FitCase(
+        f"280,60 {name}", 280, 60, np.resize(p, 280), 70, n_models=2,
+        features={"magnitude": magnitude}, **groups,
+    )
+    for name, p, magnitude, groups in (
+        ("groups", (0.03, 0.4, 0.02, 0.4, 0.03, 0.02, 0.001, 0.2), "half_normal",
+         {"correlated": ((0, 4), (1, 3)), "anticorrelated": ((2, 5),)}),
+        ("groups, rare", (0.003, 0.004, 0.002, 0.004, 0.003, 0.002), "symmetric",
+         {"correlated": ((0, 6), (1, 7, 13)), "anticorrelated": ((2, 3, 5), (4, 10))}),
+        ("rare and frequent", (0.001, 0.3, 0.05, 1.0), "constant", {}),
+        ("rare, each its own", (0.001, 0.02, 0.05, 0.0), "half_normal", {"tied": False}),
+    )
+]  # fmt: skip
 # Activations that no fast loop lists, by the small and the large regime.
 ACTIVATIONS = [FIT_ACTIVATIONS[2], FIT_ACTIVATIONS[8], FIT_ACTIVATIONS[11], FIT_ACTIVATIONS_LARGE]
 

@@ -42,19 +42,21 @@ def test_shares_of_the_core_have_names_of_their_own_and_files_that_exist():
         assert named and all((ROOT / name).exists() for name in named)
 
 
-def test_a_read_of_what_nobody_wrote_is_told_once_for_its_place(tmp_path):
+def test_what_fails_no_test_of_itself_is_told_once_for_its_place(tmp_path):
     faults = tmp_path / "faults"
-    assert emulate.unwritten(faults) == []
+    assert emulate.passed_over(faults) == []
     told = [("one", "fault", 7), ("two", "note", 7), ("three", "note", 7), ("three", "note", 9)]
+    told += [("four", "known", 9)]
     text = "uninitialised shared memory: a load of 4 bytes at 0x{:x}\n    kernel k\n    at a.cuh:{} in f"
     entries = [
         {"test": test, "kind": kind, "text": text.format(16 * number, line)}
         for number, (test, kind, line) in enumerate(told)
     ]
     faults.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    assert emulate.unwritten(faults) == [
+    assert emulate.passed_over(faults) == [
         "uninitialised shared memory read at a.cuh:7, first in two",
         "uninitialised shared memory read at a.cuh:9, first in three",
+        "uninitialised shared memory, passed over at a.cuh:9, first in four",
     ]
 
 

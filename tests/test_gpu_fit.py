@@ -11,10 +11,14 @@ from device_kit import device_regime
 from gpu_kit import (
     ACTIVATIONS,
     DEVICE,
+    EVERY_SMALL,
+    EVERY_TINY,
     LARGE,
+    LARGE_DATA,
     LARGE_TILES,
     NOTHING_ACTIVE,
     OTHER_TINY,
+    PIECES,
     SMALL,
     TINY,
     VARIED,
@@ -35,6 +39,7 @@ import toykern as tk
 from toykern import reference
 
 pytestmark = pytest.mark.gpu
+EVALUATED = [*FIT_CASES, *FIT_LARGE, *FIT_LONG, LARGE_TILES, *LARGE_DATA, *ACTIVATIONS]
 
 
 @pytest.fixture(autouse=True)
@@ -44,18 +49,19 @@ def _one_thread():
 
 def test_the_cases_reach_every_regime():
     assert [device_regime(model_of(c), c.batch_size) for c in ACTIVATIONS] == ["small"] * 3 + ["large"]
-    others = ((OTHER_TINY, "tiny"), ([NOTHING_ACTIVE], "small"), ([LARGE_TILES], "large"))
-    for cases, regime in ((TINY, "tiny"), (SMALL, "small"), (LARGE, "large"), *others):
+    others = ([NOTHING_ACTIVE, *PIECES, *EVERY_SMALL], "small"), ([LARGE_TILES, *LARGE_DATA], "large")
+    tiny = [*TINY, *OTHER_TINY, *EVERY_TINY]
+    for cases, regime in ((tiny, "tiny"), (SMALL, "small"), (LARGE, "large"), *others):
         for case in cases:
             assert device_regime(model_of(case), case.batch_size) == regime, case.name
 
 
-@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_LARGE, *FIT_LONG, LARGE_TILES, *ACTIVATIONS], ids=ids)
+@pytest.mark.parametrize("case", EVALUATED, ids=ids)
 def test_one_evaluation_is_as_exact_as_pytorch(case: FitCase):
     assert_as_exact_as_pytorch(case, partial(fit_on_gpu, case))
 
 
-@pytest.mark.parametrize("case", [*FIT_CASES, NOTHING_ACTIVE], ids=ids)
+@pytest.mark.parametrize("case", [*FIT_CASES, NOTHING_ACTIVE, *PIECES, *EVERY_TINY, *EVERY_SMALL], ids=ids)
 def test_training_follows_the_reference(case: FitCase):
     assert_follows_the_reference(case, fit_on_gpu(case, record_every=7))
 
@@ -67,7 +73,7 @@ def test_twenty_steps_of_large_models_follow_the_reference(case: FitCase):
     assert max(errors.values()) <= TRAJECTORY, errors
 
 
-@pytest.mark.parametrize("case", [*VARIED, *OTHER_TINY, NOTHING_ACTIVE, *ACTIVATIONS], ids=ids)
+@pytest.mark.parametrize("case", [*VARIED, *OTHER_TINY, *EVERY_TINY, NOTHING_ACTIVE, *ACTIVATIONS], ids=ids)
 def test_evaluation_is_that_of_the_reference(case: FitCase):
     losses = []
     data = data_of(case)

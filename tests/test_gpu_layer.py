@@ -18,7 +18,25 @@ from toykern.ops import tied_autoencoder_cuda_call
 from toykern.ops import tied_autoencoder_large as large_models
 
 pytestmark = pytest.mark.gpu
-each_case = pytest.mark.parametrize("case", LAYER_CASES, ids=lambda case: case.name)
+# What the layer knows, by models that go through products: the shared list has none of those with options.
+PRODUCTS = [
+    LayerCase(f"large, {name}", 70, 300, 2, 41, 0.1, tied, network, loss, name == "a target")
+    for name, tied, network, loss in (
+        ("gelu and softplus", False,
+         {"hidden_activation": "gelu", "output_activation": "softplus", "hidden_bias": True},
+         {"l1": 0.25, "importance": "each"}),
+        ("leaky ReLU", True,
+         {"hidden_activation": "leaky_relu", "output_activation": "leaky_relu", "negative_slope": 0.25},
+         {"l1": 0.25}),
+        ("top-k", True, {"hidden_activation": "topk", "top_k": 5, "hidden_bias": True, "centered": True}, {}),
+        ("sparse autoencoder", False,
+         {"centered": True, "hidden_bias": True, "hidden_activation": "relu", "output_activation": "none"},
+         {"l1": 0.25, "loss_reduction": "sum"}),
+        ("a target", True, {"hidden_activation": "relu", "bias": False}, {}),
+        ("|x|", False, {"output_activation": "gelu"}, {"target": "abs"}),
+    )
+]  # fmt: skip
+each_case = pytest.mark.parametrize("case", [*LAYER_CASES, *PRODUCTS], ids=lambda case: case.name)
 
 # Each way, tied or not: small, and large by products; sizes that no tile divides.
 SMALL = LayerCase("small", 5, 2, 300, 128, 0.05)
