@@ -203,6 +203,11 @@ CALLS: dict[str, PublicCall] = {
         path=lambda: _place("sweep.zarr"),
         progress=False,
     ),
+    "merge_sweeps": _of(
+        tk.merge_sweeps,
+        paths=lambda: [_saved_sweep(), _saved_sweep()],
+        path=lambda: _place("merged.zarr"),
+    ),
     "open_sweep": _of(tk.open_sweep, path=lambda: _saved_sweep()),
     "sparsify": _of(tk.sparsify, module=_network, density=0.5),
     "GSE": _recipe(tk.GSE),

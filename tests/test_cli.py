@@ -98,7 +98,14 @@ def test_options_reach_the_training(monkeypatch, tmp_path):
         torch.set_num_threads(threads)
     expected = {"shape": (3, 4), "seeds": 2, "steps": 6, "batch_size": 8, "lr": 0.02, "seed": 7}
     expected |= {"chunk": 5, "resume": True, "overwrite": False, "store": tmp_path / "phase_diagram.zarr"}
-    whole = {"share": None, "executor": None, "dry_run": False, "check": False, "mixed": False}
+    whole = {
+        "share": None,
+        "executor": None,
+        "dry_run": False,
+        "extend": False,
+        "check": False,
+        "mixed": False,
+    }
     assert seen == {**expected, "device": "cpu", "sizes": (3, 2), "options": whole}
 
 
@@ -349,7 +356,7 @@ def test_info_and_the_module_run_as_a_program():
 def test_every_model_has_its_own_seed_and_the_best_of_each_point_is_kept():
     diagram = train_phase_diagram(shape=(3, 4), seeds=2, steps=6, batch_size=8, seed=3, progress=False)
     seeds = diagram.run.arrays["seed"]
-    assert seeds.tolist() == [(3 << 32) + i for i in range(24)]
+    assert seeds.reshape(12, 2).T.flatten().tolist() == [(3 << 32) + i for i in range(24)]
     assert torch.equal(diagram.run.model.seed, seeds)
     losses = diagram.loss.reshape(3, 4, 2)
     assert np.array_equal(diagram.best % 2, losses.argmin(dim=2).numpy())

@@ -45,7 +45,7 @@ else:
         Static,
         Topology,
     )
-    from toykern.sweeps import Sweep, open_sweep, sweep
+    from toykern.sweeps import Sweep, merge_sweeps, open_sweep, sweep
     from toykern.training import SGD, Adam, AdamW, WarmupCosine, evaluate
 
     __version__: str = _build_info()["version"]
@@ -81,6 +81,7 @@ __all__ = [
     "fit",
     "grid",
     "log_spaced_steps",
+    "merge_sweeps",
     "metrics",
     "open_sweep",
     "plot",

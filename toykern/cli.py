@@ -121,6 +121,42 @@ def _parser() -> argparse.ArgumentParser:
         description="Prints versions, instruction-set levels, threads and the state of CUDA.",
     )
     info.set_defaults(execute=_info)
+    explore = commands.add_parser(
+        "explore",
+        help="browse a sweep: its map, and each network on it",
+        description="Shows the map of a sweep in a browser, coloured by phase, loss or what else was "
+        "recorded; a click shows that network. Follows a sweep that grows. It is served to this machine "
+        "alone, and the line is printed that lets another see it through ssh.",
+    )
+    explore.set_defaults(execute=_explore)
+    explore.add_argument("store", metavar="STORE", help="the store of a sweep, finished or not")
+    explore.add_argument(
+        "--port",
+        type=_whole("--port", 0, 65_535),
+        metavar="N",
+        help="where to serve it (default: 5006, or the next that is free; 0: any that is free)",
+    )
+    merge = commands.add_parser(
+        "merge",
+        help="make one store of several sweeps whose grids differ along one axis",
+        description="Makes one store of several sweeps whose grids differ along one axis, such as their "
+        "seeds. Networks that several of them have must be the same, to the bit.",
+    )
+    merge.set_defaults(execute=_merge)
+    merge.add_argument("stores", nargs="+", metavar="STORE", help="two stores of sweeps, or more")
+    merge.add_argument("--store", required=True, metavar="DIR", help="the store to make of them")
+    merge.add_argument(
+        "--chunk",
+        type=_whole("--chunk", 1),
+        metavar="N",
+        help="networks in a chunk of it (default: as in the largest)",
+    )
+    merge.add_argument(
+        "--overwrite", action="store_true", help="replace an existing toykern store, that of one of them too"
+    )
+    merge.add_argument(
+        "--mixed", action="store_true", help="merge sweeps of different instruction sets, devices or versions"
+    )
     phase = commands.add_parser(
         "phase-diagram",
         help="train and draw the phase diagram of Toy Models of Superposition",
@@ -216,6 +252,11 @@ def _parser() -> argparse.ArgumentParser:
         "replaces a picture that was drawn from it, and no other",
     )
     how.add_argument(
+        "--extend",
+        action="store_true",
+        help="as --resume, and --seeds may be more than in the store: only the further networks are trained",
+    )
+    how.add_argument(
         "--share",
         type=_share_of_text,
         metavar="I/N",
@@ -246,6 +287,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _explore(arguments: argparse.Namespace) -> int:
+    from toykern.explorer import Atlas
+    from toykern.explorer.server import serve
+    from toykern.sweeps import open_sweep
+
+    try:
+        serve(Atlas(open_sweep(arguments.store)), arguments.port)
+    except OSError as error:
+        raise _Problem(f"--port {arguments.port}: {error.strerror or error}") from error
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from toykern.sweeps import merge_sweeps
+
+    done = merge_sweeps(
+        arguments.stores, arguments.store, chunk=arguments.chunk, overwrite=arguments.overwrite,
+        mixed=arguments.mixed,
+    )  # fmt: skip
+    say(str(done))
+    return 0
+
+
 def _info(arguments: argparse.Namespace) -> int:
     from toykern import info
 
@@ -254,10 +318,11 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _phase_diagram(arguments: argparse.Namespace) -> int:
     shape = _grid_shape(arguments.grid)
-    for name in ("resume", "chunk", "share", "workers", "check", "mixed", "plan"):
+    for name in ("resume", "extend", "chunk", "share", "workers", "check", "mixed", "plan"):
         if arguments.no_store and getattr(arguments, name):
             raise _Problem(f"--{name} needs a store; leave out --no-store")
-    part = _share(arguments)
+    part, arguments.shown = _share(arguments), None
+    arguments.resume = arguments.resume or arguments.extend
     if arguments.resume and arguments.overwrite:
         raise _Problem("--resume goes on with a store and --overwrite replaces it; give one of them")
     picture = _check_picture(arguments)
@@ -309,6 +374,7 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
             if store is None
             else {
                 "share": part,
+                "extend": arguments.extend,
                 "check": arguments.check,
                 "mixed": arguments.mixed,
                 "dry_run": arguments.plan,
@@ -386,7 +452,7 @@ def _draw(diagram: PhaseDiagram, picture: Path, arguments: argparse.Namespace) -
     from matplotlib.figure import Figure
 
     from toykern import plot
-    from toykern.results.picture import write_picture
+    from toykern.results.picture import is_picture_of, write_picture
 
     hidden, features = diagram.weight.shape[-2:]
     steps = arguments.steps if diagram.run is None else diagram.run.step
@@ -402,7 +468,9 @@ def _draw(diagram: PhaseDiagram, picture: Path, arguments: argparse.Namespace) -
     ax.title.set_fontsize("medium")
     shown = None if diagram.sweep is None else _shown(diagram.sweep, arguments)
     try:
-        write_picture(figure, picture, shown, arguments.overwrite)
+        # With --extend the picture that is there is of the sweep as it was.
+        former = arguments.shown is not None and is_picture_of(picture, arguments.shown)
+        write_picture(figure, picture, shown, arguments.overwrite or former)
     except FileExistsError as error:
         again = "" if diagram.sweep is None else "; all networks are in the store, from which --resume draws"
         raise _Problem(f"{picture} was made by something else meanwhile, and is left alone{again}") from error
@@ -472,7 +540,8 @@ def _is_of_the_sweep(picture: Path, arguments: argparse.Namespace) -> bool:
     if not os.path.lexists(arguments.store):
         return False
     try:
-        return is_picture_of(picture, _shown(open_sweep(arguments.store), arguments))
+        arguments.shown = _shown(open_sweep(arguments.store), arguments)
+        return is_picture_of(picture, arguments.shown)
     except OSError as error:
         raise _Problem(f"cannot read {picture}: {error.strerror or error}") from error
 

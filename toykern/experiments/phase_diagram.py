@@ -181,7 +181,7 @@ def train_phase_diagram(
         check_size("the number of models, shape[0] · shape[1] · seeds,", shape[0] * shape[1] * seeds)
     whole = phase_diagram_grid(shape, seeds)
 
-    plan, measure = _Plan(n_features, n_hidden, seed, device), _Measure(seed)
+    plan, measure = _Plan(n_features, n_hidden, seed, device, shape[0] * shape[1], seeds), _Measure(seed)
     settings: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "optimizer": AdamW(lr=lr), "schedule": schedule,
     }  # fmt: skip
@@ -254,9 +254,13 @@ class _Plan:
     n_hidden: int
     seed: int
     device: str | torch.device
+    n_points: int
+    seeds: int
 
     def __call__(self, points: Grid, index: Tensor) -> dict[str, Any]:
-        own_seed = (self.seed << 32) + index
+        # The first model of every point, then the second of every one: so more seeds change none of them.
+        point, nth = index // self.seeds, index % self.seeds
+        own_seed = (self.seed << 32) + nth * self.n_points + point
         return {
             "model": TiedAutoencoder(
                 self.n_features,

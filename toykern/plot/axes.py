@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 BLUE, VERMILLION, ORANGE, GREEN, SKY, GREY = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#56B4E9", "#666666"
 
 
+def rgb(colour: str) -> np.ndarray:
+    """`"#rrggbb"` as three numbers from 0 to 1."""
+    return np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+
+
 def axes_for(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     """`ax`, or that of a new figure; TypeError for what is no Axes of matplotlib."""
     try:

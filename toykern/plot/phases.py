@@ -18,6 +18,7 @@ from toykern.plot.axes import (
     limits,
     plain_log_ticks,
     positive,
+    rgb,
 )
 
 if TYPE_CHECKING:
@@ -111,12 +112,10 @@ def phase_colours(norm: Any, superposition: Any) -> np.ndarray:
 
     Each is cut at 1; grey where the norm is NaN.
     """
-    from matplotlib.colors import to_rgb
-
     norm, superposition = real_array("norm", norm), real_array("superposition", superposition)
     strength = np.clip(np.nan_to_num(norm), 0.0, 1.0)[..., None]
     mixed = np.clip(np.nan_to_num(superposition), 0.0, 1.0)[..., None]
-    own, shared = np.array(to_rgb(BLUE)), np.array(to_rgb(VERMILLION))
+    own, shared = rgb(BLUE), rgb(VERMILLION)
     colours = 1.0 - strength * (1.0 - (own * (1.0 - mixed) + shared * mixed))
     colours[np.isnan(norm)] = 0.75
     return colours

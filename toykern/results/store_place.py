@@ -47,7 +47,7 @@ _FILES = {
     "array": (_METADATA, _SCALAR),
     "pieces": (_PIECE,),
     "free": (_METADATA, _SCALAR, _PIECE),
-    "work": (r"\d+\.(claim|begun|origin)(-[0-9a-f]{8})?", r"now-[0-9a-f]{8}"),
+    "work": (r"\d+\.(claim|begun|origin|kept)(-[0-9a-f]{8})?", r"now-[0-9a-f]{8}"),
 }
 _WORK = "chunk_seconds/work"  # of those who train a sweep, see toykern/sweeps/claims.py
 # Arrays and groups that a store may have beside those of its manifest; version 1 did not list coordinates.

@@ -57,6 +57,36 @@ class Box:
         return Grid({name: axes[name][where] for name, where in zip(whole.dims, self.region, strict=True)})
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some models of a chunk: all combinations of places along each axis.
+
+    Attributes:
+        number: of the chunk.
+        places: along each axis of the whole grid, ascending.
+        shape: of the whole grid.
+    """
+
+    number: int
+    places: tuple[np.ndarray, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def n_models(self) -> int:
+        """Models of this part."""
+        return math.prod(map(len, self.places))
+
+    @property
+    def index(self) -> torch.Tensor:
+        """Flat numbers of its models in the whole grid, int64 `[n_models]`."""
+        return torch.from_numpy(np.ravel_multi_index(np.ix_(*self.places), self.shape).reshape(-1))
+
+    def points(self, whole: Grid) -> Grid:
+        """The grid of these points alone."""
+        axes = whole.axes
+        return Grid({name: axes[name][at] for name, at in zip(whole.dims, self.places, strict=True)})
+
+
 def box_shape(shape: tuple[int, ...], chunk: int) -> tuple[int, ...]:
     """The largest box of at most `chunk` models that is a stretch of the flat order, evened out.
 

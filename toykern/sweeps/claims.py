@@ -5,6 +5,7 @@ It lies within the array `chunk_seconds`, where no other reader of Zarr looks, a
     n.claim    somebody trains this chunk: host, process and time. Made exclusively; removed when done
     n.begun    empty: pieces of the chunk may be there although it is not finished
     n.origin   host, device, instruction set and version that trained it, and how long that took
+    n.kept     models of an unfinished chunk that were trained before (`kept.py`)
     write-…    a chunk on its way to its place (`writing.py`)
 
 Claims only save time: two that train one chunk write the same bits. So a claim that is void too early, by
@@ -205,6 +206,9 @@ def clear_left(store: Path, finished: set[int]) -> None:
     """Remove what writers left that have ended, and claims on chunks that are finished."""
     for number in Claims(store).numbers() & finished:
         Claims(store).release(number)
+    for number in numbers_of(store / WORK, ".kept") & finished:
+        with contextlib.suppress(OSError):  # it costs room, no more
+            (store / WORK / f"{number}.kept").unlink()
     for path in (store / WORK).glob("write-*-*-*-*-*"):
         parts = path.name.split("-")
         with contextlib.suppress(OSError, ValueError):  # another one may be at it

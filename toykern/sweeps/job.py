@@ -16,7 +16,7 @@ from toykern.arguments.grids import Grid
 from toykern.fitting.fitting import fit
 from toykern.results.labels import trailing_dims, trained_arrays
 from toykern.results.run import Run
-from toykern.sweeps.boxes import Box
+from toykern.sweeps.boxes import Box, Part
 from toykern.training.progress import BarMaker
 
 Plan = Callable[[Grid, Tensor], Mapping[str, Any]]
@@ -43,12 +43,12 @@ class Job:
     settings: Mapping[str, Any]
     device: torch.device | None = None
 
-    def begin(self, box: Box) -> Run:
-        """The run of a chunk at step 0."""
+    def begin(self, box: Box | Part) -> Run:
+        """The run of a chunk, or of a part of one, at step 0."""
         return fit(**self._arguments(box), stop_at=0, progress=False)
 
-    def train(self, box: Box, progress: bool | BarMaker = False) -> Run:
-        """The run of a chunk, to its end or to Ctrl-C."""
+    def train(self, box: Box | Part, progress: bool | BarMaker = False) -> Run:
+        """The run of a chunk, or of a part of one, to its end or to Ctrl-C."""
         try:
             return fit(**self._arguments(box), progress=progress)
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
@@ -58,7 +58,7 @@ class Job:
                 f"{smaller})"
             ) from error
 
-    def results(self, run: Run, box: Box) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
+    def results(self, run: Run, box: Box | Part) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
         """Everything of a finished run that is stored, `[models, …]`, and the names of the dimensions after
         the models'."""
         found: dict[str, Tensor] = {"loss": run.loss, "diverged_at": run.diverged_at, **run.records}
@@ -77,7 +77,7 @@ class Job:
             dims[f"inputs/{name}"] = ("feature",) if value.ndim == 2 else ()
         return {name: value.detach().cpu().numpy() for name, value in found.items()}, dims
 
-    def _measured(self, run: Run, box: Box, taken: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _measured(self, run: Run, box: Box | Part, taken: Mapping[str, Any]) -> dict[str, Tensor]:
         if self.measure is None:
             return {}
         measured = self.measure(run, box.points(self.grid), box.index)
@@ -95,7 +95,7 @@ class Job:
                 )
         return found
 
-    def _arguments(self, box: Box) -> dict[str, Any]:
+    def _arguments(self, box: Box | Part) -> dict[str, Any]:
         """Those of `fit` for a chunk."""
         points = box.points(self.grid)
         planned = self.plan(points, box.index)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,12 @@ _READ_MODELS, _READ_BYTES = 1024, 1 << 19  # at most, of what a reader of one mo
 def create(
     path: Path, grid: Grid, box: tuple[int, ...], values: Mapping[str, np.ndarray],
     dimensions: Mapping[str, tuple[str, ...]], coordinates: Mapping[str, np.ndarray],
-    attributes: Mapping[str, Any], overwrite: bool,
+    attributes: Mapping[str, Any], overwrite: bool, fill: Callable[[Path], None] | None = None,
 ) -> Path:  # fmt: skip
     """A new store without any chunk, for results shaped and typed as `values` (`[models, …]`); its path.
 
-    `coordinates` are those of the dimensions after the grid's; `dimensions` names those of each array.
+    `coordinates` are those of the dimensions after the grid's; `dimensions` names those of each array. `fill`
+    is called with the store before it takes its place, and may put chunks into it.
 
     Raises:
         StoreError: it cannot be written, or something is at `path` that may not be replaced.
@@ -67,6 +68,8 @@ def create(
     partial = placing.beside(target, "partial")
     try:
         _write(partial, grid, box, values, dimensions, coordinates, attributes)
+        if fill is not None:
+            fill(partial)
         place_store(partial, target, overwrite)
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error

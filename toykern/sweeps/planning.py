@@ -59,11 +59,12 @@ class SweepPlan:
 
 
 def plan_of(
-    job: Job, boxes: Sequence[Box], finished: np.ndarray, probe: Run, workers: int, share: str
+    job: Job, boxes: Sequence[Box], finished: np.ndarray, probe: Run, workers: int, share: str, kept: int = 0
 ) -> SweepPlan:
-    """The plan of a sweep of which some chunks may be finished; `probe` is one model at step 0."""
+    """The plan of a sweep of which some chunks may be finished; `probe` is one model at step 0, `kept` how
+    many models of unfinished chunks are there."""
     todo = [box for box in boxes if not finished[box.number]]
-    models = sum(box.n_models for box in todo)
+    models = sum(box.n_models for box in todo) - kept
     one = Box(0, (0,) * len(job.grid.shape), (1,) * len(job.grid.shape), 0)
     values, _ = job.results(job.train(one), one)
     steps, rate = probe.steps_to_make, np.nan

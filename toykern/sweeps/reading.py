@@ -17,6 +17,7 @@ from toykern.arguments.grids import Grid
 from toykern.results.store_format import StoreError, open_array, piece_names, piece_shape
 from toykern.sweeps.boxes import Box
 from toykern.sweeps.claims import is_begun
+from toykern.sweeps.kept import read_kept
 from toykern.sweeps.layout import CHUNK_SECONDS, fill_value
 
 if TYPE_CHECKING:
@@ -105,7 +106,23 @@ class StoredArray:
         for box, there, here in parts:
             if finished[box.number]:
                 found[here] = self._read_part(box, there)
+            elif (part := self._kept_part(box, there)) is not None:
+                found[here] = part
         return found[kept]
+
+    def _kept_part(self, box: Box, stretches: tuple[slice, ...]) -> np.ndarray | None:
+        """What an extended store has of an unfinished chunk, fill values for the other models."""
+        trailing = self.shape[len(box.shape) :]
+        kept = read_kept(self._store, box, {self._name: trailing}, warn=False)
+        if kept is None:
+            return None
+        whole = np.full((box.n_models, *trailing), fill_value(self.dtype), dtype=self.dtype)
+        whole[kept.mask] = kept.values[self._name]
+        inside = (
+            slice(s.start - start, s.stop - start, s.step)
+            for s, start in zip(stretches, box.start, strict=False)
+        )
+        return whole.reshape(*box.shape, *trailing)[(*inside, *stretches[len(box.shape) :])]
 
     def _read_part(self, box: Box, stretches: tuple[slice, ...]) -> np.ndarray:
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toykern.arguments.grids import Grid
+from toykern.explorer import Atlas, figure_of
 from toykern.results.store_format import (
     SWEEP_FORMAT,
     StoreError,
@@ -20,16 +23,20 @@ from toykern.results.store_format import (
 )
 from toykern.sweeps.boxes import Box, boxes_of, models_of
 from toykern.sweeps.claims import Claims, read_origin
+from toykern.sweeps.kept import kept_numbers
 from toykern.sweeps.layout import CHUNK_SECONDS, open_seconds, read_finished, read_seconds
 from toykern.sweeps.reading import StoredArray, labelled
+from toykern.terminal import say
 
 if TYPE_CHECKING:
     import xarray
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep in its store, read piece by piece: made by `toykern.sweep` and `toykern.open_sweep`.
+    """A sweep in its store, read piece by piece: made by `toykern.sweep`, `toykern.merge_sweeps`
+    and `toykern.open_sweep`.
 
     Attributes:
         path: of the store.
@@ -94,6 +101,20 @@ class Sweep:
         return bool(self.finished.all())
 
     @property
+    def kept(self) -> np.ndarray:
+        """bool `[chunks]`: which are not finished, but hold models of the store that this one was extended
+        or merged from; these show like those of finished chunks."""
+        found = np.zeros(len(self.boxes), dtype=bool)
+        found[[n for n in kept_numbers(self.path) if n < len(found)]] = True
+        return found & ~self.finished
+
+    @property
+    def result_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of one model's results, by name."""
+        depth = len(self.grid.shape)
+        return {entry["path"]: tuple(entry["shape"][depth:]) for entry in self.attributes["manifest"]}
+
+    @property
     def names(self) -> list[str]:
         """What `read` can read."""
         return [entry["path"] for entry in self.attributes["manifest"]]
@@ -118,6 +139,28 @@ class Sweep:
             raise StoreError(f"{self.path}: chunk {box.number} is not finished")
         return self._read_box(name, box)
 
+    def read_at(self, name: str, key: Sequence[int | slice]) -> np.ndarray:
+        """A part of one array of results: an integer or a stretch for each of its dimensions.
+
+        What is not finished shows as in `to_xarray`.
+
+        Raises:
+            StoreError: there is no such array, or what is asked for is damaged.
+        """
+        if name not in self.names:
+            raise StoreError(f"{self.path} has no array {name!r}; it has {', '.join(self.names)}")
+        return self._stored(name).read(key, self.finished)
+
+    def explore(self) -> Figure:
+        """A figure of the sweep: the map of its models, and the best of them; it says how to see more.
+
+        Raises:
+            ImportError: matplotlib is not installed (`pip install toykern[plot]`).
+        """
+        figure = figure_of(Atlas(self))
+        say(f"to browse it: toykern explore {shlex.quote(str(self.path))}")
+        return figure
+
     def damage(self, box: Box, thorough: bool = True) -> str | None:
         """What is wrong with a finished chunk, after reading all of it; None where nothing is.
 
@@ -139,7 +182,8 @@ class Sweep:
         """The results as a labelled data set that reads from the store what is looked at.
 
         Dimensions: the grid's axes, then `record`, `hidden`, `feature`, `snapshot`. Chunks that were not
-        finished when this was called show as NaN (floats), the lowest number (integers) or False.
+        finished when this was called show as NaN (floats), the lowest number (integers) or False, but for
+        the models in them that an extended or merged store had before.
 
         Raises:
             StoreError: something of a finished chunk, or a coordinate, is missing or damaged; what can only

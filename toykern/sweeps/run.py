@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -20,6 +21,7 @@ from toykern.results.store_place import check_target
 from toykern.sweeps.boxes import Box, box_shape, boxes_of, models_of
 from toykern.sweeps.claims import WORK, Claims, clear_left
 from toykern.sweeps.executors import Crew
+from toykern.sweeps.extending import check_grown, check_source, extended, is_being_extended
 from toykern.sweeps.job import OURS, Job, Measure, Plan, inputs_of
 from toykern.sweeps.layout import CHUNK_SECONDS, create
 from toykern.sweeps.memory import default_chunk
@@ -31,6 +33,7 @@ from toykern.sweeps.writing import unmark, write_box, writing
 from toykern.training.progress import SweepProgress
 
 _ORIGIN = ("toykern", "commit")  # of provenance: the bits may depend on these
+_WAIT = 0.2  # seconds: how often a share looks whether another has extended the store
 
 
 @overload
@@ -53,6 +56,7 @@ def sweep(
     measure: Measure | None = None,
     chunk: int | None = None,
     resume: bool = False,
+    extend: bool | str | os.PathLike[str] = False,
     check: bool = False,
     overwrite: bool = False,
     share: tuple[int, int] | None = None,
@@ -84,6 +88,10 @@ def sweep(
             free, and such that there are about sixteen.
         resume: go on with the sweep in the store at `path`, or begin it where there is none. Its finished
             chunks are skipped, those that lack a file are trained again.
+        extend: as `resume`, and the grid may have more points than that of the store, of which it needs all:
+            the models that are there are kept and the others trained. What `plan` gives must be made of the
+            points, not of the numbers, since these change. A path: that store is left as it is, and the
+            larger sweep made at `path`.
         check: with `resume`: read all that is finished, and train again what is damaged.
         overwrite: replace an existing toykern store (when one model has been trained).
         share: (i, n), share i of n, from 0: train every n-th chunk from the i-th, then help with those that
@@ -134,6 +142,8 @@ def sweep(
         progress = check_flag("progress", progress)
     resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
     check, mixed = check_flag("check", check), check_flag("mixed", mixed)
+    here = Path(os.path.realpath(check_path(path)))
+    smaller = check_source(extend, here)
     dry_run = check_flag("dry_run", dry_run)
     chunk = None if chunk is None else check_positive_int("chunk", chunk)
     for name in OURS:
@@ -142,27 +152,35 @@ def sweep(
     part = share_of(share)
     if part.n > 1 and overwrite:
         raise ValueError(f"overwrite would have every share replace the store, and this is {part}")
-    resume = resume or part.n > 1
+    resume = resume or part.n > 1 or smaller == here
     job = Job(grid, plan, measure, settings)
     crew = Crew.of(executor, devices, job)
-    going_on = resume and os.path.lexists(check_path(path))
-    target = Path(os.path.realpath(path)) if going_on else check_target(path, overwrite=overwrite)
+    going_on = resume and os.path.lexists(path)
+    target = here if going_on else check_target(path, overwrite=overwrite)
 
     if devices is not None:
         job = crew.at_first_device(job)
     probe = job.begin(_first(grid))
     _check_names(probe, grid)
     described, stop = _settings(probe), Stop()
+    store = open_sweep(target) if going_on else None
+    source = _source_of(store, None if store is None and smaller == here else smaller, grid)
+    if source is not None:
+        _check_same(source, source.grid, described, probe, None, mixed)
+        check_grown(source, grid)
+        store = None
     if dry_run:
-        begun = open_sweep(target) if going_on else None
-        if begun is not None:
-            _check_same(begun, grid, described, probe, chunk, mixed)
-        boxes = _boxes(grid, probe, chunk, crew) if begun is None else begun.boxes
-        there = np.zeros(len(boxes), dtype=bool) if begun is None else begun.finished
-        return plan_of(job, boxes, there, probe, len(crew.devices) or crew.at_once, str(part))
+        if store is not None:
+            _check_same(store, grid, described, probe, chunk, mixed)
+        boxes = _boxes(grid, probe, chunk, crew) if store is None else store.boxes
+        there = np.zeros(len(boxes), dtype=bool) if store is None else store.finished
+        kept = 0 if source is None else models_of(source.boxes, source.finished)
+        return plan_of(job, boxes, there, probe, len(crew.devices) or crew.at_once, str(part), kept)
     with stop.listening():
-        store = open_sweep(target) if going_on else None
-        if store is None:
+        if source is not None:
+            shape = _boxes(grid, probe, chunk, crew)[0].shape
+            store = _extend(source, target, job, shape, overwrite, resume, part, stop)
+        elif store is None:
             store = _create(target, job, probe, described, chunk, crew, overwrite, resume, stop)
         _check_same(store, grid, described, probe, chunk, mixed)
         _prepare(store, job, check, stacklevel=3)
@@ -227,6 +245,40 @@ def _create(
     if boxes[0].n_models == 1:  # that was a whole chunk
         write_box(store, boxes[0], values, run.seconds, origin_of(run, run.seconds))
     return store
+
+
+def _source_of(store: Sweep | None, smaller: Path | None, grid: Grid) -> Sweep | None:
+    """The store whose models a larger sweep is to take; None where there is nothing to take, or no more."""
+    if smaller is None or (store is not None and store.grid == grid):
+        return None
+    if store is not None:
+        return store if store.path == smaller else None
+    return open_sweep(smaller)
+
+
+def _extend(
+    source: Sweep, target: Path, job: Job, shape: tuple[int, ...], overwrite: bool, resume: bool,
+    share: Share, stop: Stop,
+) -> Sweep:  # fmt: skip
+    """The store of the larger grid, in chunks of a `shape`; where another process was faster, its.
+
+    Of several shares one makes it, and the others wait.
+
+    Raises:
+        StoreError: as `extended` raises it.
+        KeyboardInterrupt: Ctrl-C, or word to stop; nothing was made.
+    """
+    while True:
+        try:
+            return open_sweep(extended(source, target, job, shape, overwrite, stop))
+        except StoreError:
+            if resume and os.path.lexists(target) and (there := open_sweep(target)).grid == job.grid:
+                return there
+            if share.n == 1 or not is_being_extended(source):
+                raise
+        except Stopped:
+            raise KeyboardInterrupt(f"stopped before {source.path} was extended") from None
+        time.sleep(_WAIT)
 
 
 def _prepare(store: Sweep, job: Job, check: bool, stacklevel: int) -> None:
@@ -320,7 +372,9 @@ def _check_same(
         return StoreError(f"{what} differs from that of the sweep in {store.path}; resume needs the same")
 
     if store.grid != grid:
-        raise differs("the grid")
+        raise StoreError(
+            f"{differs('the grid')}, unless extend=True (--extend) is to train the points that are new"
+        )
     before = store.attributes["settings"]
     for name in (*settings, *before):
         if settings.get(name) != before.get(name) and name != "device":

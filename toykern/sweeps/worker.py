@@ -13,15 +13,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from toykern.results.run import Run
 from toykern.results.store_format import StoreError
+from toykern.sweeps.boxes import Box
 from toykern.sweeps.claims import Claims
 from toykern.sweeps.job import Job
+from toykern.sweeps.kept import forget_kept, read_kept
 from toykern.sweeps.layout import CHUNK_SECONDS
 from toykern.sweeps.result import Sweep, open_sweep
-from toykern.sweeps.writing import write_box, writing
+from toykern.sweeps.writing import check_values, write_box, writing
 from toykern.training.progress import Bar, BarMaker, bar_for
 
 _PINNED = ("instruction_set", "gpu")  # of provenance: other bits
@@ -104,18 +107,51 @@ def train_chunk(
         if sweep.attributes["version"] > 2 and mark.exists():  # since the listing
             return Outcome(number, 0.0, "finished")
         with stop.listening():
-            run = job.train(box, watched(progress, stop, claims.keep_alive(number)))
-            if run.interrupted:
+            bar = watched(progress, stop, claims.keep_alive(number))
+            made = _values_of(sweep, job, box, bar, mixed)
+            if made is None:
                 return Outcome(number, 0.0, "stopped")
-            check_origin(sweep, run.provenance, mixed)
-            values, _ = job.results(run, box)
-            origin = origin_of(run, time.perf_counter() - began)
-            write_box(sweep, box, values, run.seconds, origin)
+            values, seconds, origin = made
+            write_box(sweep, box, values, seconds, {**origin, "wall": time.perf_counter() - began})
+            forget_kept(sweep.path, number)
     except Stopped:
         return Outcome(number, 0.0, "stopped")
     finally:
         claims.release(number)
-    return Outcome(number, run.seconds, "trained")
+    return Outcome(number, seconds, "trained")
+
+
+def _values_of(
+    sweep: Sweep, job: Job, box: Box, bar: BarMaker, mixed: bool
+) -> tuple[dict[str, np.ndarray], float, dict[str, Any]] | None:
+    """The results of a chunk, the seconds of its training, and where it comes from; None if it was stopped.
+
+    What an extended store kept of it is not trained again.
+    """
+    kept = read_kept(sweep.path, box, sweep.result_shapes)
+    if kept is None:
+        run = job.train(box, bar)
+        if run.interrupted:
+            return None
+        check_origin(sweep, run.provenance, mixed)
+        return job.results(run, box)[0], run.seconds, origin_of(run, 0.0)
+    whole = {
+        name: np.empty((box.n_models, *rows.shape[1:]), rows.dtype) for name, rows in kept.values.items()
+    }
+    for name, rows in kept.values.items():
+        whole[name][kept.mask] = rows
+    seconds, origin = kept.seconds, kept.origin()
+    for part in kept.missing(box, sweep.grid.shape):
+        run = job.train(part, bar)
+        if run.interrupted:
+            return None
+        check_origin(sweep, run.provenance, mixed)
+        values, _ = job.results(run, part)
+        check_values(sweep, values, box.number)
+        for name, rows in values.items():
+            whole[name][part.index.numpy() - box.first] = rows
+        seconds, origin = seconds + run.seconds, kept.origin(origin_of(run, 0.0))
+    return whole, seconds, origin
 
 
 def watched(progress: BarMaker | None, stop: Stop, beat: Callable[[], None]) -> BarMaker:
