@@ -72,6 +72,9 @@ _MAX_SIZE = (
 )  # toykern.arguments.errors.MAX_SIZE: a bad command line is refused before torch is imported
 
 
+_PATIENCE = "10s"  # with a scheduler that does not answer
+
+
 class _Problem(Exception):
     """Something about the command line that its user can mend; the message is one line."""
 
@@ -269,6 +272,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that train, a chunk at a time each, with a part of the threads (default: this one)",
     )
+    how.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="have the workers of a Dask scheduler train, as tcp://host:8786; all must see the store",
+    )
     how.add_argument("--check", action="store_true", help="with --resume: read all that is finished")
     how.add_argument(
         "--mixed",
@@ -318,13 +326,15 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _phase_diagram(arguments: argparse.Namespace) -> int:
     shape = _grid_shape(arguments.grid)
-    for name in ("resume", "extend", "chunk", "share", "workers", "check", "mixed", "plan"):
+    for name in ("resume", "extend", "chunk", "share", "workers", "scheduler", "check", "mixed", "plan"):
         if arguments.no_store and getattr(arguments, name):
             raise _Problem(f"--{name} needs a store; leave out --no-store")
     part, arguments.shown = _share(arguments), None
     arguments.resume = arguments.resume or arguments.extend
     if arguments.resume and arguments.overwrite:
         raise _Problem("--resume goes on with a store and --overwrite replaces it; give one of them")
+    if arguments.workers is not None and arguments.scheduler is not None:
+        raise _Problem("--workers has processes of its own and --scheduler others'; give one of them")
     picture = _check_picture(arguments)
     store = None if arguments.no_store else _check_store(arguments)
     if store == picture:
@@ -355,7 +365,7 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
     if part is not None and part[1] > 1:
         say(f"this is share {part[0]} of {part[1]}, counted from 0")
     began = time.perf_counter()
-    with _workers(arguments.workers) as pool:
+    with _scheduler(arguments.scheduler) as others, _workers(arguments.workers) as pool:
         diagram = train_phase_diagram(
             features,
             features - 1,
@@ -378,7 +388,7 @@ def _phase_diagram(arguments: argparse.Namespace) -> int:
                 "check": arguments.check,
                 "mixed": arguments.mixed,
                 "dry_run": arguments.plan,
-                "executor": pool,
+                "executor": pool or others,
             },
         )
     if isinstance(diagram, SweepPlan):
@@ -421,6 +431,29 @@ def _workers(count: int | None) -> Iterator[Executor | None]:
         try:
             yield pool
         except RuntimeError as error:  # a worker failed; it says which chunks are missing
+            raise _Problem(str(error)) from error
+
+
+@contextlib.contextmanager
+def _scheduler(address: str | None) -> Iterator[Executor | None]:
+    """The workers of a Dask scheduler; None for None."""
+    if address is None:
+        yield None
+        return
+    try:
+        import distributed
+    except ImportError as error:
+        raise _Problem("--scheduler needs Dask: pip install 'toykern[dask]'") from error
+    try:
+        client = distributed.Client(address, timeout=_PATIENCE, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:  # a TimeoutError is an OSError
+        raise _Problem(f"--scheduler {_short(address)} does not answer: {_short(str(error))}") from error
+    with client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            raise _Problem(f"--scheduler {_short(address)} has no workers")
+        try:
+            yield client.get_executor()
+        except RuntimeError as error:  # as in `_workers`
             raise _Problem(str(error)) from error
 
 

@@ -126,7 +126,8 @@ class Claims:
             return None
         except (OSError, ValueError, TypeError, KeyError):  # it is being written, or was cut short
             host, pid, gone = "", 0, age > _LEAST
-        old = age > (_UNKNOWN if longest is None else max(_LEAST, _MULTIPLE * longest))
+        # One that is as far in the future was dated by a clock that has been set back since.
+        old = abs(age) > (_UNKNOWN if longest is None else max(_LEAST, _MULTIPLE * longest))
         return Claim(number, host, pid, age, gone or old)
 
     def _now(self) -> float:

@@ -69,7 +69,10 @@ def create(
     try:
         _write(partial, grid, box, values, dimensions, coordinates, attributes)
         if fill is not None:
-            fill(partial)
+            try:
+                fill(partial)
+            except StoreError as error:  # it says the name of the moment
+                raise StoreError(str(error).replace(str(partial), str(target))) from error
         place_store(partial, target, overwrite)
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
@@ -154,6 +157,8 @@ def read_finished(store: Path, chunks: int, entry: Mapping[str, Any] | None, ver
     if version < 3:
         return np.isfinite(read_seconds(store, chunks, entry))
     found = np.zeros(chunks, dtype=bool)
+    if not (store / "zarr.json").exists():
+        raise StoreError(f"{store} is gone: it was removed or moved")
     if not (store / CHUNK_SECONDS / "zarr.json").is_file():
         raise StoreError(f"{store} is damaged: array {CHUNK_SECONDS} is missing")
     try:
