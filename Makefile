@@ -22,13 +22,14 @@ CORE := $(addprefix tests/test_, import.py info.py broadcast.py models.py metric
 	fit_topology.py fit_results.py sweep_topology.py store_place.py store_damage.py evaluate.py evaluate_methods.py \
 	odd_values.py)
 
-.PHONY: help demo test test-newest core lint format bench gpu-check emulate emulate-all count sanitize native clean
+.PHONY: help demo test test-slow test-newest core lint format bench gpu-check emulate emulate-all count sanitize native clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train the n=2, m=1 phase diagram and draw it (phase_diagram.png)"
-	@echo "make test      run the tests"
+	@echo "make test      run the tests, but for the slow ones"
+	@echo "make test-slow run those: other processes, compilers, notebooks, whole benches"
 	@echo "make test-newest  run a core of them on the newest Python that is here, with the newest packages"
 	@echo "make lint      check formatting, style and types"
 	@echo "make format    format the sources in place"
@@ -42,10 +43,15 @@ help:
 demo: $(VENV)/.with-demo native
 	$(BIN)/toykern phase-diagram --overwrite
 
-# In two processes, a file in one of them: the suite is two-core work. TEST_JOBS=0 takes one process and shows output at once.
+# In two processes, a file in one of them: the suite is two-core work. TEST_JOBS=0 takes one process and shows output at
+# once. A change is taken when both halves have passed (.ci/run).
 TEST_JOBS ?= 2
+PYTEST = $(BIN)/pytest -q -n $(TEST_JOBS) --dist loadfile
 test: $(VENV)/.with-test native
-	$(BIN)/pytest -q -n $(TEST_JOBS) --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.with-test native
+	$(PYTEST) -m slow
 
 # The newest Python of tools/newest_python.py (NEWEST_PYTHON=/path/to/python3.13 says which), with the torch of the
 # package index: a CUDA build, which is what most people have; 2.5 GB to fetch, 5 GB on disk. The kernels for GPUs are
@@ -61,7 +67,7 @@ test-newest:
 	fi
 
 core: $(VENV)/.with-test native
-	$(BIN)/pytest -q -n $(TEST_JOBS) --dist loadfile -p no:cacheprovider $(CORE)
+	$(PYTEST) -m "not slow" -p no:cacheprovider $(CORE)
 
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff format --check .

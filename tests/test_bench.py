@@ -73,6 +73,7 @@ def _batches(steps: int, problem: Problem) -> np.ndarray:
     return np.where(generator.random(shape) < DENSITY, generator.random(shape), 0.0)
 
 
+@pytest.mark.slow
 def test_a_peer_takes_the_same_steps(trainer: Trainer) -> None:
     problem = problem_of(TINY)
     batches = _batches(20, problem)
@@ -100,6 +101,7 @@ def test_a_peer_draws_the_same_distribution(trainer: Trainer) -> None:
     assert not np.array_equal(batches[0], batches[1])
 
 
+@pytest.mark.slow
 def test_all_contenders_learn_the_same_thing(trained_losses: dict[str, float]) -> None:
     """Mean losses of 200 steps, all from the same weights, agree within what the batches' noise allows."""
     variant = Variant("eager", {"layout": "features_first", "draw": "gaps"}, sharded=True)

@@ -43,6 +43,7 @@ def trainer(request: pytest.FixtureRequest) -> Trainer:
     return request.param.build(problem_of(GRID))
 
 
+@pytest.mark.slow
 def test_a_peer_takes_the_same_steps(trainer: Trainer) -> None:
     problem, generator = problem_of(GRID), np.random.default_rng(3)
     p = problem.probability[:, :, None]
@@ -76,6 +77,7 @@ def _losses(variant: Variant) -> np.ndarray:
     return trainer.mean_loss()
 
 
+@pytest.mark.slow
 def test_all_contenders_learn_the_same_thing() -> None:
     ours = _losses(Variant(OURS))
     assert ours.shape == (16,)
@@ -158,6 +160,7 @@ class FakeWorker:
         return {"call_seconds": 1.0, "steps": arguments[1]}, None
 
 
+@pytest.mark.slow
 def test_the_whole_phase_diagram_is_run_last_where_there_is_time(monkeypatch) -> None:
     monkeypatch.setattr(gpu_bench, "time", CLOCK)
 
@@ -193,6 +196,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_bench_from_end_to_end(figures: dict) -> None:
     (entry,) = figures["workloads"]
     ours = entry["contenders"][OURS]

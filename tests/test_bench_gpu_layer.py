@@ -35,6 +35,7 @@ def test_contenders_find_the_same_gradients(workload):
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_entry_is_complete_and_makes_a_row():
     found = layer.entry(TINY, 2, "cpu", {"float32": 1e9})
     assert {"toykern", "toykern, entries", "eager", "compile"} <= set(found["milliseconds"])

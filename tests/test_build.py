@@ -217,6 +217,7 @@ def test_shares_the_openmp_runtime_of_torch(module_path):
     assert len(runtimes) == 1, f"more than one OpenMP runtime: {runtimes}"
 
 
+@pytest.mark.slow
 def test_kernels_start_threads():
     """A compiler that ignores `omp parallel` builds without a word what then runs on one core for ever."""
     tasks = Path("/proc/self/task")

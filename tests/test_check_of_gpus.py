@@ -35,6 +35,7 @@ sys.meta_path.insert(0, Absent())
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environ)
 
 
+@pytest.mark.slow
 def test_gpu_tests_are_collected_on_a_bare_machine():
     arguments = ["-q", "--collect-only", "-m", "gpu", "-p", "no:cacheprovider", *gpu_check.GPU_TESTS]
     done = without(ABSENT, f"import pytest\nsys.exit(pytest.main({arguments!r}))")
@@ -60,6 +61,7 @@ def test_every_workload_is_measured_in_one_call_or_the_other(monkeypatch, tmp_pa
     assert [w.key for w in GPU_WORKLOADS if w.required_rate] == list(gpu_check.HEADLINE)
 
 
+@pytest.mark.slow
 def test_the_bench_and_the_small_steps_import_on_a_bare_machine():
     code = "import bench.gpu.__main__, bench.peers.compiled, bench.peers.eager, bench.peers.ours\n"
     code += "import bench.gpu.layer, bench.gpu.sparse\n"
@@ -157,6 +159,7 @@ def test_a_command_past_its_limit_is_ended_with_all_its_processes():
     assert output.startswith("begun\n") and "time limit of 2 s" in output
 
 
+@pytest.mark.slow
 def test_packages_that_were_brought_along_are_found_after_the_checkouts_own(monkeypatch, tmp_path):
     (tmp_path / "brought.py").write_text("print('brought')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -212,6 +215,7 @@ def test_passes_in_the_end():
 """
 
 
+@pytest.mark.slow
 def test_the_tests_go_on_in_another_process_where_one_lost_its_gpu_or_died(tmp_path):
     file = tmp_path / "test_pretended.py"
     file.write_text(GPU_TESTS)

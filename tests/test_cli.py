@@ -238,6 +238,7 @@ def test_ctrl_c_keeps_finished_chunks_and_resume_goes_on(tmp_path, capsys, monke
     assert "optimizer differs from that of the sweep" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_resume_draws_its_own_picture_anew_and_replaces_no_other(tmp_path, capsys, monkeypatch, ending):
     picture = tmp_path / f"p.{ending}"
@@ -284,6 +285,7 @@ def test_a_picture_that_appears_during_the_training_is_left_alone(options, capsy
     assert len(list(Path().glob(".*"))) == 0
 
 
+@pytest.mark.slow
 def test_shares_and_workers_make_one_store(tmp_path, capsys, monkeypatch):
     assert cli.main([*TINY, "--store", "whole.zarr", "--out", "whole.png"]) == 0
     tiny = [*TINY, "--chunk", "8"]
@@ -400,6 +402,7 @@ def test_ctrl_c_during_the_evaluation_keeps_what_was_trained(monkeypatch):
     assert torch.equal(diagram.loss, diagram.run.final_loss.double())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("features", "seeds"), [(2, 8), (3, 12)])
 def test_the_trained_phases_are_those_of_the_exact_solutions(features, seeds):
     diagram = train_phase_diagram(features, features - 1, shape=(9, 9), seeds=seeds, progress=False)

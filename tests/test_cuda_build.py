@@ -328,6 +328,7 @@ def test_host_flags_reach_nvcc_and_fast_math_does_not(toy, fake):
     )
 
 
+@pytest.mark.slow
 def test_builds_and_rebuilds_only_what_changed(toy, real, capfd):
     settings = toy(Cuda("built: a test", real, (80, 90)))
     destination = settings.root / "module.so"

@@ -2,6 +2,7 @@
 
 import datetime
 
+import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -48,5 +49,6 @@ def _rank(rank, store):
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_module_goes_past_ddp(tmp_path):
     multiprocessing.spawn(_rank, (str(tmp_path / "store"),), nprocs=2)

@@ -76,7 +76,7 @@ def test_one_evaluation_is_as_exact_as_pytorch(case):
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_training_follows_the_reference(case):
-    case = replace(case, steps=min(case.steps, 60 if case in FIT_CASES else 15))
+    case = replace(case, steps=min(case.steps, 25 if case in FIT_CASES else 15))
     with device_source("large"):
         run = fit_case(case, record_every=7)
     assert_follows_the_reference(case, run)
@@ -112,6 +112,7 @@ def test_neither_lanes_nor_cuts_change_a_bit(case):
     assert_same_bits(run, cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("batch_size", [60, 1500])
 def test_a_model_alone_is_the_same_bits_as_among_others(tied, batch_size):
@@ -150,6 +151,7 @@ def test_groups_of_models_change_no_bit(case):
         assert_same_bits(run, fit_case(case, steps=3, record_every=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LARGE_TILES, ids=ids)
 def test_neither_does_the_tile_that_many_models_make_worth_while(case):
     with device_source("large"):

@@ -437,6 +437,7 @@ FORK = """
 """
 
 
+@pytest.mark.slow
 def test_a_forked_child_of_a_parent_that_used_threads_is_told_to_spawn():
     result = _python(
         FORK
@@ -457,6 +458,7 @@ def test_a_forked_child_of_a_parent_that_used_threads_is_told_to_spawn():
     assert lines[8] == "True"
 
 
+@pytest.mark.slow
 def test_a_forked_child_of_a_parent_that_used_none_works():
     result = _python(
         FORK
@@ -469,6 +471,7 @@ def test_a_forked_child_of_a_parent_that_used_none_works():
     assert result.stdout.splitlines() == ["True", "exit 0"] * 2, result.stderr
 
 
+@pytest.mark.slow
 def test_a_forked_child_of_a_parent_in_which_torch_used_threads_works():
     """PyTorch's pool is the kernels' too: they would wait for threads that are not there."""
     result = _python(
@@ -484,6 +487,7 @@ def test_a_forked_child_of_a_parent_in_which_torch_used_threads_works():
     assert result.stdout.splitlines() == ["True", "exit 0"] * 3, result.stderr
 
 
+@pytest.mark.slow
 def test_a_forked_child_makes_sparse_batches_whatever_its_parent_did():
     """As the workers of a DataLoader do, which set one thread."""
     result = _python(

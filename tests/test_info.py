@@ -99,6 +99,7 @@ def test_runs_as_a_module_without_warnings():
     assert info()["native"]["commit"] in result.stdout
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads_is_no_error():
     ours, theirs = os.pipe()
     os.close(ours)

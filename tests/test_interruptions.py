@@ -24,6 +24,7 @@ def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", LONG.values(), ids=LONG)
 def test_ctrl_c_is_heard(call):
     done = run(f"""
@@ -42,6 +43,7 @@ def test_ctrl_c_is_heard(call):
     assert done.stdout.splitlines() == ["heard", "torch.Size([1])"]
 
 
+@pytest.mark.slow
 def test_a_handler_that_does_not_raise_does_not_end_the_call():
     done = run("""
         import os, signal, threading
@@ -60,6 +62,7 @@ def test_a_handler_that_does_not_raise_does_not_end_the_call():
     assert done.returncode == 0 and done.stdout == "same\n", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [FIT, *list(LONG.values())[1:]], ids=["fit", *list(LONG)[1:]])
 def test_the_interpreter_ends_quietly_while_a_daemon_thread_is_in_there(call):
     done = run(f"""

@@ -53,6 +53,7 @@ def test_there_is_a_quick_start():
     assert "quick_start" in [path.stem for path in NOTEBOOKS]
 
 
+@pytest.mark.slow
 @each_notebook
 def test_runs(path, kernel, tmp_path):
     notebook = on_a_small_budget(nbformat.read(path, as_version=4))

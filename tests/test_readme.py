@@ -75,6 +75,7 @@ def test_readme_snippets_run_as_they_stand(sandbox, capsys):
     assert rarest == pytest.approx([0.4] * 5, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in DOCS if fenced(page, "python")], ids=lambda page: page.name
 )

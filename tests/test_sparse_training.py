@@ -57,6 +57,7 @@ def accuracy(digits, kind: str, density: float) -> float:
     return float(torch.stack(right).mean())
 
 
+@pytest.mark.slow
 def test_digits(digits):
     """At 90% RigL is as good as dense; at 98% it tells more digits than SET, and SET more than fixed ones."""
     dense = accuracy(digits, "dense", 1.0)
@@ -115,6 +116,7 @@ def monosemantic(activation: torch.Tensor) -> torch.Tensor:
     return (total > 0) & (activation.amax(dim=0) > 0.999 * total)
 
 
+@pytest.mark.slow
 def test_over_wide_decoder():
     """At equal density prune-and-grow beats a fixed mask, and so does a lottery ticket; dense beats all."""
     loss, share = {}, {}

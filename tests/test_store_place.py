@@ -79,6 +79,7 @@ def test_exchange_is_to_be_had_here_or_says_so(tmp_path):
 # Somebody else is faster
 
 
+@pytest.mark.slow
 def test_of_many_saves_to_one_path_one_succeeds(renaming, tmp_path, monkeypatch):
     paths = 10 if renaming == "system" else 2
     runs = [ranked(number) for number in range(4 * paths)]

@@ -169,6 +169,7 @@ test_sweep.swept({str(path)!r}, chunk=5)
     assert subprocess.run([sys.executable, "-c", script]).returncode == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after", "writing"])
 def test_a_killed_sweep_goes_on(when, whole, tmp_path):
     path = tmp_path / "s.zarr"

@@ -213,6 +213,7 @@ def test_threads_and_their_devices_leave_the_same_bits(whole, tmp_path):
     assert contents(swept(tmp_path / "b.zarr", devices=["cpu", "cpu"])) == whole
 
 
+@pytest.mark.slow
 def test_processes_leave_the_same_bits_and_one_that_dies_its_chunk_unfinished(whole, tmp_path):
     path = tmp_path / "s.zarr"
     with spawned(2) as pool, pytest.raises(RuntimeError, match=r"chunk.*2.* of 6 could not be trained"):
@@ -417,6 +418,7 @@ t.swept({path!r}, share=({i}, 3))
 """
 
 
+@pytest.mark.slow
 def test_three_shares_that_are_killed_go_on_as_two(whole, tmp_path):
     path = tmp_path / "s.zarr"
     paths = [str(Path(__file__).parent), str(Path(tk.__file__).parents[1])]

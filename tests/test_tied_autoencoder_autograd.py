@@ -157,6 +157,7 @@ def _network_arguments(sparse, decoder=False):
     return (*entries, 5, weight, other, torch.randn(2, 6), torch.randn(2, 3), "relu", "gelu", 0, True, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("decoder", [False, True])
 def test_opcheck(sparse, decoder):
@@ -270,6 +271,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_distributed_data_parallel(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", DDP]

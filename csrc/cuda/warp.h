@@ -20,6 +20,8 @@
 #pragma once
 #include <cstdint>
 
+#include "common/lanes.h"
+
 #if defined(__CUDACC__)
 #define TOYKERN_DEVICE __device__ __forceinline__
 #define TOYKERN_DEVICE_CALL static __device__ __noinline__
@@ -206,8 +208,8 @@ struct Block {
 inline int count_bits(uint32_t x) { return __builtin_popcount(x); }
 inline int leading_zeros(uint32_t x) { return x ? __builtin_clz(x) : 32; }
 inline void set_bits(uint32_t* shared, uint32_t bits) { *shared |= bits; }
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+inline float fused(float a, float b, float c) { return fused_on_host(a, b, c); }
+inline double fused(double a, double b, double c) { return fused_on_host(a, b, c); }
 inline float keep_bits(float x, uint32_t bits) {
     union {
         float f;
