@@ -359,6 +359,7 @@ def script(tmp_path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(slurm_kit.missing() is None, reason="SLURM itself runs it")
 def test_the_script_of_a_job_array_as_documented(whole, tmp_path, script):
     """Run by a stand-in for SLURM: its variables, and an srun that starts what it is given."""
