@@ -70,7 +70,7 @@ def device_source(
 
 def device_regime(model: Any, batch_size: int) -> str:
     """Which loop a device picks for the model's shape."""
-    return _native.cuda.regime(resident.network_params(model, "identity", "mean"), batch_size)
+    return _native.cuda.regime(resident.network_params(model.network), batch_size)
 
 
 def sample_on_host(

@@ -59,7 +59,7 @@ def data_of(case: FitCase) -> tk.SparseFeatures:
 
 def regime_of(case: FitCase) -> str:
     """Which loop the kernels pick."""
-    return _native.regime(network_params(model_of(case), "identity", "mean"))
+    return _native.regime(network_params(model_of(case).network))
 
 
 def fit_case(case: FitCase, **options: Any) -> tk.Run:

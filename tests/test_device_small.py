@@ -27,6 +27,7 @@ from kit import (
 import toykern as tk
 from toykern.training.kernels import Resident
 from toykern.training.optim import SGD, AdamW
+from toykern.training.settings import Settings
 
 
 def ids(case: FitCase) -> str:
@@ -121,11 +122,14 @@ def test_a_run_in_stretches_is_the_same_as_in_one_go(case):
         loss = torch.zeros(case.n_models, 3)
         carry = torch.zeros(case.n_models, dtype=torch.float64)
         diverged = torch.full((case.n_models,), -1)
+        settings = Settings(
+            data=data_of(case), steps=7, batch_size=case.batch_size, record_every=3,
+            optimizer=AdamW(lr=3e-3, weight_decay=0.1),
+        )  # fmt: skip
         with device_source("small"):
             run = Resident(
-                model, data_of(case), AdamW(lr=3e-3, weight_decay=0.1), steps=7, batch_size=case.batch_size,
-                target="identity", loss_reduction="mean", record_every=3, arrays=arrays, state=state,
-                loss=loss, loss_carry=carry, diverged_at=diverged,
+                model, data_of(case), settings, arrays=arrays, state=state, loss=loss, loss_carry=carry,
+                diverged_at=diverged,
             )  # fmt: skip
             first = 0
             for length in lengths:

@@ -56,7 +56,7 @@ def fit_there(case, loop=None, *, descending=False, room_for=None, **options):
 
 
 def regime(n_features, n_hidden, sparse=True):
-    network = network_params(tk.SparseTiedAutoencoder(n_features, n_hidden, 0.5), "identity", "mean")
+    network = network_params(tk.SparseTiedAutoencoder(n_features, n_hidden, 0.5).network)
     network.sparse = sparse
     return _native.cuda.regime(network, 64)
 

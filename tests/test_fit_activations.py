@@ -29,6 +29,7 @@ from kit import (
 
 import toykern as tk
 from toykern import _native, reference
+from toykern.network import Objective
 from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from toykern.training.kernels import network_params
 
@@ -147,7 +148,7 @@ def test_the_kernels_are_told_the_number_of_the_activation(hidden, output):
     model = tk.TiedAutoencoder(
         3, 2, hidden_activation=hidden, output_activation=output, top_k=1 if hidden == "topk" else None
     )
-    network = network_params(model, "abs", "sum")
+    network = network_params(model.network.trained_for(Objective("abs", "sum")))
     assert network.hidden_activation == ACTIVATIONS[hidden].number
     assert network.output_activation == ACTIVATIONS[output].number
 
@@ -162,7 +163,7 @@ def test_what_no_fast_loop_of_a_device_lists_goes_to_the_small_one():
 
 def test_the_native_side_refuses_what_its_closed_forms_do_not_hold_for():
     """f(0) must be 0: an all-zero sample counts as one whose codes are 0."""
-    network = network_params(tk.TiedAutoencoder(5, 2), "identity", "mean")
+    network = network_params(tk.TiedAutoencoder(5, 2).network)
     model = model_of(case_of_activations(5, 2, 0.1, True, "none", "relu", {}))
     for number, allowed in (
         (ACTIVATIONS["softplus"].number, "0 at 0"),

@@ -76,7 +76,7 @@ def keeping(case: Case) -> Case:
 
 def test_the_cases_reach_both_loops():
     for case in CASES:
-        regime = _native.regime(network_params(model_of(case), "identity", "mean"))
+        regime = _native.regime(network_params(model_of(case).network))
         assert case.name.startswith(regime), (case.name, regime)
 
 

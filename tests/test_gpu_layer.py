@@ -14,6 +14,7 @@ from layer_kit import LARGE_TOLERANCE, TOLERANCE, case_errors
 
 import toykern as tk
 from toykern import _native
+from toykern.network import Objective
 from toykern.ops import tied_autoencoder_cuda_call
 from toykern.ops import tied_autoencoder_large as large_models
 
@@ -226,7 +227,7 @@ def test_opcheck(case, sparse):
     importance = torch.ones(1, case.n_features, device=DEVICE)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.toykern.tied_autoencoder, network, test_utils=checks)
-    loss = (*network, importance, None, None, "identity", "mean", True, True, False)
+    loss = (*network, importance, None, None, *Objective().objective(), True, True, False)
     torch.library.opcheck(torch.ops.toykern.tied_autoencoder_loss, loss, test_utils=checks)
     grad = torch.ones(case.n_models, case.batch_size, case.n_features, device=DEVICE)
     backward = (grad, None, *network, True, True)

@@ -11,8 +11,12 @@ import torch
 import toykern as tk
 from toykern import _native
 from toykern.arguments.broadcast import broadcast_importance
+from toykern.data.features import MAGNITUDES, PURPOSES
+from toykern.native.numbers import number
 from toykern.network.activations import ACTIVATIONS
+from toykern.network.losses import GIVEN, LOSSES, REDUCTIONS, TARGETS
 from toykern.training import kernels as resident
+from toykern.training.optim import OPTIMIZERS
 
 MODELS, N, M, STEPS, EVERY = 3, 5, 2, 10, 4
 
@@ -26,8 +30,6 @@ class Params:
         self.kept = {
             "seed": torch.arange(MODELS, dtype=torch.int64),
             "importance": broadcast_importance(1.0, MODELS, N),
-            "encoder": model.weight.detach(),
-            "bias": model.bias.detach(),
             "lr": torch.full((MODELS,), 0.1, dtype=torch.float64),
             "weight_decay": torch.zeros(MODELS, dtype=torch.float64),
             "lr_factor": torch.ones(STEPS, dtype=torch.float64),
@@ -38,7 +40,9 @@ class Params:
             "clean": torch.zeros(MODELS, 8, N, dtype=torch.float32),
             "order": torch.arange(MODELS, dtype=torch.int64),
         }
-        network = resident.network_params(model, "identity", "mean")
+        self.tensors = {"encoder": model.weight.detach(), "bias": model.bias.detach()}
+        self.views = model.network.views()
+        network = resident.network_params(model.network)
         self.train = self._filled(_native.TrainParams(), network=network, steps=STEPS, total_steps=STEPS)
         self.train.record_every, self.train.n_records, self.train.threads = EVERY, 3, 1
         self.evaluate = self._filled(_native.EvaluateParams(), network=network, batches=2, threads=1)
@@ -49,6 +53,9 @@ class Params:
         values |= {name: t.data_ptr() for name, t in self.kept.items() if hasattr(params, name)}
         for name, value in values.items():
             setattr(params, name, value)
+        if hasattr(params, "set_tensor"):
+            for role, tensor in self.tensors.items():
+                params.set_tensor(role, tensor.data_ptr(), *self.views[role])
         return params
 
 
@@ -86,13 +93,11 @@ BAD = [
     ("train", "lr_factor", 0),
     ("train", "loss_carry", 0),
     ("train", "diverged_at", 0),
-    ("train", "decoder", 64),
     ("train", "connected", 64),
     ("train", "network.sparse", True),
     ("evaluate", "batches", 0),
     ("evaluate", "batches", 2**32),
     ("evaluate", "loss", 0),
-    ("evaluate", "decoder", 64),
     ("sample", "clean", 0),
     ("sample", "purpose", 2),
     ("sample", "seed_stride", 2),
@@ -118,13 +123,17 @@ for call in ("train", "evaluate"):
         for number in (-1, 2, len(ACTIVATIONS))
     ]
     BAD += [(call, "network.hidden_activation", ACTIVATIONS["softplus"].number)]  # it is not 0 at 0
-    BAD += [(call, "network.target", 2)]
+    BAD += [(call, "network.target", value) for value in (-1, 2)]  # 2: the layer's
+    BAD += [(call, f"network.{name}", value) for name in ("loss", "reduction") for value in (-1, 2)]
+    BAD += [(call, "network.loss", 1), (call, "network.tied", False), (call, "network.has_bias", False)]
+    # (address, rows, columns, offset)
     BAD += [
-        (call, "network.tied", False),
-        (call, "network.has_bias", False),
-        (call, "bias", 0),
-        (call, "encoder", 0),
+        (call, "decoder", (64, N, M, 0)),
+        (call, "bias", (0, 1, N, N * M)),
+        (call, "encoder", (0, M, N, 0)),
     ]
+    BAD += [(call, "encoder", (64, *shape)) for shape in ((N, M, 0), (M, N + 1, 0), (M, N, 1))]
+    BAD += [(call, "bias", (64, *shape)) for shape in ((N, 1, N * M), (1, N, 0))]
     BAD += [(call, "importance", 0), (call, "importance_stride", 1)]
 
 
@@ -137,7 +146,9 @@ def test_what_would_leave_its_memory_is_a_value_error(call, field, value):
         before["order"][1] = MODELS
     else:
         params, *inner = [getattr(good, call), *field.split(".")[:-1]]
-        if inner:  # structs come as copies
+        if isinstance(value, tuple):
+            params.set_tensor(field, *value)
+        elif inner:  # structs come as copies
             part = getattr(params, inner[0])
             setattr(part, field.split(".")[1], value)
             setattr(params, inner[0], part)
@@ -148,3 +159,45 @@ def test_what_would_leave_its_memory_is_a_value_error(call, field, value):
         with pytest.raises(ValueError, match="must"):
             CALLS[name](good)
     assert all(torch.equal(tensor, before[name]) for name, tensor in good.kept.items())
+
+
+def test_tensors_and_states_are_known_by_name_alone():
+    params = _native.TrainParams()
+    with pytest.raises(ValueError, match="role must be one of encoder, decoder, bias, not weight"):
+        params.set_tensor("weight", 64, M, N, 0)
+    params.optimizer = _native.numbers["optimizer"]["SGD"]
+    params.set_state("encoder", "momentum_buffer", 64)
+    with pytest.raises(ValueError, match="state must be one of momentum_buffer, not exp_avg"):
+        params.set_state("encoder", "exp_avg", 64)
+    params.optimizer = _native.numbers["optimizer"]["Adam"]
+    with pytest.raises(ValueError, match="state must be one of exp_avg, exp_avg_sq, not momentum_buffer"):
+        params.set_state("bias", "momentum_buffer", 64)
+    with pytest.raises(ValueError, match="role must be one of"):
+        params.set_frozen("values")
+    params.optimizer = 7
+    with pytest.raises(ValueError, match="optimizer must be"):
+        params.set_state("encoder", "exp_avg", 64)
+
+
+@pytest.mark.parametrize("optimizer", [tk.SGD(momentum=0.9), tk.Adam(), tk.AdamW()], ids=lambda o: o.name)
+def test_the_kernels_keep_what_an_optimizer_says_that_it_keeps(optimizer):
+    params = _native.TrainParams()
+    params.optimizer = number("optimizer", optimizer.name)
+    for name in optimizer.state_names:
+        params.set_state("encoder", name, 64)
+    for name, value in optimizer.kernel_options().items():
+        setattr(params, name, value)
+        assert getattr(params, name) == value
+
+
+def test_every_name_of_a_table_has_a_number_of_its_own():
+    tables = {
+        "activation": ACTIVATIONS, "loss": LOSSES, "target": (*TARGETS, GIVEN), "reduction": REDUCTIONS,
+        "optimizer": OPTIMIZERS, "magnitude": MAGNITUDES, "purpose": PURPOSES,
+    }  # fmt: skip
+    assert tables.keys() == _native.numbers.keys()
+    for table, names in tables.items():
+        assert {name: number(table, name) for name in names} == _native.numbers[table]
+        assert sorted(_native.numbers[table].values()) == list(range(len(names)))
+    with pytest.raises(ValueError, match="loss 'hinge' has no kernels; there are squared_error"):
+        number("loss", "hinge")

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import toykern as tk
-from toykern.network import NetworkSpec
+from toykern.native.numbers import number
+from toykern.network import NetworkSpec, Objective, Options
 from toykern.network.specification import ALWAYS, OPTIONS
 from toykern.nn import model_from_config
+from toykern.training.kernels import network_params
+from toykern.training.settings import Settings
 
 STACKS = {
     "tied": lambda: tk.TiedAutoencoder(5, 3, 2, bias=False),
@@ -31,7 +34,8 @@ CONFIGS = {
 
 def test_every_field_is_told_or_follows_from_the_class():
     fields = {field.name for field in dataclasses.fields(NetworkSpec)}
-    assert fields == {*ALWAYS, *OPTIONS, "tied", "sparse"}
+    objective = {field.name for field in dataclasses.fields(Objective)}  # told by a run's settings
+    assert fields == {*ALWAYS, *OPTIONS, *objective, "tied", "sparse"}
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -92,3 +96,37 @@ def test_optimizer_states_follow_the_table():
         for name, shape in (("encoder", (1, 2, 4)), ("decoder", (1, 4, 2)))
         for moment in ("exp_avg", "exp_avg_sq")
     }
+
+
+def test_settings_say_what_a_network_is_trained_for():
+    model = tk.Autoencoder(5, 3, 2)
+    data = tk.SparseFeatures(5, 0.2)
+    settings = Settings(
+        data=data, steps=4, batch_size=8, optimizer=tk.Adam(), target="abs", loss_reduction="sum"
+    )
+    trained = settings.network(model)
+    assert trained.objective() == ("abs", "sum", "squared_error")
+    assert model.network.objective() == ("identity", "mean", "squared_error")
+    assert trained.config() == model.network.config()  # what is stored of a model does not say
+    told = network_params(trained)
+    assert (told.target, told.reduction) == (number("target", "abs"), number("reduction", "sum"))
+
+
+@pytest.mark.parametrize("name", ["target", "loss_reduction", "loss"])
+def test_an_objective_names_what_it_does_not_know(name):
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, not 'none of them'"):
+        Objective(**{name: "none of them"}).check_objective()
+
+
+@pytest.mark.parametrize(
+    ("operator", "described"),
+    [("tied_autoencoder", [Options]), ("tied_autoencoder_backward", [Options]),
+     ("tied_autoencoder_loss", [Options, Objective])],
+)  # fmt: skip
+def test_schemas_list_the_fields_of_the_specification(operator, described):
+    schema = getattr(torch.ops.toykern, operator).default._schema
+    told = [argument.name for argument in schema.arguments]
+    for kind in described:
+        names = [field.name for field in dataclasses.fields(kind)]
+        first = told.index(names[0])
+        assert told[first : first + len(names)] == names

@@ -167,9 +167,9 @@ def test_opcheck(sparse, decoder):
     grad = torch.randn(2, 5, 6)
     torch.library.opcheck(ops.tied_autoencoder_backward.default, (grad, None, *network, True, True))
     torch.library.opcheck(ops.tied_autoencoder_backward.default, (grad, None, *network, False, False))
-    loss = (torch.ones(1, 6), torch.tensor([0.1]), None, "identity", "mean")
+    loss = (torch.ones(1, 6), torch.tensor([0.1]), None, "identity", "mean", "squared_error")
     torch.library.opcheck(ops.tied_autoencoder_loss.default, (*network, *loss, True, True, False))
-    target = (torch.ones(2, 6), None, torch.randn(2, 5, 6), "tensor", "sum")
+    target = (torch.ones(2, 6), None, torch.randn(2, 5, 6), "tensor", "sum", "squared_error")
     torch.library.opcheck(ops.tied_autoencoder_loss.default, (*network, *target, True, False, True))
 
 

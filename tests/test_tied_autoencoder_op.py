@@ -262,7 +262,7 @@ def test_all_loops_are_tested():
         params.task, params.tied = 1, True
         params.n_features, params.n_hidden = case.n_features, case.n_hidden
         params.output_activation = 1
-        loops.add(_native.layer_loop(params))
+        loops.add(_native.layer_regime(params))
     assert loops == {"models", "columns", "blocks"}
 
 

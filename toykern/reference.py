@@ -7,13 +7,13 @@ Nothing here is fast, and nothing here calls autograd or `torch.optim`: the form
 
 Notation, per model: E the encoder (m × n), D the decoder (n × m; tied: D = Eᵀ = Wᵀ), b the bias,
 
-    a = E x,   h = f(a),   z = D h + b,   y = g(z),   L = 1/N · Σ_samples Σ_i I_i (t_i − y_i)²
+    a = E x,   h = f(a),   z = D h + b,   y = g(z),   L = 1/N · Σ_samples Σ_i I_i ρ(y_i − t_i)
 
-with f, g the identity, ReLU (ReLU′(0) = 0), leaky ReLU (its slope at 0 is the negative one), GELU (z·Φ(z))
-or, g alone, softplus (log(1 + e^z)), and N = batch · n ("mean") or batch ("sum"). What only the layer has and
-`train` does not: f = top-k (the k largest codes of a sample stay, of equal ones the first; slope 1 where one
-stays), a hidden bias c ("hidden_bias" [models, m]), a centred encoder, a = E (x
-− b) + c, and l1 · mean over samples of Σ_k |h_k| in the loss (its slope 0 at 0).
+with ρ the square and f, g the identity, ReLU (ReLU′(0) = 0), leaky ReLU (its slope at 0 is the negative
+one), GELU (z·Φ(z)) or, g alone, softplus (log(1 + e^z)), and N = batch · n ("mean") or batch ("sum"). What
+only the layer has and `train` does not: f = top-k (the k largest codes of a sample stay, of equal ones the
+first; slope 1 where one stays), a hidden bias c ("hidden_bias" [models, m]), a centred encoder, a = E (x −
+b) + c, and l1 · mean over samples of Σ_k |h_k| in the loss (its slope 0 at 0).
 """
 
 from __future__ import annotations
@@ -28,13 +28,10 @@ import torch
 from toykern.arguments.broadcast import broadcast_importance
 from toykern.arguments.errors import check_choice, check_non_negative_int, check_positive_int
 from toykern.network.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from toykern.network.losses import LOSSES, REDUCTIONS, TARGETS
 from toykern.network.specification import Options
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
-from toykern.nn.stacked import (
-    LOSS_REDUCTIONS,
-    TARGETS,
-    StackedModel,
-)
+from toykern.nn.stacked import StackedModel
 from toykern.training.optim import SGD, Adam, AdamW, Optimizer
 from toykern.training.schedule import Schedule, multipliers
 
@@ -130,6 +127,7 @@ def loss_and_gradients(
     target: str = "identity",
     clean: torch.Tensor | None = None,
     loss_reduction: str = "mean",
+    loss_function: str = "squared_error",
     l1: Any = 0.0,
     input_gradients: bool = False,
 ) -> tuple[torch.Tensor, Parameters]:
@@ -143,6 +141,7 @@ def loss_and_gradients(
         target: "identity" or "abs", of `clean`.
         clean: the inputs without noise, shaped as x; None where x has no noise.
         loss_reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
+        loss_function: ρ, a name in `toykern.network.losses`.
         l1: a number or `[models]`, the weight of Σ_k |h_k|.
         input_gradients: add the gradient of the inputs, "x" `[models, batch, n]`, through the target too
             where that is made from x; where there is a `clean`, the target's is "clean".
@@ -152,7 +151,8 @@ def loss_and_gradients(
     >>> loss.item(), gradients["weight"].tolist()
     (1.0, [[[2.0, 2.0]]])
     """
-    check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
+    check_choice("loss_reduction", loss_reduction, REDUCTIONS)
+    check_choice("loss_function", loss_function, LOSSES)
     encoder, decoder = _weights(parameters)
     n_models, _, n_features = encoder.shape
     activity = forward(parameters, x, network)
@@ -162,10 +162,11 @@ def loss_and_gradients(
     weights = broadcast_importance(importance, n_models, n_features, dtype=torch.float64).unsqueeze(1)
     terms = inputs.shape[1] * (n_features if loss_reduction == "mean" else 1)
     l1_weights = torch.as_tensor(l1, dtype=torch.float64, device="cpu").expand(n_models) / inputs.shape[1]
-    loss = (weights * error**2).sum(dim=(1, 2)) / terms + l1_weights * activity.hidden.abs().sum(dim=(1, 2))
+    rho, rho_slope = _loss(error, loss_function)
+    loss = (weights * rho).sum(dim=(1, 2)) / terms + l1_weights * activity.hidden.abs().sum(dim=(1, 2))
 
     # dL/dz, dL/da by the chain rule; sums over the batch are matrix products over it
-    d_error = 2 * weights * error / terms
+    d_error = weights * rho_slope / terms
     d_output = d_error * _slope(activity.pre_output, network.output_activation, network)
     d_code = d_output @ decoder + l1_weights.reshape(-1, 1, 1) * activity.hidden.sign()
     d_hidden = d_code * _slope(activity.pre_hidden, network.hidden_activation, network)
@@ -358,6 +359,12 @@ def _slope(value: torch.Tensor, activation: str, network: Network) -> torch.Tens
         return (value > 0).to(value.dtype)
     assert activation == "none", activation
     return torch.ones_like(value)
+
+
+def _loss(error: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """ρ and ρ′ of the errors y − t."""
+    assert name == "squared_error", name
+    return error**2, 2 * error
 
 
 def _normal_distribution(value: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,18 @@
 #include <string>
 
 #include "common/activation.h"
+#include "common/tensors.h"
 #include "toykern/params.h"
 
 namespace toykern {
 
 constexpr int64_t kMostFeatures = (int64_t)1 << 24, kMostSamples = ((int64_t)1 << 31) - 1,
                   kMostSteps = ((int64_t)1 << 32) - 1;
+// A table of names beside an enum has one for each of its numbers, from 0.
+template <class Names>
+constexpr int64_t last_number(const Names& names) {
+    return (int64_t)(sizeof(names) / sizeof(*names)) - 1;
+}
 constexpr int64_t kMostElements = (int64_t)1 << 60;  // of any one array
 
 [[noreturn]] inline void refuse(const char* name, int64_t value, const std::string& allowed) {
@@ -48,7 +54,7 @@ inline void check(const Distribution& d, bool on_host) {
     check_range("n_features", d.n_features, 1, kMostFeatures);
     check_range("n_units", d.n_units, 1, d.n_features);
     check_stride("probability_stride", d.probability_stride, d.n_features);
-    check_range("magnitude", d.magnitude, 0, (int64_t)Magnitude::kConstant);
+    check_range("magnitude", d.magnitude, 0, last_number(kMagnitudeNames));
     if (!(std::isfinite(d.noise) && d.noise >= 0.0f))
         throw std::invalid_argument("noise must be finite and at least 0");
     check_address("unit_start", d.unit_start);
@@ -69,7 +75,7 @@ inline void check_option(const char* name, int32_t activation, double option) {
 // What the training loops know: all that is elementwise. Nothing else may reach them, since they would take it for
 // none.
 inline void check_activation(const char* name, int32_t activation, double option) {
-    check_range(name, activation, 0, kActivations - 1);
+    check_range(name, activation, 0, last_number(kActivationNames));
     if (activation == (int32_t)Activation::kTopK) refuse(name, activation, "one that the training loops know");
     check_option(name, activation, option);
 }
@@ -83,13 +89,32 @@ inline void check(const Network& net, const Distribution& d, int64_t n_models, i
     // All-zero samples have codes of 0 in the closed forms.
     if (activation_at_zero(net.hidden_activation) != 0.0)
         refuse("the network's hidden_activation", net.hidden_activation, "one that is 0 at 0");
+    check_range("the network's loss", net.loss, 0, last_number(kLossNames));
     check_range("the network's target", net.target, 0, (int64_t)Target::kMagnitude);
+    check_range("the network's reduction", net.reduction, 0, last_number(kReductionNames));
+}
+
+// The table of tensors has what the network has, in the shapes that follow from it.
+template <class Params>
+void check_tensors(const Params& p) {
+    const Network& net = p.network;
+    for (int32_t role = 0; role < kRoles; ++role) {
+        const TensorView& view = p.tensors[role];
+        const bool there = (Role)role == Role::kDecoder ? !net.tied : (Role)role != Role::kBias || net.has_bias;
+        check_address(kRoleNames[role], view.data, there);
+        if (!there) continue;
+        const TensorShape shape = tensor_shape(net, (Role)role);
+        const std::string name = kRoleNames[role];
+        check_range((name + "'s rows").c_str(), view.shape.rows, shape.rows, shape.rows);
+        check_range((name + "'s columns").c_str(), view.shape.columns, shape.columns, shape.columns);
+        check_range((name + "'s offset").c_str(), view.shape.offset, shape.offset, shape.offset);
+    }
 }
 
 inline void check(const TrainParams& p, bool on_host) {
     check(p.data, on_host);
     check(p.network, p.data, p.n_models, p.batch_size);
-    check_range("optimizer", p.optimizer, 0, (int64_t)Optimizer::kAdamW);
+    check_range("optimizer", p.optimizer, 0, last_number(kOptimizerNames));
     check_stride("importance_stride", p.importance_stride, p.network.n_features);
     check_range("total_steps", p.total_steps, 1, kMostSteps);
     check_range("first_step", p.first_step, 0, p.total_steps);
@@ -103,9 +128,7 @@ inline void check(const TrainParams& p, bool on_host) {
     if (p.network.sparse && !p.network.tied) throw std::invalid_argument("a sparse network must be tied");
     check_address("seed", p.seed);
     check_address("importance", p.importance);
-    check_address("encoder", p.encoder);
-    check_address("decoder", p.decoder, !p.network.tied);
-    check_address("bias", p.bias, p.network.has_bias);
+    check_tensors(p);
     check_address("connected", p.connected, p.network.sparse);
     check_address("lr", p.lr);
     check_address("weight_decay", p.weight_decay);
@@ -124,9 +147,7 @@ inline void check(const EvaluateParams& p, bool on_host) {
     check_stride("importance_stride", p.importance_stride, p.network.n_features);
     check_address("seed", p.seed);
     check_address("importance", p.importance);
-    check_address("encoder", p.encoder);
-    check_address("decoder", p.decoder, !p.network.tied);
-    check_address("bias", p.bias, p.network.has_bias);
+    check_tensors(p);
     check_address("loss", p.loss);
 }
 
@@ -136,7 +157,7 @@ inline void check(const SampleParams& p, bool on_host, bool dense) {
     check_range("batch_size", p.batch_size, 1, kMostSamples);
     check_elements("n_models, batch_size, n_features", p.n_models, p.batch_size, p.data.n_features);
     check_stride("seed_stride", p.seed_stride, 1);
-    check_range("purpose", p.purpose, 0, (int64_t)Purpose::kEvaluation);
+    check_range("purpose", p.purpose, 0, last_number(kPurposeNames));
     check_address("seed", p.seed);
     if (dense && !p.clean) check_address("clean or noisy", p.noisy);
 }

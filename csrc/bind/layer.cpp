@@ -12,11 +12,12 @@ namespace {
 // Sizes and strides that a call can be made with; what an address leads to is for Python to know.
 void check(const LayerParams& p) {
     check_range("task", p.task, 0, (int64_t)LayerTask::kBackward);
-    check_range("hidden_activation", p.hidden_activation, 0, kActivations - 1);
-    check_range("output_activation", p.output_activation, 0, kActivations - 1);
+    check_range("hidden_activation", p.hidden_activation, 0, last_number(kActivationNames));
+    check_range("output_activation", p.output_activation, 0, last_number(kActivationNames));
     check_option("hidden_activation", p.hidden_activation, p.hidden_option);
     check_option("output_activation", p.output_activation, p.output_option);
-    check_range("target", p.target, 0, (int64_t)Target::kTensor);
+    check_range("loss_function", p.loss_function, 0, last_number(kLossNames));
+    check_range("target", p.target, 0, last_number(kTargetNames));
     check_elements("n_models, n_hidden, n_features", p.n_models, p.n_hidden, p.n_features);
     check_range("batch", p.batch, 0, kMostSamples);
     if (p.batch) check_elements("n_models, batch, n_features", p.n_models, p.batch, p.n_features);
@@ -46,6 +47,7 @@ void bind_layer(py::module_& m) {
         .def_readwrite("output_activation", &LayerParams::output_activation)
         .def_readwrite("hidden_option", &LayerParams::hidden_option)
         .def_readwrite("output_option", &LayerParams::output_option)
+        .def_readwrite("loss_function", &LayerParams::loss_function)
         .def_readwrite("target", &LayerParams::target)
         .def_readwrite("top_k", &LayerParams::top_k)
         .def_readwrite("n_models", &LayerParams::n_models)
@@ -94,7 +96,7 @@ void bind_layer(py::module_& m) {
               }
               return py::make_tuple(std::string(fault.what), fault.row);
           });
-    m.def("layer_loop", [](const LayerParams& params) { return std::string(layer_loop(params)); });
+    m.def("layer_regime", [](const LayerParams& params) { return std::string(layer_regime(params)); });
     m.def("run_layer", [](const LayerParams& params) {
         check(params);
         const Unlocked release;

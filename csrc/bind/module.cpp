@@ -29,6 +29,34 @@ using namespace toykern;
 
 namespace {
 
+// {name: number} of an enum.
+template <class Names>
+py::dict numbers_of(const Names& names) {
+    py::dict found;
+    for (int64_t number = 0; number <= last_number(names); ++number) found[names[number]] = number;
+    return found;
+}
+
+// The place of a name in a table; ValueError tells what there is.
+template <class Names>
+int64_t number_of(const char* what, const Names& names, const std::string& name) {
+    std::string known;
+    for (int64_t number = 0; number <= last_number(names); ++number) {
+        if (names[number] == nullptr) continue;
+        if (names[number] == name) return number;
+        known += (known.empty() ? "" : ", ") + std::string(names[number]);
+    }
+    throw std::invalid_argument(std::string(what) + " must be one of " + known + ", not " + name);
+}
+
+// A tensor comes by its role and its states by the optimiser's names for them, so that no order is known on both sides.
+template <class Params>
+void set_tensor(Params& p, const std::string& role, uintptr_t address, int64_t rows, int64_t columns, int64_t offset) {
+    TensorView& view = p.tensors[number_of("role", kRoleNames, role)];
+    view.data = pointer<float>(address);
+    view.shape = {rows, columns, offset};
+}
+
 void bind_structs(py::module_& m) {
     py::class_<Distribution> d(m, "Distribution");
     d.def(py::init([] { return Distribution{}; }))
@@ -64,8 +92,9 @@ void bind_structs(py::module_& m) {
         .def_readwrite("hidden_option", &Network::hidden_option)
         .def_readwrite("output_option", &Network::output_option)
         .def_readwrite("has_bias", &Network::has_bias)
+        .def_readwrite("loss", &Network::loss)
         .def_readwrite("target", &Network::target)
-        .def_readwrite("loss_sum", &Network::loss_sum)
+        .def_readwrite("reduction", &Network::reduction)
         .def_readwrite("sparse", &Network::sparse);
 
     py::class_<TrainParams> t(m, "TrainParams");
@@ -86,20 +115,25 @@ void bind_structs(py::module_& m) {
         .def_readwrite("n_records", &TrainParams::n_records)
         .def_readwrite("total_steps", &TrainParams::total_steps)
         .def_readwrite("threads", &TrainParams::threads)
-        .def("set_frozen",
-             [](TrainParams& p, int tensor, bool frozen) {
-                 if (tensor < 0 || tensor > 2) throw std::out_of_range("frozen index");
-                 p.frozen[tensor] = frozen;
-             })
-        .def("set_state", [](TrainParams& p, int moment, int tensor, uintptr_t address) {
-            if (moment < 0 || moment > 1 || tensor < 0 || tensor > 2) throw std::out_of_range("state index");
-            p.state[moment][tensor] = reinterpret_cast<float*>(address);
-        });
+        .def("set_tensor", &set_tensor<TrainParams>, py::arg("role"), py::arg("address"), py::arg("rows"),
+             py::arg("columns"), py::arg("offset"), "A tensor of all models, [n_models, rows, columns].")
+        .def(
+            "set_frozen",
+            [](TrainParams& p, const std::string& role) {
+                p.tensors[number_of("role", kRoleNames, role)].frozen = true;
+            },
+            py::arg("role"), "Training leaves this tensor and its states as they are.")
+        .def(
+            "set_state",
+            [](TrainParams& p, const std::string& role, const std::string& state, uintptr_t address) {
+                check_range("optimizer", p.optimizer, 0, last_number(kOptimizerNames));
+                const int64_t at = number_of("state", kStateNames[p.optimizer], state);
+                p.tensors[number_of("role", kRoleNames, role)].state[at] = pointer<float>(address);
+            },
+            py::arg("role"), py::arg("state"), py::arg("address"),
+            "What the optimizer, which is set before, keeps of this tensor under this name.");
     bind_pointer(t, "seed", &TrainParams::seed);
     bind_pointer(t, "importance", &TrainParams::importance);
-    bind_pointer(t, "encoder", &TrainParams::encoder);
-    bind_pointer(t, "decoder", &TrainParams::decoder);
-    bind_pointer(t, "bias", &TrainParams::bias);
     bind_pointer(t, "connected", &TrainParams::connected);
     bind_pointer(t, "gradient", &TrainParams::gradient);
     bind_pointer(t, "lr", &TrainParams::lr);
@@ -118,12 +152,11 @@ void bind_structs(py::module_& m) {
         .def_readwrite("batch_size", &EvaluateParams::batch_size)
         .def_readwrite("batches", &EvaluateParams::batches)
         .def_readwrite("importance_stride", &EvaluateParams::importance_stride)
-        .def_readwrite("threads", &EvaluateParams::threads);
+        .def_readwrite("threads", &EvaluateParams::threads)
+        .def("set_tensor", &set_tensor<EvaluateParams>, py::arg("role"), py::arg("address"), py::arg("rows"),
+             py::arg("columns"), py::arg("offset"), "A tensor of all models, [n_models, rows, columns].");
     bind_pointer(e, "seed", &EvaluateParams::seed);
     bind_pointer(e, "importance", &EvaluateParams::importance);
-    bind_pointer(e, "encoder", &EvaluateParams::encoder);
-    bind_pointer(e, "decoder", &EvaluateParams::decoder);
-    bind_pointer(e, "bias", &EvaluateParams::bias);
     bind_pointer(e, "loss", &EvaluateParams::loss);
 }
 
@@ -169,6 +202,15 @@ PYBIND11_MODULE(_native, m) {
             PyErr_SetString(PyExc_RuntimeError, error.what());
         }
     });
+    py::dict numbers;
+    numbers["activation"] = numbers_of(kActivationNames);
+    numbers["loss"] = numbers_of(kLossNames);
+    numbers["target"] = numbers_of(kTargetNames);
+    numbers["reduction"] = numbers_of(kReductionNames);
+    numbers["optimizer"] = numbers_of(kOptimizerNames);
+    numbers["magnitude"] = numbers_of(kMagnitudeNames);
+    numbers["purpose"] = numbers_of(kPurposeNames);
+    m.attr("numbers") = numbers;  // {enum: {name: number}}
     bind_structs(m);
     bind_sparse(m);
     bind_layer(m);

@@ -66,6 +66,13 @@ TOYKERN_MATHS float fmadd(float a, float b, float c) {
     return fused_on_host(a, b, c);
 #endif
 }
+TOYKERN_MATHS double fmadd(double a, double b, double c) {  // for sums of a device in double
+#if defined(__CUDA_ARCH__)
+    return fma(a, b, c);
+#else
+    return __builtin_fma(a, b, c);
+#endif
+}
 TOYKERN_MATHS float fsqrt(float a) {
 #if defined(__CUDA_ARCH__)
     return sqrtf(a);

@@ -18,10 +18,21 @@ namespace toykern {
 const LevelTable* TOYKERN_JOIN(level_, TOYKERN_LEVEL)() {
     namespace here = TOYKERN_LEVEL;
     static const LevelTable table = {
-        TOYKERN_TEXT(TOYKERN_LEVEL), here::kLanes,      here::pick_regime,    here::batch_parts,
-        here::sample_bytes,          here::sample_rows, here::sample_entries, here::tables_room,
-        here::flat_tables,           here::spin_fma,    here::spin_words,     here::sparse_kernels,
-        here::choice_kernels,        here::pick_layer,  here::entries_hold,
+        TOYKERN_TEXT(TOYKERN_LEVEL),
+        here::kLanes,
+        here::pick_regime,
+        here::batch_parts,
+        here::sample_bytes,
+        here::sample_rows,
+        here::sample_entries,
+        here::tables_room,
+        here::flat_tables,
+        here::spin_fma,
+        here::spin_words,
+        here::sparse_kernels,
+        here::choice_kernels,
+        here::pick_layer_regime,
+        here::entries_hold,
     };
     return &table;
 }

@@ -81,7 +81,7 @@ void train(const TrainParams& given) {
     p.correction1 = corrections.first.data();
     p.correction2 = corrections.second.data();
     const LevelTable& l = level();
-    const RegimeTable regime = l.pick_regime(p.network);
+    const TrainRegime regime = l.pick_regime(p.network);
     const int parts = l.batch_parts(p.network, p.batch_size);
     guard_fork(p.threads);
     if (p.n_models < p.threads && parts > 1) {
@@ -111,7 +111,7 @@ void train(const TrainParams& given) {
 }
 
 void evaluate(const EvaluateParams& p) {
-    const RegimeTable regime = level().pick_regime(p.network);
+    const TrainRegime regime = level().pick_regime(p.network);
     guard_fork(p.threads);
     const int threads = workers_for(p.n_models, p.threads);
     Room shared((size_t)threads, regime.shared_bytes(p.network, p.batch_size), "the models in hand");

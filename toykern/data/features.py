@@ -17,6 +17,7 @@ from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import address, address_of_array
 from toykern.native.device_launch import DeviceLaunch
 from toykern.native.devices import check_kernels
+from toykern.native.numbers import number
 from toykern.native.threads import kernel_threads
 
 MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant")
@@ -195,7 +196,7 @@ class SparseFeatures:
         params.seed = address("seed", seeds, torch.int64)
         params.seed_stride = 1
         params.step = step
-        params.purpose = PURPOSES.index(purpose)
+        params.purpose = number("purpose", purpose)
         noisy = self.noise > 0.0 and not clean
         if layout == "dense":
             x = torch.empty(models, batch_size, self.n_features, dtype=torch.float32, device=there)
@@ -230,7 +231,7 @@ class SparseFeatures:
         d.unit_kind = address_of_array("units", self._units.kind, np.uint8)
         d.probability = address("probability", self.probability, torch.float64)
         d.probability_stride = self.n_features if self.probability.shape[0] > 1 else 0
-        d.magnitude = MAGNITUDES.index(self.magnitude)
+        d.magnitude = number("magnitude", self.magnitude)
         d.noise = self.noise
         return d
 

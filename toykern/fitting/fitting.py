@@ -12,11 +12,11 @@ from toykern.arguments.grids import Grid
 from toykern.data.features import SparseFeatures
 from toykern.fitting.longer import check_longer, make_longer
 from toykern.fitting.resume import check_resume
+from toykern.nn.kinds import AnyModel
 from toykern.results.run import Run
 from toykern.results.run_checks import check_run
 from toykern.sparse.recipe import Recipe
 from toykern.training.beginning import begin
-from toykern.training.kernels import AnyModel
 from toykern.training.loop import train
 from toykern.training.optim import AdamW, Optimizer
 from toykern.training.progress import BarMaker

@@ -15,7 +15,7 @@ from toykern.arguments.grids import Grid
 from toykern.data.features import SparseFeatures
 from toykern.fitting.longer import check_longer_snapshots
 from toykern.native.devices import arch_of
-from toykern.nn import SparseTiedAutoencoder
+from toykern.nn.kinds import has_connections
 from toykern.results.run import Run
 from toykern.training.optim import Optimizer
 from toykern.training.resident_topology import ResidentTopology, check_recipe
@@ -96,6 +96,6 @@ def _check_resumed_topology(run: Run, given: Any, disagree: Callable[[str], Valu
     if recipe.seed is not None and not torch.equal(broadcast_seed("seed", recipe.seed, run.n_models), seeds):
         raise disagree("topology")
     if run.topology is None:
-        assert isinstance(run.model, SparseTiedAutoencoder) and run.topology_state is not None
+        assert has_connections(run.model) and run.topology_state is not None
         run.topology = ResidentTopology.restored(recipe, run.model, seeds, run.topology_state)
         run.topology_state = None

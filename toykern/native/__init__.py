@@ -1,1 +1,6 @@
-"""What stands between Python and the native module: addresses, devices, streams, threads."""
+"""What stands between Python and the native module: addresses, devices, streams, threads, numbers of enums.
+
+Nothing of it is public.
+"""
+
+__all__: list[str] = []

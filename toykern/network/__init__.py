@@ -1,14 +1,20 @@
-"""What a network is, told once: its activations, its tensors, its options."""
+"""What a network is, told once: its activations, its tensors, its options, and what it is trained for."""
 
 from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS, Activation
+from toykern.network.losses import LOSSES, REDUCTIONS, TARGETS, Loss, Objective
 from toykern.network.specification import NetworkSpec, Options, TensorSpec
 
 __all__ = [
     "ACTIVATIONS",
     "HIDDEN_ACTIVATIONS",
+    "LOSSES",
     "OUTPUT_ACTIVATIONS",
+    "REDUCTIONS",
+    "TARGETS",
+    "Activation",
+    "Loss",
     "NetworkSpec",
+    "Objective",
     "Options",
     "TensorSpec",
-    "Activation",
 ]

@@ -1,13 +1,16 @@
 """The activations there are: one row each, read by the models, the ops and the trainer.
 
 The mathematics of a row stands in `csrc/common/activation.h` (for the kernels) and in `toykern/reference.py`
-(float64); its number is that of `toykern::Activation` in `csrc/include/toykern/network.h`.
+(float64); its number is that of `toykern::Activation` in `csrc/include/toykern/network.h`, by its name.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
+
+from toykern.native.numbers import number
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,6 @@ class Activation:
 
     Attributes:
         name: as users write it.
-        number: as the kernels know it.
         hidden, output: where a layer takes it: for its codes, for its outputs.
         fitted: whether `toykern.fit` and `toykern.evaluate` take models with it.
         cuda: which of "hidden", "output" and "fit" the CUDA kernels have too.
@@ -24,23 +26,27 @@ class Activation:
     """
 
     name: str
-    number: int
     hidden: bool = True
     output: bool = True
     fitted: bool = True
     cuda: frozenset[str] = frozenset({"hidden", "output", "fit"})
     option: str | None = None
 
+    @functools.cached_property
+    def number(self) -> int:
+        """As the kernels know it."""
+        return number("activation", self.name)
+
 
 ACTIVATIONS = {
     row.name: row
     for row in (
-        Activation("none", 0),
-        Activation("relu", 1),
-        Activation("topk", 2, output=False, fitted=False, option="top_k"),
-        Activation("gelu", 3),
-        Activation("leaky_relu", 4, option="negative_slope"),
-        Activation("softplus", 5, hidden=False),
+        Activation("none"),
+        Activation("relu"),
+        Activation("topk", output=False, fitted=False, option="top_k"),
+        Activation("gelu"),
+        Activation("leaky_relu", option="negative_slope"),
+        Activation("softplus", hidden=False),
     )
 }
 

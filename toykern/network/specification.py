@@ -13,6 +13,7 @@ from typing import Any
 
 from toykern.arguments.errors import check_choice, check_flag, check_int, check_number
 from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, NEGATIVE_SLOPE, OUTPUT_ACTIVATIONS
+from toykern.network.losses import Objective
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkSpec(Options):
-    """One network y = g(D f(E x + c) + b), without its weights.
+class NetworkSpec(Options, Objective):
+    """One network y = g(D f(E x + c) + b), without its weights, and what it is trained for.
 
     Attributes:
         n_features, n_hidden: the shape.
@@ -93,7 +94,8 @@ class NetworkSpec(Options):
         sparse: whether only some connections of E exist.
         bias, hidden_bias: whether there is a b, a c.
 
-    The others are those of `Options`.
+    The others are those of `Options` and of `Objective`, which a module does not have: whoever trains or
+    evaluates it says so (`trained_for`).
 
     >>> spec = NetworkSpec(n_features=5, n_hidden=2, tied=False)
     >>> {tensor.name: spec.shape(tensor) for tensor in spec.tensors}
@@ -138,6 +140,26 @@ class NetworkSpec(Options):
     def shape(self, tensor: TensorSpec) -> tuple[int, ...]:
         """Of one model's."""
         return tuple(self.sizes[dim] for dim in tensor.dims)
+
+    def views(self) -> dict[str, tuple[int, int, int]]:
+        """Rows, columns and offset of each parameter by its role, as the kernels' table of tensors has them.
+
+        A vector is a row; the offset counts the elements of one model's parameters that stand before it.
+
+        >>> NetworkSpec(n_features=5, n_hidden=2, tied=False).views()
+        {'encoder': (2, 5, 0), 'decoder': (5, 2, 10), 'bias': (1, 5, 20)}
+        """
+        found, offset = {}, 0
+        for tensor in self.parameters:
+            rows, columns = (1, *self.shape(tensor))[-2:]
+            found[tensor.role] = (rows, columns, offset)
+            offset += rows * columns
+        return found
+
+    def trained_for(self, objective: Objective) -> NetworkSpec:
+        """The same network with another objective."""
+        named = {field.name: getattr(objective, field.name) for field in dataclasses.fields(Objective)}
+        return dataclasses.replace(self, **named)
 
     def options(self) -> dict[str, Any]:
         """The options that are used, or differ from what they are where nobody gives them, by name."""

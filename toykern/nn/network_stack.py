@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from toykern.network.activations import NEGATIVE_SLOPE
-from toykern.network.specification import NetworkSpec
+from toykern.network.specification import NetworkSpec, TensorSpec
 
 
 class NetworkStack(nn.Module):
@@ -81,6 +81,10 @@ class NetworkStack(nn.Module):
         """What the module's own parameters must be, by name."""
         network = self.network
         return {t.name: [self.n_models, *network.shape(t)] for t in network.parameters}
+
+    def tensor_of(self, parameter: str) -> TensorSpec:
+        """The network's tensor that the module's parameter of this name holds."""
+        return next(tensor for tensor in self.network.parameters if tensor.name == parameter)
 
     def stacked_parameters(self) -> dict[str, torch.Tensor]:
         """The network's parameters by name, detached, each `[models, …]`."""

@@ -9,11 +9,14 @@ from torch import nn
 
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_choice, check_flag, check_size, describe
+from toykern.network.losses import LOSSES, TARGETS, Objective
+from toykern.network.specification import TensorSpec
 from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.network_stack import NetworkStack
 from toykern.nn.sparse_initialization import initial_values, random_topology
 from toykern.nn.sparse_weights import SparseWeights
-from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS, model_index
+from toykern.nn.stacked import model_index
+from toykern.nn.tied_autoencoder import TiedAutoencoder
 from toykern.ops.sparse_linear import by_column, sparse_linear
 from toykern.ops.sparse_linear_schema import GradientCapture
 from toykern.sparse.topology import Topology
@@ -124,6 +127,10 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         del shapes["weight"]
         return {"values": [len(self.topology.column)], **shapes}
 
+    def tensor_of(self, parameter: str) -> TensorSpec:
+        """`values` are the weight's."""
+        return super().tensor_of("weight" if parameter == "values" else parameter)
+
     @classmethod
     def from_config(
         cls, config: dict[str, Any], topology: Topology, weight: torch.Tensor, bias: Any, seed: Any
@@ -143,6 +150,32 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
             if model.bias is not None:
                 model.bias.copy_(bias)
         return model
+
+    @classmethod
+    def from_state(
+        cls, config: dict[str, Any], state: dict[str, torch.Tensor], drawn_from: dict[str, torch.Tensor]
+    ) -> Self:
+        """The CPU stack whose `config()`, `state_dict()` and `drawn_from()` these were."""
+        topology = Topology(config["n_features"], config["n_hidden"], state["row_start"], state["column"])
+        weight = topology.to_dense(state["values"])
+        return cls.from_config(config, topology, weight, state.get("bias"), drawn_from["seed"])
+
+    def begun_with(self, initial: dict[str, torch.Tensor]) -> Self:
+        """A CPU stack as this one, with these tensors by name (`trained_arrays()`)."""
+        topology, bias = Topology.from_mask(initial["connections"]), initial.get("bias")
+        return type(self).from_config(self.config(), topology, initial["weight"], bias, self.seed)
+
+    def dense(self) -> TiedAutoencoder:
+        """The same networks with all connections, which are 0 where this one has none; a copy, float32."""
+        parameters = self.stacked_parameters()
+        return TiedAutoencoder.from_published(
+            parameters["weight"].mT,
+            parameters.get("bias"),
+            hidden_activation=self.hidden_activation,
+            output_activation=self.output_activation,
+            dtype=torch.float32,
+            device=parameters["weight"].device,
+        )
 
     def __getitem__(self, index: Any) -> Self:
         chosen = model_index(index, self.n_models)
@@ -206,7 +239,9 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         Arguments as for `TiedAutoencoder.loss`. Models are independent: `loss.sum().backward()` gives every
         model its own gradient.
         """
-        check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
+        named = "identity" if target is None or isinstance(target, torch.Tensor) else target
+        objective = Objective(named, loss_reduction)
+        objective.check_objective()
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             raise TypeError(f"x must be a floating-point tensor, not {describe(x)}")
         if not x.numel():
@@ -218,8 +253,7 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
                 )
             wanted = target
         else:
-            name = check_choice("target", "identity" if target is None else target, TARGETS)
-            wanted = x.abs() if name == "abs" else x
+            wanted = TARGETS[objective.target](x)
         weights = broadcast_importance(
             importance,
             self.n_models,
@@ -229,8 +263,8 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
             check_values=x.device.type == "cpu" and not torch.compiler.is_compiling(),
             detach=False,
         )
-        per_feature = (wanted - self(x)).square().sum(dim=1)
-        terms = x.shape[-2] * (self.n_features if loss_reduction == "mean" else 1)
+        per_feature = LOSSES[objective.loss].of(self(x), wanted).sum(dim=1)
+        terms = x.shape[-2] * objective.terms(self.n_features)
         return (per_feature * weights).sum(dim=1) / terms
 
     def extra_repr(self) -> str:

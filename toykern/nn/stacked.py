@@ -26,14 +26,19 @@ from toykern.arguments.memory import check_free_memory
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import spans_its_storage
 from toykern.network.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from toykern.network.specification import NetworkSpec, Options, check_negative_slope, check_top_k
+from toykern.network.losses import REDUCTIONS, TARGETS
+from toykern.network.specification import (
+    ALWAYS,
+    OPTIONS,
+    NetworkSpec,
+    Options,
+    check_negative_slope,
+    check_top_k,
+)
 from toykern.nn.factory import factory_device, factory_dtype
 from toykern.nn.initialization import initial_std, initial_weights
 from toykern.nn.network_stack import NetworkStack
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
-
-TARGETS = ("identity", "abs")
-LOSS_REDUCTIONS = ("mean", "sum")
 
 
 class StackedModel(NetworkStack):
@@ -107,6 +112,54 @@ class StackedModel(NetworkStack):
                 self.register_parameter(name, None)
         if device.type != "meta":
             self.reset_parameters()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any],
+        *,
+        seed: Any = None,
+        init: Any = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> Self:
+        """The stack of this class that `config()` described; see `toykern.nn.model_from_config`."""
+        arguments = {key: value for key, value in config.items() if key != "class"}
+        known = {"n_models", "init", *ALWAYS}
+        if set(arguments) - {*OPTIONS} != known:
+            raise ValueError(
+                f"the model's config must have the keys {sorted(known)}, not {sorted(arguments)}"
+            )
+        if init is not None:
+            arguments["init"] = init
+        elif arguments["init"] == "per_model":
+            raise ValueError("init was given per model: pass it, [models], to model_from_config")
+        return cls(**arguments, seed=seed, device=device, dtype=dtype)
+
+    @classmethod
+    def from_state(
+        cls, config: dict[str, Any], state: dict[str, torch.Tensor], drawn_from: dict[str, torch.Tensor]
+    ) -> Self:
+        """The float32 CPU stack whose `config()`, `state_dict()` and `drawn_from()` these were."""
+        seed = drawn_from["seed"]
+        model = cls.from_config(config, seed=seed, init=0.0, dtype=torch.float32, device="cpu")
+        model.init, model.init_std = config["init"], drawn_from["std"]
+        model.load_state_dict(state)
+        return model
+
+    def begun_with(self, initial: dict[str, torch.Tensor]) -> Self:
+        """A float32 CPU stack as this one, with these parameters by name (`trained_arrays()`); others are
+        drawn as they were."""
+        model = type(self).from_config(self.config(), seed=self.seed, dtype=torch.float32, device="cpu")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in initial:
+                    parameter.copy_(initial[name])
+        return model
+
+    def dense(self) -> StackedModel:
+        """The same networks with all connections: the stack itself."""
+        return self
 
     def _check_memory(self, network: NetworkSpec, dtype: torch.dtype, device: torch.device) -> None:
         """MemoryError if there is no room for the parameters and for the weights as they are drawn."""
@@ -196,7 +249,7 @@ class StackedModel(NetworkStack):
         >>> TiedAutoencoder(n_features=5, n_hidden=2, n_models=3).loss(torch.ones(8, 5)).shape
         torch.Size([3])
         """
-        check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
+        check_choice("loss_reduction", loss_reduction, REDUCTIONS)
         values, entries, cast = self._input(x)
         samples = entries["batch"] if entries else values.shape[1]
         if samples == 0:

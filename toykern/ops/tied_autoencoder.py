@@ -1,7 +1,7 @@
 """The autoencoder ops: output and loss of stacked models, tied or not, with their gradients.
 
     a = E (x − b·centered) + c,  h = f(a),  z = D h + b,  y = g(z)        E [m, n], D = Eᵀ when tied
-    loss = (1/N) Σ_samples Σ_j I_j (t_j − y_j)² + l1 · mean over samples of Σ_k |h_k|
+    loss = (1/N) Σ_samples Σ_j I_j ρ(y_j − t_j) + l1 · mean over samples of Σ_k |h_k|
 
 Operators, all in the library `toykern`; a stack of K models, B samples, n features, m hidden units:
 
@@ -11,7 +11,8 @@ Operators, all in the library `toykern`; a stack of K models, B samples, n featu
                                   losses: the output never exists, and a backward pass only scales
 
 A `decoder` makes them untied. x is dense, `[K or 1, B, n]`, or the values of entries with `row_start` and
-`feature` (see `toykern.SparseBatch`). `Options` says what the network and its loss are. float32, float64;
+`feature` (see `toykern.SparseBatch`). `Options` says what the network is, `Objective` what its loss is; the
+schemas list their fields. float32, float64;
 bfloat16 is computed in float32. The operators take no gradient themselves: `autoencoder_output` and
 `autoencoder_loss` in tied_autoencoder_autograd.py wrap them.
 """
@@ -24,17 +25,17 @@ import torch
 
 from toykern import _native
 from toykern.native.threads import kernel_threads
+from toykern.network.losses import Objective
 from toykern.network.specification import Options
 from toykern.ops.gate import check_device_of_kernels, check_entries, check_float_dtype
-from toykern.ops.tied_autoencoder_call import Call, Gradients, Optional
+from toykern.ops.tied_autoencoder_call import Call, Gradients, Optional, options_of, schema_of
 
 # ---- schemas -----------------------------------------------------------------------------------------------
 
 _LIBRARY = torch.library.Library("toykern", "FRAGMENT")
 _NETWORK = (
     "Tensor x, Tensor? row_start, Tensor? feature, SymInt batch, Tensor weight, Tensor? decoder, "
-    "Tensor? bias, Tensor? hidden_bias, str hidden_activation, str output_activation, int top_k, "
-    "bool centered, float negative_slope"
+    f"Tensor? bias, Tensor? hidden_bias, {schema_of(Options)}"
 )
 _LIBRARY.define(f"tied_autoencoder({_NETWORK}) -> Tensor")
 _LIBRARY.define(
@@ -42,8 +43,8 @@ _LIBRARY.define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(
-    f"tied_autoencoder_loss({_NETWORK}, Tensor importance, Tensor? l1, Tensor? target, str target_kind, "
-    "str reduction, bool weights_wanted, bool x_wanted, bool target_wanted) "
+    f"tied_autoencoder_loss({_NETWORK}, Tensor importance, Tensor? l1, Tensor? given, "
+    f"{schema_of(Objective)}, bool weights_wanted, bool x_wanted, bool target_wanted) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -106,10 +107,9 @@ class _Call(Call):
 
 def _output_impl(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
-    decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, negative_slope: float,
+    decoder: Optional, bias: Optional, hidden_bias: Optional, *arguments: Any,
 ) -> torch.Tensor:  # fmt: skip
-    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
+    options, _ = options_of(arguments)
     op = "tied_autoencoder"
     call = _Call(op, "forward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
     output = call.new(call.models, call.batch, call.features)
@@ -120,11 +120,9 @@ def _output_impl(
 
 def _backward_impl(
     grad: torch.Tensor, output: Optional, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
-    weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str,
-    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool,
-    x_wanted: bool,
+    weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, *arguments: Any,
 ) -> Gradients:  # fmt: skip
-    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
+    options, (weights_wanted, x_wanted) = options_of(arguments)
     op = "tied_autoencoder_backward"
     call = _Call(op, "backward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
     call.want_output_gradient(grad, output)
@@ -135,15 +133,13 @@ def _backward_impl(
 
 def _loss_impl(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
-    decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional,
-    target: Optional, target_kind: str, reduction: str, weights_wanted: bool, x_wanted: bool,
-    target_wanted: bool,
+    decoder: Optional, bias: Optional, hidden_bias: Optional, *arguments: Any,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
+    options, rest = options_of(arguments)
+    importance, l1, given, *named, weights_wanted, x_wanted, target_wanted = rest
     op = "tied_autoencoder_loss"
     call = _Call(op, "loss", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
-    call.want_loss(importance, l1, target, target_kind, reduction, target_wanted)
+    call.want_loss(importance, l1, given, Objective(*named), target_wanted)
     call.want_gradients(weights_wanted, x_wanted)
     loss = call.new(call.models)
     call.params.loss = call.at("loss", loss)
@@ -197,26 +193,23 @@ def _output_fake(
 
 def _backward_fake(
     grad: torch.Tensor, output: Optional, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
-    weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str,
-    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool,
-    x_wanted: bool,
+    weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, *arguments: Any,
 ) -> Gradients:  # fmt: skip
+    _, (weights_wanted, x_wanted) = options_of(arguments)
     return _fake_gradients(x, row_start, batch, weight, decoder, bias, hidden_bias, weights_wanted, x_wanted)
 
 
 def _loss_fake(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
-    decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional,
-    target: Optional, target_kind: str, reduction: str, weights_wanted: bool, x_wanted: bool,
-    target_wanted: bool,
+    decoder: Optional, bias: Optional, hidden_bias: Optional, *arguments: Any,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    _, (_, _, given, *_, weights_wanted, x_wanted, target_wanted) = options_of(arguments)
     work = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype
     models, _, n = weight.shape
     gradients = _fake_gradients(
         x, row_start, batch, weight, decoder, bias, hidden_bias, weights_wanted, x_wanted
     )
-    wanted = target_wanted and target is not None
+    wanted = target_wanted and given is not None
     last = weight.new_empty(models, batch, n) if wanted else weight.new_empty(0)
     return weight.new_empty(models, dtype=work), *gradients, last
 

@@ -13,6 +13,7 @@ import torch
 from toykern import _native
 from toykern.native.address import refuse_distributed
 from toykern.network.activations import ACTIVATIONS
+from toykern.network.losses import GIVEN, LOSSES, TARGETS, Objective
 from toykern.network.specification import Options
 from toykern.ops.tied_autoencoder_call import PLAIN, Optional
 
@@ -79,23 +80,23 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
         decoder: Optional, bias: Optional, hidden_bias: Optional, importance: torch.Tensor, l1: Optional,
-        target: Optional, target_kind: str, reduction: str, options: Options, wanted: tuple[bool, bool, bool],
+        given: Optional, objective: Objective, options: Options, wanted: tuple[bool, bool, bool],
         prices_wanted: tuple[bool, bool],
     ) -> torch.Tensor:  # fmt: skip
         loss, *gradients = torch.ops.toykern.tied_autoencoder_loss(
             x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(),
-            importance, l1, target, target_kind, reduction, *wanted,
+            importance, l1, given, *objective.objective(), *wanted,
         )  # fmt: skip
         network = (x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
         d_importance = d_l1 = None
         if prices_wanted[0]:
-            d_importance = _squared_errors(*network, target, target_kind, reduction)
+            d_importance = _losses_of_features(*network, given, objective)
         if prices_wanted[1]:
             d_l1 = _code_norms(*network)
         ctx.save_for_backward(weight, row_start, importance, l1, d_importance, d_l1, *gradients)
         ctx.sparse, ctx.batch = row_start is not None, batch
         ctx.x_models = x.shape[0] if row_start is None else 0
-        ctx.target_models = 0 if target is None else target.shape[0]
+        ctx.target_models = 0 if given is None else given.shape[0]
         ctx.presence = (decoder is not None, bias is not None, hidden_bias is not None)
         ctx.wanted = wanted
         return loss
@@ -108,7 +109,7 @@ class _Loss(torch.autograd.Function):
         scale = None if _are_ones(grad, d_weight) else grad
         weights_wanted, x_wanted, target_wanted = ctx.wanted
         has_decoder, has_bias, has_hidden = ctx.presence
-        found: list[Optional] = [None] * 16
+        found: list[Optional] = [None] * 15
         if weights_wanted:
             found[4] = _scaled(d_weight, scale)
             found[5] = _scaled(d_decoder, scale) if has_decoder else None
@@ -141,12 +142,12 @@ def _scaled_values(
     return gradient * scale.to(gradient.dtype).repeat_interleave(entries, output_size=gradient.shape[0])
 
 
-def _squared_errors(
+def _losses_of_features(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
     decoder: Optional, bias: Optional, hidden_bias: Optional, options: Options, target: Optional,
-    target_kind: str, reduction: str,
+    objective: Objective,
 ) -> torch.Tensor:  # fmt: skip
-    """∂loss/∂importance `[models, n_features]`, each feature's squared error, by a pass with the output."""
+    """∂loss/∂importance `[models, n_features]`, each feature's own loss, by a pass with the output."""
     work = torch.float64 if weight.dtype == torch.float64 else torch.float32
     x, weight = x.to(work), weight.to(work)
     decoder, bias, hidden_bias, target = (
@@ -163,9 +164,8 @@ def _squared_errors(
             sample = samples.repeat_interleave(row_start.diff(), output_size=x.shape[0])
             flat = x.new_zeros((row_start.shape[0] - 1) * n).index_put((sample * n + feature,), x)
             target = flat.view(-1, batch, n)
-        if target_kind == "abs":
-            target = target.abs()
-    return (target - output).square().sum(1) / (batch * (n if reduction == "mean" else 1))
+        target = TARGETS[objective.target](target)
+    return LOSSES[objective.loss].of(output, target).sum(1) / (batch * objective.terms(n))
 
 
 def _code_norms(
@@ -178,7 +178,7 @@ def _code_norms(
     one = torch.ones(1, dtype=floats, device=weight.device)
     norms: torch.Tensor = torch.ops.toykern.tied_autoencoder_loss(
         x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(),
-        nothing, one, None, "identity", "sum", False, False, False,
+        nothing, one, None, *Objective(loss_reduction="sum").objective(), False, False, False,
     )[0]  # fmt: skip
     return norms
 
@@ -272,6 +272,7 @@ def autoencoder_loss(
     l1: Optional = None,
     target: torch.Tensor | str = "identity",
     reduction: str = "mean",
+    loss: str = "squared_error",
     row_start: Optional = None,
     feature: Optional = None,
     batch: int | None = None,
@@ -284,6 +285,7 @@ def autoencoder_loss(
         l1: `[models or 1]`, the weight of Σ_k |h_k|, a mean over samples.
         target: "identity" (x), "abs" (|x|), or a tensor shaped as dense x is.
         reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
+        loss: a name in `toykern.network.losses`.
 
     Gradients are computed in this forward pass, those of weights and biases, x and target as they require
     them; the backward pass only scales them. Those of importance and l1 cost another forward pass each, and
@@ -296,9 +298,9 @@ def autoencoder_loss(
     refuse_distributed(x=x, weight=weight)
     samples = x.shape[1] if batch is None else batch
     given = target if isinstance(target, torch.Tensor) else None
-    kind = "tensor" if isinstance(target, torch.Tensor) else target
+    objective = Objective(GIVEN if isinstance(target, torch.Tensor) else target, reduction, loss)
     wanted = (_wants(weight, decoder, bias, hidden_bias), _wants(x), _wants(given))
     return _Loss.apply(
-        x, row_start, feature, samples, weight, decoder, bias, hidden_bias, importance, l1, given, kind,
-        reduction, options, wanted, (_wants(importance), _wants(l1)),
+        x, row_start, feature, samples, weight, decoder, bias, hidden_bias, importance, l1, given,
+        objective, options, wanted, (_wants(importance), _wants(l1)),
     )  # fmt: skip

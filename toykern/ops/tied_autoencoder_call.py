@@ -6,20 +6,20 @@ parameters. tied_autoencoder.py and tied_autoencoder_cuda.py add what their kern
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from toykern import _native
-from toykern.arguments.errors import check_choice
 from toykern.native.address import address
-from toykern.network.activations import (
-    ACTIVATIONS,
-    option_of,
-)
+from toykern.native.numbers import number
+from toykern.network.activations import ACTIVATIONS, option_of
+from toykern.network.losses import GIVEN, LOSSES, Objective
 from toykern.network.specification import Options
 from toykern.ops.gate import check_like, check_shape, shared_over_models
 
-TARGETS = ("identity", "abs", "tensor")
-REDUCTIONS = ("mean", "sum")
 _TASKS = {"forward": 0, "loss": 1, "backward": 2}
 
 Optional = torch.Tensor | None
@@ -28,6 +28,22 @@ Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.
 
 PLAIN = Options()
 """h = E x, y = ReLU(D h + b): the network of Toy Models of Superposition."""
+
+
+def schema_of(described: type) -> str:
+    """The fields of a description as arguments of an operator's schema, in their order: what the network is
+    told in is told once, there.
+
+    >>> schema_of(Objective)
+    'str target, str loss_reduction, str loss'
+    """
+    return ", ".join(f"{field.type} {field.name}" for field in dataclasses.fields(described))
+
+
+def options_of(arguments: Sequence[Any]) -> tuple[Options, Sequence[Any]]:
+    """The options that a row of an operator's arguments begins with, and what comes after them."""
+    many = len(dataclasses.fields(Options))
+    return Options(*arguments[:many]), arguments[many:]
 
 
 class Call:
@@ -187,7 +203,7 @@ class Call:
             p.value_grad = self.at("input_grad", self.input_grad)
 
     def want_loss(
-        self, importance: torch.Tensor, l1: Optional, target: Optional, target_kind: str, reduction: str,
+        self, importance: torch.Tensor, l1: Optional, given: Optional, objective: Objective,
         target_wanted: bool,
     ) -> None:  # fmt: skip
         """Takes what the loss is made of. There must be a sample."""
@@ -202,19 +218,19 @@ class Call:
             check_shape("l1", l1, [models], [1])
             self.l1 = self._take_floats("l1", l1)
             p.l1, p.l1_stride = self.at("l1", self.l1, self._floats), 1 if self.l1.shape[0] > 1 else 0
-        p.target = TARGETS.index(check_choice("target_kind", target_kind, TARGETS))
-        if target_kind == "tensor":
-            if target is None:
-                raise ValueError("target must be a tensor with target_kind='tensor', not None")
-            check_shape("target", target, [models, self.batch, n], [1, self.batch, n])
-            wanted = self.take("target", shared_over_models(target))
+        objective.check_objective(given=True)
+        p.target, p.loss_function = number("target", objective.target), LOSSES[objective.loss].number
+        if objective.target == GIVEN:
+            if given is None:
+                raise ValueError(f"given must be a tensor with target={GIVEN!r}, not None")
+            check_shape("target", given, [models, self.batch, n], [1, self.batch, n])
+            wanted = self.take("target", shared_over_models(given))
             p.target_values = self.at("target", wanted)
             p.target_stride = self.batch * n if wanted.shape[0] > 1 else 0
             if target_wanted:
                 self.target_grad = self.new(models, self.batch, n)
                 p.target_grad = self.at("target_grad", self.target_grad)
-        per_sample = n if check_choice("reduction", reduction, REDUCTIONS) == "mean" else 1
-        p.loss_scale, p.l1_scale = 1.0 / (self.batch * per_sample), 1.0 / self.batch
+        p.loss_scale, p.l1_scale = 1.0 / (self.batch * objective.terms(n)), 1.0 / self.batch
 
     def want_output_gradient(self, grad: torch.Tensor, output: Optional) -> None:
         """Takes the gradient at the output, and the output where it was kept."""

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from toykern import _native
-from toykern.network.specification import Options
-from toykern.ops.tied_autoencoder_call import Gradients, Optional
+from toykern.network.losses import Objective
+from toykern.ops.tied_autoencoder_call import Gradients, Optional, options_of
 from toykern.ops.tied_autoencoder_cuda_call import CudaCall
 from toykern.ops.tied_autoencoder_large import Large
 
@@ -66,11 +67,10 @@ def _plainly(device: torch.device) -> Iterator[None]:
 
 def output(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
-    decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, negative_slope: float,
+    decoder: Optional, bias: Optional, hidden_bias: Optional, *arguments: Any,
 ) -> torch.Tensor:  # fmt: skip
     """`tied_autoencoder` on CUDA."""
-    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
+    options, _ = options_of(arguments)
     with _plainly(weight.device):
         call = CudaCall("forward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
         found = call.new(call.models, call.batch, call.features)
@@ -81,12 +81,10 @@ def output(
 
 def backward(
     grad: torch.Tensor, output: Optional, x: torch.Tensor, row_start: Optional, feature: Optional, batch: int,
-    weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str,
-    output_activation: str, top_k: int, centered: bool, negative_slope: float, weights_wanted: bool,
-    x_wanted: bool,
+    weight: torch.Tensor, decoder: Optional, bias: Optional, hidden_bias: Optional, *arguments: Any,
 ) -> Gradients:  # fmt: skip
     """`tied_autoencoder_backward` on CUDA."""
-    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
+    options, (weights_wanted, x_wanted) = options_of(arguments)
     with _plainly(weight.device):
         call = CudaCall("backward", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
         call.want_output_gradient(grad, output)
@@ -98,16 +96,14 @@ def backward(
 
 def loss(
     x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
-    decoder: Optional, bias: Optional, hidden_bias: Optional, hidden_activation: str, output_activation: str,
-    top_k: int, centered: bool, negative_slope: float, importance: torch.Tensor, l1: Optional,
-    target: Optional, target_kind: str, reduction: str, weights_wanted: bool, x_wanted: bool,
-    target_wanted: bool,
+    decoder: Optional, bias: Optional, hidden_bias: Optional, *arguments: Any,
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """`tied_autoencoder_loss` on CUDA."""
-    options = Options(hidden_activation, output_activation, top_k, centered, negative_slope)
+    options, rest = options_of(arguments)
+    importance, l1, given, *named, weights_wanted, x_wanted, target_wanted = rest
     with _plainly(weight.device):
         call = CudaCall("loss", x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
-        call.want_loss(importance, l1, target, target_kind, reduction, target_wanted)
+        call.want_loss(importance, l1, given, Objective(*named), target_wanted)
         call.want_gradients(weights_wanted, x_wanted)
         call.loss = found = call.new(call.models, dtype=torch.float32, zero=True)
         _run(call)

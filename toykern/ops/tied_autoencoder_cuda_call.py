@@ -86,9 +86,9 @@ class CudaCall(Call):
                 "weight must be float32 or bfloat16 on CUDA (float64 runs on the CPU), "
                 f"not {describe(weight)}"
             )
-        for name, layer in (("hidden_activation", "hidden"), ("output_activation", "output")):
+        for name, place in (("hidden_activation", "hidden"), ("output_activation", "output")):
             chosen = getattr(options, name)
-            if chosen in ACTIVATIONS and layer not in ACTIVATIONS[chosen].cuda:
+            if chosen in ACTIVATIONS and place not in ACTIVATIONS[chosen].cuda:
                 raise ValueError(f"{name}={chosen!r} has no CUDA kernels yet; use model.cpu()")
         self.bf16 = weight.dtype == torch.bfloat16
         super().__init__(

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from toykern.arguments.broadcast import as_tensor
 from toykern.arguments.errors import check_int, describe
-from toykern.nn import SparseTiedAutoencoder, model_from_config
 from toykern.results.labels import trailing_dims, trained_arrays
 from toykern.results.store import load_run, save_run
-from toykern.sparse import Topology
 from toykern.training.beginning import begin
-from toykern.training.kernels import AnyModel, freeze
+from toykern.training.kernels import freeze
 from toykern.training.loop import train
 from toykern.training.schedule import schedule_from_config
 from toykern.training.state import TrainingState
@@ -232,18 +230,8 @@ class Run(TrainingState):
             name: value[i : i + 1] if len(value) == self.n_models else value
             for name, value in self.arrays.items()
         }
-        part = self.model[i]
-        model: AnyModel
-        if isinstance(part, SparseTiedAutoencoder):
-            begun_with = Topology.from_mask(rows["init/connections"])
-            weight, bias = rows["init/weight"], rows.get("init/bias")
-            model = SparseTiedAutoencoder.from_config(part.config(), begun_with, weight, bias, part.seed)
-        else:
-            model = model_from_config(part.config(), seed=part.seed, dtype=torch.float32, device="cpu")
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if f"init/{name}" in rows:
-                        parameter.copy_(rows[f"init/{name}"])
+        initial = {name.removeprefix("init/"): rows[name] for name in rows if name.startswith("init/")}
+        model = self.model[i].begun_with(initial)
         model = model.to(next(self.model.parameters()).device)  # where its bits are made
         freeze(model, self.config.get("frozen", []))
         settings = self.settings

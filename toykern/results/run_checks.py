@@ -14,7 +14,8 @@ import torch
 
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_int, check_number, describe
-from toykern.training.kernels import AnyModel, check_data, check_model, frozen_parameters
+from toykern.nn.kinds import AnyModel
+from toykern.training.kernels import check_data, check_model, frozen_parameters
 from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
 from toykern.training.resident_topology import ResidentTopology
 from toykern.training.schedule import schedule_from_config

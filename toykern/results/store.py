@@ -33,7 +33,7 @@ from torch import Tensor
 
 from toykern.arguments.errors import check_flag
 from toykern.arguments.grids import Grid
-from toykern.nn import SparseTiedAutoencoder, model_from_config
+from toykern.nn.kinds import has_connections, model_from_state
 from toykern.results import placing
 from toykern.results.labels import trailing_dims
 from toykern.results.run_checks import State, check_run
@@ -51,9 +51,8 @@ from toykern.results.store_format import (
     sealed,
 )
 from toykern.results.store_place import check_target, place_store
-from toykern.sparse import Topology
 from toykern.sparse.config import recipe_from_config
-from toykern.training.kernels import AnyModel, freeze
+from toykern.training.kernels import freeze
 from toykern.training.resident_topology import ResidentTopology, state_from_store, stored_state
 from toykern.training.settings import Settings
 from toykern.training.state import TrainingState
@@ -259,7 +258,7 @@ def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor], kind: type[
     config = attributes["config"]
     settings = Settings.from_config(config, groups["arrays"])
     run = kind(
-        model=_model(config["model"], groups["model"], groups["initialization"]),
+        model=model_from_state(config["model"], groups["model"], groups["initialization"]),
         data=settings.data,
         config=config,
         arrays=groups["arrays"],
@@ -283,22 +282,6 @@ def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor], kind: type[
     return run
 
 
-def _model(config: dict[str, Any], state: dict[str, Tensor], initialization: dict[str, Tensor]) -> AnyModel:
-    """The model that a config and a state_dict describe."""
-    if config["class"] == SparseTiedAutoencoder.__name__:
-        topology = Topology(config["n_features"], config["n_hidden"], state["row_start"], state["column"])
-        weight = topology.to_dense(state["values"])
-        return SparseTiedAutoencoder.from_config(
-            config, topology, weight, state.get("bias"), initialization["seed"]
-        )
-    model = model_from_config(
-        config, seed=initialization["seed"], init=0.0, dtype=torch.float32, device="cpu"
-    )
-    model.init, model.init_std = config["init"], initialization["std"]
-    model.load_state_dict(state)
-    return model
-
-
 def _restore_topology(run: TrainingState, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """The recipe at work as it was; where it cannot be made again, its state until it is given."""
     described, seeds = run.config["topology"], run.arrays["topology_seed"]
@@ -307,7 +290,7 @@ def _restore_topology(run: TrainingState, plain: dict[str, Any], tensors: dict[s
     if recipe is None:
         run.topology_state = {**state, "stored": (plain, tensors)}
         return
-    if not isinstance(run.model, SparseTiedAutoencoder):
+    if not has_connections(run.model):
         raise ValueError(f"a topology of {type(run.model).__name__}")
     run.topology = ResidentTopology.restored(recipe, run.model, seeds, state)
 

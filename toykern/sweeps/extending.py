@@ -28,6 +28,7 @@ from toykern.sweeps.reading import StoredArray, read_whole
 from toykern.sweeps.result import Sweep, open_sweep
 from toykern.sweeps.worker import Stop, Stopped
 from toykern.sweeps.writing import write_box
+from toykern.training.settings import described_differences
 
 Check = Callable[[Box, Kept], None]
 
@@ -204,8 +205,8 @@ def _joined_axis(parts: Sequence[np.ndarray]) -> np.ndarray:
 def _check_alike(first: Sweep, other: Sweep, mixed: bool) -> None:
     """StoreError where two sweeps are not of one kind."""
     ours, theirs = first.attributes["settings"], other.attributes["settings"]
-    for name in (*ours, *theirs):
-        if name != "device" and ours.get(name) != theirs.get(name):
+    for name in described_differences(ours, theirs):
+        if name != "device":
             raise _unlike(first, other, name, ours.get(name), theirs.get(name))
     results = [
         {entry["path"]: (entry["dtype"], sweep.result_shapes[entry["path"]]) for entry in

@@ -31,6 +31,7 @@ from toykern.sweeps.shares import Share, share_of, unfinished
 from toykern.sweeps.worker import Stop, Stopped, check_origin, origin_of, train_chunk, watched
 from toykern.sweeps.writing import unmark, write_box, writing
 from toykern.training.progress import SweepProgress
+from toykern.training.settings import described_differences
 
 _ORIGIN = ("toykern", "commit")  # of provenance: the bits may depend on these
 _WAIT = 0.2  # seconds: how often a share looks whether another has extended the store
@@ -375,9 +376,8 @@ def _check_same(
         raise StoreError(
             f"{differs('the grid')}, unless extend=True (--extend) is to train the points that are new"
         )
-    before = store.attributes["settings"]
-    for name in (*settings, *before):
-        if settings.get(name) != before.get(name) and name != "device":
+    for name in described_differences(settings, store.attributes["settings"]):
+        if name != "device":  # kinds of device may be mixed: `check_origin`
             raise differs(name)
     if chunk is not None and box_shape(grid.shape, min(chunk, grid.n_models)) != store.boxes[0].shape:
         raise differs(f"chunk ({store.boxes[0].n_models} models there)")

@@ -12,10 +12,10 @@ import torch
 from toykern import _native
 from toykern.arguments.errors import describe
 from toykern.native.devices import arch_of
-from toykern.nn import SparseTiedAutoencoder
+from toykern.nn.kinds import AnyModel, has_connections
 from toykern.sparse.named import Static
 from toykern.sparse.recipe import Recipe
-from toykern.training.kernels import AnyModel, check_data, check_model, frozen_parameters
+from toykern.training.kernels import check_data, check_model, frozen_parameters
 from toykern.training.resident_topology import ResidentTopology, check_recipe
 from toykern.training.schedule import check_schedule
 from toykern.training.settings import Settings, check_memory
@@ -36,7 +36,7 @@ def begin(kind: type[State], model: AnyModel, settings: Settings) -> State:
     check_memory(model, settings, state_names=optimizer.state_names)
     attached = None
     if recipe is not None:
-        assert isinstance(model, SparseTiedAutoencoder)
+        assert has_connections(model)
         seeds = given_seed if recipe.seed is None else recipe.seed
         attached = ResidentTopology.fresh(recipe, model, seeds, settings.steps)
 
@@ -74,7 +74,7 @@ def begin(kind: type[State], model: AnyModel, settings: Settings) -> State:
 def _check_recipe(given: Any, model: AnyModel) -> Recipe:
     """The recipe that `given` is; TypeError or ValueError that says why the models cannot follow it."""
     recipe = check_recipe(given)
-    if not isinstance(model, SparseTiedAutoencoder):
+    if not has_connections(model):
         raise TypeError(
             "topology is for sparse models: give fit a tk.SparseTiedAutoencoder(n_features, n_hidden, "
             f"density=…), not {describe(model)}"

@@ -9,8 +9,9 @@ import torch
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_choice, check_int
 from toykern.data.features import MAX_STEP, SparseFeatures
-from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS
-from toykern.training.kernels import AnyModel, check_data, check_model, evaluate_models
+from toykern.network.losses import Objective
+from toykern.nn.kinds import AnyModel
+from toykern.training.kernels import check_data, check_model, evaluate_models
 from toykern.training.stratified import stratified_loss
 
 METHODS = ("samples", "stratified")
@@ -83,9 +84,9 @@ def evaluate(
     settings: dict[str, Any] = {
         "seed": broadcast_seed("seed", seed, model.n_models),
         "importance": broadcast_importance(importance, model.n_models, model.n_features),
-        "target": check_choice("target", target, TARGETS),
-        "loss_reduction": check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS),
+        "objective": Objective(target, loss_reduction),
     }
+    settings["objective"].check_objective()
     if method == "stratified":
         return stratified_loss(model, data, samples=samples, **settings)
     batch_size = min(samples, _BATCH)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,32 +17,28 @@ from toykern.data.features import SparseFeatures
 from toykern.native.address import address, address_of_array, storage_address
 from toykern.native.device_launch import DeviceLaunch
 from toykern.native.devices import check_kernels
+from toykern.native.numbers import number
 from toykern.native.threads import kernel_threads
 from toykern.network.activations import ACTIVATIONS, option_of
+from toykern.network.losses import LOSSES, Objective
 from toykern.network.specification import NetworkSpec
-from toykern.nn.autoencoder import Autoencoder
+from toykern.nn.kinds import AnyModel, has_connections, kind_of
 from toykern.nn.model_checks import check_as_described
-from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
-from toykern.nn.stacked import TARGETS, StackedModel
-from toykern.nn.tied_autoencoder import TiedAutoencoder
-from toykern.training.optim import SGD, Adam, AdamW, Optimizer
 from toykern.training.resident_topology import DenseLayer
-
-AnyModel: TypeAlias = StackedModel | SparseTiedAutoencoder
-"""What the kernels train and evaluate."""
+from toykern.training.settings import Settings
 
 _ORDERED_MODELS = 4096
-_OPTIMIZERS = {SGD: 0, Adam: 1, AdamW: 2}
 
 
 def check_model(model: Any, action: str) -> AnyModel:
     """`model` if the kernels can run it; TypeError, ValueError or RuntimeError that says why not."""
-    if not isinstance(model, TiedAutoencoder | Autoencoder | SparseTiedAutoencoder):
+    kind = kind_of(model)
+    if kind is None:
         raise TypeError(
             "model must be a TiedAutoencoder, an Autoencoder or a SparseTiedAutoencoder, not "
             f"{describe(model)}"
         )
-    check_as_described(model, _described_class(model), trains=action == "fit")
+    check_as_described(model, kind, trains=action == "fit")
     options = model.unfitted_options()
     on_cuda = any(parameter.device.type == "cuda" for parameter in model.parameters())
     for name in ("hidden_activation", "output_activation"):
@@ -71,12 +67,9 @@ def check_model(model: Any, action: str) -> AnyModel:
             raise TypeError(
                 f"model must have float32 parameters to {action}; {name} is {describe(parameter)}"
             )
-    _check_shapes(model)
-    return model
-
-
-def _described_class(model: AnyModel) -> type[AnyModel]:
-    return next(c for c in (TiedAutoencoder, Autoencoder, SparseTiedAutoencoder) if isinstance(model, c))
+    found: AnyModel = model
+    _check_shapes(found)
+    return found
 
 
 def frozen_parameters(model: AnyModel) -> list[str]:
@@ -122,9 +115,9 @@ def _check_shapes(model: AnyModel) -> None:
             )
 
 
-def network_params(model: AnyModel, target: str, loss_reduction: str) -> Any:
+def network_params(spec: NetworkSpec) -> Any:
     """The kernels' description of the network and its loss."""
-    spec, network = model.network, _native.Network()
+    network = _native.Network()
     network.n_features = spec.n_features
     network.n_hidden = spec.n_hidden
     network.tied = spec.tied
@@ -133,23 +126,20 @@ def network_params(model: AnyModel, target: str, loss_reduction: str) -> Any:
     network.hidden_option = option_of(spec.hidden_activation, spec)
     network.output_option = option_of(spec.output_activation, spec)
     network.has_bias = spec.bias
-    network.target = TARGETS.index(target)
-    network.loss_sum = loss_reduction == "sum"
+    network.loss = LOSSES[spec.loss].number
+    network.target = number("target", spec.target)
+    network.reduction = number("reduction", spec.loss_reduction)
     return network
 
 
-_POSITIONS = {"encoder": 0, "decoder": 1, "bias": 2}
-"""Of a parameter's optimiser states and of its being frozen, as csrc/include/toykern/params.h counts them."""
-
-
-def _set_parameters(
+def _set_tensors(
     params: Any, network: NetworkSpec, tensors: dict[str, torch.Tensor], device: torch.device
 ) -> None:
-    for role in _POSITIONS:
-        setattr(params, role, 0)
+    """The kernels' table of tensors, by role."""
+    views = network.views()
     for tensor in network.parameters:
         found = address(f"model.{tensor.name}", tensors[tensor.name], torch.float32, device)
-        setattr(params, tensor.role, found)
+        params.set_tensor(tensor.role, found, *views[tensor.role])
 
 
 def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
@@ -180,13 +170,8 @@ class Resident:
         self,
         model: AnyModel,
         data: SparseFeatures,
-        optimizer: Optimizer,
+        settings: Settings,
         *,
-        steps: int,
-        batch_size: int,
-        target: str,
-        loss_reduction: str,
-        record_every: int,
         arrays: dict[str, torch.Tensor],
         state: dict[str, torch.Tensor],
         loss: torch.Tensor,
@@ -208,7 +193,7 @@ class Resident:
         state_there = dict(zip(state, there, strict=False))
         self.layer: DenseLayer | None = None
         self.tensors: dict[str, torch.Tensor] = {}
-        if isinstance(model, SparseTiedAutoencoder):
+        if has_connections(model):
             self._parameters.pop("values")
             moments = [t for name, t in state_there.items() if name.startswith("weight/")]
             self.layer = DenseLayer(model, moments)
@@ -228,37 +213,33 @@ class Resident:
 
         self._device = next(model.parameters()).device
         p = _native.TrainParams()
-        p.network = network_params(model, target, loss_reduction)
+        network, optimizer = settings.network(model), settings.optimizer
+        p.network = network_params(network)
         p.data = data.native() if launch is None else launch.distribution
         p.n_models = model.n_models
-        p.batch_size = batch_size
+        p.batch_size = settings.batch_size
         p.seed = self._at("seed", seed, torch.int64)
         p.importance = self._at("importance", importance, torch.float32)
         p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
-        _set_parameters(p, model.network, self.tensors, self._device)
-        for moment, suffix in enumerate(optimizer.state_names):
-            for tensor in model.network.parameters:
-                key = f"{tensor.name}/{suffix}"
-                p.set_state(moment, _POSITIONS[tensor.role], self._at(key, state_there[key], torch.float32))
-        names = {tensor.name: _POSITIONS[tensor.role] for tensor in model.network.parameters}
-        names["values"] = _POSITIONS["encoder"]  # how a sparse module keeps it
+        _set_tensors(p, network, self.tensors, self._device)
+        p.optimizer = number("optimizer", optimizer.name)
+        for name, value in optimizer.kernel_options().items():
+            setattr(p, name, value)
+        for tensor in network.parameters:
+            for name in optimizer.state_names:
+                key = f"{tensor.name}/{name}"
+                p.set_state(tensor.role, name, self._at(key, state_there[key], torch.float32))
         for name in frozen_parameters(model):
-            p.set_frozen(names[name], True)
+            p.set_frozen(model.tensor_of(name).role)
         if self.layer is not None:
             p.network.sparse = True
             p.connected = self._at("connected", self.layer.connected, torch.uint8)
-        p.optimizer = _OPTIMIZERS[type(optimizer)]
-        if isinstance(optimizer, SGD):
-            p.beta1, p.beta2, p.nesterov = optimizer.momentum, optimizer.dampening, optimizer.nesterov
-        elif isinstance(optimizer, Adam | AdamW):
-            p.beta1, p.beta2 = optimizer.betas
-            p.eps = optimizer.eps
         p.lr = self._at("lr", lr, torch.float64)
         p.weight_decay = self._at("weight_decay", weight_decay, torch.float64)
-        p.record_every = record_every
+        p.record_every = settings.record_every
         p.loss_records = self._at("loss", there[-3], torch.float32)
         p.n_records = loss.shape[1]
-        p.total_steps = steps
+        p.total_steps = settings.steps
         p.loss_carry = self._at("loss_carry", there[-2], torch.float64)
         p.diverged_at = self._at("diverged_at", there[-1], torch.int64)
         if order is not None:
@@ -287,7 +268,7 @@ class Resident:
     def write_back(self) -> None:
         """Bring the module's parameters and the run's arrays up to date."""
         if self.layer is not None:
-            assert isinstance(self._model, SparseTiedAutoencoder)
+            assert has_connections(self._model)
             self.layer.write_to(self._model)
         with torch.no_grad():
             for name, parameter in self._parameters.items():
@@ -327,8 +308,7 @@ def evaluate_models(
     batch_size: int,
     seed: torch.Tensor,
     importance: torch.Tensor,
-    target: str,
-    loss_reduction: str,
+    objective: Objective,
 ) -> torch.Tensor:
     """float64 `[models]`, on the model's device: the mean loss over batches of the evaluation stream."""
     tensors = {name: p.contiguous() for name, p in model.stacked_parameters().items()}
@@ -338,7 +318,8 @@ def evaluate_models(
     device = next(model.parameters()).device
     loss = torch.empty(model.n_models, dtype=torch.float64, device=device)
     p = _native.EvaluateParams()
-    p.network = network_params(model, target, loss_reduction)
+    network = model.network.trained_for(objective)
+    p.network = network_params(network)
     p.data = data.native() if launch is None else launch.distribution
     p.n_models = model.n_models
     p.batch_size = batch_size
@@ -346,7 +327,7 @@ def evaluate_models(
     p.seed = address("seed", seed, torch.int64, device)
     p.importance = address("importance", importance, torch.float32, device)
     p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
-    _set_parameters(p, model.network, tensors, device)
+    _set_tensors(p, network, tensors, device)
     p.loss = address("loss", loss, torch.float64, device)
     p.threads = kernel_threads()
     if launch is None:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from toykern.training.kernels import Resident
-from toykern.training.optim import optimizer_from_config
 from toykern.training.progress import BarMaker, bar_for
 from toykern.training.schedule import multipliers, schedule_from_config
 from toykern.training.settings import METRICS
@@ -24,19 +23,17 @@ _STRETCH_STEPS = 8  # fewer would spend their time on moving models in and out o
 
 def train(run: TrainingState, stop: int, progress: bool | None | BarMaker) -> None:
     """Advance a run until `stop` steps were made (or Ctrl-C), stretch by stretch."""
-    config = run.config
-    steps, every = int(config["steps"]), int(config["record_every"])
-    schedule = schedule_from_config(config["schedule"]) if run.schedule is None else run.schedule
-    optimizer = optimizer_from_config(config["optimizer"], run.arrays["lr"], run.arrays["weight_decay"])
+    settings = run.settings
+    steps, every, schedule = settings.steps, settings.record_every, settings.schedule
+    if schedule is None:
+        schedule = schedule_from_config(run.config["schedule"])  # raises: it was a callable
     resident = Resident(
-        run.model, run.data, optimizer, steps=steps, batch_size=int(config["batch_size"]),
-        target=config["target"], loss_reduction=config["loss_reduction"], record_every=every,
-        arrays=run.arrays, state=run.optimizer_state, loss=run.loss, loss_carry=run.carry["loss"],
-        diverged_at=run.diverged_at,
+        run.model, run.data, settings, arrays=run.arrays, state=run.optimizer_state, loss=run.loss,
+        loss_carry=run.carry["loss"], diverged_at=run.diverged_at,
     )  # fmt: skip
     topology = run.topology
-    others = [name for name in config["record"] if name != "loss"]
-    wanted = sorted(int(t) for t in config["snapshots"])
+    others = [name for name in settings.record if name != "loss"]
+    wanted = sorted(settings.snapshots)
     bar = bar_for(progress, run.steps_to_make, run.steps_made, run.n_models)
     length = max(1, 4096 // run.n_models)
     run.interrupted = False

@@ -42,6 +42,10 @@ class Optimizer:
         """Names of the tensors the optimiser keeps for each parameter, as in PyTorch's state_dict."""
         raise NotImplementedError
 
+    def kernel_options(self) -> dict[str, Any]:
+        """What the kernels are told beside `lr` and `weight_decay`, by the fields of their parameters."""
+        raise NotImplementedError
+
     def per_model(self, n_models: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(lr, weight_decay) as float64 CPU tensors `[n_models]`; ValueError if either has another length.
 
@@ -122,6 +126,10 @@ class SGD(Optimizer):
         """("momentum_buffer",), or () without momentum."""
         return ("momentum_buffer",) if self.momentum > 0 else ()
 
+    def kernel_options(self) -> dict[str, Any]:
+        """Momentum and dampening stand where the others have their betas."""
+        return {"beta1": self.momentum, "beta2": self.dampening, "nesterov": self.nesterov}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adam(Optimizer):
@@ -148,6 +156,10 @@ class Adam(Optimizer):
         """("exp_avg", "exp_avg_sq")."""
         return ("exp_avg", "exp_avg_sq")
 
+    def kernel_options(self) -> dict[str, Any]:
+        """Both betas and eps."""
+        return {"beta1": self.betas[0], "beta2": self.betas[1], "eps": self.eps}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AdamW(Optimizer):
@@ -173,6 +185,10 @@ class AdamW(Optimizer):
     def state_names(self) -> tuple[str, ...]:
         """("exp_avg", "exp_avg_sq")."""
         return ("exp_avg", "exp_avg_sq")
+
+    def kernel_options(self) -> dict[str, Any]:
+        """Both betas and eps."""
+        return {"beta1": self.betas[0], "beta2": self.betas[1], "eps": self.eps}
 
 
 OPTIMIZERS: dict[str, type[SGD] | type[Adam] | type[AdamW]] = {"SGD": SGD, "Adam": Adam, "AdamW": AdamW}

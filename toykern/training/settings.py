@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ from toykern.arguments.errors import check_choice, check_dense_tensor, check_int
 from toykern.arguments.grids import Grid
 from toykern.arguments.memory import check_free_memory
 from toykern.data.features import MAX_STEP, SparseFeatures, features_from_config
-from toykern.nn.stacked import LOSS_REDUCTIONS, TARGETS
+from toykern.network.losses import Objective
+from toykern.network.specification import NetworkSpec
+from toykern.nn.kinds import AnyModel
 from toykern.sparse.config import recipe_config
 from toykern.sparse.recipe import Recipe
-from toykern.training.kernels import AnyModel
 from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
 from toykern.training.schedule import Schedule, multipliers, schedule_config, schedule_from_config
 
@@ -75,8 +76,7 @@ class Settings:
         if not isinstance(self.optimizer, Optimizer) or type(self.optimizer) is Optimizer:
             raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(self.optimizer)}")
         self.optimizer.per_model(model.n_models)
-        check_choice("target", self.target, TARGETS)
-        check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
+        self.objective.check_objective()
         if self.schedule is not None:
             multipliers(self.schedule, steps, 0, 1)
         every = max(1, steps // 100)
@@ -101,6 +101,15 @@ class Settings:
             seed=broadcast_seed("seed", self.seed, model.n_models),
             importance=broadcast_importance(self.importance, model.n_models, model.n_features).clone(),
         )
+
+    @property
+    def objective(self) -> Objective:
+        """What the models are trained for."""
+        return Objective(self.target, self.loss_reduction)
+
+    def network(self, model: AnyModel) -> NetworkSpec:
+        """What each of these models is, and what it is trained for."""
+        return model.network.trained_for(self.objective)
 
     @property
     def n_records(self) -> int:
@@ -141,15 +150,16 @@ class Settings:
         config: dict[str, Any],
         arrays: dict[str, torch.Tensor],
         *,
+        data: SparseFeatures | None = None,
         schedule: Schedule | None = None,
         topology: Recipe | None = None,
         grid: Grid | None = None,
     ) -> Settings:
         """The settings of a run with this config and these arrays.
 
-        `schedule` is needed where it was a callable (else it stays None), `topology` where there is a recipe:
-        neither can be made of its description. `lr` and `weight_decay` are the arrays', as numbers where they
-        are still those described.
+        `data` is that described, where it is at hand. `schedule` is needed where it was a callable (else it
+        stays None), `topology` where there is a recipe: neither can be made of its description. `lr` and
+        `weight_decay` are the arrays', as numbers where they are still those described.
         """
         described = config["optimizer"]
         rates = {name: arrays[name] for name in ("lr", "weight_decay")}
@@ -162,7 +172,7 @@ class Settings:
             schedule = schedule_from_config(config["schedule"])
         same = ("steps", "batch_size", "target", "loss_reduction", "record_every")
         return cls(
-            data=features_from_config(config["data"], arrays),
+            data=features_from_config(config["data"], arrays) if data is None else data,
             optimizer=optimizer_from_config(described, **given),
             importance=arrays["importance"],
             seed=arrays["seed"],
@@ -208,27 +218,33 @@ class Settings:
         )  # fmt: skip
         unlike = {name for name in ours if not all(map(torch.equal, ours[name], theirs[name]))}
 
-        def described(settings: Settings, name: str) -> Any:
-            value = getattr(settings, name)
-            if name == "optimizer":
-                return {k: v for k, v in value.config().items() if k not in ("lr", "weight_decay")}
-            if name == "schedule":
-                return schedule_config(value)
-            if name in ("data", "grid"):
-                return None if value is None else value.config()
-            return list(value) if isinstance(value, list | tuple) else value
+        def described(settings: Settings) -> dict[str, Any]:
+            # A schedule that is not there any more is like every other.
+            whole = settings if None not in (self.schedule, other.schedule) else _without_schedule(settings)
+            config = whole.config() | {"grid": None if settings.grid is None else settings.grid.config()}
+            config["optimizer"] = {
+                k: v for k, v in config["optimizer"].items() if k not in ("lr", "weight_decay")
+            }
+            return config
 
-        of_arrays = {"data": "probability", "optimizer": "optimizer_rates"}
-        found = []
-        for field in dataclasses.fields(self):
-            name = field.name
-            if name == "topology" or (name == "schedule" and None in (self.schedule, other.schedule)):
-                continue
-            if of_arrays.get(name, name) in unlike or (
-                name not in ("seed", "importance") and described(self, name) != described(other, name)
-            ):
-                found.append(name)
-        return found
+        of_arrays = {"probability": "data", "optimizer_rates": "optimizer"}
+        found = {of_arrays.get(name, name) for name in unlike}
+        found |= set(described_differences(described(self), described(other))) - {"topology"}
+        return [field.name for field in dataclasses.fields(self) if field.name in found]
+
+
+def _without_schedule(settings: Settings) -> Settings:
+    return dataclasses.replace(settings, schedule="constant")
+
+
+def described_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The names of entries in which two descriptions of settings differ, those that one of them lacks among
+    them.
+
+    >>> described_differences({"steps": 3, "target": "abs"}, {"steps": 4, "target": "abs", "record": []})
+    ['steps', 'record']
+    """
+    return [name for name in dict.fromkeys((*ours, *theirs)) if ours.get(name) != theirs.get(name)]
 
 
 def check_memory(model: AnyModel, settings: Settings, *, state_names: Sequence[str]) -> None:

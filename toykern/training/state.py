@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toykern.arguments.grids import Grid
 from toykern.data.features import SparseFeatures
-from toykern.training.kernels import AnyModel
+from toykern.nn.kinds import AnyModel
 from toykern.training.optim import Optimizer
 from toykern.training.resident_topology import ResidentTopology
 from toykern.training.schedule import Schedule
@@ -51,7 +51,7 @@ class TrainingState:
         """What the run was told, as its config and arrays have it."""
         recipe = None if self.topology is None else self.topology.recipe
         return Settings.from_config(
-            self.config, self.arrays, schedule=self.schedule, topology=recipe, grid=self.grid
+            self.config, self.arrays, data=self.data, schedule=self.schedule, topology=recipe, grid=self.grid
         )
 
     @property

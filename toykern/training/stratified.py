@@ -32,9 +32,9 @@ from torch.quasirandom import SobolEngine
 
 from toykern.data.features import EXCLUSIVE, SparseFeatures
 from toykern.data.philox import half_normal
-from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
+from toykern.network.losses import TARGETS, Objective
+from toykern.nn.kinds import AnyModel
 from toykern.nn.stacked import StackedModel
-from toykern.nn.tied_autoencoder import TiedAutoencoder
 
 MAX_UNITS = 4096
 """More would be drawn one by one, and with so many the number of active ones says little."""
@@ -96,14 +96,13 @@ def plan(options: list[int], samples: int, *, known: bool = False, noisy: bool =
 
 
 def stratified_loss(
-    model: StackedModel | SparseTiedAutoencoder,
+    model: AnyModel,
     data: SparseFeatures,
     *,
     samples: int,
     seed: torch.Tensor,
     importance: torch.Tensor,
-    target: str,
-    loss_reduction: str,
+    objective: Objective,
 ) -> torch.Tensor:
     """float64 `[models]`, on the model's device; arguments as checked by `toykern.evaluate`.
 
@@ -118,7 +117,7 @@ def stratified_loss(
     noisy = data.noise > 0.0
     known = data.magnitude == "constant" and not noisy
     drawn = plan([len(o) for o in options], samples, known=known, noisy=noisy)
-    network = _dense(model)
+    network = model.dense()
     loss = torch.zeros(model.n_models, dtype=torch.float64, device="cpu")
     device = next(network.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -129,8 +128,7 @@ def stratified_loss(
             rows = slice(None) if everyone or data.n_models is None else chosen
             own = importance if everyone or len(importance) == 1 else importance[chosen]
             work = _Strata(
-                part, data, drawn, value, options, [o[:, rows] for o in on], off[:, rows], own, target,
-                loss_reduction,
+                part, data, drawn, value, options, [o[:, rows] for o in on], off[:, rows], own, objective,
             )  # fmt: skip
             loss[chosen] = work.loss()
     return loss.to(device)
@@ -153,11 +151,11 @@ class _Strata:
 
     def __init__(
         self, network: StackedModel, data: SparseFeatures, drawn: Plan, seed: int, options: list[Options],
-        on: list[torch.Tensor], off: torch.Tensor, importance: torch.Tensor, target: str, loss_reduction: str,
+        on: list[torch.Tensor], off: torch.Tensor, importance: torch.Tensor, objective: Objective,
     ) -> None:  # fmt: skip
         self._network, self._data, self._plan, self._seed = network, data, drawn, seed
         self._options, self._on, self._off = options, on, off
-        self._importance, self._target, self._reduction = importance, target, loss_reduction
+        self._importance, self._objective = importance, objective
         self._total = torch.zeros(network.n_models, dtype=torch.float64, device="cpu")
 
     def loss(self) -> torch.Tensor:
@@ -196,16 +194,19 @@ class _Strata:
         for first in range(0, len(self._total), at_once):
             models = slice(first, first + at_once)
             clean = batch.clean(models).to(device)
-            target: str | torch.Tensor = self._target
+            target: str | torch.Tensor = self._objective.target
             x = clean
             if batch.noise is not None:
                 x = clean + batch.noise.to(device)
-                target = clean.abs() if self._target == "abs" else clean
+                target = TARGETS[self._objective.target](clean)
             importance = self._importance if len(self._importance) == 1 else self._importance[models]
             network = self._network if at_once >= len(self._total) else self._network[models]
             losses.append(
                 network.loss(
-                    x, importance=importance.to(device), target=target, loss_reduction=self._reduction
+                    x,
+                    importance=importance.to(device),
+                    target=target,
+                    loss_reduction=self._objective.loss_reduction,
                 )
             )
         return torch.cat(losses).double().cpu()
@@ -385,18 +386,3 @@ def _at_least(off: torch.Tensor, most: int) -> list[torch.Tensor]:
         here[1:] = (1.0 - gone) * later[:-1] + gone * later[1:]
         table.append(here)
     return table[::-1]
-
-
-def _dense(model: StackedModel | SparseTiedAutoencoder) -> StackedModel:
-    """The model itself, or a dense one of the same weights."""
-    if not isinstance(model, SparseTiedAutoencoder):
-        return model
-    parameters = model.stacked_parameters()
-    return TiedAutoencoder.from_published(
-        parameters["weight"].mT,
-        parameters.get("bias"),
-        hidden_activation=model.hidden_activation,
-        output_activation=model.output_activation,
-        dtype=torch.float32,
-        device=parameters["weight"].device,
-    )

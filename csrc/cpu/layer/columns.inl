@@ -89,6 +89,7 @@ class LayerColumns {
         args_.output_activation = p.output_activation;
         args_.hidden_option = p.hidden_option;
         args_.output_option = p.output_option;
+        args_.loss_function = {p.loss_function};
         args_.target_bits = target_bits(p.target);
         args_.encoder_sum = sums_;
         args_.decoder_sum = p.tied ? sums_ : sums_ + weights_;
@@ -97,7 +98,7 @@ class LayerColumns {
         args_.loss = fzero();
     }
     void export_to(const LayerParams& p, int64_t i) const {
-        const float scale = (float)(2.0 * p.loss_scale);
+        const float scale = (float)(AnyLoss{p.loss_function}.gradient() * p.loss_scale);
         if (p.encoder_grad) {
             float* to = static_cast<float*>(p.encoder_grad) + i * weights_;
             for (int64_t k = 0; k < m_; ++k)

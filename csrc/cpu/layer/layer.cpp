@@ -49,10 +49,10 @@ EntryFault check_entries(const int64_t* row_start, int64_t rows, const int32_t* 
     return {"", -1};
 }
 
-const char* layer_loop(const LayerParams& p) { return level().pick_layer(p).name; }
+const char* layer_regime(const LayerParams& p) { return level().pick_layer_regime(p).name; }
 
 void run_layer(const LayerParams& p) {
-    const LayerTable loop = level().pick_layer(p);
+    const LayerRegime loop = level().pick_layer_regime(p);
     const int64_t entries = most_entries(p);
     const size_t shared_bytes = loop.shared_bytes(p, entries), room_bytes = loop.room_bytes(p);
     guard_fork(p.threads);

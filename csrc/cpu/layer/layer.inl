@@ -312,6 +312,7 @@ class Layer {
         row.count = j1 - j0;
         row.bias = sh_.bias;
         row.option = (T)p_.output_option;
+        row.loss_function = {p_.loss_function};
         row.importance = sh_.importance;
         row.bias_sum = sh_.bias_sum + b * s_.chunk;
         row.target_magnitude = p_.target == (int32_t)Target::kMagnitude;
@@ -320,7 +321,7 @@ class Layer {
             const int64_t at = (first_ + sh_.sample[r]) * s_.n + j0;
             row.z = sh_.z + r * s_.z_row;
             row.active = sh_.active + r * chunk_words;
-            row.scale = sh_.weight[r] * (T)(2.0 * p_.loss_scale);
+            row.scale = sh_.weight[r] * (T)(row.loss_function.gradient() * p_.loss_scale);
             row.output = output_ + at;
             if (task_ == LayerTask::kBackward) {
                 row.output_grad = output_grad_ + at;

@@ -5,7 +5,7 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-inline LayerTable pick_layer(const LayerParams& p) {
+inline LayerRegime pick_layer_regime(const LayerParams& p) {
     if (layer_models_fit(p)) return {"models", kLanes, no_shared_bytes, layer_models_bytes, run_layer_models};
     if (layer_columns_fit(p)) return {"columns", 1, no_shared_bytes, layer_columns_bytes, run_layer_columns};
     if (p.is_double)

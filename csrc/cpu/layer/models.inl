@@ -38,6 +38,7 @@ struct ModelsPass {
     const F *encoder, *decoder;  // [m][n] [n][m] (tied: not read)
     const F *bias, *importance;  // [n] [n]
     FloorActivation<F> hidden, output;
+    AnyLoss loss_function;
     uint32_t target_bits;                     // of the input
     F *encoder_sum, *decoder_sum, *bias_sum;  // [m][n] [n][m] [n]
     F loss, visited;                          // squared errors; samples that were not all zero
@@ -91,7 +92,7 @@ void models_pass(ModelsPass& a) {
 #pragma GCC unroll 8
             for (int k = 0; k < kM; ++k) y = fmadd(w[k * step], h[k], y);
             const F r = keep(some, output.value(y, no_slope) - and_bits(load(x + j * kLanes), a.target_bits));
-            const F d = output.back(y, no_slope, add_squared_error(r, a.importance[j], column));
+            const F d = output.back(y, no_slope, a.loss_function.add_to(column, r, a.importance[j]));
             dz[j] = d;
             gb[j] = gb[j] + d;
 #pragma GCC unroll 8
@@ -231,6 +232,7 @@ class LayerModels {
         a.importance = importance_;
         a.hidden = FloorActivation<F>::of(p.hidden_activation, p.hidden_option);
         a.output = FloorActivation<F>::of(p.output_activation, p.output_option);
+        a.loss_function = {p.loss_function};
         a.target_bits = target_bits(p.target);
         a.encoder_sum = encoder_sum_;
         a.decoder_sum = decoder_sum_;
@@ -247,7 +249,7 @@ class LayerModels {
         for (int64_t j = 0; j < n_; ++j) {
             F no_slope;
             const F y = keep(some, a.output.value(bias_[j], no_slope));
-            const F d = a.output.back(bias_[j], no_slope, add_squared_error(y, importance_[j], loss));
+            const F d = a.output.back(bias_[j], no_slope, a.loss_function.add_to(loss, y, importance_[j]));
             bias_sum_[j] = fmadd(d, empty, bias_sum_[j]);
         }
         a.loss = fmadd(loss, empty, a.loss);
@@ -257,7 +259,7 @@ class LayerModels {
         store(loss, a.loss);
         for (int l = 0; l < many_; ++l)
             static_cast<float*>(p.loss)[first_ + l] = (float)((double)loss[l] * p.loss_scale);
-        const F scale = bcast((float)(2.0 * p.loss_scale));
+        const F scale = bcast((float)(a.loss_function.gradient() * p.loss_scale));
         export_rows(encoder_sum_, weights_, scale, p.encoder_grad);
         if (!p.tied) export_rows(decoder_sum_, weights_, scale, p.decoder_grad);
         export_rows(bias_sum_, n_, scale, p.bias_grad);

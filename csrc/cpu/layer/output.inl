@@ -1,8 +1,9 @@
 // What becomes of a row of pre-outputs of the layer: output, loss, or gradient.
 //
-//   y = g(z),  z given without its bias;  loss += I (y − t)²,  dz = scale·2 I (y − t) g′(z)  or  dz = dy g′(z)
+//   y = g(z),  z given without its bias;  loss += I ρ(y − t),  dz = scale I ρ′(y − t) g′(z)  or  dz = dy g′(z)
 //
 // g          common/activation.h; a loop for each, since a row is short
+// ρ          common/loss.h
 // Order      the loss of a row: lanes along its features, then a fixed tree
 #pragma once
 #include "common/loss.h"
@@ -20,8 +21,9 @@ struct OutputRow {
     const T *bias, *target;  // [count padded]; target unpadded and, unless the task is kLoss, unused
     const T* importance;     // [count padded]
     T option;                // of the activation
-    T scale;                 // dz = scale · I (y − t) g′(z)
-    bool target_magnitude;   // the target is |target|
+    AnyLoss loss_function;
+    T scale;                // of what goes back from the loss
+    bool target_magnitude;  // the target is |target|
     T *output,
         *direct_grad;  // unpadded. kLoss: direct_grad, where not null, is dloss/dtarget (·sign where the target is |x|)
     const T* output_grad;  // unpadded, kBackward
@@ -62,7 +64,7 @@ inline void output_row(OutputRow<T>& r) {
                 dz = get(r.output_grad) * a.slope;
             } else {
                 const V given = get(r.target), t = r.target_magnitude ? magnitude(given) : given;
-                dz = add_squared_error(keep(in, a.y - t), load(r.importance + j), loss) * scale;
+                dz = r.loss_function.add_to(loss, keep(in, a.y - t), load(r.importance + j)) * scale;
                 if (r.direct_grad) {
                     const V to_target = zero - dz;
                     put(r.direct_grad, r.target_magnitude ? signed_like(to_target, given) : to_target);

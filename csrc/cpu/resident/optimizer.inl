@@ -4,17 +4,46 @@
 // element.
 #pragma once
 #include "common/optimizer_step.h"
+#include "common/tensors.h"
 #include "cpu/simd/lanes.h"
 
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-// One model's arrays as the caller holds them: encoder [m][n], decoder [n][m], bias [n]; null where absent.
+// One model's arrays as the caller holds them, [rows][columns] each; null where absent.
 struct ModelArrays {
-    float* parameter[3];
-    float* state[2][3];
+    struct Of {
+        float* array[kRoles];
+        float* operator[](Role role) const { return array[(int32_t)role]; }
+    };
+    Of parameter, state[kMostStates];
     const float* importance;   // [n]
     const uint8_t* connected;  // [m][n] 1 or 0; null: all connections exist
+};
+
+template <class Params>
+ModelArrays model_arrays(const Params& p, int64_t model) {
+    ModelArrays arrays = {};
+    for (int32_t role = 0; role < kRoles; ++role) {
+        const TensorView& view = p.tensors[role];
+        const int64_t at = model * elements(view.shape);
+        arrays.parameter.array[role] = view.data ? view.data + at : nullptr;
+        for (int s = 0; s < kMostStates; ++s)
+            arrays.state[s].array[role] = view.state[s] ? view.state[s] + at : nullptr;
+    }
+    arrays.importance = p.importance + model * p.importance_stride;
+    return arrays;
+}
+
+// Which tensors stay as they are.
+struct Frozen {
+    bool of[kRoles];
+    bool operator[](Role role) const { return of[(int32_t)role]; }
+    bool any() const {
+        bool found = false;
+        for (const bool one : of) found = found || one;
+        return found;
+    }
 };
 
 inline UpdateConstants step_constants(const TrainParams& p, int64_t model, int64_t step) {

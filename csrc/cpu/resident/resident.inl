@@ -43,7 +43,7 @@ struct Shared {
         loss = w.take<double>((size_t)parts);
     }
 
-    // Sum of squared errors of one batch, after the team has met.
+    // Sum of the losses of one batch, after the team has met.
     template <class Worker>
     double batch(Worker& worker, const StreamKey& key, int64_t batch_size, const Team& team) {
         for (int part = team.rank; part < parts; part += team.size)
@@ -59,31 +59,25 @@ struct Shared {
 template <class Model, class Worker>
 void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& worker, const Team& team) {
     if (p.diverged_at[i] >= 0) return;
-    const int64_t n = p.network.n_features, weights = n * p.network.n_hidden;
-    ModelArrays arrays;
-    float* const base[3] = {p.encoder, p.decoder, p.bias};
-    const int64_t size[3] = {weights, weights, n};
-    for (int t = 0; t < 3; ++t) {
-        arrays.parameter[t] = base[t] ? base[t] + i * size[t] : nullptr;
-        for (int s = 0; s < 2; ++s) arrays.state[s][t] = p.state[s][t] ? p.state[s][t] + i * size[t] : nullptr;
-    }
-    arrays.importance = p.importance + i * p.importance_stride;
+    const int64_t weights = p.network.n_features * p.network.n_hidden;
+    ModelArrays arrays = model_arrays(p, i);
     arrays.connected = p.connected ? p.connected + i * weights : nullptr;
-    for (int t = 0; t < 3; ++t) shared.model.frozen[t] = p.frozen[t];  // every rank has a model of its own in that
+    for (int32_t role = 0; role < kRoles; ++role)
+        shared.model.frozen.of[role] = p.tensors[role].frozen;  // every rank has a model of its own in that
 
     worker.set_up(i);
     if (team.rank == 0) shared.model.load_model(arrays);
     team.meet();
     const double factor = mean_factor(p.network, p.batch_size);
+    const float gradient = gradient_factor(p.network, p.batch_size);
     LossRecord record(p, i);
     for (int64_t step = p.first_step; step < p.first_step + p.steps; ++step) {
         const StreamKey key = stream_key(p.seed[i], (uint32_t)step, (uint32_t)Purpose::kTraining);
         const double loss = shared.batch(worker, key, p.batch_size, team) * factor;
         if (!record.add(p, i, step, loss, team.rank == 0)) break;  // every rank sees the same sum and leaves
         const bool last = step + 1 == p.first_step + p.steps;
-        shared.model.update(step_constants(p, i, step), (float)(2.0 * factor), shared.gradients, shared.stride,
-                            shared.parts, team.rank, team.size,
-                            last && p.gradient ? p.gradient + i * weights : nullptr);
+        shared.model.update(step_constants(p, i, step), gradient, shared.gradients, shared.stride, shared.parts,
+                            team.rank, team.size, last && p.gradient ? p.gradient + i * weights : nullptr);
         team.meet();
     }
     if (team.rank == 0) {
@@ -95,14 +89,8 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
 
 template <class Model, class Worker>
 void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Worker& worker) {
-    const int64_t n = p.network.n_features, weights = n * p.network.n_hidden;
-    ModelArrays arrays = {};
-    arrays.parameter[0] = const_cast<float*>(p.encoder) + i * weights;
-    arrays.parameter[1] = p.decoder ? const_cast<float*>(p.decoder) + i * weights : nullptr;
-    arrays.parameter[2] = p.bias ? const_cast<float*>(p.bias) + i * n : nullptr;
-    arrays.importance = p.importance + i * p.importance_stride;
     worker.set_up(i);
-    shared.model.load_model(arrays);
+    shared.model.load_model(model_arrays(p, i));
     double sum = 0.0;
     for (int64_t step = 0; step < p.batches; ++step) {
         if (p.stop.now()) return;
@@ -149,7 +137,7 @@ using ColumnsRegime = Regime<ColumnsModel, ColumnsWorker>;
 using TilesRegime = Regime<TilesModel, TilesWorker>;
 
 // The one place where the loop is picked.
-inline RegimeTable pick_regime(const Network& net) {
+inline TrainRegime pick_regime(const Network& net) {
     if (columns_fit(net))
         return {"columns", ColumnsRegime::shared_bytes, ColumnsRegime::worker_bytes, ColumnsRegime::train,
                 ColumnsRegime::evaluate};

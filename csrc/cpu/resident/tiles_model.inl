@@ -23,7 +23,7 @@ struct TilesModel {
     float* connected;         // [m][np] 1 or 0 (sparse), pads 0
     const float* importance;  // [np], padded with zeros
     float* importance_room;
-    bool frozen[3];  // encoder (tied: the weight), decoder, bias
+    Frozen frozen;
 
     // Gradients of one part.
     struct Gradient {
@@ -100,17 +100,17 @@ struct TilesModel {
             for (int64_t r = k; r < k + rows && gradient_out; ++r)
                 for (int64_t j = 0; j < n; ++j) gradient_out[r * n + j] = first.d[r * np + j] * scale;
             if (sparse) mask_gradient(first.d + k * np, connected + k * np, rows * np);
-            if (frozen[tied ? 0 : 1]) continue;
+            if (frozen[tied ? Role::kEncoder : Role::kDecoder]) continue;
             optimizer_step(c, d + k * np, first.d + k * np, d1 + k * np, d2 + k * np, rows * np, scale);
             transpose_into(d, np, dt, mp, k, k + rows, n, false);
         }
-        if (!tied && !frozen[0]) {
+        if (!tied && !frozen[Role::kEncoder]) {
             const int64_t j0 = worker * n / workers, j1 = (worker + 1) * n / workers;
             for (int part = 1; part < parts; ++part)
                 add(first.et + j0 * mp, g + part * stride + et_offset + j0 * mp, (j1 - j0) * mp);
             optimizer_step(c, et + j0 * mp, first.et + j0 * mp, e1 + j0 * mp, e2 + j0 * mp, (j1 - j0) * mp, scale);
         }
-        if (worker == 0 && has_bias && !frozen[2]) {
+        if (worker == 0 && has_bias && !frozen[Role::kBias]) {
             for (int part = 1; part < parts; ++part) add(first.b, g + part * stride + b_offset, np);
             optimizer_step(c, b, first.b, b1, b2, np, scale);
         }
@@ -120,9 +120,9 @@ struct TilesModel {
     static void add(float* to, const float* from, int64_t length) {
         for (int64_t i = 0; i < length; i += kLanes) store(to + i, load(to + i) + load(from + i));
     }
-    // [m][n], [n][m], [n] as the caller holds them to the padded arrays; absent ones become zeros.
-    void import(float* const* from, float* to_d, float* to_et, float* to_b) const {
-        const float *encoder = from[0], *decoder = from[1], *bias = from[2];
+    // From the caller's arrays to the padded ones; absent ones become zeros.
+    void import(const ModelArrays::Of& from, float* to_d, float* to_et, float* to_b) const {
+        const float *encoder = from[Role::kEncoder], *decoder = from[Role::kDecoder], *bias = from[Role::kBias];
         for (int64_t k = 0; k < m; ++k)
             for (int64_t j = 0; j < np; ++j) {
                 float value = 0.0f;
@@ -134,8 +134,8 @@ struct TilesModel {
             for (int64_t k = 0; k < mp; ++k) to_et[j * mp + k] = k < m && encoder ? encoder[k * n + j] : 0.0f;
         for (int64_t j = 0; j < np; ++j) to_b[j] = j < n && bias ? bias[j] : 0.0f;
     }
-    void export_to(float* const* to, const float* from_d, const float* from_et, const float* from_b) const {
-        float *encoder = to[0], *decoder = to[1], *bias = to[2];
+    void export_to(const ModelArrays::Of& to, const float* from_d, const float* from_et, const float* from_b) const {
+        float *encoder = to[Role::kEncoder], *decoder = to[Role::kDecoder], *bias = to[Role::kBias];
         for (int64_t k = 0; k < m; ++k)
             for (int64_t j = 0; j < n; ++j) {
                 if (tied && encoder) encoder[k * n + j] = from_d[k * np + j];

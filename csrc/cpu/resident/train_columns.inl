@@ -36,6 +36,7 @@ struct ColumnsPass {
     const float *encoder, *decoder, *bias, *importance;  // [n][m] [n][m] [n] [n]
     int32_t hidden_activation, output_activation;
     double hidden_option, output_option;
+    AnyLoss loss_function;
     uint32_t target_bits;                     // of the input
     F *encoder_sum, *decoder_sum, *bias_sum;  // [n][m] [n][m] (tied: the same) [n]
     F* residual;                              // [n][2] scratch
@@ -110,7 +111,7 @@ void columns_pass(ColumnsPass& a) {
                 const F t = and_bits(load(clean + j * a.stride + g * kLanes), a.target_bits);
                 F at_output;  // the slope there
                 const F r = keep(lanes[g], output.value(y[g], at_output) - t);
-                y[g] = output.back(y[g], at_output, add_squared_error(r, bcast(a.importance[j]), loss[g]));
+                y[g] = output.back(y[g], at_output, a.loss_function.add_to(loss[g], r, bcast(a.importance[j])));
                 d[j * kG + g] = y[g];
                 sum = sum + y[g];
             }
@@ -196,7 +197,7 @@ inline double empty_columns(const ColumnsPass& a, int64_t count, float* bias_g) 
         const M m = mask_first(a.n - (int)j < kLanes ? a.n - (int)j : kLanes);
         F slope;
         const F b = load_first(a.bias + j, m), y = keep(m, output.value(b, slope));
-        const F d = output.back(b, slope, add_squared_error(y, load_first(a.importance + j, m), loss));
+        const F d = output.back(b, slope, a.loss_function.add_to(loss, y, load_first(a.importance + j, m)));
         store_first(bias_g + j, fmadd(d, times, load_first(bias_g + j, m)), m);
     }
     return (double)fsum(loss) * (double)count;
@@ -204,18 +205,23 @@ inline double empty_columns(const ColumnsPass& a, int64_t count, float* bias_g) 
 
 // Weights and optimiser state of the model in hand; shared by all workers of a team.
 struct ColumnsModel {
-    int64_t n, m, weights, length;  // weights = n m; length = all parameters, one after another
+    int64_t n, m, weights, length;  // weights = n m; length = all tensors, one after another
     bool tied, has_bias, sparse;
-    float *p, *s1, *s2;       // [length] encoder, decoder (untied), bias
+    float *p, *s1, *s2;       // [length] by role; the encoder as [n][m]
     float* connected;         // [weights] 1 or 0 (sparse)
     const float* importance;  // [n]
     float* importance_room;
-    bool frozen[3];  // encoder (tied: the weight), decoder, bias
+    TensorShape shape[kRoles];
+    Frozen frozen;
 
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, weights = n * m;
         tied = net.tied, has_bias = net.has_bias, sparse = net.sparse;
-        length = weights * (tied ? 1 : 2) + n;
+        length = 0;
+        for (int32_t role = 0; role < kRoles; ++role) {
+            shape[role] = tensor_shape(net, (Role)role);
+            length += elements(shape[role]);
+        }
         p = w.take<float>((size_t)length + 16);
         s1 = w.take<float>((size_t)length + 16);
         s2 = w.take<float>((size_t)length + 16);
@@ -223,9 +229,22 @@ struct ColumnsModel {
         importance = importance_room;
         connected = w.take<float>(sparse ? (size_t)weights : 0);
     }
-    float* encoder(float* a) const { return a; }
-    float* decoder(float* a) const { return tied ? a : a + weights; }
-    float* bias(float* a) const { return a + length - n; }
+    template <class T>
+    T* tensor(T* a, Role role) const {
+        return a + shape[(int32_t)role].offset;
+    }
+    template <class T>
+    T* encoder(T* a) const {
+        return tensor(a, Role::kEncoder);
+    }
+    template <class T>
+    T* decoder(T* a) const {
+        return tensor(a, tied ? Role::kEncoder : Role::kDecoder);
+    }
+    template <class T>
+    T* bias(T* a) const {
+        return tensor(a, Role::kBias);
+    }
 
     void load_model(const ModelArrays& a) {
         import(p, a.parameter);
@@ -241,22 +260,23 @@ struct ColumnsModel {
         export_to(s2, a.state[1]);
     }
 
-    // Between the caller's arrays ([m][n], [n][m], [n]) and the resident ones; absent arrays are zeros.
-    void import(float* to, float* const* from) const {
-        const float *encoder_from = from[0], *decoder_from = from[1], *bias_from = from[2];
+    // Between the caller's arrays and the resident ones; absent arrays are zeros.
+    void import(float* to, const ModelArrays::Of& from) const {
+        const float *encoder_from = from[Role::kEncoder], *decoder_from = from[Role::kDecoder],
+                    *bias_from = from[Role::kBias];
         for (int64_t j = 0; j < n; ++j)
             for (int64_t k = 0; k < m; ++k) encoder(to)[j * m + k] = encoder_from ? encoder_from[k * n + j] : 0.0f;
         if (!tied)
             for (int64_t i = 0; i < weights; ++i) decoder(to)[i] = decoder_from ? decoder_from[i] : 0.0f;
         for (int64_t j = 0; j < n; ++j) bias(to)[j] = bias_from ? bias_from[j] : 0.0f;
     }
-    void export_to(const float* from, float* const* to) const {
-        float *encoder_to = to[0], *decoder_to = to[1], *bias_to = to[2];
+    void export_to(const float* from, const ModelArrays::Of& to) const {
+        float *encoder_to = to[Role::kEncoder], *decoder_to = to[Role::kDecoder], *bias_to = to[Role::kBias];
         for (int64_t j = 0; j < n && encoder_to; ++j)
-            for (int64_t k = 0; k < m; ++k) encoder_to[k * n + j] = from[j * m + k];
+            for (int64_t k = 0; k < m; ++k) encoder_to[k * n + j] = encoder(from)[j * m + k];
         if (!tied && decoder_to)
-            for (int64_t i = 0; i < weights; ++i) decoder_to[i] = from[weights + i];
-        for (int64_t j = 0; j < n && bias_to; ++j) bias_to[j] = from[length - n + j];
+            for (int64_t i = 0; i < weights; ++i) decoder_to[i] = decoder(from)[i];
+        for (int64_t j = 0; j < n && bias_to; ++j) bias_to[j] = bias(from)[j];
     }
 
     int64_t gradient_length() const { return length; }
@@ -271,12 +291,13 @@ struct ColumnsModel {
         for (int64_t j = 0; j < n && gradient_out; ++j)
             for (int64_t k = 0; k < m; ++k) gradient_out[k * n + j] = g[j * m + k] * scale;
         if (sparse) mask_gradient(g, connected, weights);
-        const int64_t trained = has_bias ? length : length - n;
-        if (!frozen[0] && !frozen[1] && !frozen[2]) return optimizer_step(c, p, g, s1, s2, trained, scale);
-        const int64_t end[3] = {weights, length - n, trained};
-        for (int64_t t = 0, from = 0; t < 3; from = end[t++])
-            if (!frozen[t] && end[t] > from)
-                optimizer_step(c, p + from, g + from, s1 + from, s2 + from, end[t] - from, scale);
+        const int64_t trained = has_bias ? length : shape[(int32_t)Role::kBias].offset;
+        if (!frozen.any()) return optimizer_step(c, p, g, s1, s2, trained, scale);
+        for (int32_t role = 0; role < kRoles; ++role) {
+            const int64_t from = shape[role].offset, many = elements(shape[role]);
+            if (!frozen.of[role] && from + many <= trained)
+                optimizer_step(c, p + from, g + from, s1 + from, s2 + from, many, scale);
+        }
     }
 };
 
@@ -339,10 +360,11 @@ class ColumnsWorker {
         args_.output_activation = net_.output_activation;
         args_.hidden_option = net_.hidden_option;
         args_.output_option = net_.output_option;
+        args_.loss_function = {net_.loss};
         args_.target_bits = target_bits(net_.target);
         args_.encoder_sum = sums_;
-        args_.decoder_sum = model.tied ? sums_ : sums_ + model.weights;
-        args_.bias_sum = sums_ + model.length - model.n;
+        args_.decoder_sum = model.decoder(sums_);
+        args_.bias_sum = model.bias(sums_);
         args_.residual = residual_;
         args_.loss = fzero();
     }

@@ -35,6 +35,7 @@ struct OutputPass {
     float* out;
     int64_t mp, np;
     FloorActivation<F> activation;
+    AnyLoss loss_function;
     uint32_t target_bits;
     F loss;
     int64_t active;
@@ -65,7 +66,7 @@ struct OutputBlock {
                 const int64_t at = (row + r) * p.np + lane + v * kLanes;
                 F slope;
                 const F error = p.activation.value(c[r][v], slope) - and_bits(load(p.target + at), p.target_bits);
-                const F weighted = add_squared_error(error, weight[v], loss);
+                const F weighted = p.loss_function.add_to(loss, error, weight[v]);
                 const M on = p.activation.on(c[r][v], slope);
                 active += __builtin_popcount(bits(on));
                 rows[v] |= (uint64_t)(bits(on) != 0) << r;
@@ -282,6 +283,7 @@ class TilesWorker {
                                w.mp,
                                np,
                                FloorActivation<F>::of(net_.output_activation, net_.output_option),
+                               {net_.loss},
                                target_bits(net_.target),
                                fzero(),
                                0,
@@ -294,13 +296,14 @@ class TilesWorker {
             for (int64_t j = 0; j < np; j += kLanes) store(out_ + r * np + j, load(w.b + j));
         multiply_all({h_, w.mp, 1, {w.d, np, w.m, nullptr}, out_, np, true}, rows, np, panel_);
         const auto output = AnyActivation<F>::of(net_.output_activation, net_.output_option);
+        const AnyLoss loss_function = {net_.loss};
         F loss = fzero();
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t j = 0; j < np; j += kLanes) {
                 const F z = load(out_ + r * np + j);
                 const Activated<F> a = output.at(z);
                 const F error = a.y - and_bits(load(target + r * np + j), target_bits(net_.target));
-                const F weighted = add_squared_error(error, load(w.importance + j), loss);
+                const F weighted = loss_function.add_to(loss, error, load(w.importance + j));
                 store(out_ + r * np + j, output.back(z, a.slope, weighted));
             }
         loss_ += (double)fsum(loss);
@@ -393,11 +396,12 @@ class TilesWorker {
     void add_empty(int64_t count) {
         const auto output = AnyActivation<F>::of(net_.output_activation, net_.output_option);
         const F times = bcast((float)count);
+        const AnyLoss loss_function = {net_.loss};
         F loss = fzero();
         for (int64_t j = 0; j < model_->np; j += kLanes) {
             const F b = load(model_->b + j);
             const Activated<F> a = output.at(b);
-            const F d = output.back(b, a.slope, add_squared_error(a.y, load(model_->importance + j), loss));
+            const F d = output.back(b, a.slope, loss_function.add_to(loss, a.y, load(model_->importance + j)));
             store(g_.b + j, fmadd(d, times, load(g_.b + j)));
         }
         loss_ += (double)fsum(loss) * (double)count;

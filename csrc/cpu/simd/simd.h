@@ -10,7 +10,8 @@
 //
 // Everything that touches U, L or M is exact, so the data stream has the same bits at every level. Float sums run in
 // an order that depends on kLanes: results of training are reproducible per level, not across levels.
-// Intrinsics stand only in the three files included here. No inline function of std:: may be used in a per-level file:
+// Intrinsics stand only in the three files included here. They say much in the same words, on purpose: each is read by
+// itself beside the instructions of its level. No inline function of std:: may be used in a per-level file:
 // the linker would keep one copy of it, perhaps the one compiled for a CPU that this machine is not.
 #pragma once
 #include <cstddef>

@@ -38,7 +38,7 @@ struct GatherLarge {
         const LargeSizes& s = t.size;
         const int64_t rows = t.state(at.model).rows;
         const auto hidden = t.hidden_floor();
-        const float* encoder = t.at(at.model, s.weight[0]);
+        const float* encoder = t.at(at.model, s[Role::kEncoder].value);
         b.each_warp([&](const Warp& w) {
             const int64_t row = at.part * kRows + w.number;
             if (row >= rows) return;
@@ -136,7 +136,7 @@ struct FeaturesLarge {
         const int64_t row0 = tile / across * T::kRows, k0 = tile % across * T::kColumns, j0 = split * kSplit;
         if (row0 >= rows) return;
         const float* x = t.at(at.model, t.back ? s.d : s.x);
-        const float* weight = t.at(at.model, s.weight[t.back ? 1 : 0]);
+        const float* weight = t.at(at.model, s[t.back ? Role::kDecoder : Role::kEncoder].value);
         PerThread<Quarters> c;
         clear(b, c);
         const int64_t depth = s.n - j0 < kSplit ? s.n - j0 : kSplit;
@@ -226,7 +226,7 @@ struct OutputLarge {
         const int64_t across = tiles(s.np, T::kColumns), rows = t.state(at.model).rows;
         const int64_t row0 = at.part / across * T::kRows, j0 = at.part % across * T::kColumns;
         if (row0 >= rows) return;
-        const float* bias = t.at(at.model, s.weight[2]);
+        const float* bias = t.at(at.model, s[Role::kBias].value);
         PerThread<Quarters> c;
         b.each([&](int thread) {
             TOYKERN_UNROLL
@@ -240,8 +240,9 @@ struct OutputLarge {
                 }
             }
         });
-        multiply<T, Lie::kAlong, Lie::kAlong>(b, shared, {t.at(at.model, s.h) + row0 * s.mp, s.mp, rows - row0, s.mp},
-                                              {t.at(at.model, s.weight[1]) + j0 * s.mp, s.mp, s.n - j0, s.mp}, c);
+        multiply<T, Lie::kAlong, Lie::kAlong>(
+            b, shared, {t.at(at.model, s.h) + row0 * s.mp, s.mp, rows - row0, s.mp},
+            {t.at(at.model, s[Role::kDecoder].value) + j0 * s.mp, s.mp, s.n - j0, s.mp}, c);
 
         if constexpr (!kFloor) {
             float* z = t.at(at.model, s.z);
@@ -255,6 +256,7 @@ struct OutputLarge {
         }
         const bool dense = t.state(at.model).dense, training = t.training();
         const auto output = t.output_floor();
+        const AnyLoss loss_function = t.loss();
         const uint32_t bits_of_target = target_bits(t.p.network.target);
         const float* importance = t.at(at.model, s.importance);
         const float* x = t.at(at.model, dense && t.noisy() ? s.d : s.x);
@@ -283,7 +285,7 @@ struct OutputLarge {
                 TOYKERN_UNROLL
                 for (int q = 0; q < 4; ++q) {
                     const float error = output.value(z.v[q], slope) - keep_bits(target.v[q], bits_of_target);
-                    gradient.v[q] = output.back(z.v[q], slope, add_squared_error(error, weight.v[q], sum));
+                    gradient.v[q] = output.back(z.v[q], slope, loss_function.add_to(sum, error, weight.v[q]));
                 }
                 if (training) store4(d + row * s.np + j, gradient);
             });
@@ -297,6 +299,10 @@ struct OutputLarge {
 };
 
 // A block to a tile of OutputLarge; a thread's elements in order.
+//
+// The lines that find a tile's place and an element's target are OutputLarge's again, on purpose: there a thread holds
+// four neighbours of a product in registers and looks four bits up at once, here one element of memory. A function for
+// both would take a dozen arguments and either lose the four loads or be told which of the two it serves.
 template <class T>
 struct ResidualLarge {
     static constexpr const char* kName = "residual_large";
@@ -316,6 +322,7 @@ struct ResidualLarge {
         if (row0 >= rows) return;
         const bool dense = t.state(at.model).dense;
         const auto output = t.output();
+        const AnyLoss loss_function = t.loss();
         const uint32_t bits_of_target = target_bits(t.p.network.target);
         const float *importance = t.at(at.model, s.importance), *z = t.at(at.model, s.z);
         const float* x = t.at(at.model, dense && t.noisy() ? s.d : s.x);
@@ -337,7 +344,7 @@ struct ResidualLarge {
                     if (active[sample * s.nw + (j >> 5)] >> (j & 31) & 1u) target = x[sample * s.np + j];
                 }
                 const float error = output.value(z[here], slope) - keep_bits(target, bits_of_target);
-                d[here] = output.back(z[here], slope, add_squared_error(error, importance[j], sum));
+                d[here] = output.back(z[here], slope, loss_function.add_to(sum, error, importance[j]));
             }
             loss[thread] = (double)sum;
         });
@@ -365,8 +372,9 @@ struct LossLarge {
         const double empty = (double)(t.samples() - rows);
         const bool updates = t.training() && t.finishes;
         const auto output = t.output();
+        const AnyLoss loss_function = t.loss();
         const double* of_tile = t.at<double>(model, s.loss);
-        const float *bias = t.at(model, s.weight[2]), *importance = t.at(model, s.importance);
+        const float *bias = t.at(model, s[Role::kBias].value), *importance = t.at(model, s.importance);
         float* at_empty = t.at(model, s.at_empty);
         PerThread<double> loss;
         b.each([&](int thread) {
@@ -376,9 +384,9 @@ struct LossLarge {
                 double one = 0.0;
                 for (int64_t j = thread; j < s.np; j += kThreads) {
                     float slope;
-                    const float y = output.value(bias[j], slope), weighted = importance[j] * y;
-                    one += (double)weighted * (double)y;
-                    if (updates) at_empty[j] = output.back(bias[j], slope, weighted);
+                    const float y = output.value(bias[j], slope), back = loss_function.slope(y, importance[j]);
+                    one = loss_function.add((double)y, (double)back, (double)importance[j], one);
+                    if (updates) at_empty[j] = output.back(bias[j], slope, back);
                 }
                 if (empty > 0.0) sum += one * empty;
             }

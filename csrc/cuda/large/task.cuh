@@ -19,6 +19,7 @@
 #include "common/loss.h"
 #include "common/optimizer_step.h"
 #include "common/records.h"
+#include "common/tensors.h"
 #include "cuda/regimes.h"
 #include "cuda/stream/entries.cuh"
 
@@ -43,17 +44,22 @@ struct LargeSizes {
     int64_t n, m, np, mp, nw, pw;
     int64_t batch, piece, pieces, splits;
     bool tied, has_gradient;
-    // Offsets in bytes. The first index is encoder (tied: both), decoder, bias.
-    uint64_t weight[3], moment[3][2], gradient[3];
+    // Offsets in bytes. A tied network's decoder is where its encoder is.
+    struct Tensor {
+        uint64_t value, moment[kMostStates], gradient;
+    };
+    Tensor tensors[kRoles];  // by Role
     uint64_t importance, at_empty, x, d, h, dh, parts, z, slope;
     uint64_t active, by_feature, sample_of_row, row_of_sample, used, loss;
     uint64_t slot_bytes;
+
+    TOYKERN_HD const Tensor& operator[](Role role) const { return tensors[(int32_t)role]; }
 };
 
 // What changes from step to step of one model, at the start of its slot.
 struct LargeState {
     int32_t dense, rows;
-    double loss;    // sum of squared errors: of this step so far, or of all batches of an evaluation
+    double loss;    // sum of the losses of outputs: of this step so far, or of all batches of an evaluation
     int64_t empty;  // all-zero samples of this step so far
 };
 
@@ -81,14 +87,17 @@ inline LargeSizes large_sizes(const Network& net, int64_t batch) {
         at += (uint64_t)(count * size);
         return here;
     };
-    for (int which = 0; which < 3; ++which) {
-        if (which == 1 && s.tied) continue;
-        const int64_t length = which == 2 ? s.np : s.n * s.mp;
-        s.weight[which] = take(length, 4);
-        for (int i = 0; i < 2; ++i) s.moment[which][i] = take(length, 4);
-        s.gradient[which] = take(s.has_gradient ? length : 0, 4);
+    for (int32_t role = 0; role < kRoles; ++role) {
+        LargeSizes::Tensor& tensor = s.tensors[role];
+        if ((Role)role == Role::kDecoder && s.tied) {
+            tensor.value = s[Role::kEncoder].value;
+            continue;
+        }
+        const int64_t length = (Role)role == Role::kBias ? s.np : s.n * s.mp;
+        tensor.value = take(length, 4);
+        for (uint64_t& moment : tensor.moment) moment = take(length, 4);
+        tensor.gradient = take(s.has_gradient ? length : 0, 4);
     }
-    if (s.tied) s.weight[1] = s.weight[0];
     s.importance = take(s.np, 4), s.at_empty = take(s.np, 4);
     s.x = take(s.piece * s.np, 4), s.d = take(s.piece * s.np, 4);
     s.h = take(s.piece * s.mp, 4), s.dh = take(s.piece * s.mp, 4);
@@ -148,7 +157,9 @@ struct LargeTask {
     TOYKERN_DEVICE StepKey key(int64_t model) const {
         return {philox_key(p.seed[first_model + model]), (uint32_t)step(), purpose};
     }
+    TOYKERN_DEVICE AnyLoss loss() const { return {p.network.loss}; }
     TOYKERN_DEVICE double mean_factor() const { return toykern::mean_factor(p.network, p.batch_size); }
+    TOYKERN_DEVICE float gradient_factor() const { return toykern::gradient_factor(p.network, p.batch_size); }
 
   private:
     static TOYKERN_DEVICE FloorActivation<float> floor_of(int32_t activation) {

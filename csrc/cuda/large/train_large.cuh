@@ -63,9 +63,7 @@ inline LargeTask large_task(const EvaluateParams& p, const Launch& l) {
     common.n_models = p.n_models, common.batch_size = p.batch_size;
     common.seed = p.seed;
     common.importance = p.importance, common.importance_stride = p.importance_stride;
-    common.encoder = const_cast<float*>(p.encoder);
-    common.decoder = const_cast<float*>(p.decoder);
-    common.bias = const_cast<float*>(p.bias);
+    for (int32_t role = 0; role < kRoles; ++role) common.tensors[role] = p.tensors[role];
     common.steps = p.batches;
     LargeTask t = large_task(common, l);
     t.purpose = (uint32_t)Purpose::kEvaluation;

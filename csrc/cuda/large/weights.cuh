@@ -19,29 +19,30 @@
 namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {
 
-// The caller's arrays: which = 0 encoder [m][n], 1 decoder [n][m], 2 bias [n].
-TOYKERN_DEVICE float* callers(const LargeTask& t, int64_t model, int which, int moment) {
-    float* base = moment >= 0  ? t.p.state[moment][which]
-                  : which == 0 ? t.p.encoder
-                  : which == 1 ? t.p.decoder
-                               : t.p.bias;
+// A model's part of the caller's tensor or, from 0, of one of its moments; null where there is none.
+TOYKERN_DEVICE float* callers(const LargeTask& t, int64_t model, Role role, int moment) {
+    const TensorView& view = tensor_of(t.p, role);
+    float* base = moment >= 0 ? view.state[moment] : view.data;
     if (base == nullptr) return nullptr;
-    return base + (t.first_model + model) * (which == 2 ? t.size.n : t.size.n * t.size.m);
+    return base + (t.first_model + model) * (role == Role::kBias ? t.size.n : t.size.n * t.size.m);
 }
 
-// An element of the slot's array `which`, counted so that neighbours are neighbours in the caller's array.
+// An element of the slot's tensor, counted so that neighbours are neighbours in the caller's array.
 struct WeightAt {
     int64_t slot, caller;  // caller: -1 in the padding
-    TOYKERN_DEVICE WeightAt(const LargeSizes& s, int which, int64_t i) {
-        if (which == 2) {
+    TOYKERN_DEVICE WeightAt(const LargeSizes& s, Role role, int64_t i) {
+        if (role == Role::kBias) {
             slot = i, caller = i < s.n ? i : -1;
             return;
         }
-        const int64_t j = which == 0 ? i % s.n : i / s.mp, k = which == 0 ? i / s.n : i % s.mp;
+        const bool encoder = role == Role::kEncoder;
+        const int64_t j = encoder ? i % s.n : i / s.mp, k = encoder ? i / s.n : i % s.mp;
         slot = j * s.mp + k;
-        caller = k >= s.m ? -1 : which == 0 ? k * s.n + j : j * s.m + k;
+        caller = k >= s.m ? -1 : encoder ? k * s.n + j : j * s.m + k;
     }
-    static TOYKERN_DEVICE int64_t count(const LargeSizes& s, int which) { return which == 2 ? s.np : s.n * s.mp; }
+    static TOYKERN_DEVICE int64_t count(const LargeSizes& s, Role role) {
+        return role == Role::kBias ? s.np : s.n * s.mp;
+    }
 };
 
 // Elements of the encoder, the decoder and the bias, their moments too, are dealt to the threads of some blocks.
@@ -59,15 +60,16 @@ struct MoveLarge {
     static TOYKERN_DEVICE void each(const Block& b, const LargeTask& t, const BlockOf& at, int moments,
                                     const Move& move) {
         const LargeSizes& s = t.size;
-        for (int which = 0; which < 3; ++which) {
-            if (which == 1 && s.tied) continue;
+        for (int32_t number = 0; number < kRoles; ++number) {
+            const Role role = (Role)number;
+            if (role == Role::kDecoder && s.tied) continue;
             for (int moment = -1; moment < moments; ++moment) {
-                float* caller = callers(t, at.model, which, moment);
-                float* slot = t.at(at.model, moment < 0 ? s.weight[which] : s.moment[which][moment]);
+                float* caller = callers(t, at.model, role, moment);
+                float* slot = t.at(at.model, moment < 0 ? s[role].value : s[role].moment[moment]);
                 b.each([&](int thread) {
-                    const int64_t stride = blocks(t) * kThreads, count = WeightAt::count(s, which);
+                    const int64_t stride = blocks(t) * kThreads, count = WeightAt::count(s, role);
                     for (int64_t i = at.part * kThreads + thread; i < count; i += stride)
-                        move(caller, slot, WeightAt(s, which, i));
+                        move(caller, slot, WeightAt(s, role, i));
                 });
             }
         }
@@ -80,7 +82,7 @@ struct LoadLarge : MoveLarge {
     static TOYKERN_DEVICE void run(const Block& b, const LargeTask& t, int64_t block, char*) {
         const LargeSizes& s = t.size;
         const BlockOf at(block, blocks(t));
-        each(b, t, at, t.training() ? 2 : 0, [](const float* caller, float* slot, const WeightAt& w) {
+        each(b, t, at, t.training() ? kMostStates : 0, [](const float* caller, float* slot, const WeightAt& w) {
             slot[w.slot] = caller && w.caller >= 0 ? caller[w.caller] : 0.0f;
         });
         const float* importance = t.p.importance + (t.first_model + at.model) * t.p.importance_stride;
@@ -96,7 +98,7 @@ struct StoreLarge : MoveLarge {
     static constexpr const char* kName = "store_large";
 
     static TOYKERN_DEVICE void run(const Block& b, const LargeTask& t, int64_t block, char*) {
-        each(b, t, BlockOf(block, blocks(t)), 2, [](float* caller, const float* slot, const WeightAt& w) {
+        each(b, t, BlockOf(block, blocks(t)), kMostStates, [](float* caller, const float* slot, const WeightAt& w) {
             if (caller && w.caller >= 0) caller[w.caller] = slot[w.slot];
         });
     }
@@ -127,7 +129,7 @@ struct WeightsLarge {
         if (t.skips(at.model)) return;
         const int64_t across = tiles(s.mp, T::kColumns), tile = s.tied ? at.part : at.part / 2;
         const bool decoder = s.tied || at.part % 2 == 1, encoder = s.tied || !decoder;
-        const int which = encoder ? 0 : 1;  // of the slot's arrays
+        const Role role = encoder ? Role::kEncoder : Role::kDecoder;  // of the slot's tensors
         const int64_t j0 = tile / across * T::kRows, k0 = tile % across * T::kColumns;
         const bool dense = t.state(at.model).dense;
         const bool with_bias = decoder && k0 == 0 && t.p.network.has_bias;
@@ -154,11 +156,11 @@ struct WeightsLarge {
             const bool last = r0 + kChain >= rows;
             if (last && encoder && !dense) add_entries(b, t, at.model, j0, k0, c);
             if (last && t.finishes) break;
-            keep(b, t, at.model, which, j0, k0, with_bias, kept, c, bias);
+            keep(b, t, at.model, role, j0, k0, with_bias, kept, c, bias);
             kept = true;
             if (last) return;
         }
-        update(b, t, at.model, which, j0, k0, with_bias, kept, c, bias);
+        update(b, t, at.model, role, j0, k0, with_bias, kept, c, bias);
     }
 
   private:
@@ -245,10 +247,10 @@ struct WeightsLarge {
     }
 
     // Adds the sums so far to those in memory (`kept`: there are some), and starts new ones.
-    static TOYKERN_DEVICE void keep(const Block& b, const LargeTask& t, int64_t model, int which, int64_t j0,
+    static TOYKERN_DEVICE void keep(const Block& b, const LargeTask& t, int64_t model, Role role, int64_t j0,
                                     int64_t k0, bool with_bias, bool kept, PerThread<Quarters>& c,
                                     PerThread<Biases>& bias) {
-        float *sums = t.at(model, t.size.gradient[which]), *biases = t.at(model, t.size.gradient[2]);
+        float *sums = t.at(model, t.size[role].gradient), *biases = t.at(model, t.size[Role::kBias].gradient);
         each_sum(b, t.size, j0, k0, c, [&](Float4 sum, int64_t at) {
             if (kept) {
                 const Float4 before = load4(sums + at);
@@ -276,34 +278,34 @@ struct WeightsLarge {
         }
     }
 
-    static TOYKERN_DEVICE void update(const Block& b, const LargeTask& t, int64_t model, int which, int64_t j0,
+    static TOYKERN_DEVICE void update(const Block& b, const LargeTask& t, int64_t model, Role role, int64_t j0,
                                       int64_t k0, bool with_bias, bool kept, const PerThread<Quarters>& c,
                                       const PerThread<Biases>& bias) {
         const LargeSizes& s = t.size;
         const int64_t step = t.step();
         const UpdateConstants constants =
             update_constants(t.p, t.first_model + model, step, t.step_scale + 3 * (step - t.first_step));
-        const float scale = (float)(2.0 * t.mean_factor());
-        const float* sums = t.at(model, s.gradient[which]);
-        float* weight = t.at(model, s.weight[which]);
-        float *first = t.at(model, s.moment[which][0]), *second = t.at(model, s.moment[which][1]);
+        const float scale = t.gradient_factor();
+        const float* sums = t.at(model, s[role].gradient);
+        float* weight = t.at(model, s[role].value);
+        float *first = t.at(model, s[role].moment[0]), *second = t.at(model, s[role].moment[1]);
         each_sum(b, s, j0, k0, c, [&](const Float4& sum, int64_t at) {
             const Float4 before = kept ? load4(sums + at) : Float4{{0.0f, 0.0f, 0.0f, 0.0f}};
             Float4 value = load4(weight + at), s1 = load4(first + at), s2 = load4(second + at), g;
             TOYKERN_UNROLL
             for (int q = 0; q < 4; ++q) g.v[q] = (before.v[q] + sum.v[q]) * scale;
             if (t.p.connected) keep_connected(t, model, step, at, g);
-            if (t.p.frozen[which]) return;
+            if (tensor_of(t.p, role).frozen) return;
             TOYKERN_UNROLL
             for (int q = 0; q < 4; ++q) value.v[q] = updated(constants, value.v[q], g.v[q], s1.v[q], s2.v[q]);
             store4(weight + at, value);
             store4(first + at, s1);
             store4(second + at, s2);
         });
-        if (!with_bias || t.p.frozen[2]) return;
-        float* value = t.at(model, s.weight[2]);
-        float *b1 = t.at(model, s.moment[2][0]), *b2 = t.at(model, s.moment[2][1]);
-        const float *at_empty = t.at(model, s.at_empty), *before = t.at(model, s.gradient[2]);
+        if (!with_bias || tensor_of(t.p, Role::kBias).frozen) return;
+        const LargeSizes::Tensor& place = s[Role::kBias];
+        float *value = t.at(model, place.value), *b1 = t.at(model, place.moment[0]), *b2 = t.at(model, place.moment[1]);
+        const float *at_empty = t.at(model, s.at_empty), *before = t.at(model, place.gradient);
         const double empty = (double)t.state(model).empty;
         each_bias(b, s, j0, [&](int thread, int v, int64_t j) {
             double sum = bias[thread].v[v];

@@ -56,9 +56,9 @@ struct LargeOutput {
         T* target_grad = array_at<T>(p.target_grad, values);
         const auto activation = output_of(p);
         const bool saved = output && slope_from_output(p.output_activation);
-        PerThread<float> squares, active;
+        PerThread<float> losses, active;
         b.each([&](int thread) {
-            squares[thread] = active[thread] = 0.0f;
+            losses[thread] = active[thread] = 0.0f;
             if (thread >= columns) return;
             const int c = thread;
             const float offset = bias ? number(bias[c]) : 0.0f, weight = importance ? importance[c] : 1.0f;
@@ -73,7 +73,7 @@ struct LargeOutput {
                                         : by_entries ? tile[r * kTileColumns + c]
                                                      : number(x[there]);
                     const OutputLoss found = output_loss(p, activation, activation.at(z), given, weight);
-                    squares[thread] += found.square;
+                    losses[thread] += found.own;
                     dz = found.dz;
                     if (target_grad) target_grad[there] = stored<T>(found.direct);
                     if (x_grad) x_grad[there] = stored<T>(tensor ? 0.0f : found.direct);
@@ -101,7 +101,7 @@ struct LargeOutput {
             });
         }
         if (loss && t.loss_sums) {
-            sum_of_block(b, squares, sums);
+            sum_of_block(b, losses, sums);
             b.each([&](int thread) {
                 if (thread == 0) t.loss_sums[block] = sums[0];
             });

@@ -92,15 +92,15 @@ struct Stacked {
 
     TOYKERN_DEVICE void run(const Block& b) {
         load_weights(b);
-        PerThread<float> squares, magnitudes;
-        b.each([&](int thread) { squares[thread] = magnitudes[thread] = 0.0f; });
+        PerThread<float> losses, magnitudes;
+        b.each([&](int thread) { losses[thread] = magnitudes[thread] = 0.0f; });
         const int64_t first = slice * s.slice_rows;
         const int64_t end = min_of(first + s.slice_rows, p.batch);
         for (int64_t row = first; row < end; row += kWarpLanes) {
             const int rows = (int)min_of<int64_t>(kWarpLanes, end - row);
             load_rows(b, row, rows);
             encode(b, rows, magnitudes);
-            decode(b, row, rows, squares);
+            decode(b, row, rows, losses);
             if (task_is(LayerTask::kForward)) {
                 write_tile(b, s.z, static_cast<T*>(p.output), row, rows);
                 continue;
@@ -109,7 +109,7 @@ struct Stacked {
             if (gradients) weight_gradients(b);
             if (direct) direct_gradients(b, row, rows);
         }
-        if (!task_is(LayerTask::kForward)) finish(b, squares, magnitudes);
+        if (!task_is(LayerTask::kForward)) finish(b, losses, magnitudes);
     }
 
     TOYKERN_DEVICE void load_weights(const Block& b) const {
@@ -251,8 +251,7 @@ struct Stacked {
         b.sync();  // the codes are final
     }
 
-    TOYKERN_DEVICE void decode(const Block& b, [[maybe_unused]] int64_t row, int rows,
-                               PerThread<float>& squares) const {
+    TOYKERN_DEVICE void decode(const Block& b, [[maybe_unused]] int64_t row, int rows, PerThread<float>& losses) const {
         b.each_warp([&](const Warp& w) {
             for (int j0 = 4 * w.number; j0 < n; j0 += 4 * b.warps()) {
                 const int js[4] = {j0, min_of(j0 + 1, n - 1), min_of(j0 + 2, n - 1), min_of(j0 + 3, n - 1)};
@@ -269,7 +268,7 @@ struct Stacked {
                         on[q][lane] = false;
                         if (j0 + q < n)
                             on[q][lane] = output(lane < rows, (j0 + q) * kP + lane, j0 + q, z[q],
-                                                 squares[w.number * kWarpLanes + lane]);
+                                                 losses[w.number * kWarpLanes + lane]);
                     }
                 });
                 TOYKERN_UNROLL
@@ -280,7 +279,7 @@ struct Stacked {
         b.sync();  // the gradients at the outputs, or the outputs, are there
     }
     // One output; says whether it has a gradient.
-    TOYKERN_DEVICE bool output(bool here, int at, int j, float z, float& square) const {
+    TOYKERN_DEVICE bool output(bool here, int at, int j, float z, float& own_loss) const {
         float dz = 0.0f, to_given = 0.0f;
         const Activated<float> a = outer.at(z);
         if (task_is(LayerTask::kForward)) {
@@ -292,7 +291,7 @@ struct Stacked {
         } else if (here) {
             const bool tensor = p.target == (int32_t)Target::kTensor;
             const OutputLoss loss = output_loss(p, outer, a, f[(tensor ? s.given : s.x) + at], f[s.importance + j]);
-            square += loss.square;
+            own_loss += loss.own;
             dz = loss.dz, to_given = loss.direct;
         }
         f[s.z + at] = dz;
@@ -402,11 +401,11 @@ struct Stacked {
         b.sync();  // the tile has been written out before it changes
     }
 
-    TOYKERN_DEVICE void finish(const Block& b, PerThread<float>& squares, PerThread<float>& magnitudes) const {
+    TOYKERN_DEVICE void finish(const Block& b, PerThread<float>& losses, PerThread<float>& magnitudes) const {
         float* sums = f + s.sums;
         float loss = 0.0f;
         if (t.l.loss) {
-            sum_of_block(b, squares, sums);
+            sum_of_block(b, losses, sums);
             loss = sums[0] * (float)p.loss_scale;
             if (p.l1) {
                 b.sync();  // all have read the first sum

@@ -72,17 +72,20 @@ TOYKERN_DEVICE AnyActivation<float> output_of(const LayerParams& p) {
     return AnyActivation<float>::of(p.output_activation, p.output_option);
 }
 
-// The loss of one output: `square` is I e² before scaling, `direct` what goes straight to a target tensor, or to x
-// where it is the target.
+// The loss of one output: `own` before scaling, `direct` what goes straight to a target tensor, or to x where it is the
+// target. It is rounded by itself, and the caller adds it: added to a sum at once, as the trainer does it, a layer's
+// losses would have other bits.
 struct OutputLoss {
-    float square, dz, direct;
+    float own, dz, direct;
 };
 TOYKERN_DEVICE OutputLoss output_loss(const LayerParams& p, const AnyActivation<float>& output,
                                       const Activated<float>& a, float given, float importance) {
-    const float error = a.y - keep_bits(given, target_bits(p.target)), weighted = error * importance;
-    const float d = weighted * (float)(2.0 * p.loss_scale);
+    const AnyLoss loss = {p.loss_function};
+    const float error = a.y - keep_bits(given, target_bits(p.target)), back = loss.slope(error, importance);
+    const float d = back * (float)(loss.gradient() * p.loss_scale);
     const bool magnitude = p.target == (int32_t)Target::kMagnitude;
-    return {weighted * error, output.back(a.y, a.slope, d), magnitude ? with_sign_of(-d, given) : -d};
+    return {loss.add(error, back, importance, 0.0f), output.back(a.y, a.slope, d),
+            magnitude ? with_sign_of(-d, given) : -d};
 }
 TOYKERN_DEVICE float sign_of(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f; }
 

@@ -8,6 +8,7 @@
 #pragma once
 #include "common/optimizer_step.h"
 #include "common/records.h"
+#include "common/tensors.h"
 #include "cuda/small/room.cuh"
 #include "toykern/cuda.h"
 
@@ -26,9 +27,10 @@ struct SmallTask {
     const int64_t* seed;
     const float* importance;
     int64_t importance_stride;
-    float *encoder, *decoder, *bias;
-    bool rows_only;      // leave models alone whose batches are not drawn as rows
-    double mean_factor;  // the loss is the sum over samples and features times this; the gradient twice that
+    const float *encoder, *decoder, *bias;
+    bool rows_only;         // leave models alone whose batches are not drawn as rows
+    double mean_factor;     // the loss is the sum over samples and features times this
+    float gradient_factor;  // the gradient is the sum of what goes back times this
 };
 
 template <class Params>
@@ -44,11 +46,12 @@ SmallTask small_task(const Params& p, const Launch& launch) {
             p.seed,
             p.importance,
             p.importance_stride,
-            const_cast<float*>(p.encoder),
-            const_cast<float*>(p.decoder),
-            const_cast<float*>(p.bias),
+            tensor_of(p, Role::kEncoder).data,
+            tensor_of(p, Role::kDecoder).data,
+            tensor_of(p, Role::kBias).data,
             launch.rows_only,
-            toykern::mean_factor(p.network, p.batch_size)};
+            toykern::mean_factor(p.network, p.batch_size),
+            toykern::gradient_factor(p.network, p.batch_size)};
 }
 
 // Parameters and importance into shared memory; everything else there that a step relies on. Behind the barrier all
@@ -82,8 +85,7 @@ TOYKERN_DEVICE_CALL void load_model(Block b, SmallRoom room, const SmallTask& ta
     b.sync();
 }
 
-// Every parameter: its place in the rows of its set, in the caller's array, and which array (0 encoder, 1 decoder, 2
-// bias).
+// Every parameter: its place in the rows of its set, in the caller's array, and which of the caller's tensors.
 template <class F>
 TOYKERN_DEVICE void each_parameter(const Block& b, const SmallRoom& room, int64_t model, const F& f) {
     const SmallShape& s = room.s;
@@ -93,20 +95,20 @@ TOYKERN_DEVICE void each_parameter(const Block& b, const SmallRoom& room, int64_
             const int j = room.row_of(i), k = i - j * s.row;
             if (k > s.m) continue;
             if (k == s.m) {
-                f(i, model * n + j, 2, 0);
+                f(i, model * n + j, Role::kBias, 0);
                 continue;
             }
-            f(i, model * weights + k * n + j, 0, s.tied ? 0 : 1);
-            if (!s.tied) f(i, model * weights + j * s.m + k, 1, 0);
+            f(i, model * weights + k * n + j, Role::kEncoder, s.tied ? 0 : 1);
+            if (!s.tied) f(i, model * weights + j * s.m + k, Role::kDecoder, 0);
         }
     });
 }
 
 // Absent moments are zeros. A moment is read and written by the thread that puts it there, whatever the step.
 TOYKERN_DEVICE_CALL void load_moments(Block b, SmallRoom room, const TrainParams& p, int64_t model) {
-    each_parameter(b, room, model, [&](int i, int64_t at, int tensor, int set) {
-        for (int moment = 0; moment < 2; ++moment) {
-            const float* from = p.state[moment][tensor];
+    each_parameter(b, room, model, [&](int i, int64_t at, Role role, int set) {
+        for (int moment = 0; moment < kMostStates; ++moment) {
+            const float* from = tensor_of(p, role).state[moment];
             room.moments(moment, set)[i] = from ? from[at] : 0.0f;
         }
     });
@@ -115,11 +117,11 @@ TOYKERN_DEVICE_CALL void load_moments(Block b, SmallRoom room, const TrainParams
 
 // Parameters and moments back to where they came from.
 TOYKERN_DEVICE_CALL void store_model(Block b, SmallRoom room, const TrainParams& p, int64_t model) {
-    each_parameter(b, room, model, [&](int i, int64_t at, int tensor, int set) {
-        float* const to = tensor == 0 ? p.encoder : tensor == 1 ? p.decoder : p.bias;
-        if (to) to[at] = (set ? room.encoder() : room.decoder())[i];
-        for (int moment = 0; moment < 2; ++moment)
-            if (float* state = p.state[moment][tensor]) state[at] = room.moments(moment, set)[i];
+    each_parameter(b, room, model, [&](int i, int64_t at, Role role, int set) {
+        const TensorView& to = tensor_of(p, role);
+        if (to.data) to.data[at] = (set ? room.encoder() : room.decoder())[i];
+        for (int moment = 0; moment < kMostStates; ++moment)
+            if (float* state = to.state[moment]) state[at] = room.moments(moment, set)[i];
     });
 }
 
@@ -129,7 +131,7 @@ TOYKERN_DEVICE float empty_output(const SmallRoom& room, const SmallOptions<A>& 
     const float* row = room.decoder() + j * room.s.row + room.s.m;  // bias, importance
     float slope;
     const float y = o.output.value(row[0], slope);
-    return o.output.back(row[0], slope, add_squared_error(y, row[1], loss));
+    return o.output.back(row[0], slope, o.loss.add_to(loss, y, row[1]));
 }
 
 TOYKERN_DEVICE void update_parameter(const SmallRoom& room, const UpdateConstants& c, float& w, float g, int set,
@@ -152,7 +154,7 @@ TOYKERN_DEVICE_CALL bool finish_step(Block b, SmallRoom room, const TrainParams&
     const SmallOptions<A> o(p.network);
     const int size = s.n * s.row;
     const UpdateConstants c = update_constants(p, model, step, step_scale + 3 * (step - p.first_step));
-    const float scale = (float)(2.0 * task.mean_factor);
+    const float scale = task.gradient_factor;
     b.each([&](int t) {
         for (int i = t; i < size; i += s.threads()) {
             const int j = room.row_of(i), k = i - j * s.row;
@@ -163,18 +165,20 @@ TOYKERN_DEVICE_CALL bool finish_step(Block b, SmallRoom room, const TrainParams&
                 g += sum;
                 sum = 0.0f;
             }
-            if (k == s.m && !p.bias) continue;
+            if (k == s.m && !task.bias) continue;
             if (k == s.m && empty > 0.0f) {
                 float unused = 0.0f;  // the loss has them already
                 g = fused(empty_output(room, o, j, unused), empty, g);
             }
             g *= scale;
             if (p.connected && k < s.m) g = connected_gradient(p, step, (model * s.m + k) * (int64_t)s.n + j, g);
-            if (!p.frozen[k == s.m ? 2 : s.tied ? 0 : 1]) update_parameter(room, c, room.decoder()[i], g, 0, i);
+            const Role role = k == s.m ? Role::kBias : s.tied ? Role::kEncoder : Role::kDecoder;
+            if (!tensor_of(p, role).frozen) update_parameter(room, c, room.decoder()[i], g, 0, i);
             if (s.tied || k == s.m) continue;
             const float encoder_g = room.encoder_sum()[i];
             room.encoder_sum()[i] = 0.0f;
-            if (!p.frozen[0]) update_parameter(room, c, room.encoder()[i], encoder_g * scale, 1, i);
+            if (!tensor_of(p, Role::kEncoder).frozen)
+                update_parameter(room, c, room.encoder()[i], encoder_g * scale, 1, i);
         }
     });
     b.sync();  // a batch without any active unit has no other barrier before its empty samples read all biases

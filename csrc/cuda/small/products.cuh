@@ -75,7 +75,7 @@ TOYKERN_DEVICE float output_gradient(const SmallOptions<A>& o, float z, float ta
     float slope;
     const float y = o.output.value(z, slope);
     const float r = valid ? y - keep_bits(target, o.target_bits) : 0.0f;
-    return o.output.back(z, slope, add_squared_error(r, importance, loss));
+    return o.output.back(z, slope, o.loss.add_to(loss, r, importance));
 }
 
 // The codes of a sample in registers; the share's part of their gradient comes out of the same pass over the weights.

@@ -66,11 +66,13 @@ struct SmallRoom {
 template <class A>
 struct SmallOptions {
     A hidden, output;
+    AnyLoss loss;
     uint32_t target_bits;  // what of a target's bits counts: all but the sign for |x|
 
     TOYKERN_DEVICE explicit SmallOptions(const Network& net)
         : hidden(A::of(net.hidden_activation, net.hidden_option)),
           output(A::of(net.output_activation, net.output_option)),
+          loss{net.loss},
           target_bits(toykern::target_bits(net.target)) {}
 };
 

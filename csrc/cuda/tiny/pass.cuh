@@ -1,7 +1,7 @@
 // Forward and backward of one sample of a tied network whose shape is compiled in, all in one lane's registers.
 //
-//   h = f(W x), y = g(Wᵀ h + b), loss = Σ_j I_j (t_j − y_j)², half the gradients of W and b (the factor 2 and the mean
-//   are the update's)
+//   h = f(W x), y = g(Wᵀ h + b), loss = Σ_j I_j ρ(y_j − t_j), the gradients of W and b but for a factor (common/loss.h),
+//   which is the update's
 //
 // Layout     w [N][M]: all hidden units of a feature together
 // Limits     activations that are a floor (common/activation.h): none and ReLU; networks with others go to
@@ -29,13 +29,16 @@ struct TinySums {
 // The network's options as numbers that need no branch.
 struct PassOptions {
     FloorActivation<float> hidden, output;
+    AnyLoss loss;
     uint32_t target_bits;  // what a target keeps of x: all, or all but the sign
 };
 
 // On the host: a kernel has them in its parameters.
 inline PassOptions pass_options(const Network& net) {
     return {FloorActivation<float>::of(net.hidden_activation, net.hidden_option),
-            FloorActivation<float>::of(net.output_activation, net.output_option), toykern::target_bits(net.target)};
+            FloorActivation<float>::of(net.output_activation, net.output_option),
+            {net.loss},
+            toykern::target_bits(net.target)};
 }
 
 // Adds one sample to the sums, if it is `valid`. x is what the model sees, clean what the target is made from.
@@ -59,7 +62,7 @@ TOYKERN_DEVICE void tiny_pass(const TinyWeights<N, M>& p, const PassOptions& opt
         for (int k = 0; k < M; ++k) y = fused(p.w[j][k], h[k], y);
         const float target = keep_bits(clean[j], options.target_bits);
         const float r = valid ? options.output.value(y, slope) - target : 0.0f;
-        d[j] = options.output.back(y, slope, add_squared_error(r, p.importance[j], sums.loss));
+        d[j] = options.output.back(y, slope, options.loss.add_to(sums.loss, r, p.importance[j]));
         if constexpr (kGradient) {
             sums.b[j] += d[j];
             TOYKERN_UNROLL
@@ -84,9 +87,9 @@ TOYKERN_DEVICE void tiny_empty(const TinyWeights<N, M>& p, const PassOptions& op
     TOYKERN_UNROLL
     for (int j = 0; j < N; ++j) {
         float slope;
-        const float r = options.output.value(p.b[j], slope), weighted = count * (r * p.importance[j]);
-        sums.loss = fused(weighted, r, sums.loss);
-        if (kGradient) sums.b[j] += options.output.back(p.b[j], slope, weighted);
+        const float r = options.output.value(p.b[j], slope), back = count * options.loss.slope(r, p.importance[j]);
+        sums.loss = options.loss.add(r, back, count * p.importance[j], sums.loss);
+        if (kGradient) sums.b[j] += options.output.back(p.b[j], slope, back);
     }
 }
 

@@ -15,6 +15,7 @@
 #pragma once
 #include "common/optimizer_step.h"
 #include "common/records.h"
+#include "common/tensors.h"
 #include "cuda/tiny/frequent.cuh"
 #include "cuda/tiny/pass.cuh"
 #include "cuda/tiny/rare.cuh"
@@ -57,7 +58,8 @@ struct TinyTask {
     int64_t importance_stride;
     const int64_t* order;  // [K] or null
     PassOptions options;
-    double mean_factor;  // a batch's loss is its sum of errors times this
+    double mean_factor;     // a batch's loss is its sum of losses times this
+    float gradient_factor;  // its gradient is the sum of what goes back times this
 };
 
 template <class Params>
@@ -74,7 +76,8 @@ TinyTask tiny_task(const Params& p, const Launch& l, const int64_t* order) {
             p.importance_stride,
             order,
             pass_options(p.network),
-            toykern::mean_factor(p.network, p.batch_size)};
+            toykern::mean_factor(p.network, p.batch_size),
+            toykern::gradient_factor(p.network, p.batch_size)};
 }
 
 // How a model's batches are drawn. Those of other distributions are left alone: the small regime trains them.
@@ -227,6 +230,7 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
     Lane<bool> running;
     // The last pair may have one model. Its other half goes along with what never changes of model 0; it must not read
     // what its owner writes.
+    const TensorView &weights = tensor_of(p, Role::kEncoder), &biases = tensor_of(p, Role::kBias);
     const auto exists = [&](int lane) { return 2 * (int64_t)number + lane / kHalf < p.n_models; };
     w.each([&](int lane) {
         if (pair.alive(lane) && p.diverged_at[pair.model(lane)] >= 0) pair.drop(lane);
@@ -235,14 +239,14 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
         TOYKERN_UNROLL
         for (int o = 0; o < Shape::kOwned; ++o) {
             const int i = o * kHalf + lane % kHalf;
-            const auto load = [&](float* weights, float* biases) {
-                const float* from = pair.at(lane, i, weights, biases);
+            const auto load = [&](float* of_weights, float* of_biases) {
+                const float* from = pair.at(lane, i, of_weights, of_biases);
                 return exists(lane) && from && i < Shape::kParameters ? *from : 0.0f;
             };
             if (i < Shape::kRow)
-                pair.parameter(lane, i) = load(p.encoder, p.bias);  // past the last, which vectors reach, zeros
-            owned[lane].s1[o] = load(p.state[0][0], p.state[0][2]);
-            owned[lane].s2[o] = load(p.state[1][0], p.state[1][2]);
+                pair.parameter(lane, i) = load(weights.data, biases.data);  // past the last, which vectors reach, zeros
+            owned[lane].s1[o] = load(weights.state[0], biases.state[0]);
+            owned[lane].s2[o] = load(weights.state[1], biases.state[1]);
         }
     });
     w.sync();
@@ -275,8 +279,8 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
             TOYKERN_UNROLL
             for (int o = 0; o < Shape::kOwned; ++o) {
                 const int i = o * kHalf + lane % kHalf;
-                if (i >= parameters || p.frozen[i < N * M ? 0 : 2]) continue;
-                const float g = totals[lane].value[o] * (float)(2.0 * task.mean_factor);
+                if (i >= parameters || (i < N * M ? weights : biases).frozen) continue;
+                const float g = totals[lane].value[o] * task.gradient_factor;
                 float& parameter = pair.parameter(lane, i);
                 parameter = updated(c, parameter, g, owned[lane].s1[o], owned[lane].s2[o]);
             }
@@ -291,12 +295,12 @@ TOYKERN_DEVICE void train_tiny_pair(const Warp& w, const TrainParams& p, const T
         for (int o = 0; o < Shape::kOwned; ++o) {
             const int i = o * kHalf + lane % kHalf;
             if (i >= Shape::kParameters) continue;
-            const auto store = [&](float* weights, float* biases, float value) {
-                if (float* to = pair.at(lane, i, weights, biases)) *to = value;
+            const auto store = [&](float* of_weights, float* of_biases, float value) {
+                if (float* to = pair.at(lane, i, of_weights, of_biases)) *to = value;
             };
-            store(p.encoder, p.bias, pair.parameter(lane, i));
-            store(p.state[0][0], p.state[0][2], owned[lane].s1[o]);
-            store(p.state[1][0], p.state[1][2], owned[lane].s2[o]);
+            store(weights.data, biases.data, pair.parameter(lane, i));
+            store(weights.state[0], biases.state[0], owned[lane].s1[o]);
+            store(weights.state[1], biases.state[1], owned[lane].s2[o]);
         }
     });
 }
@@ -310,7 +314,7 @@ TOYKERN_DEVICE void evaluate_tiny_pair(const Warp& w, const EvaluateParams& p, c
     w.each([&](int lane) {
         sum[lane] = 0.0;
         for (int i = lane % kHalf; i < Shape::kRow; i += kHalf) {
-            const float* from = pair.at(lane, i, const_cast<float*>(p.encoder), const_cast<float*>(p.bias));
+            const float* from = pair.at(lane, i, tensor_of(p, Role::kEncoder).data, tensor_of(p, Role::kBias).data);
             pair.parameter(lane, i) = from ? *from : 0.0f;
         }
     });

@@ -35,8 +35,8 @@ struct EntrySink {
     void* context;
 };
 
-// A training loop for a class of shapes. Sizes in bytes.
-struct RegimeTable {
+// A regime: the loop that a class of shapes is given to, here of the trainer. Sizes in bytes.
+struct TrainRegime {
     const char* name;
     size_t (*shared_bytes)(const Network&, int64_t batch_size);
     size_t (*worker_bytes)(const Network&, const Distribution&);
@@ -44,8 +44,8 @@ struct RegimeTable {
     void (*evaluate)(const EvaluateParams&, void* shared, void* worker, const Queue&);
 };
 
-// A loop of the autoencoder layer. `entries`: the most that one model's input has, where it comes as entries.
-struct LayerTable {
+// A regime of the fused layer. `entries`: the most that one model's input has, where it comes as entries.
+struct LayerRegime {
     const char* name;
     int group;  // neighbouring models that the queue hands out as one
     size_t (*shared_bytes)(const LayerParams&, int64_t entries);
@@ -57,7 +57,7 @@ struct LayerTable {
 struct LevelTable {
     const char* name;
     int lanes;
-    RegimeTable (*pick_regime)(const Network&);
+    TrainRegime (*pick_regime)(const Network&);
     int (*batch_parts)(const Network&, int64_t batch_size);
     size_t (*sample_bytes)(const Distribution&);
     void (*sample_rows)(const SampleParams&, int64_t model, void* memory);
@@ -68,7 +68,7 @@ struct LevelTable {
     uint32_t (*spin_words)(int64_t rounds, int64_t* words);
     const SparseKernels* (*sparse_kernels)();  // [3] in the order of Scalar
     const ChoiceKernels* (*choice_kernels)();
-    LayerTable (*pick_layer)(const LayerParams&);
+    LayerRegime (*pick_layer_regime)(const LayerParams&);
     bool (*entries_hold)(const int64_t* row_start, int64_t first, int64_t last, const int32_t* feature, int64_t entries,
                          int64_t n_features);
 };
@@ -105,7 +105,7 @@ void train(const TrainParams& params);
 void evaluate(const EvaluateParams& params);
 void sample(const SampleParams& params, int threads);
 
-const char* layer_loop(const LayerParams& params);
+const char* layer_regime(const LayerParams& params);
 void run_layer(const LayerParams& params);
 
 // What is wrong with entries by row: a word for it ("" if nothing is), and in which row.

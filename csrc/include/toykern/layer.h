@@ -22,6 +22,7 @@ struct LayerParams {
     bool tied;                                     // decoder = encoderᵀ
     int32_t hidden_activation, output_activation;  // Activation
     double hidden_option, output_option;           // what the activation takes, if it takes something
+    int32_t loss_function;                         // Loss
     int32_t target;                                // Target
     int64_t top_k;                                 // hidden units kept by kTopK
     int64_t n_models, batch, n_features, n_hidden;
@@ -47,7 +48,7 @@ struct LayerParams {
     int64_t importance_stride;
     const void* l1;  // T [K | 1] weight of Σ |h| in the loss of a sample; null: none
     int64_t l1_stride;
-    double loss_scale;  // of the sum of squared errors: 1 / (B n) or 1 / B
+    double loss_scale;  // of the sum of the losses of outputs: 1 / (B n) or 1 / B
     double l1_scale;    // of the sum of |h|: 1 / B
 
     void* output;  // T [K, B, n] (kForward); the saved output (kBackward, null where it must be computed again)

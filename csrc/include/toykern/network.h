@@ -1,8 +1,8 @@
 // What one model is and what its loss is: options, not kernels. The trainer, the layer and both backends read the same
-// numbers.
+// numbers. Python knows the names alone, which stand beside the numbers here (`_native.numbers`).
 //
-// A new activation is a number here, a struct in common/activation.h and a row of the Python table
-// (docs/adding_an_option.md).
+// A new activation is a number and a name here, a struct in common/activation.h and a row of the Python table; a new
+// loss the same in common/loss.h (docs/adding_an_option.md).
 #pragma once
 #include <cstdint>
 
@@ -16,9 +16,22 @@ enum class Activation : int32_t {
     kLeakyRelu = 4,  // its option: the slope below 0
     kSoftplus = 5,
 };
-constexpr int32_t kActivations = 6;
+constexpr const char* kActivationNames[] = {"none", "relu", "topk", "gelu", "leaky_relu", "softplus"};
+
+enum class Loss : int32_t { kSquaredError = 0 };
+constexpr const char* kLossNames[] = {"squared_error"};
 
 enum class Target : int32_t { kInput = 0, kMagnitude = 1, kTensor = 2 };  // x, |x|, or what the layer is given
+constexpr const char* kTargetNames[] = {"identity", "abs", "tensor"};
+
+// A mean over the batch and all features, or over the batch of a sum over features.
+enum class Reduction : int32_t { kMean = 0, kSum = 1 };
+constexpr const char* kReductionNames[] = {"mean", "sum"};
+
+// What a tensor is to the mathematics.
+enum class Role : int32_t { kEncoder = 0, kDecoder = 1, kBias = 2 };
+constexpr const char* kRoleNames[] = {"encoder", "decoder", "bias"};
+constexpr int32_t kRoles = sizeof(kRoleNames) / sizeof(*kRoleNames);
 
 struct Network {
     int64_t n_features, n_hidden;
@@ -26,8 +39,9 @@ struct Network {
     int32_t hidden_activation, output_activation;     // Activation
     double hidden_option = 0.0, output_option = 0.0;  // what the activation takes, if it takes something
     bool has_bias;                                    // of the outputs
+    int32_t loss;                                     // Loss
     int32_t target;                                   // Target
-    bool loss_sum;                                    // sum over features, mean over batch; else mean over both
+    int32_t reduction;                                // Reduction
     bool sparse;  // not all connections exist (TrainParams::connected). Tied networks
 };
 

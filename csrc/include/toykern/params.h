@@ -13,8 +13,10 @@ namespace toykern {
 constexpr int kStreamVersion = 1;
 
 enum class Magnitude : int32_t { kUniform = 0, kSymmetric = 1, kHalfNormal = 2, kConstant = 3 };
+constexpr const char* kMagnitudeNames[] = {"uniform", "symmetric", "half_normal", "constant"};
 enum class UnitKind : uint8_t { kSingle = 0, kCorrelated = 1, kExclusive = 2 };
 enum class Purpose : uint32_t { kTraining = 0, kEvaluation = 1 };
+constexpr const char* kPurposeNames[] = {"training", "evaluation"};
 
 // Whether a call is to end before its work is done; kernels ask between batches. Without `asked` it never is.
 struct Stop {
@@ -51,6 +53,24 @@ struct SampleParams {
 };
 
 enum class Optimizer : int32_t { kSGD = 0, kAdam = 1, kAdamW = 2 };
+constexpr const char* kOptimizerNames[] = {"SGD", "Adam", "AdamW"};
+// What each keeps of a parameter, by PyTorch's names: its list of states, in the order of TensorView::state.
+constexpr int kMostStates = 2;
+constexpr const char* kStateNames[][kMostStates] = {
+    {"momentum_buffer", nullptr}, {"exp_avg", "exp_avg_sq"}, {"exp_avg", "exp_avg_sq"}};
+
+// A model's part of a tensor: a matrix (a bias has one row), and the elements of the tensors that stand before it in
+// the table. common/tensors.h has those of a network.
+struct TensorShape {
+    int64_t rows, columns, offset;
+};
+// A tensor of all models as the caller holds it. Kernels find it by its role, and its states in the order above.
+struct TensorView {
+    float* data;                // [K, rows, columns]; null: the network has none
+    float* state[kMostStates];  // [K, rows, columns] the optimiser's; null where it keeps none
+    TensorShape shape;
+    bool frozen;  // it and its states stay as they are
+};
 
 // A stretch of training, steps [first_step, first_step + steps) of K models, in place.
 struct TrainParams {
@@ -61,11 +81,7 @@ struct TrainParams {
     const float* importance;    // [K | 1, n]
     int64_t importance_stride;  // n, or 0
 
-    float* encoder;      // [K, m, n]
-    float* decoder;      // [K, n, m]; null when tied
-    float* bias;         // [K, n]; null without bias
-    bool frozen[3];      // encoder, decoder, bias: it and its state stay as they are
-    float* state[2][3];  // first and second moment (or momentum) of encoder, decoder, bias; null where absent
+    TensorView tensors[kRoles];  // by Role
     // With network.sparse. Where there is no connection, weight and state are 0 when the call begins, and stay so.
     const uint8_t* connected;  // [K, m, n] 1 where a connection exists, else 0
     float* gradient;  // [K, m, n] written by the last step: its gradient, where there is no connection too; null: not
@@ -101,10 +117,8 @@ struct EvaluateParams {
     const int64_t* seed;      // [K]
     const float* importance;  // [K | 1, n]
     int64_t importance_stride;
-    const float* encoder;  // as above
-    const float* decoder;
-    const float* bias;
-    double* loss;  // [K]
+    TensorView tensors[kRoles];  // by Role; only read, and without states
+    double* loss;                // [K]
     int threads;
     Stop stop;  // the CPU's kernels ask it
 };
