@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import FIT_ACTIVATIONS, FIT_ACTIVATIONS_LARGE, FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
+from cases import (
+    FIT_ACTIVATIONS,
+    FIT_ACTIVATIONS_LARGE,
+    FIT_CASES,
+    FIT_LARGE,
+    FIT_LONG,
+    MAGNITUDES,
+    FitCase,
+)
 from kit import data_of, model_of, tensors_of
 
 import toykern as tk
@@ -44,6 +52,17 @@ VARIED = [*TINY, *SMALL, *LARGE]
 OTHER_TINY = [BY_NAME[name] for name in ("3,1", "4,2 batch 33", "6,2")]
 NOTHING_ACTIVE = FitCase("129,1 nothing active", 129, 1, 0.0, 40, steps=20)
 LARGE_TILES = FitCase("1100,33 large tiles", 1100, 33, 1e-5, 1800, n_models=1, steps=2)
+# The same tiles full of rows, and those of the weights' products, which one model fills only if it is large.
+LONGEST = [
+    FitCase("1100,33 longest, noise", 1100, 33, 0.02, 1800, n_models=1, features={"noise": 0.05}),
+    FitCase("1100,33 longest", 1100, 33, 0.005, 1800, n_models=1),
+    FitCase(
+        "4300,257 longest", 4300, 257, 0.03, 12, n_models=1, tied=False,
+        network={"hidden_activation": "relu", "output_activation": "none"},
+        optimizer=tk.SGD(lr=0.01, momentum=0.9),
+    ),
+    FitCase("700,30 longest", 700, 30, 0.01, 40, n_models=1, optimizer=tk.SGD(lr=0.01, momentum=0.9)),
+]  # fmt: skip
 # Of the small regime, every size of the pieces that the decoder's gradient is cut into
 # (csrc/cuda/small/shape.h): 2 to 4 features by 5 to 8 hidden rows, most of them with a piece that is not
 # full; by both kinds of activation.
@@ -58,20 +77,29 @@ PIECES = [
         (256, 18), (127, 42),
     )
 ]  # fmt: skip
+
+
 # Of the tiny regime, every shape by every way to draw and every magnitude; of the small one, every m that
 # has a kernel of its own, by rows that several warps share and by columns of more entries than the list
 # takes.
+def _falling(n: int, first: float, last: float) -> np.ndarray:
+    """Probabilities of three models: of all features, of all but the last, of the first half of them."""
+    p = np.linspace(first, last, n) * np.ones((3, 1))
+    p[1, n - 1 :] = p[2, (n + 1) // 2 :] = 0
+    return p
+
+
 _DRAWS = (
-    ("rare", lambda n: 0.05, "constant", {"hidden_activation": "relu"}),
-    ("rare, each its own", lambda n: np.linspace(0.12, 0.004, n), "symmetric", {"output_activation": "none"}),
-    ("rare half-normal", lambda n: np.linspace(0.01, 0.1, n), "half_normal", {}),
-    ("frequent", lambda n: 0.4, "constant", {"hidden_activation": "relu"}),
+    ("rare", lambda n: 0.05, "constant", {"hidden_activation": "relu", "bias": False}),
+    ("rare, each its own", lambda n: _falling(n, 0.12, 0.004), "symmetric", {"output_activation": "none"}),
     (
-        "frequent, each its own",
-        lambda n: np.linspace(0.2, 1.0, n),
-        "symmetric",
-        {"output_activation": "none"},
+        "rare half-normal",
+        lambda n: np.outer((1, 0.03, 0.001), np.linspace(0.03, 0.1, n)),
+        "half_normal",
+        {},
     ),
+    ("frequent", lambda n: 0.4, "constant", {"hidden_activation": "relu", "bias": False}),
+    ("frequent, each its own", lambda n: _falling(n, 1.0, 0.2), "symmetric", {"output_activation": "none"}),
     ("frequent half-normal", lambda n: np.linspace(0.9, 0.13, n), "half_normal", {}),
 )
 EVERY_TINY = [
@@ -90,7 +118,26 @@ EVERY_SMALL = [
         ("by rows", 83, lambda n: np.linspace(0.3, 0.9, n), 70),
         ("by columns", 41, lambda n: np.linspace(0.02, 0.12, n), 700),
     )
-]
+]  # fmt: skip
+# Of networks with other activations the same two, evaluated too; exclusive members of unequal probability.
+SHARED_BY_WARPS = [
+    FitCase(
+        "83,20 gelu by rows", 83, 20, 0.5, 40, n_models=1, steps=3, network={"hidden_activation": "gelu"}
+    ),
+    FitCase(
+        "83,20 softplus by columns", 83, 20, 0.02, 90, n_models=1, steps=3,
+        network={"output_activation": "softplus"},
+    ),
+    *(
+        FitCase(
+            f"20,9 unequal {magnitude}", 20, 9, np.resize((0.02, 0.3, 0.2, 0.25, 0.04), 20), 60, steps=3,
+            anticorrelated=((0, 1, 2), (5, 8, 9, 10)), features={"magnitude": magnitude},
+        )
+        for magnitude in MAGNITUDES
+    ),
+]  # fmt: skip
+_GELU = {"hidden_activation": "gelu", "output_activation": "gelu"}
+_LEAKY = {"hidden_activation": "leaky_relu", "output_activation": "softplus", "negative_slope": 0.25}
 # Of the large regime, what the draw knows: groups, exclusive ones of unequal members, rare and frequent
 # features.
 LARGE_DATA = [
@@ -100,10 +147,11 @@ LARGE_DATA = [
     )
     for name, p, magnitude, groups in (
         ("groups", (0.03, 0.4, 0.02, 0.4, 0.03, 0.02, 0.001, 0.2), "half_normal",
-         {"correlated": ((0, 4), (1, 3)), "anticorrelated": ((2, 5),)}),
+         {"correlated": ((0, 4), (1, 3)), "anticorrelated": ((2, 5),), "network": _GELU}),
         ("groups, rare", (0.003, 0.004, 0.002, 0.004, 0.003, 0.002), "symmetric",
-         {"correlated": ((0, 6), (1, 7, 13)), "anticorrelated": ((2, 3, 5), (4, 10))}),
-        ("rare and frequent", (0.001, 0.3, 0.05, 1.0), "constant", {}),
+         {"correlated": ((0, 6), (1, 7, 13)), "anticorrelated": ((2, 3, 5), (4, 10)), "network": _LEAKY}),
+        ("rare and frequent", (0.001, 0.3, 0.05, 1.0), "constant",
+         {"optimizer": tk.SGD(lr=0.01, momentum=0.9, nesterov=True)}),
         ("rare, each its own", (0.001, 0.02, 0.05, 0.0), "half_normal", {"tied": False}),
     )
 ]  # fmt: skip

@@ -238,7 +238,7 @@ def test_the_tests_go_on_in_another_process_where_one_lost_its_gpu_or_died(tmp_p
         (0, {"b": "skipped"}, False, "1 skipped"),
         (5, {}, False, "no test was run"),
         (1, {"a": "passed", "b": "error"}, False, "1 error, 1 passed"),
-        (124, {"a": "passed", "b": "begun"}, False, "1 begun, 1 passed, exit status 124"),
+        (124, {"a": "passed", "b": "begun"}, False, "1 begun, 1 passed, exit status 124, cut off in b"),
         (3, {}, False, "no test was run, exit status 3"),
     ],
 )
@@ -251,6 +251,7 @@ def test_tests_are_counted_even_if_they_were_cut_short(monkeypatch, code, states
     monkeypatch.setattr(gpu_check, "run", run)
     outcome = gpu_check.tests(60, RECORD, ["tests/x.py"])
     assert (outcome["passed"], outcome["summary"]) == (passed, summary)
+    assert outcome["failed"] == ["b"] * ("error" in states.values())  # what the limit cut off has not failed
 
 
 # Those that take few seconds; TOYKERN_GPU_TESTS_ON=cpu pytest -m gpu tests/test_gpu_*.py tries them all.

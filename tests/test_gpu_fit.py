@@ -16,9 +16,11 @@ from gpu_kit import (
     LARGE,
     LARGE_DATA,
     LARGE_TILES,
+    LONGEST,
     NOTHING_ACTIVE,
     OTHER_TINY,
     PIECES,
+    SHARED_BY_WARPS,
     SMALL,
     TINY,
     VARIED,
@@ -39,7 +41,7 @@ import toykern as tk
 from toykern import reference
 
 pytestmark = pytest.mark.gpu
-EVALUATED = [*FIT_CASES, *FIT_LARGE, *FIT_LONG, LARGE_TILES, *LARGE_DATA, *ACTIVATIONS]
+EVALUATED = [*FIT_CASES, *FIT_LARGE, *FIT_LONG, LARGE_TILES, *LONGEST, *LARGE_DATA, *ACTIVATIONS]
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +51,10 @@ def _one_thread():
 
 def test_the_cases_reach_every_regime():
     assert [device_regime(model_of(c), c.batch_size) for c in ACTIVATIONS] == ["small"] * 3 + ["large"]
-    others = ([NOTHING_ACTIVE, *PIECES, *EVERY_SMALL], "small"), ([LARGE_TILES, *LARGE_DATA], "large")
+    others = (
+        ([NOTHING_ACTIVE, *PIECES, *EVERY_SMALL, *SHARED_BY_WARPS], "small"),
+        ([LARGE_TILES, *LONGEST, *LARGE_DATA], "large"),
+    )
     tiny = [*TINY, *OTHER_TINY, *EVERY_TINY]
     for cases, regime in ((tiny, "tiny"), (SMALL, "small"), (LARGE, "large"), *others):
         for case in cases:
@@ -73,7 +78,11 @@ def test_twenty_steps_of_large_models_follow_the_reference(case: FitCase):
     assert max(errors.values()) <= TRAJECTORY, errors
 
 
-@pytest.mark.parametrize("case", [*VARIED, *OTHER_TINY, *EVERY_TINY, NOTHING_ACTIVE, *ACTIVATIONS], ids=ids)
+@pytest.mark.parametrize(
+    "case",
+    [*VARIED, *OTHER_TINY, *EVERY_TINY, NOTHING_ACTIVE, LARGE_TILES, *SHARED_BY_WARPS, *ACTIVATIONS],
+    ids=ids,
+)
 def test_evaluation_is_that_of_the_reference(case: FitCase):
     losses = []
     data = data_of(case)

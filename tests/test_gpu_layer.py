@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -37,6 +38,8 @@ PRODUCTS = [
         ("|x|", False, {"output_activation": "gelu"}, {"target": "abs"}),
     )
 ]  # fmt: skip
+MANY = {"hidden_activation": "topk", "top_k": 7, "hidden_bias": True}
+PRODUCTS.append(LayerCase("large, top-k of many", 40, 1300, 1, 9, 0.3, True, MANY, {"l1": 0.25}))
 each_case = pytest.mark.parametrize("case", [*LAYER_CASES, *PRODUCTS], ids=lambda case: case.name)
 
 # Each way, tied or not: small, and large by products; sizes that no tile divides.
@@ -121,6 +124,25 @@ def test_bits_of_a_small_model_do_not_depend_on_its_neighbours():
     stack = run(model, x)
     alone = run(model[7], x[7:8])
     assert all(same_bits(a[7:8], b) for a, b in zip(stack, alone, strict=True))
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "entries"])
+def test_what_is_not_a_number_stays_with_its_model(case, dtype, sparse):
+    case = dataclasses.replace(case, n_models=2, batch_size=min(case.batch_size, 65))
+    model, x = inputs(case, dtype)
+    given = tk.SparseBatch.from_dense(x) if sparse else x
+    before = run(model, given)
+    with torch.no_grad():
+        x[1] = torch.where(x[1] != 0, torch.nan, 0)
+        given = tk.SparseBatch.from_dense(x) if sparse else x
+        output = model(given)
+    after = run(model, given)
+    for a, b in zip(before, after, strict=True):
+        assert same_bits(a[0], b[0]) and not bool(a.isnan().any())
+    assert bool(output[1].isnan().any()) and not bool(output[0].isnan().any())
+    assert bool(after[0][1].isnan()) and all(bool(gradient[1].isnan().any()) for gradient in after[1:])
 
 
 @on_cuda
@@ -235,10 +257,11 @@ def test_opcheck(case, sparse):
 
 
 @on_cuda
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_few_active_outputs_are_taken_one_by_one(dtype, monkeypatch):
+def test_few_active_outputs_are_taken_one_by_one(dtype, tied, monkeypatch):
     """A bias far below 0 leaves few outputs on; both ways give the same gradients."""
-    case = LayerCase("few", 2048, 130, 1, 200, 0.02)
+    case = LayerCase("few", 2048, 130, 1, 200, 0.02, tied)
     model, x = inputs(case, dtype)
     with torch.no_grad():
         model.bias.fill_(-model.forward(x).std() * 4)

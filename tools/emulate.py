@@ -70,7 +70,7 @@ CORE = [  # the longest first
         "fit",
         (
             FIT, "-k",
-            "not warm and not twenty_steps and not largest and not 000"
+            "not warm and not twenty_steps and not largest and not longest and not 000"
             " and not (is_that and (active or deep or noise))",
         ),
         steps=8,

@@ -105,8 +105,7 @@ struct LargeOutput {
             b.each([&](int thread) {
                 if (thread == 0) t.loss_sums[block] = sums[0];
             });
-            b.sync();  // the sum is taken before shared memory is used again
-        }
+        }  // No barrier: thread 0 alone reads the sum, and writes the next one there.
         if (t.active) {  // at most 8,192 a block: exact
             sum_of_block(b, active, sums);
             b.each([&](int thread) {
