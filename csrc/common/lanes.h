@@ -70,7 +70,7 @@ TOYKERN_MATHS double fmadd(double a, double b, double c) {  // for sums of a dev
 #if defined(__CUDA_ARCH__)
     return fma(a, b, c);
 #else
-    return __builtin_fma(a, b, c);
+    return fused_on_host(a, b, c);
 #endif
 }
 TOYKERN_MATHS float fsqrt(float a) {
