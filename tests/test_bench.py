@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench import bench_sweep
 from bench import record as bench_record
 from bench.measure import Timing
 from bench.peers import CONTENDERS, NOTEBOOK, OURS, PEERS, PLAIN, Variant
@@ -65,6 +66,14 @@ def _reference_steps(problem: Problem, batches: np.ndarray) -> tuple[np.ndarray,
             change = first[i] / (1 - 0.9**step) / (np.sqrt(second[i] / (1 - 0.999**step)) + 1e-8)
             parameters[i] = parameters[i] - 1e-3 * change
     return parameters[0], parameters[1], np.mean(losses, axis=0)
+
+
+def test_a_sweep_is_measured_beside_its_training() -> None:
+    line = bench_sweep.measure(0.0, chunks=2, repeats=1)
+    (run,) = line["runs"]
+    assert line["steps"] == bench_sweep.RECORDS and 0 < run["inside"] < run["sweep"] and run["alone"] > 0
+    line["runs"] = [{"sweep": 2.1, "inside": 2.0, "alone": 2.0}] * 3
+    assert bench_sweep.row(line) == "| 1.00 s | 50.0 ms | 5.00% | +5.00% |"
 
 
 def _batches(steps: int, problem: Problem) -> np.ndarray:

@@ -178,6 +178,28 @@ def test_a_map_of_a_growing_sweep_is_grey_where_nothing_is_yet(done, tmp_path, m
     assert np.array_equal(atlas.map(view).values, whole.map(view).values)
 
 
+def test_what_an_extended_sweep_had_before_is_on_the_map(tmp_path):
+    def by_point(points, index):
+        return {**plan(points, points.seed), "seed": points.seed}
+
+    def failing(run, points, index):
+        raise RuntimeError("stop here")
+
+    few = tk.grid(density=DENSITY, importance=IMPORTANCE, seed=[0, 2])
+    settings = {"steps": 6, "batch_size": 16, "record_every": 2, "progress": False}
+    small = tk.sweep(few, by_point, tmp_path / "s.zarr", **settings)
+    loss = small.read("loss")[..., -1]
+    with pytest.raises(RuntimeError, match="stop here"):
+        tk.sweep(GRID, by_point, small.path, extend=True, chunk=30, measure=failing, **settings)
+    atlas = Atlas(tk.open_sweep(small.path))
+    read_whole(atlas, "loss")
+    assert atlas.progress[0] == 0
+    shown = atlas.map(View("seed", "density", "loss", None, {"importance": 1}))
+    assert np.array_equal(shown.values[:, [0, 2]], loss[:, 2]) and (shown.number[:, [1, 3]] == -1).all()
+    assert np.isnan(shown.values[:, [1, 3]]).all()
+    assert atlas.details(int(shown.number[1, 2])).loss[-1] == loss[1, 2, 1]
+
+
 def test_a_large_sweep_has_a_coarser_map(done):
     atlas = Atlas(done, models=20)
     assert atlas.coarse == (2, 1, 2)

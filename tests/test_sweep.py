@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,6 +130,27 @@ def test_records_and_snapshots_are_kept(tmp_path):
         assert found[name].dims == expected[name].dims
         assert np.array_equal(found[name], expected[name])
     assert found["snapshot"].values.tolist() == [0, 4]
+
+
+def test_pieces_are_those_that_zarr_writes(tmp_path):
+    options = {"record": ("loss", "feature_dimensionality"), "snapshots": [0, 4]}
+    done = swept(tmp_path / "s.zarr", chunk=7, **options)  # the last chunk along an axis is smaller
+    shapes = set()
+    for entry in (*done.attributes["manifest"], done.mark_entry):
+        name = entry["path"]
+        ours = zarr.open_array(done.path / name, mode="r")
+        theirs = zarr.create_array(
+            tmp_path / "theirs.zarr", name=name, shape=ours.shape, dtype=ours.dtype, chunks=ours.chunks,
+            compressors=ours.compressors, fill_value=ours.fill_value, config={"write_empty_chunks": True},
+        )  # fmt: skip
+        theirs[...] = ours[...]
+        files = [file for file in (tmp_path / "theirs.zarr" / name / "c").rglob("*") if file.is_file()]
+        shapes.add(ours.shape)
+        for file in files:
+            written = done.path / file.relative_to(tmp_path / "theirs.zarr")
+            assert written.read_bytes() == file.read_bytes(), written
+        assert len(files) == sum(file.is_file() for file in (done.path / name / "c").rglob("*"))
+    assert len(shapes) > 4
 
 
 # Going on

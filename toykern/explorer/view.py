@@ -196,7 +196,7 @@ class _MapFigure:
     def __init__(self) -> None:
         self.figure = figure(
             width=_SIDE + 90, height=_SIDE, tools="pan,wheel_zoom,box_zoom,reset", name="map",
-            background_fill_color=_EMPTY, output_backend="canvas",
+            background_fill_color=_EMPTY, x_range=(-0.5, 0.5), y_range=(-0.5, 0.5),
         )  # fmt: skip
         self.figure.grid.visible = False
         self.figure.toolbar.logo = None
@@ -243,8 +243,8 @@ class _MapFigure:
         axes = (view.across, view.up, columns, rows)
         if axes != self._axes:  # what was zoomed in on is of no meaning any more
             self._axes = axes
-            self.figure.x_range.update(start=-0.5, end=columns - 0.5)
-            self.figure.y_range.update(start=-0.5, end=rows - 0.5)
+            _stretch(self.figure.x_range, -0.5, columns - 0.5)
+            _stretch(self.figure.y_range, -0.5, rows - 0.5)
             _label(self.figure.xaxis[0], view.across, self.shown.across)
             _label(self.figure.yaxis[0], view.up or "", self.shown.up)
             self._mark.data = {"x": [], "y": []}
@@ -283,7 +283,6 @@ class _ModelFigures:
         self._shade = LinearColorMapper(palette, low=-1, high=1)
         self.gram.image("image", x="at", y="at", dw="n", dh="n", source=self._gram, color_mapper=self._shade)
         self.gram.add_layout(ColorBar(color_mapper=self._shade, width=10), "right")
-        self.gram.y_range.flipped = True
         self.norm = _small("norm ‖Wᵢ‖", "norm", width=_SMALL)
         self.norm.vbar("feature", top="norm", width=0.8, source=self._features, color=BLUE)
         self.norm.add_layout(Span(location=1.0, dimension="width", line_color=GREY, line_dash="dotted"))
@@ -298,7 +297,7 @@ class _ModelFigures:
                 x_offset=2, text_baseline="top" if name == "antiprism" else "bottom",
             )  # fmt: skip
         self.share.scatter("feature", "dimensionality", source=self._features, size=7, color=VERMILLION)
-        self.share.y_range.update(start=0.0, end=1.1)
+        _stretch(self.share.y_range, 0.0, 1.1)
         for each in (self.plane, self.side, self.norm, self.share):
             each.add_tools(
                 HoverTool(tooltips=[("feature", "@feature"), ("norm", "@norm{0.0000}"),
@@ -336,21 +335,21 @@ class _ModelFigures:
         reach = max(1.0, float(np.abs(gram).max()))
         self._shade.update(low=-reach, high=reach)
         self._gram.data = {"image": [gram.astype(np.float32)], "n": [n], "at": [-0.5]}
-        self.gram.x_range.update(start=-0.5, end=n - 0.5)
-        self.gram.y_range.update(start=-0.5, end=n - 0.5)
+        _stretch(self.gram.x_range, -0.5, n - 0.5)
+        _stretch(self.gram.y_range, n - 0.5, -0.5)
         for each in (self.norm, self.share):
-            each.x_range.update(start=-0.5, end=n - 0.5)
-        self.norm.y_range.update(start=0.0, end=max(1.15, 1.05 * float(norm.max())))
+            _stretch(each.x_range, -0.5, n - 0.5)
+        _stretch(self.norm.y_range, 0.0, max(1.15, 1.05 * float(norm.max())))
         far = 1.2 * max(1.0, float(np.abs(along).max()))
         for each in (self.plane, self.side):
-            each.x_range.update(start=-far, end=far)
-            each.y_range.update(start=-far, end=far)
+            _stretch(each.x_range, -far, far)
+            _stretch(each.y_range, -far, far)
         what = "principal direction" if principal else "hidden dimension"
         for each, k in ((self.plane, 2), (self.side, 3)):
             each.xaxis[0].axis_label, each.yaxis[0].axis_label = f"{what} 1", f"{what} {k}"
 
     def _plane(self, title: str, x: str, xs: str, y: str, ys: str, name: str) -> Any:
-        made = _small(title, name, width=_SMALL, match_aspect=True)
+        made = _small(title, name, width=_SMALL, frame_width=_SMALL - 80, frame_height=_SMALL - 80)
         turn = np.linspace(0, 2 * np.pi, 100)
         made.line(np.cos(turn), np.sin(turn), color=GREY, line_dash="dotted")
         made.multi_line(xs, ys, source=self._spokes, color=GREY)
@@ -362,7 +361,14 @@ class _ModelFigures:
 _FEATURE = ("x", "y", "z", "feature", "norm", "bias", "dimensionality", "shade", "label")
 
 
+def _stretch(along: Any, start: float, end: float) -> None:
+    """Let a range go from here to there, also when it is reset."""
+    along.update(start=start, end=end, reset_start=start, reset_end=end)
+
+
 def _small(title: str, name: str, **options: Any) -> Any:
+    if name != "loss":  # that one follows its data
+        options = {"x_range": (-1.0, 1.0), "y_range": (-1.0, 1.0), **options}
     made = figure(
         title=title, height=_SMALL - 60 if name not in ("plane", "side", "gram") else _SMALL, name=name,
         tools="pan,wheel_zoom,reset", toolbar_location=None, **options,
