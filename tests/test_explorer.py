@@ -253,7 +253,7 @@ def test_damage_is_said_and_the_rest_is_shown(tmp_path):
         atlas.details(12)
     (tmp_path / "s.zarr").rename(tmp_path / "t.zarr")
     gone = Atlas(done)
-    assert gone.advance("loss") and "missing" in gone.problem
+    assert gone.advance("loss") and "s.zarr is gone" in gone.problem
 
 
 # One model

@@ -458,6 +458,7 @@ def test_a_damaged_store_is_not_merged(tmp_path):
     assert os.listdir(tmp_path) == ["a.zarr"]
 
 
+@pytest.mark.filterwarnings("ignore:the sweep in .* was begun with another")
 def test_old_sweeps_are_extended(tmp_path):
     with tarfile.open(Path(__file__).parent / "data" / "sweep_of_version_2.tar.xz") as kept:
         kept.extractall(tmp_path, filter="data")
