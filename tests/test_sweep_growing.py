@@ -135,7 +135,7 @@ def test_an_extended_sweep_has_the_bits_of_one_made_so(
     )  # nothing to do any more
 
 
-@settings(max_examples=4, phases=[Phase.generate])  # a store takes a while
+@settings(max_examples=2, phases=[Phase.generate])  # a store takes a while
 @given(st.data())
 def test_any_part_of_a_grid_grows_into_the_whole(tmp_path_factory, whole, data):
     folder = tmp_path_factory.mktemp("grows")
@@ -352,7 +352,7 @@ def test_a_merged_sweep_has_the_bits_of_one_made_so(first, second, chunk, whole,
     assert contents(tk.open_sweep(paths[0])) == whole
 
 
-@settings(max_examples=4, phases=[Phase.generate])
+@settings(max_examples=2, phases=[Phase.generate])
 @given(st.data())
 def test_any_stores_along_one_axis_merge_whatever_is_finished(tmp_path_factory, whole, data):
     folder = tmp_path_factory.mktemp("merges")
