@@ -394,8 +394,31 @@ FIT_LONG = [
     _fit("batch 20000", 30, 12, 0.05, 20_000),
 ]
 
+# Linear codes and rare features where the Gram form pays (csrc/cpu/resident/gram.inl): panels of outputs,
+# parts of a batch, samples with one entry and with more than are told apart, groups.
+FIT_GRAM = [
+    _fit("gram", 40, 20, 0.03, 256),
+    _fit("gram, untied", 40, 20, 0.03, 256, tied=False),
+    _fit("gram, panels and parts", 150, 30, 0.02, 400, steps=60),
+    _fit("gram, more entries than are told apart", 120, 60, 0.12, 300, steps=30, n_models=1, tied=False),
+    _fit(
+        "gram, all options",
+        60,
+        30,
+        0.02,
+        300,
+        steps=60,
+        correlated=((0, 7), (40, 3, 9)),
+        anticorrelated=((5, 6),),
+        features={"magnitude": "symmetric"},
+        network={"output_activation": "leaky_relu", "negative_slope": 0.1},
+        loss={"target": "abs", "importance": [0.97**i for i in range(60)], "loss_reduction": "sum"},
+    ),
+]
+
 FIT_CASES = [
     *FIT_SHAPES,
+    *FIT_GRAM,
     *FIT_PROBABILITIES,
     *FIT_OPTIMIZERS,
     *FIT_SCHEDULES,

@@ -62,6 +62,15 @@ def regime_of(case: FitCase) -> str:
     return _native.regime(network_params(model_of(case).network))
 
 
+def forms_of(case: FitCase) -> list[str]:
+    """Which form of the step the CPU's kernels take, of each model."""
+    network, data = network_params(model_of(case).network), data_of(case)
+    return [
+        _native.train_form(network, data.native(), case.n_models, case.batch_size, model)
+        for model in range(case.n_models)
+    ]
+
+
 def fit_case(case: FitCase, **options: Any) -> tk.Run:
     """`tk.fit` on a new stack; `options` replace those of the case."""
     settings = {

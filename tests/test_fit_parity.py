@@ -7,11 +7,12 @@ within 1e-4 of the reference's weights.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from cases import FIT_CASES, FIT_LARGE, FIT_LONG, FitCase
+from cases import FIT_CASES, FIT_GRAM, FIT_LARGE, FIT_LONG, FitCase
 from drawn_cases import small_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from kit import (
     assert_as_exact_as_pytorch,
     assert_follows_the_reference,
     fit_case,
+    forms_of,
     isa_level,
     reference_of,
     regime_of,
@@ -43,6 +45,34 @@ def _one_thread():
 
 def test_the_cases_reach_both_loops_and_their_names_differ():
     assert {regime_of(case) for case in FIT_CASES} == {"columns", "tiles"}
+
+
+def test_the_form_follows_from_the_model_s_own_distribution():
+    for case in FIT_GRAM:
+        assert forms_of(case) == ["gram"] * case.n_models, case.name
+    # What it does not do, and where it does not pay: frequent features, noise, codes that are not linear,
+    # many features, few samples; one model's own density among others.
+    for probability, expected in ((0.5, "tiles"), (0.03, "gram"), (0.0005, "tiles")):
+        assert forms_of(replace(FIT_GRAM[0], probability=probability)) == [expected] * 3
+    densities = [[0.5] * 40, [0.03] * 40, [0.03] * 39 + [0.2]]
+    assert forms_of(replace(FIT_GRAM[0], probability=densities)) == ["tiles", "gram", "tiles"]
+    for other in (
+        {"features": {"noise": 0.1}},
+        {"network": {"hidden_activation": "relu"}},
+        {"batch_size": 8},
+        {"n_features": 400, "n_hidden": 200, "probability": 0.01, "batch_size": 2000},
+    ):
+        assert forms_of(replace(FIT_GRAM[0], **other)) == ["tiles"] * 3, other
+
+
+def test_every_level_takes_the_same_form():
+    case = replace(FIT_GRAM[0], probability=[[p] * 40 for p in (0.001, 0.002, 0.005, 0.01, 0.1)], n_models=5)
+    found = []
+    for level in LEVELS:
+        with isa_level(level):
+            found.append(forms_of(case))
+    assert found == [found[0]] * len(LEVELS)
+    assert set(found[0]) == {"tiles", "gram"}
     names = [case.name for case in (*FIT_CASES, *FIT_LARGE, *FIT_LONG)]
     assert len(set(names)) == len(names)
 

@@ -231,6 +231,13 @@ PYBIND11_MODULE(_native, m) {
         return d;
     });
     m.def("regime", [](const Network& n) { return std::string(train_regime(n)); });
+    m.def("train_form",
+          [](const Network& n, const Distribution& d, int64_t n_models, int64_t batch_size, int64_t model) {
+              check(d, true);
+              check(n, d, n_models, batch_size);
+              check_range("model", model, 0, n_models - 1);
+              return std::string(train_form(n, d, batch_size, model));
+          });
     m.def("train", [](const TrainParams& p) {
         check(p, true);
         const Unlocked release;

@@ -31,6 +31,12 @@ const char* ForkedChild::what() const noexcept {
 
 const char* train_regime(const Network& network) { return level().pick_regime(network).name; }
 
+const char* train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model) {
+    const TrainRegime regime = level().pick_regime(network);
+    Room worker(1, regime.worker_bytes(network, data), "a look at the form of the step");
+    return regime.form(network, data, batch_size, model, worker.piece(0));
+}
+
 namespace {
 
 // Adam's bias corrections depend on the step alone: once for all models.

@@ -66,8 +66,10 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
         shared.model.frozen.of[role] = p.tensors[role].frozen;  // every rank has a model of its own in that
 
     worker.set_up(i);
+    worker.choose(shared.model, p.batch_size);
     if (team.rank == 0) shared.model.load_model(arrays);
     team.meet();
+    shared.model.prepare(team);
     const double factor = mean_factor(p.network, p.batch_size);
     const float gradient = gradient_factor(p.network, p.batch_size);
     LossRecord record(p, i);
@@ -76,9 +78,10 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
         const double loss = shared.batch(worker, key, p.batch_size, team) * factor;
         if (!record.add(p, i, step, loss, team.rank == 0)) break;  // every rank sees the same sum and leaves
         const bool last = step + 1 == p.first_step + p.steps;
-        shared.model.update(step_constants(p, i, step), gradient, shared.gradients, shared.stride, shared.parts,
-                            team.rank, team.size, last && p.gradient ? p.gradient + i * weights : nullptr);
+        shared.model.update(step_constants(p, i, step), gradient, shared.gradients, shared.stride, shared.parts, team,
+                            last && p.gradient ? p.gradient + i * weights : nullptr);
         team.meet();
+        shared.model.prepare(team);
     }
     if (team.rank == 0) {
         record.close(p, i, true);
@@ -90,7 +93,9 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
 template <class Model, class Worker>
 void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Worker& worker) {
     worker.set_up(i);
+    worker.choose(shared.model, p.batch_size);
     shared.model.load_model(model_arrays(p, i));
+    shared.model.prepare(Team());
     double sum = 0.0;
     for (int64_t step = 0; step < p.batches; ++step) {
         if (p.stop.now()) return;
@@ -102,6 +107,7 @@ void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Wor
 
 template <class Model, class Worker>
 struct Regime {
+    static TrainRegime table(const char* name) { return {name, form, shared_bytes, worker_bytes, train, evaluate}; }
     static size_t shared_bytes(const Network& net, int64_t batch_size) {
         Workspace w;
         Shared<Model> shared;
@@ -113,6 +119,14 @@ struct Regime {
         Worker worker;
         worker.carve(w, net, data);
         return w.bytes();
+    }
+    static const char* form(const Network& net, const Distribution& data, int64_t batch_size, int64_t model,
+                            void* worker_memory) {
+        Workspace w(worker_memory);
+        Worker worker;
+        worker.carve(w, net, data);
+        worker.set_up(model);
+        return worker.form(batch_size);
     }
     static void train(const TrainParams& p, void* shared_memory, void* worker_memory, const Team& team,
                       const Queue& queue) {
@@ -138,10 +152,8 @@ using TilesRegime = Regime<TilesModel, TilesWorker>;
 
 // The one place where the loop is picked.
 inline TrainRegime pick_regime(const Network& net) {
-    if (columns_fit(net))
-        return {"columns", ColumnsRegime::shared_bytes, ColumnsRegime::worker_bytes, ColumnsRegime::train,
-                ColumnsRegime::evaluate};
-    return {"tiles", TilesRegime::shared_bytes, TilesRegime::worker_bytes, TilesRegime::train, TilesRegime::evaluate};
+    if (columns_fit(net)) return ColumnsRegime::table("columns");
+    return TilesRegime::table("tiles");
 }
 
 }  // namespace TOYKERN_LEVEL

@@ -6,6 +6,7 @@
 // Owner      the team: hidden units (and, untied, the encoder's features) are shared in blocks, so that the bits do not
 //            depend on its size
 #pragma once
+#include "cpu/resident/gram.inl"
 #include "cpu/resident/optimizer.inl"
 #include "cpu/resident/products.inl"
 
@@ -25,17 +26,26 @@ struct TilesModel {
     float* importance_room;
     Frozen frozen;
 
+    bool has_gram, gram;  // whether there is room for the Gram form; whether the model in hand takes it
+    float* gt;            // [n][np] Gᵀ: row i is what feature i adds to the outputs
+    float* s;             // [n][np] A of all parts; tied, A + Aᵀ
+
     // Gradients of one part.
     struct Gradient {
         float* d;        // [m][np], from dense tiles
         float* dt;       // [n][mp], from sparse tiles (tied: et)
         float* et;       // [n][mp]
         float* b;        // [np]
-        int64_t length;  // of the whole, which is one array
+        float* a;        // [n][np] Σ x dᵀ, the only one beside b in the Gram form
+        int64_t length;  // of the whole, which is one array; what a part begins at zero
     };
-    int64_t gradient_length() const { return m * np + (tied ? 1 : 2) * n * mp + np; }
+    int64_t gradient_length() const {
+        const int64_t tiles = m * np + (tied ? 1 : 2) * n * mp, whole = has_gram && n * np > tiles ? n * np : tiles;
+        return whole + np;
+    }
     Gradient gradient(float* g) const {
         Gradient r;
+        r.a = g;
         r.d = g;
         r.et = g + m * np;
         r.dt = tied ? r.et : r.et + n * mp;
@@ -44,9 +54,17 @@ struct TilesModel {
         return r;
     }
 
+    // A part's gradients before its first sample.
+    void clear(const Gradient& g) const {
+        const int64_t matrices = gram ? n * np : g.length - np;
+        for (int64_t i = 0; i < matrices; i += kLanes) store(g.d + i, fzero());
+        for (int64_t i = 0; i < np; i += kLanes) store(g.b + i, fzero());
+    }
+
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, np = round_up(n), mp = round_up(m);
         tied = net.tied, has_bias = net.has_bias, sparse = net.sparse;
+        has_gram = gram_fits(net), gram = false;
         const size_t dense = (size_t)(m + kLanes) * np, turned = (size_t)(n + kLanes) * mp;
         d = w.take<float>(dense), d1 = w.take<float>(dense), d2 = w.take<float>(dense);
         dt = w.take<float>(turned);
@@ -56,6 +74,18 @@ struct TilesModel {
         importance_room = w.take<float>((size_t)np);
         importance = importance_room;
         connected = w.take<float>(sparse ? (size_t)(m * np) : 0);
+        gt = w.take<float>(has_gram ? (size_t)((n + kLanes) * np) : 0);
+        s = w.take<float>(has_gram ? (size_t)((n + kLanes) * np) : 0);
+    }
+
+    // What follows from the weights once a batch, in blocks of rows: Gᵀ = Eᵀ Dᵀ.
+    void prepare(const Team& team) const {
+        if (!gram) return;
+        const int64_t i0 = team.rank * n / team.size, i1 = (team.rank + 1) * n / team.size;
+        if (i1 > i0)
+            multiply_all<float>({et + i0 * mp, mp, 1, {d, np, m, nullptr}, gt + i0 * np, np, false}, i1 - i0, np,
+                                nullptr);
+        team.meet();
     }
 
     void load_model(const ModelArrays& a) {
@@ -73,30 +103,17 @@ struct TilesModel {
         export_to(a.state[1], d2, e2, b2);
     }
 
-    // One optimiser step from the gradients of all parts, [parts][stride], added in order. Workers share the hidden
-    // units (and, untied, the encoder's features) in blocks, so the result does not depend on how many there are. The
-    // (tied) weights' gradient goes to `gradient_out` [m][n] too, unless that is null.
-    void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int workers,
+    // One optimiser step from the gradients of all parts, [parts][stride], added in order. The team shares the hidden
+    // units (and, untied, the encoder's features) in blocks, so the result does not depend on its size. The (tied)
+    // weights' gradient goes to `gradient_out` [m][n] too, unless that is null.
+    void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, const Team& team,
                 float* gradient_out) const {
         const Gradient first = gradient(g);
-        const int64_t dt_offset = first.dt - g, et_offset = first.et - g, b_offset = first.b - g;
-        for (int64_t k = worker * kLanes; k < m; k += workers * kLanes) {
+        const int64_t b_offset = first.b - g;
+        if (gram) gradients_from_a(g, stride, parts, team);
+        for (int64_t k = team.rank * kLanes; k < m; k += team.size * kLanes) {
             const int64_t rows = m - k < kLanes ? m - k : kLanes;
-            for (int part = 1; part < parts; ++part) add(first.d + k * np, g + part * stride + k * np, rows * np);
-            for (int64_t j = 0; j < np; j += kLanes) {  // the transposed share of the sparse tiles and entries
-                F block[kLanes];
-                const int64_t many = n - j < kLanes ? n - j : kLanes;
-                for (int r = 0; r < kLanes; ++r) {
-                    block[r] = fzero();
-                    for (int part = 0; part < parts && r < many; ++part)
-                        block[r] = block[r] + load(g + part * stride + dt_offset + (j + r) * mp + k);
-                }
-                transpose(block);
-                for (int64_t r = 0; r < rows; ++r) {
-                    float* at = first.d + (k + r) * np + j;
-                    store(at, load(at) + block[r]);
-                }
-            }
+            if (!gram) add_parts(g, stride, parts, k, rows);
             for (int64_t r = k; r < k + rows && gradient_out; ++r)
                 for (int64_t j = 0; j < n; ++j) gradient_out[r * n + j] = first.d[r * np + j] * scale;
             if (sparse) mask_gradient(first.d + k * np, connected + k * np, rows * np);
@@ -105,18 +122,73 @@ struct TilesModel {
             transpose_into(d, np, dt, mp, k, k + rows, n, false);
         }
         if (!tied && !frozen[Role::kEncoder]) {
-            const int64_t j0 = worker * n / workers, j1 = (worker + 1) * n / workers;
-            for (int part = 1; part < parts; ++part)
-                add(first.et + j0 * mp, g + part * stride + et_offset + j0 * mp, (j1 - j0) * mp);
+            const int64_t j0 = team.rank * n / team.size, j1 = (team.rank + 1) * n / team.size;
+            for (int part = 1; part < parts && !gram; ++part)
+                add(first.et + j0 * mp, g + part * stride + (first.et - g) + j0 * mp, (j1 - j0) * mp);
             optimizer_step(c, et + j0 * mp, first.et + j0 * mp, e1 + j0 * mp, e2 + j0 * mp, (j1 - j0) * mp, scale);
         }
-        if (worker == 0 && has_bias && !frozen[Role::kBias]) {
+        if (team.rank == 0 && has_bias && !frozen[Role::kBias]) {
             for (int part = 1; part < parts; ++part) add(first.b, g + part * stride + b_offset, np);
             optimizer_step(c, b, first.b, b1, b2, np, scale);
         }
     }
 
   private:
+    // The decoder's gradient of all parts into the first one's, hidden units k … k + rows - 1: what dense tiles left in
+    // its own layout, and what entries left transposed.
+    void add_parts(float* g, int64_t stride, int parts, int64_t k, int64_t rows) const {
+        const Gradient first = gradient(g);
+        for (int part = 1; part < parts; ++part) add(first.d + k * np, g + part * stride + k * np, rows * np);
+        for (int64_t j = 0; j < np; j += kLanes) {
+            F block[kLanes];
+            const int64_t many = n - j < kLanes ? n - j : kLanes;
+            for (int r = 0; r < kLanes; ++r) {
+                block[r] = fzero();
+                for (int part = 0; part < parts && r < many; ++part)
+                    block[r] = block[r] + load(g + part * stride + (first.dt - g) + (j + r) * mp + k);
+            }
+            transpose(block);
+            for (int64_t r = 0; r < rows; ++r) {
+                float* at = first.d + (k + r) * np + j;
+                store(at, load(at) + block[r]);
+            }
+        }
+    }
+    // The gradients of the weights into the first part's arrays, from A of all parts, which they replace there.
+    void gradients_from_a(float* g, int64_t stride, int parts, const Team& team) const {
+        const Gradient first = gradient(g);
+        for (int64_t i = team.rank * kLanes; i < n; i += team.size * kLanes) {
+            const int64_t rows = n - i < kLanes ? n - i : kLanes;
+            for (int64_t j = 0; j < np; j += kLanes) {
+                F block[kLanes];
+                for (int r = 0; r < kLanes; ++r) block[r] = fzero();
+                if (tied) {
+                    const int64_t many = n - j < kLanes ? n - j : kLanes;
+                    for (int r = 0; r < many; ++r)
+                        for (int part = 0; part < parts; ++part)
+                            block[r] = block[r] + load(g + part * stride + (j + r) * np + i);
+                    transpose(block);
+                }
+                for (int r = 0; r < rows; ++r) {
+                    for (int part = 0; part < parts; ++part)
+                        block[r] = block[r] + load(g + part * stride + (i + r) * np + j);
+                    store(s + (i + r) * np + j, block[r]);
+                }
+            }
+        }
+        team.meet();  // S is whole, and A may be written over
+        for (int64_t k = team.rank * kLanes; k < m; k += team.size * kLanes) {
+            const int64_t rows = m - k < kLanes ? m - k : kLanes;
+            const float* const from = tied ? d + k * np : et + k;
+            multiply_all<float>({from, tied ? np : 1, tied ? 1 : mp, {s, np, n, nullptr}, first.d + k * np, np, false},
+                                rows, np, nullptr);
+        }
+        if (tied) return;
+        const int64_t j0 = team.rank * n / team.size, j1 = (team.rank + 1) * n / team.size;
+        multiply_all<float>({s + j0 * np, np, 1, {dt, mp, n, nullptr}, first.et + j0 * mp, mp, false}, j1 - j0, mp,
+                            nullptr);
+        team.meet();  // both are there before either matrix moves
+    }
     static void add(float* to, const float* from, int64_t length) {
         for (int64_t i = 0; i < length; i += kLanes) store(to + i, load(to + i) + load(from + i));
     }

@@ -280,12 +280,13 @@ struct ColumnsModel {
     }
 
     int64_t gradient_length() const { return length; }
+    void prepare(const Team&) const {}  // nothing follows from the weights before a batch
 
     // One optimiser step from the gradients of all parts, [parts][stride], added in order. The weights' gradient goes
     // to `gradient_out` [m][n] too, unless that is null.
-    void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, int worker, int,
+    void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, const Team& team,
                 float* gradient_out) const {
-        if (worker) return;
+        if (team.rank) return;
         for (int part = 1; part < parts; ++part)
             for (int64_t i = 0; i < length; i += kLanes) store(g + i, load(g + i) + load(g + part * stride + i));
         for (int64_t j = 0; j < n && gradient_out; ++j)
@@ -324,6 +325,8 @@ class ColumnsWorker {
         pass_ = columns_pass_for((int)n, (int)net.n_hidden, net.tied, net.hidden_activation, net.output_activation);
     }
     void set_up(int64_t model) { tables_.set_up(model); }
+    void choose(ColumnsModel&, int64_t) const {}  // there is one form
+    const char* form(int64_t) const { return "columns"; }
 
     // Sum of importance-weighted squared errors over samples first … last - 1; their gradients (half of them: the
     // factor 2 and the mean are the update's) into g [length].

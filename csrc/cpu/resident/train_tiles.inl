@@ -90,7 +90,9 @@ class TilesWorker {
         stream_rows_ = 32;
         rare_.carve(w, tables_);
         rows_.carve(w, tables_);
-        list_.carve(w, tables_, (size_t)(rows_max_ * n));
+        const int64_t listed_rows = gram_fits(net) ? kGramTileRows : rows_max_;
+        sorted_.carve(w, gram_fits(net));
+        list_.carve(w, tables_, (size_t)(listed_rows * n));
         const int64_t held = rows_max_ > stream_rows_ ? rows_max_ : stream_rows_;
         x_ = w.take<float>((size_t)(held * np));
         clean_ = w.take<float>(data.noise > 0.0f ? (size_t)(held * np) : 0);
@@ -98,7 +100,8 @@ class TilesWorker {
         h_ = w.take<float>((size_t)(held * mp));
         dh_ = w.take<float>((size_t)(held * mp));
         slope_ = w.take<float>(is_floor(net.hidden_activation) ? 0 : (size_t)(held * mp));
-        const size_t entries = (size_t)(held * np) + 128 * tables_.max_members + 2 * kLanes;
+        const size_t entries =
+            (size_t)((listed_rows > held ? listed_rows : held) * np) + 128 * tables_.max_members + 2 * kLanes;
         row_ = w.take<uint32_t>(entries);
         feature_ = w.take<uint32_t>(entries);
         value_ = w.take<float>(entries);
@@ -111,12 +114,15 @@ class TilesWorker {
         active_value_ = w.take<float>(most_active);
     }
     void set_up(int64_t model) { tables_.set_up(model); }
+    // Which form the model that was set up takes.
+    void choose(TilesModel& model, int64_t batch_size) const { model.gram = model.has_gram && gram_wins(batch_size); }
+    const char* form(int64_t batch_size) const { return gram_fits(net_) && gram_wins(batch_size) ? "gram" : "tiles"; }
 
     // As ColumnsWorker::accumulate; g is a TilesModel::Gradient array.
     double accumulate(const TilesModel& model, const StreamKey& key, int64_t first, int64_t last, float* g) {
         model_ = &model;
         g_ = model.gradient(g);
-        for (int64_t i = 0; i < g_.length; i += kLanes) store(g + i, fzero());
+        model.clear(g_);
         loss_ = 0.0;
         visited_ = 0;
         if (tables_.n_frequent || tables_.data->noise > 0.0f)
@@ -128,24 +134,29 @@ class TilesWorker {
     }
 
   private:
+    bool gram_wins(int64_t batch_size) const {
+        const bool listed = !tables_.n_frequent && !(tables_.data->noise > 0.0f);
+        return listed && gram_pays(net_, batch_size, tables_.rare_entries, tables_.rare_rate);
+    }
     // Rare units only: tiles of non-empty samples, cut from the list of entries.
     void from_list(const StreamKey& key, int64_t first, int64_t last) {
         rare_.begin(key, first, last);
         list_.count = 0;
+        const int64_t rows_max = model_->gram ? kGramTileRows : rows_max_;
         int64_t labelled = 0;  // entries that have a row already
         U rows = ubcast(0xFFFFFFFFu), before = ubcast(0xFFFFFFFFu);
         for (;;) {
-            while (!rare_.done() && (labelled == 0 || row_[labelled - 1] < (uint32_t)rows_max_)) {
+            while (!rare_.done() && (labelled == 0 || row_[labelled - 1] < (uint32_t)rows_max)) {
                 rare_.refill(list_);
                 label(labelled, rows, before);
             }
             if (list_.count == 0) return;
-            int64_t used = list_.count;  // entries of the first rows_max_ rows
-            if (row_[used - 1] >= (uint32_t)rows_max_) {
+            int64_t used = list_.count;  // entries of the first rows_max rows
+            if (row_[used - 1] >= (uint32_t)rows_max) {
                 int64_t low = 0;
                 while (low < used) {
                     const int64_t middle = (low + used) / 2;
-                    if (row_[middle] < (uint32_t)rows_max_)
+                    if (row_[middle] < (uint32_t)rows_max)
                         low = middle + 1;
                     else
                         used = middle;
@@ -175,9 +186,24 @@ class TilesWorker {
     // The first `entries` of the list as one tile.
     void tile(int64_t entries) {
         const int64_t np = model_->np, rows = (int64_t)row_[entries - 1] + 1;
+        if (model_->gram) return gram_tile(rows, entries);
         for (int64_t i = 0; i < rows * np; i += kLanes) store(x_ + i, fzero());
         for (int64_t i = 0; i < entries; ++i) x_[row_[i] * np + list_.feature[i]] = list_.value[i];
         tile(rows, entries, row_, list_.feature, list_.value, x_, x_);
+    }
+
+    // The same in the Gram form.
+    void gram_tile(int64_t rows, int64_t entries) {
+        visited_ += rows;
+        sorted_.sort(rows, entries, row_);
+        GramPass pass = {
+            model_->gt,    model_->b,   model_->importance,       g_.a, g_.b, model_->np, list_.feature, list_.value,
+            sorted_.start, {net_.loss}, target_bits(net_.target), 0,    0.0};
+        if (is_floor(net_.output_activation))
+            sorted_.pass(pass, FloorActivation<F>::of(net_.output_activation, net_.output_option));
+        else
+            sorted_.pass(pass, CalledActivation::of(net_.output_activation, net_.output_option));
+        loss_ += pass.loss;
     }
 
     // Frequent units or noise: every sample is a row; its entries are read off the dense row.
@@ -416,6 +442,7 @@ class TilesWorker {
     TilesModel::Gradient g_;
     int64_t rows_max_, stream_rows_, visited_;
     uint32_t *row_, *feature_, *active_row_, *active_feature_;
+    GramTile sorted_;
     uint64_t* active_rows_;
     float *x_, *clean_, *out_, *h_, *dh_, *value_, *active_value_, *panel_;
     float* slope_;  // [rows][mp] of the codes, where h does not tell it

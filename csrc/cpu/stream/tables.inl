@@ -17,6 +17,7 @@ struct StreamTables {
 
     RareProcess rare;
     double rare_rate;        // expected arrivals per sample
+    double rare_entries;     // expected active features of rare units per sample
     uint32_t* rare_unit;     // [N] unit of each rare unit
     uint32_t* rare_feature;  // [N] its first feature
     bool rare_in_order;      // rare_feature[i] == i
@@ -72,6 +73,7 @@ struct StreamTables {
         rare_in_order = true;
         all_always = true;
         n_levels = 0;
+        rare_entries = 0.0;
         for (int64_t u = 0; u < d.n_units; ++u) {
             const int64_t first = d.unit_start[u], members = d.unit_start[u + 1] - first;
             double q = p[d.unit_member[first]];
@@ -85,6 +87,7 @@ struct StreamTables {
                 rate[n_rare] = last_rate;
                 uniform = uniform && last_rate == rate[0];
                 total += last_rate;
+                rare_entries += d.unit_kind[u] == (uint8_t)UnitKind::kCorrelated ? q * (double)members : q;
                 rare_unit[n_rare] = (uint32_t)u;
                 rare_feature[n_rare] = d.unit_member[first];
                 rare_in_order = rare_in_order && rare_feature[n_rare] == n_rare;

@@ -38,6 +38,8 @@ struct EntrySink {
 // A regime: the loop that a class of shapes is given to, here of the trainer. Sizes in bytes.
 struct TrainRegime {
     const char* name;
+    // Which of its forms one model takes: that follows from the model's own distribution, too.
+    const char* (*form)(const Network&, const Distribution&, int64_t batch_size, int64_t model, void* worker);
     size_t (*shared_bytes)(const Network&, int64_t batch_size);
     size_t (*worker_bytes)(const Network&, const Distribution&);
     void (*train)(const TrainParams&, void* shared, void* worker, const Team&, const Queue&);
@@ -101,6 +103,7 @@ struct ForkedChild : std::exception {
 };
 
 const char* train_regime(const Network& network);
+const char* train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model);
 void train(const TrainParams& params);
 void evaluate(const EvaluateParams& params);
 void sample(const SampleParams& params, int threads);

@@ -1,0 +1,162 @@
+// The Gram form of the step for linear codes and rare features: what a sample costs does not depend on m.
+//
+//   G = D E once a batch, y = g(G x + b), A = Σ x dᵀ over the batch (d the gradient at y), and then
+//   dD = Aᵀ Eᵀ, dE = Dᵀ Aᵀ; tied, with W = E = Dᵀ, dW = W (A + Aᵀ)
+//
+// Layout     G as Gᵀ [n][np]: row i is what one unit of feature i adds to y; A [n][np] likewise, a gradient of each part
+// Owner      G and S = A (tied: A + Aᵀ), summed over parts, belong to the team, in blocks of rows; A to one worker a part
+// Zeros      an entry costs a row of Gᵀ and a row of A; a lane group of outputs that are all inactive costs nothing
+// Order      entries in the order of their samples; a function of shape, level and the model's own data
+// Limits     f = none; rare features without noise (lists of entries); n ≤ kGramMaxFeatures, so that both matrices stay
+//            in L2; taken where gram_pays() says so, from the model's own distribution
+// Roof       2 n fused multiply-adds an entry, some ten elementwise operations an output of a non-empty sample, and 2 n² m
+//            multiply-adds a batch (untied 3 n² m)
+#pragma once
+#include "common/loss.h"
+#include "cpu/resident/products.inl"
+#include "cpu/simd/lanes.h"
+#include "toykern/api.h"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+constexpr int64_t kGramMaxFeatures = 320;  // beyond, Gᵀ and A leave the cache (measured: 400 features lose by a third)
+
+// Whether a network can take this form at all; room is made for it then.
+inline bool gram_fits(const Network& net) {
+    return net.hidden_activation == (int32_t)Activation::kNone && net.n_features <= kGramMaxFeatures;
+}
+
+// Whether it is the cheaper one for a model with `entries` active features and `rate` arrivals expected in a sample. In
+// multiply-adds, with factors fitted to measurements (docs/performance.md); arithmetic that is the same everywhere.
+inline bool gram_pays(const Network& net, int64_t batch_size, double entries, double rate) {
+    const double n = (double)net.n_features, m = (double)net.n_hidden, batch = (double)batch_size;
+    // Samples that are not empty: about batch (1 − exp(−rate)).
+    const double rows = batch * rate * (6.0 + rate) / (6.0 + rate * (4.0 + rate));
+    const double gram = n * ((net.tied ? 2.0 : 3.0) * n * m + 5.0 * n + 2.0 * batch * entries + 3.0 * rows);
+    const double tiles = 1.6 * rows * n * m + 2.0 * batch * entries * m;
+    return gram < tiles;
+}
+
+// A sample's outputs go by panels of lane groups that stay in registers from the first entry to the gradient. Samples are
+// sorted by their number of entries first, since a core mispredicts the end of every short loop.
+constexpr int kGramPanel = kLanes == 16 ? 6 : 3;
+constexpr int64_t kGramTileRows = 256;
+constexpr int kGramKinds = 16;  // 1, 2, … entries; the last is for more
+
+struct GramPass {
+    const float *gt, *b, *importance;  // [n][np] [np] [np], each from the panel's first lane on
+    float *a, *bias_g;                 // [n][np] [np], likewise
+    int64_t np;
+    const uint32_t* feature;  // [entries] by sample
+    const float* value;       // [entries]
+    const uint32_t* start;    // [rows + 1] a sample's first entry
+    AnyLoss loss_function;
+    uint32_t target_bits;
+    int64_t first_lane;
+    double loss;
+};
+
+// kC: entries of every sample in hand; 0: `many` of them, or as many as each has if that is 0 too.
+template <int kV, int kC, class A>
+inline void gram_samples(GramPass& p, const uint32_t* sample, int64_t count, int64_t many, const A& output) {
+    const int64_t np = p.np;
+    F sum[kV];
+    U lane[kV];
+#pragma GCC unroll 6
+    for (int v = 0; v < kV; ++v) {
+        sum[v] = load(p.bias_g + v * kLanes);
+        lane[v] = ulane() + ubcast((uint32_t)(p.first_lane + v * kLanes));
+    }
+    F loss = fzero();
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t first = p.start[sample[i]];
+        const int64_t end = first + (kC ? kC : many ? many : (int64_t)p.start[sample[i] + 1] - first);
+        F y[kV], error[kV], slope[kV];
+#pragma GCC unroll 6
+        for (int v = 0; v < kV; ++v) y[v] = load(p.b + v * kLanes);
+#pragma GCC unroll 4
+        for (int64_t e = first; e < end; ++e) {
+            const F x = bcast(p.value[e]);
+            const float* g = p.gt + (int64_t)p.feature[e] * np;
+#pragma GCC unroll 6
+            for (int v = 0; v < kV; ++v) y[v] = fmadd(x, load(g + v * kLanes), y[v]);
+        }
+#pragma GCC unroll 6
+        for (int v = 0; v < kV; ++v) error[v] = output.value(y[v], slope[v]);
+#pragma GCC unroll 4
+        for (int64_t e = first; e < end; ++e) {
+            const F t = and_bits(bcast(p.value[e]), p.target_bits);
+            const U f = ubcast(p.feature[e]);
+#pragma GCC unroll 6
+            for (int v = 0; v < kV; ++v) error[v] = error[v] - keep(eq(f, lane[v]), t);
+        }
+#pragma GCC unroll 6
+        for (int v = 0; v < kV; ++v) {
+            y[v] = output.back(y[v], slope[v], p.loss_function.add_to(loss, error[v], load(p.importance + v * kLanes)));
+            sum[v] = sum[v] + y[v];
+        }
+#pragma GCC unroll 4
+        for (int64_t e = first; e < end; ++e) {
+            const F x = bcast(p.value[e]);
+            float* a = p.a + (int64_t)p.feature[e] * np;
+#pragma GCC unroll 6
+            for (int v = 0; v < kV; ++v) store(a + v * kLanes, fmadd(x, y[v], load(a + v * kLanes)));
+        }
+    }
+#pragma GCC unroll 6
+    for (int v = 0; v < kV; ++v) store(p.bias_g + v * kLanes, sum[v]);
+    p.loss += (double)fsum(loss);
+}
+
+// The samples of a tile, sorted.
+struct GramTile {
+    uint32_t *start, *sample;  // [kGramTileRows + 1], [kGramKinds][kGramTileRows]
+    int64_t count[kGramKinds];
+
+    void carve(Workspace& w, bool there) {
+        start = w.take<uint32_t>(there ? (size_t)kGramTileRows + 1 : 0);
+        sample = w.take<uint32_t>(there ? (size_t)(kGramKinds * kGramTileRows) : 0);
+    }
+    // `row` counts the samples of the entries.
+    void sort(int64_t rows, int64_t entries, const uint32_t* row) {
+        start[0] = 0;
+        for (int64_t i = 0; i < entries; ++i) start[row[i] + 1] = (uint32_t)(i + 1);
+        for (int64_t& c : count) c = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+            const uint32_t many = start[r + 1] - start[r], kind = (many < kGramKinds ? many : kGramKinds) - 1;
+            sample[kind * kGramTileRows + count[kind]++] = (uint32_t)r;
+        }
+    }
+    template <int kV, class A>
+    void panel(GramPass& p, const A& output) const {
+        gram_samples<kV, 1>(p, sample, count[0], 1, output);
+        gram_samples<kV, 2>(p, sample + kGramTileRows, count[1], 2, output);
+        for (int kind = 2; kind < kGramKinds; ++kind)
+            if (count[kind])
+                gram_samples<kV, 0>(p, sample + kind * kGramTileRows, count[kind], kind + 1 < kGramKinds ? kind + 1 : 0,
+                                    output);
+    }
+    // Adds the tile's gradients to p.a and p.bias_g, and its loss to p.loss; p starts at lane 0.
+    template <class A>
+    void pass(GramPass& p, const A& output) const {
+        const int64_t vectors = p.np / kLanes, panels = (vectors + kGramPanel - 1) / kGramPanel;
+        const GramPass whole = p;
+        for (int64_t i = 0; i < panels; ++i) {
+            const int64_t v0 = i * vectors / panels, v1 = (i + 1) * vectors / panels, lane = v0 * kLanes;
+            p.gt = whole.gt + lane, p.a = whole.a + lane, p.b = whole.b + lane;
+            p.importance = whole.importance + lane, p.bias_g = whole.bias_g + lane, p.first_lane = lane;
+            switch (v1 - v0) {
+                case 1: panel<1>(p, output); break;
+                case 2: panel<2>(p, output); break;
+                case 3: panel<3>(p, output); break;
+                case 4: panel < kGramPanel<4 ? 1 : 4>(p, output); break;
+                case 5: panel < kGramPanel<5 ? 1 : 5>(p, output); break;
+                case 6: panel < kGramPanel<6 ? 1 : 6>(p, output); break;
+            }
+        }
+    }
+};
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern
