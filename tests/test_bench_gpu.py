@@ -144,6 +144,7 @@ def test_a_process_that_fails_says_why_and_the_next_call_starts_another() -> Non
         worker.close()
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended() -> None:
     worker = Worker(OURS, "cpu")
     try:
@@ -243,6 +244,7 @@ def test_a_contender_that_fails_has_its_line_and_no_ratio_is_taken_from_it() -> 
     assert "ratio" not in entry and "| failed | 2 M (PyTorch eager) |  |" in text
 
 
+@pytest.mark.slow
 def test_the_readme_has_the_newest_record_or_says_that_there_is_none(figures: dict, tmp_path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
@@ -272,6 +274,7 @@ def test_the_readme_has_the_newest_record_or_says_that_there_is_none(figures: di
     assert "| failed |" in table.render_figures(figures)
 
 
+@pytest.mark.slow
 def test_the_records_of_both_calls_make_one_table(figures: dict, tmp_path) -> None:
     def written(at: str, commit: str, stage: str, name: str) -> None:
         entry = {**figures["workloads"][0], "name": name}

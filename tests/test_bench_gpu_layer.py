@@ -77,6 +77,7 @@ def test_the_workloads_that_were_asked_for_are_there():
     assert asked["million"] == (1, 1_048_576, 512, 4096)
 
 
+@pytest.mark.slow
 def test_from_end_to_end(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(layer, "GPU_LAYER_WORKLOADS", (TINY, replace(TINY, key="other")))
     monkeypatch.setattr(layer, "PEERS", ("eager",))

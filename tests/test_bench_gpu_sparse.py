@@ -53,6 +53,7 @@ def test_the_roof_by_hand():
     assert w.roof_seconds(1e30, 1e3) == pytest.approx(4 * (9 * 200 + 10 * 3 * 120) / 1e3)
 
 
+@pytest.mark.slow
 def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "ROUND_SECONDS", 0.001)
     keys = [workloads()[0].key, workloads()[1].key]

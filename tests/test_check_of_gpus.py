@@ -150,6 +150,7 @@ def test_single_stages_and_a_spent_budget(monkeypatch, tmp_path):
     assert record["stages"]["headline"]["passed"]
 
 
+@pytest.mark.slow
 def test_a_command_past_its_limit_is_ended_with_all_its_processes():
     began = time.monotonic()
     code, output = gpu_check.run(["sh", "-c", "echo begun; sleep 3600; echo ended"], 2.0)
@@ -265,6 +266,7 @@ def test_gpu_tests_themselves_pass_on_the_cpu():
     assert done.returncode == 0, done.stdout[-5000:]
 
 
+@pytest.mark.slow
 def test_the_steps_for_the_sanitizers_run(capsys):
     import gpu_steps
 
@@ -327,6 +329,7 @@ def test_cuda_tools_are_found_beside_the_path(monkeypatch, tmp_path):
     assert gpu_check.cuda_tool("no-such-tool") is None
 
 
+@pytest.mark.slow
 def test_facts_of_a_machine_without_a_gpu():
     import torch
 

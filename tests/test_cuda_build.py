@@ -521,6 +521,7 @@ def test_the_module_needs_no_cuda_library_and_hides_its_own_runtime():
     assert not re.findall(r"\b_*cuda\w+$", undefined, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_stubs_stand_in_for_all_that_the_rest_of_the_module_calls(kernels, tmp_path):
     """Where there is an nvcc the stubs are never built: a function forgotten would show at others' import."""
 

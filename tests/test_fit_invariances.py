@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from cases import FIT_CASES, FIT_LARGE, FitCase
+from cases import FIT_CASES, FIT_GRAM, FIT_LARGE, FitCase
 from kit import LEVELS, assert_same_bits, data_of, fit_case, isa_level, model_of
 
 import toykern as tk
@@ -22,7 +22,7 @@ from toykern.training.kernels import Resident
 
 loop_module = importlib.import_module("toykern.training.loop")
 
-BY_NAME = {case.name: case for case in (*FIT_CASES, *FIT_LARGE)}
+BY_NAME = {case.name: case for case in (*FIT_CASES, *FIT_GRAM, *FIT_LARGE)}
 # One of every kind of path: both loops, rare and frequent units, groups, noise, untied, momentum.
 VARIED = [
     BY_NAME[name]
@@ -41,6 +41,8 @@ VARIED = [
         "20,9 noise, groups",
         "33,17 batch 33",
         "80,20",
+        "40,20 gram",
+        "40,20 gram, untied",
     )
 ]
 UNGROUPED = [case for case in VARIED if not (case.correlated or case.anticorrelated)]
@@ -115,6 +117,7 @@ SHARED = [  # so much work per step that a team of threads shares a model
     FitCase("columns", 16, 8, 0.1, 6000, steps=4, n_models=1),
     FitCase("columns, frequent", 16, 8, 0.4, 6001, steps=4, n_models=2),
     FitCase("many parts", 260, 130, 0.02, 700, steps=3, n_models=1),
+    *(dataclasses.replace(case, steps=4) for case in FIT_GRAM[2:4]),
 ]
 
 

@@ -296,6 +296,7 @@ def killed(tmp_path_factory) -> dict[str, Path]:
     return targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLS)
 def test_a_kill_while_overwriting_leaves_a_whole_store_and_the_next_writer_cleans_up(name, killed):
     target, expected = killed[name], KILLS[name][-1]

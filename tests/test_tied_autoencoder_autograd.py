@@ -173,6 +173,7 @@ def test_opcheck(sparse, decoder):
     torch.library.opcheck(ops.tied_autoencoder_loss.default, (*network, *target, True, False, True))
 
 
+@pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize("sparse", [False, True])
 def test_compiles_into_one_graph(kind, network, sparse):

@@ -78,6 +78,7 @@ def test_the_record_is_thinned_evenly_and_stays_small():
     assert [u.number for u in again] == [u.number for u in history]
 
 
+@pytest.mark.slow
 def test_checkpoints_stay_small_and_old_ones_load():
     model = network(9, 12, 7, make=sparse_layer)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
