@@ -1,4 +1,4 @@
-"""The `toykern` command: train a phase diagram, or tell what is installed.
+"""The `toykern` command: train a phase diagram, merge or explore sweeps, tell what is installed.
 
 Exit status: 0 done; 2 the command line, its paths or the machine cannot be used (one line says why); 130
 stopped by Ctrl-C (what had been finished by then is saved, and a line says how to go on).

@@ -12,18 +12,17 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from toykern import metrics
-from toykern.arguments.grids import Grid
 from toykern.explorer.axis import MapAxis
 from toykern.explorer.model import Details, details_of
 from toykern.plot.phases import phase_colours
 from toykern.results.store_format import StoreError
+from toykern.sweeps.reading import Stored
 
 MODELS = 1 << 22
 """Models that a map has at most; of larger sweeps it is coarser."""
@@ -47,20 +46,8 @@ class Chunk(Protocol):
         """Where it lies in an array shaped as the grid."""
 
 
-class Browsed(Protocol):
+class Browsed(Stored, Protocol):
     """A sweep, as far as it is looked at (`toykern.Sweep` has it)."""
-
-    @property
-    def path(self) -> Path:
-        """Of the store."""
-
-    @property
-    def grid(self) -> Grid:
-        """Of its models."""
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What the store says of itself."""
 
     @property
     def boxes(self) -> Any:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from toykern import metrics
-from toykern.arguments.grids import Grid
 from toykern.results.store_format import StoreError
+from toykern.sweeps.reading import Stored
 
 _PLAIN = ("steps", "batch_size", "record_every", "target", "loss_reduction")  # of settings: as fit takes them
 
 
-class Read(Protocol):
+class Read(Stored, Protocol):
     """A sweep, as far as one model of it is read."""
-
-    @property
-    def path(self) -> Path:
-        """Of the store."""
-
-    @property
-    def grid(self) -> Grid:
-        """Of its models."""
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What the store says of itself."""
 
     @property
     def result_shapes(self) -> dict[str, tuple[int, ...]]:

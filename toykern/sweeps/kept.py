@@ -1,7 +1,7 @@
 """Models of unfinished chunks that were trained before, in a store that was extended or merged.
 
 A chunk of the larger grid may hold models of the former store and others that nobody has trained. Those that
-are there lie in `chunk_seconds/work/<number>.kept`, an archive of NumPy arrays with checksums, until the
+are there lie in an archive of NumPy arrays with checksums, `<number>.kept` beside the claims, until the
 others have been trained too and the whole chunk is put in its place. It saves time and nothing else: where it
 is lost or damaged all models of the chunk are trained, to the same bits.
 """

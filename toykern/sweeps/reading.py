@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Key = Sequence[int | slice]
 
 
-class StoredSweep(Protocol):
-    """What of a sweep is looked at here: where it lies, and what its store says of it (`Sweep` has it)."""
+class Stored(Protocol):
+    """A sweep as whoever looks at it needs it first: where it lies, and what its store says of it."""
 
     @property
     def path(self) -> Path:
@@ -40,6 +40,10 @@ class StoredSweep(Protocol):
     @property
     def attributes(self) -> dict[str, Any]:
         """What the store says of itself."""
+
+
+class StoredSweep(Stored, Protocol):
+    """What of a sweep is looked at here (`Sweep` has it)."""
 
     @property
     def boxes(self) -> list[Box]:

@@ -40,13 +40,15 @@ _WAIT = 0.2  # seconds: how often a share looks whether another has extended the
 @overload
 def sweep(
     grid: Grid, plan: Plan, path: str | os.PathLike[str], *, dry_run: Literal[True], **options: Any
-) -> SweepPlan: ...
+) -> SweepPlan:
+    """What the sweep would take; nothing is written."""
 
 
 @overload
 def sweep(
     grid: Grid, plan: Plan, path: str | os.PathLike[str], *, dry_run: Literal[False] = False, **options: Any
-) -> Sweep: ...
+) -> Sweep:
+    """The sweep, trained and stored."""
 
 
 def sweep(

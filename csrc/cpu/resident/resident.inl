@@ -81,7 +81,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
         shared.model.update(step_constants(p, i, step), gradient, shared.gradients, shared.stride, shared.parts, team,
                             last && p.gradient ? p.gradient + i * weights : nullptr);
         team.meet();
-        shared.model.prepare(team);
+        if (!last) shared.model.prepare(team);
     }
     if (team.rank == 0) {
         record.close(p, i, true);

@@ -7,6 +7,7 @@
 //            samples: their entries, codes h [rows][mp], targets and output gradients [rows][np]
 // Zeros      empty samples share one closed-form term; the first product and its gradient cost only the active entries;
 //            backward goes through active outputs alone where fewer than one in kFewActive is active
+// Forms      linear codes of rare features may take the Gram form instead (gram.inl), which choose() decides for a model
 // Owner      one worker per part; models smaller than L2 stay in cache for the whole run
 // Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level
 //            and the model's own data
