@@ -22,7 +22,7 @@ from toykern.explorer.axis import MapAxis
 from toykern.explorer.model import Details, details_of
 from toykern.plot.phases import phase_colours
 from toykern.results.store_format import StoreError
-from toykern.sweeps.reading import Stored
+from toykern.results.stored import Stored
 
 MODELS = 1 << 22
 """Models that a map has at most; of larger sweeps it is coarser."""

@@ -10,7 +10,7 @@ import torch
 
 from toykern import metrics
 from toykern.results.store_format import StoreError
-from toykern.sweeps.reading import Stored
+from toykern.results.stored import Stored
 
 _PLAIN = ("steps", "batch_size", "record_every", "target", "loss_reduction")  # of settings: as fit takes them
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from toykern.arguments.grids import Grid
 from toykern.results.store_format import StoreError, open_array, piece_names, piece_shape
+from toykern.results.stored import Stored
 from toykern.sweeps.boxes import Box
 from toykern.sweeps.claims import is_begun
 from toykern.sweeps.kept import read_kept
@@ -24,22 +24,6 @@ if TYPE_CHECKING:
     import xarray
 
 Key = Sequence[int | slice]
-
-
-class Stored(Protocol):
-    """A sweep as whoever looks at it needs it first: where it lies, and what its store says of it."""
-
-    @property
-    def path(self) -> Path:
-        """Of the store."""
-
-    @property
-    def grid(self) -> Grid:
-        """Of its models."""
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What the store says of itself."""
 
 
 class StoredSweep(Stored, Protocol):
