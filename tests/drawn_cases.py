@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cases import FitCase
 from hypothesis import strategies as st
+from stream_oracle import MAGNITUDES
 
 from toykern.training.optim import SGD, Adam, AdamW
 
@@ -45,7 +46,7 @@ def small_cases(draw, shapes=None, tied=None) -> FitCase:
         n_models=2,
         tied=draw(st.booleans()) if tied is None else tied,
         features={
-            "magnitude": draw(st.sampled_from(["uniform", "symmetric", "half_normal", "constant"])),
+            "magnitude": draw(st.sampled_from(MAGNITUDES)),
             "noise": draw(st.sampled_from([0.0, 0.0, 0.1])),
         },
         network={

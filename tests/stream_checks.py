@@ -129,6 +129,8 @@ MAGNITUDE_CDF = {
     "uniform": lambda x: np.clip(x, 0, 1),
     "symmetric": lambda x: np.clip((x + 1) / 2, 0, 1),
     "half_normal": lambda x: np.where(x > 0, 2 * normal_cdf(x) - 1, 0.0),
+    "exponential": lambda x: -np.expm1(-np.maximum(x, 0)),
+    "lognormal": lambda x: normal_cdf(np.log(np.maximum(x, 1e-30))),
 }
 
 

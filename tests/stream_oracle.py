@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 GAP, RARE_MAGNITUDE, RARE_CHOICE, GATE, FREQUENT_MAGNITUDE, FREQUENT_CHOICE, NOISE, INIT = range(1, 9)
-MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant")
+MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant", "exponential", "lognormal")
 RARE_LIMIT = 1 / 8
 
 
@@ -371,6 +371,33 @@ def signed_normal(w: np.ndarray) -> np.ndarray:
     return np.where(_u64(w) & _u64(1), -half_normal(w), half_normal(w))
 
 
+def exponential(w: np.ndarray) -> np.ndarray:
+    """−ln of the uniform variate of a word, float32."""
+    v = _u64(w) | _u64(1)
+    z = leading_zeros(v)
+    g = log2_units(((v << z) << _u64(1)) & LOW)
+    fraction = ((LOW - g) | _u64(1)).astype(np.uint32).astype(np.float32) * np.float32(2.0**-32)
+    return (z.astype(np.float32) + fraction) * np.float32(float.fromhex("0x1.62e43p-1"))
+
+
+EXP2 = np.array(
+    [float.fromhex(c) for c in ("1", "0x1.62e43p-1", "0x1.ebfbep-3", "0x1.c6aeccp-5", "0x1.3b2a1cp-7",
+                                "0x1.5f48cp-10", "0x1.444p-13")],
+    dtype=np.float32,
+)  # fmt: skip
+
+
+def lognormal(w: np.ndarray) -> np.ndarray:
+    """e^N(0, 1) from a word, float32."""
+    t = signed_normal(w).astype(np.float32) * np.float32(float.fromhex("0x1.715476p+0"))
+    k = np.rint(t)
+    f = t - k
+    y = np.full(np.shape(t), EXP2[6])
+    for a in EXP2[5::-1]:
+        y = y * f + a
+    return np.ldexp(y, k.astype(np.int32))
+
+
 def magnitude_of(name: str, w: np.ndarray) -> np.ndarray:
     """The value of an active feature from its word, float32."""
     odd = (_u64(w) | _u64(1)).astype(np.uint32)
@@ -380,6 +407,10 @@ def magnitude_of(name: str, w: np.ndarray) -> np.ndarray:
         return odd.view(np.int32).astype(np.float32) * np.float32(2.0**-31)
     if name == "half_normal":
         return half_normal(w)
+    if name == "exponential":
+        return exponential(w)
+    if name == "lognormal":
+        return lognormal(w)
     return np.ones(np.shape(w), np.float32)
 
 

@@ -8,6 +8,7 @@ from cases import STREAM_CASES, features_of
 from device_kit import sample_on_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stream_oracle import MAGNITUDES
 
 import toykern as tk
 
@@ -47,7 +48,7 @@ def test_models_with_probabilities_of_their_own():
     st.integers(1, 700),
     st.integers(0, 2**63 - 1),
     st.integers(0, 2**32 - 1),
-    st.sampled_from(["uniform", "symmetric", "half_normal", "constant"]),
+    st.sampled_from(MAGNITUDES),
 )
 def test_any_distribution(p, batch_size, seed, step, magnitude):
     data = tk.SparseFeatures(len(p), p, magnitude=magnitude)

@@ -114,6 +114,7 @@ def distributions():
         "features": tk.SparseFeatures(5, [0.02, 0.1, 0.3, 0.05, 1.0]),
         "symmetric": tk.SparseFeatures(4, 0.2, magnitude="symmetric"),
         "half normal": tk.SparseFeatures(4, 0.1, magnitude="half_normal"),
+        "exponential": tk.SparseFeatures(4, 0.2, magnitude="exponential"),
         "noise": tk.SparseFeatures(3, 0.2, noise=0.3),
         "groups": tk.SparseFeatures(
             6, [0.1, 0.2, 0.1, 0.3, 0.4, 0.25], groups=[tk.Correlated((0, 2)), tk.Anticorrelated((1, 3, 4))]
@@ -143,6 +144,20 @@ def test_agrees_with_random_samples(name):
         error = ((found.var(0) + random.var(0)) / 8).sqrt()
         assert ((found.mean(0) - random.mean(0)).abs() < 5 * error).all(), (found.mean(0), random.mean(0))
         assert (error < 0.02 * random.mean(0)).all()
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "second_moment", "error"), [("exponential", 2.0, 5e-3), ("lognormal", np.exp(2), 0.04)]
+)
+def test_magnitudes_without_bound_have_their_second_moment(magnitude, second_moment, error):
+    """A network that gives 0 has the loss p·E[x²]. Random samples see it poorly, since the tails are heavy:
+    a log-normal's square has a standard deviation of seven times its mean."""
+    model, data = tk.TiedAutoencoder(3, 2, 2), tk.SparseFeatures(3, [0.1, 0.3, 0.9], magnitude=magnitude)
+    with torch.no_grad():
+        model.weight.zero_()
+    found = stratified(model, data, 65_536)
+    expected = second_moment * data.probability.mean()
+    torch.testing.assert_close(found, expected.expand(2), rtol=error, atol=0)
 
 
 @pytest.mark.parametrize("hidden", ["none", "relu"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import STREAM_CASES, features_of
 from gpu_kit import DEVICE, same_bits
+from stream_oracle import MAGNITUDES
 
 import toykern as tk
 
@@ -30,7 +31,7 @@ def test_models_with_probabilities_and_seeds_of_their_own():
     assert same_bits(x[123:124], tk.SparseFeatures(7, p[123]).sample(9, 300, int(seeds[123]), device=DEVICE))
 
 
-@pytest.mark.parametrize("magnitude", ["uniform", "symmetric", "half_normal", "constant"])
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
 def test_many_shapes(magnitude):
     generator = torch.Generator().manual_seed(5)
     for n in (1, 2, 31, 32, 33, 100, 257):

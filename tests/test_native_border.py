@@ -112,7 +112,7 @@ for call in ("train", "evaluate", "sample"):
         (call, "data.n_features", 6),
         (call, "data.n_units", 0),
     ]
-    BAD += [(call, "data.n_units", 6), (call, "data.n_units", 4), (call, "data.magnitude", 4)]
+    BAD += [(call, "data.n_units", 6), (call, "data.n_units", 4), (call, "data.magnitude", 6)]
     BAD += [(call, "data.magnitude", -1), (call, "data.noise", -1.0), (call, "data.noise", float("nan"))]
     BAD += [(call, "data.probability", 0), (call, "data.probability_stride", 3), (call, "data.unit_start", 0)]
 for call in ("train", "evaluate"):

@@ -186,7 +186,7 @@ def test_steps_and_seeds_are_independent(source, first, second):
 
 # ---- magnitudes --------------------------------------------------------------------------------------------
 
-MAGNITUDES = ["uniform", "symmetric", "half_normal"]
+MAGNITUDES = ["uniform", "symmetric", "half_normal", "exponential", "lognormal"]
 
 
 def active_values(source: Source, p: np.ndarray, magnitude: str) -> tuple[np.ndarray, ...]:
@@ -466,6 +466,12 @@ WRONG = {
     ),
     "half-normal 2% too wide": lambda: magnitude_distribution(
         with_values(lambda _, value: 1.02 * value), "frequent", "half_normal"
+    ),
+    "exponential of rate 1.02": lambda: magnitude_distribution(
+        with_values(lambda _, value: value / 1.02), "frequent", "exponential"
+    ),
+    "log-normal of the half-normal's tail": lambda: magnitude_distribution(
+        with_values(lambda _, value: np.maximum(value, 1 / value)), "rare", "lognormal"
     ),
     "magnitudes that lean to the feature": lambda: values_by_feature(
         with_values(lambda feature, value: value ** (1 + 0.1 * (feature == 2))), "frequent"

@@ -29,7 +29,7 @@ except ImportError as _error:
 else:
     from toykern import sparse
     from toykern.arguments import Grid, grid
-    from toykern.data import Anticorrelated, Correlated, SparseBatch, SparseFeatures
+    from toykern.data import Anticorrelated, Correlated, SparseBatch, SparseFeatures, zipf
     from toykern.fitting import fit, log_spaced_steps
     from toykern.nn import Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder, sparsify
     from toykern.results import Run, StoreError
@@ -88,4 +88,5 @@ __all__ = [
     "sparse",
     "sparsify",
     "sweep",
+    "zipf",
 ]

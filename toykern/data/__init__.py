@@ -1,6 +1,7 @@
 """Where training data comes from: feature distributions, and the counter-based stream behind them."""
 
 from toykern.data.features import Anticorrelated, Correlated, SparseFeatures
+from toykern.data.frequencies import zipf
 from toykern.data.sparse_batch import SparseBatch
 
-__all__ = ["Anticorrelated", "Correlated", "SparseBatch", "SparseFeatures"]
+__all__ = ["Anticorrelated", "Correlated", "SparseBatch", "SparseFeatures", "zipf"]

@@ -20,7 +20,7 @@ from toykern.native.devices import check_kernels
 from toykern.native.numbers import number
 from toykern.native.threads import kernel_threads
 
-MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant")
+MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant", "exponential", "lognormal")
 PURPOSES = ("training", "evaluation")
 MAX_FEATURES = 2**24
 MAX_STEP = 2**32 - 1
@@ -96,7 +96,7 @@ class SparseFeatures:
         probability: of being active (1 − sparsity), in [0, 1]; broadcasts to `[models, n_features]`: a
             number, `[n_features]`, `[models, 1]` or `[models, n_features]`.
         magnitude: of an active feature. "uniform" on [0, 1]; "symmetric", uniform on [−1, 1]; "half_normal",
-            |N(0, 1)|; "constant", 1.
+            |N(0, 1)|; "constant", 1; "exponential" of rate 1; "lognormal", e^N(0, 1).
         groups: disjoint `Correlated` and `Anticorrelated` groups; features in none are independent.
         noise: standard deviation of Gaussian noise added to every input. The training target is made from the
             features without it.

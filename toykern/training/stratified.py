@@ -330,6 +330,12 @@ def _magnitude(magnitude: str, words: NDArray[np.uint32]) -> NDArray[np.float32]
     if magnitude == "half_normal":
         return half_normal(words)
     uniform = (words | np.uint32(1)) * 2.0**-32
+    if magnitude == "exponential":
+        return (-np.log(uniform)).astype(np.float32)
+    if (
+        magnitude == "lognormal"
+    ):  # by the quantile: a sign from the word's last bit would be the same for all points
+        return torch.special.ndtri(torch.from_numpy(uniform)).exp().numpy().astype(np.float32)
     return (2.0 * uniform - 1.0 if magnitude == "symmetric" else uniform).astype(np.float32)
 
 

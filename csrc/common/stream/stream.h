@@ -31,6 +31,16 @@ constexpr double kRareLimit = 0.125;       // units up to this gate probability 
 constexpr double kSmallestRate = 0x1p-31;  // below this total rate there are no arrivals
 constexpr double kLn2 = 0.6931471805599453;
 
+// What exponential and lognormal magnitudes are made with, in single precision (§6).
+constexpr float kLn2Single = 0x1.62e43p-1f, kLog2ESingle = 0x1.715476p+0f;
+constexpr float kRoundingMagic = 12582912.0f;  // 1.5·2^23: the last bits of a sum with it are the rounded integer
+// Of 2^f for |f| <= 1/2, by its interpolation at Chebyshev's points: right to 3·10^-9.
+TOYKERN_SHARED constexpr float exp2_coefficient(int k) {
+    constexpr float coefficients[] = {0x1p+0f,        0x1.62e43p-1f,  0x1.ebfbep-3f, 0x1.c6aeccp-5f,
+                                      0x1.3b2a1cp-7f, 0x1.5f48cp-10f, 0x1.4440p-13f};
+    return coefficients[k];
+}
+
 // -ln(1 - q) for 0 <= q <= 1/8, by eighteen terms of its series.
 TOYKERN_SHARED double arrival_rate(double q) {
     double h = 1.0 / 18.0;

@@ -27,16 +27,20 @@ TOYKERN_SHARED uint32_t word_leading_zeros(uint32_t v) {
 #endif
 }
 
-// The exponential gap of a word in units of 2^-32 cells.
-TOYKERN_TABLED uint64_t gap(uint32_t word, uint32_t scale) {
-    const uint32_t v = word | 1u, z = word_leading_zeros(v), x = (v << z) << 1;
+// log2(1 + x / 2^32) in units of 2^-32.
+TOYKERN_TABLED uint32_t log2_units(uint32_t x) {
     const uint32_t segment = x >> 28, tau = x << 4;
     uint32_t s = kLog2Table[5][segment];
     s = kLog2Table[4][segment] - high_product(s, tau);
     s = kLog2Table[3][segment] - high_product(s, tau);
     s = kLog2Table[2][segment] - high_product(s, tau);
     s = kLog2Table[1][segment] - high_product(s, tau);
-    const uint32_t g = kLog2Table[0][segment] + (high_product(s, tau) >> 3);
+    return kLog2Table[0][segment] + (high_product(s, tau) >> 3);
+}
+
+// The exponential gap of a word in units of 2^-32 cells.
+TOYKERN_TABLED uint64_t gap(uint32_t word, uint32_t scale) {
+    const uint32_t v = word | 1u, z = word_leading_zeros(v), g = log2_units((v << z) << 1);
     return (((uint64_t)z * scale) << 1) + (((uint64_t)(0xFFFFFFFFu - g) * scale) >> 31);
 }
 
@@ -72,11 +76,38 @@ TOYKERN_TABLED float half_normal(uint32_t word) {
 
 TOYKERN_TABLED float signed_normal(uint32_t word) { return (word & 1u) ? -half_normal(word) : half_normal(word); }
 
+// -ln of the uniform variate: z whole octaves, and a fraction that is never 0.
+TOYKERN_TABLED float exponential(uint32_t word) {
+    const uint32_t v = word | 1u, z = word_leading_zeros(v), g = log2_units((v << z) << 1);
+    return ((float)z + (float)((0xFFFFFFFFu - g) | 1u) * 0x1p-32f) * kLn2Single;
+}
+
+// e^N of a normal N, as 2^k · 2^f with |f| <= 1/2.
+TOYKERN_TABLED float lognormal(uint32_t word) {
+    union {
+        float f;
+        uint32_t u;
+    } shifted, value;
+    const float t = signed_normal(word) * kLog2ESingle;
+    shifted.f = t + kRoundingMagic;
+    const float f = t - (shifted.f - kRoundingMagic);
+    float y = exp2_coefficient(6);
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+    for (int k = 5; k >= 0; --k) y = y * f + exp2_coefficient(k);
+    value.f = y;
+    value.u += shifted.u << 23;
+    return value.f;
+}
+
 TOYKERN_TABLED float magnitude(int32_t kind, uint32_t word) {
     switch ((Magnitude)kind) {
         case Magnitude::kUniform: return (float)(word | 1u) * 0x1p-32f;
         case Magnitude::kSymmetric: return (float)(int32_t)(word | 1u) * 0x1p-31f;
         case Magnitude::kHalfNormal: return half_normal(word);
+        case Magnitude::kExponential: return exponential(word);
+        case Magnitude::kLognormal: return lognormal(word);
         default: return 1.0f;
     }
 }
@@ -94,6 +125,10 @@ TOYKERN_TABLED void magnitudes(int32_t kind, const PhiloxBlock& words, float (&v
         TOYKERN_EACH_WORD value[q] = magnitude((int32_t)Magnitude::kSymmetric, words.word[q]);
     else if ((Magnitude)kind == Magnitude::kHalfNormal)
         TOYKERN_EACH_WORD value[q] = half_normal(words.word[q]);
+    else if ((Magnitude)kind == Magnitude::kExponential)
+        TOYKERN_EACH_WORD value[q] = exponential(words.word[q]);
+    else if ((Magnitude)kind == Magnitude::kLognormal)
+        TOYKERN_EACH_WORD value[q] = lognormal(words.word[q]);
     else
         TOYKERN_EACH_WORD value[q] = 1.0f;
 #undef TOYKERN_EACH_WORD

@@ -50,6 +50,25 @@ TOYKERN_INLINE F half_normal(U w) {
 
 TOYKERN_INLINE F signed_normal(U w) { return as_floats(as_words(half_normal(w)) ^ shl(w, 31)); }
 
+// As exponential and lognormal of common/stream/words.h.
+TOYKERN_INLINE F exponential(U w) {
+    const U v = w | ubcast(1u), z = clz(v), x = shl(shl_lanes(v, z), 1);
+    const U segment = shr(x, 28), tau = shl(x, 4);
+    U s = lookup16(kLog2Table[5], segment);
+    for (int k = 4; k >= 1; --k) s = lookup16(kLog2Table[k], segment) - mulhi(s, tau);
+    const U g = lookup16(kLog2Table[0], segment) + shr(mulhi(s, tau), 3);
+    const F fraction = to_float((g ^ ubcast(0xFFFFFFFFu)) | ubcast(1u)) * bcast(0x1p-32f);
+    return (to_float_signed(z) + fraction) * bcast(kLn2Single);
+}
+
+TOYKERN_INLINE F lognormal(U w) {
+    const F t = signed_normal(w) * bcast(kLog2ESingle), magic = bcast(kRoundingMagic), shifted = t + magic;
+    const F f = t - (shifted - magic);
+    F y = bcast(exp2_coefficient(6));
+    for (int k = 5; k >= 0; --k) y = y * f + bcast(exp2_coefficient(k));
+    return as_floats(as_words(y) + shl(as_words(shifted), 23));
+}
+
 // Words turned into magnitudes, in place; count is a multiple of 64.
 TOYKERN_INLINE void to_magnitudes(int32_t magnitude, float* words, int count) {
     const uint32_t* w = (const uint32_t*)words;
@@ -64,6 +83,12 @@ TOYKERN_INLINE void to_magnitudes(int32_t magnitude, float* words, int count) {
             break;
         case Magnitude::kHalfNormal:
             for (int i = 0; i < count; i += kLanes) store(words + i, half_normal(load(w + i)));
+            break;
+        case Magnitude::kExponential:
+            for (int i = 0; i < count; i += kLanes) store(words + i, exponential(load(w + i)));
+            break;
+        case Magnitude::kLognormal:
+            for (int i = 0; i < count; i += kLanes) store(words + i, lognormal(load(w + i)));
             break;
         default:
             for (int i = 0; i < count; i += kLanes) store(words + i, bcast(1.0f));

@@ -12,8 +12,16 @@ namespace toykern {
 
 constexpr int kStreamVersion = 1;
 
-enum class Magnitude : int32_t { kUniform = 0, kSymmetric = 1, kHalfNormal = 2, kConstant = 3 };
-constexpr const char* kMagnitudeNames[] = {"uniform", "symmetric", "half_normal", "constant"};
+enum class Magnitude : int32_t {
+    kUniform = 0,
+    kSymmetric = 1,
+    kHalfNormal = 2,
+    kConstant = 3,
+    kExponential = 4,
+    kLognormal = 5
+};
+constexpr const char* kMagnitudeNames[] = {"uniform",  "symmetric",   "half_normal",
+                                           "constant", "exponential", "lognormal"};
 enum class UnitKind : uint8_t { kSingle = 0, kCorrelated = 1, kExclusive = 2 };
 enum class Purpose : uint32_t { kTraining = 0, kEvaluation = 1 };
 constexpr const char* kPurposeNames[] = {"training", "evaluation"};
