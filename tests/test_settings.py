@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 
 import toykern as tk
+from toykern.training.settings import Settings
 
 K = 3
 
@@ -30,6 +32,31 @@ def test_the_way_there_and_back():
     again = settings.arrays(K)
     assert again.keys() == {"seed", "importance", "lr", "weight_decay", "probability"}
     assert all(torch.equal(values, run.arrays[name]) for name, values in again.items())
+
+
+def test_a_loss_is_told_where_it_is_not_the_square():
+    """Stores from before there was a choice do not name it, and are read as they were meant."""
+    settings = begun().settings
+    assert "loss" not in settings.config() and settings.loss == "squared_error"
+    other = dataclasses.replace(settings, loss="another")
+    assert other.config() == settings.config() | {"loss": "another"}
+    assert Settings.from_config(other.config(), other.arrays(K)).objective.loss == "another"
+    assert other.row(1).objective.loss == "another"
+
+
+@pytest.mark.parametrize(
+    "kind", [tk.TiedAutoencoder, tk.Autoencoder, partial(tk.SparseTiedAutoencoder, density=0.5)]
+)
+def test_a_loss_that_is_not_there_is_refused_by_name(kind):
+    model, data = kind(4, 2), tk.SparseFeatures(4, 0.2)
+    refused = partial(pytest.raises, ValueError, match="loss must be one of 'squared_error'.*, not 'another'")
+    with refused():
+        tk.fit(model, data, steps=3, batch_size=8, loss="another")
+    for method in ("samples", "stratified"):
+        with refused():
+            tk.evaluate(model, data, samples=100, method=method, loss="another")
+    with refused():
+        model.loss(torch.ones(3, 4), loss="another")
 
 
 def test_one_row():
@@ -56,6 +83,7 @@ def test_one_row():
         ("schedule", "linear"),
         ("target", "abs"),
         ("loss_reduction", "sum"),
+        ("loss", "another"),
         ("record_every", 7),
         ("record", ("loss",)),
         ("snapshots", (4,)),

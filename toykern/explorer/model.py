@@ -12,7 +12,8 @@ from toykern import metrics
 from toykern.results.store_format import StoreError
 from toykern.results.stored import Stored
 
-_PLAIN = ("steps", "batch_size", "record_every", "target", "loss_reduction")  # of settings: as fit takes them
+# Of settings: as fit takes them.
+_PLAIN = ("steps", "batch_size", "record_every", "target", "loss_reduction", "loss")
 
 
 class Read(Stored, Protocol):

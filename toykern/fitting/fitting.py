@@ -12,6 +12,7 @@ from toykern.arguments.grids import Grid
 from toykern.data.features import SparseFeatures
 from toykern.fitting.longer import check_longer, make_longer
 from toykern.fitting.resume import check_resume
+from toykern.network.losses import Objective
 from toykern.nn.kinds import AnyModel
 from toykern.results.run import Run
 from toykern.results.run_checks import check_run
@@ -43,6 +44,7 @@ def fit(
     grid: Grid | None = None,
     progress: bool | None | BarMaker = None,
     topology: Recipe | None = None,
+    loss: str = Objective.loss,
 ) -> Run:
     """Train every model of a stack, in place, each on its own stream of fresh batches.
 
@@ -91,6 +93,7 @@ def fit(
             it did is in `run.topology`. With a `LotteryTicket` the run's steps, data, schedule and records go
             back with the weights at the end of every round: what remains is the training of the last ticket,
             and `steps` is how long that is, counted from the initial weights. Each round takes time.
+        loss: of an output's error; "squared_error" is the only one so far.
 
     Returns:
         A `Run`. After Ctrl-C, what has been trained so far (`run.interrupted`); a second Ctrl-C raises.
@@ -118,6 +121,7 @@ def fit(
         defaults = {
             "batch_size": (batch_size, 1024), "target": (target, "identity"),
             "schedule": (schedule, "constant"), "loss_reduction": (loss_reduction, "mean"),
+            "loss": (loss, Objective.loss),
         }  # fmt: skip
         given |= {name: value for name, (value, default) in defaults.items() if value != default}
         check_run(resume, "resume")
@@ -142,6 +146,7 @@ def fit(
             snapshots=snapshots,
             grid=grid,
             topology=topology,
+            loss=loss,
         )
         run = begin(Run, model, settings)
         length, kept = int(run.config["steps"]), run.config["snapshots"]

@@ -24,6 +24,7 @@ from toykern.training.settings import check_record, topology_config
 
 _AS_GIVEN = (
     "data", "optimizer", "grid", "schedule", "batch_size", "target", "loss_reduction", "record_every",
+    "loss",
 )  # fmt: skip
 
 

@@ -233,6 +233,7 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         importance: Any = 1.0,
         target: str | torch.Tensor | None = "identity",
         loss_reduction: str = "mean",
+        loss: str = Objective.loss,
     ) -> torch.Tensor:
         """Loss of each model on a batch, `[models]`: Σ_i importance_i · (target_i − output_i)².
 
@@ -240,7 +241,7 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         model its own gradient.
         """
         named = "identity" if target is None or isinstance(target, torch.Tensor) else target
-        objective = Objective(named, loss_reduction)
+        objective = Objective(named, loss_reduction, loss)
         objective.check_objective()
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             raise TypeError(f"x must be a floating-point tensor, not {describe(x)}")

@@ -26,7 +26,7 @@ from toykern.arguments.memory import check_free_memory
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import spans_its_storage
 from toykern.network.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
-from toykern.network.losses import REDUCTIONS, TARGETS
+from toykern.network.losses import LOSSES, REDUCTIONS, TARGETS, Objective
 from toykern.network.specification import (
     ALWAYS,
     OPTIONS,
@@ -227,6 +227,7 @@ class StackedModel(NetworkStack):
         target: str | torch.Tensor | None = "identity",
         loss_reduction: str = "mean",
         l1: Any = 0.0,
+        loss: str = Objective.loss,
     ) -> torch.Tensor:
         """Loss of each model on a batch, `[models]`: Σ_i importance_i · (target_i − output_i)² + l1 · Σ_k
         |h_k|.
@@ -239,6 +240,7 @@ class StackedModel(NetworkStack):
             loss_reduction: of the squared errors, "mean" over batch and features; "sum" over features and
                 mean over the batch.
             l1: a number or `[models]`, ≥ 0: the weight of the hidden code's L1 norm, a mean over the batch.
+            loss: of an output's error; "squared_error" is the only one so far.
 
         `importance` and `l1` may be tensors that require a gradient, at the cost of another forward pass
         each. Else the output is never stored, and gradients are computed along with the loss. Models are
@@ -250,6 +252,7 @@ class StackedModel(NetworkStack):
         torch.Size([3])
         """
         check_choice("loss_reduction", loss_reduction, REDUCTIONS)
+        check_choice("loss", loss, LOSSES)
         values, entries, cast = self._input(x)
         samples = entries["batch"] if entries else values.shape[1]
         if samples == 0:
@@ -283,6 +286,7 @@ class StackedModel(NetworkStack):
             l1=self._l1(l1, weights),
             target=wanted,
             reduction=loss_reduction,
+            loss=loss,
             **entries,
         )
 

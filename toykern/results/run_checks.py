@@ -14,6 +14,7 @@ import torch
 
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_int, check_number, describe
+from toykern.network.losses import Objective
 from toykern.nn.kinds import AnyModel
 from toykern.training.kernels import check_data, check_model, frozen_parameters
 from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
@@ -88,7 +89,7 @@ def _check(run: TrainingState) -> None:
 def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimizer]:
     """The settings and the optimiser that `run.config` describes, after comparing it with the run."""
     config = run.config
-    optional = [name for name in ("frozen", "topology") if name in config]
+    optional = [name for name in ("frozen", "topology", "loss") if name in config]
     _check_names("config", config, [*_SETTINGS, *optional])
     for name, described in (("model", model.config()), ("data", run.data.config())):
         # A setting that the config does not have yet is one that came into being after it was written.
@@ -124,6 +125,7 @@ def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimi
         optimizer=optimizer,
         grid=run.grid,
         record_every=record_every,
+        loss=config.get("loss", Objective.loss),
         **{
             name: config[name]
             for name in ("steps", "batch_size", "target", "loss_reduction", "record", "snapshots")

@@ -28,6 +28,7 @@ def evaluate(
     target: str = "identity",
     loss_reduction: str = "mean",
     method: str = "samples",
+    loss: str = Objective.loss,
 ) -> torch.Tensor:
     """Each model's loss over `samples` samples of a stream that training never draws from.
 
@@ -61,6 +62,7 @@ def evaluate(
             | 20 → 10, 0.5 | 0.4 | 0.5 |
 
             Where many features are active at a time the two are alike, and "samples" is quicker.
+        loss: as in `toykern.fit`.
 
     Returns:
         float64 `[models]`, the same bits for a model whatever stands beside it.
@@ -84,7 +86,7 @@ def evaluate(
     settings: dict[str, Any] = {
         "seed": broadcast_seed("seed", seed, model.n_models),
         "importance": broadcast_importance(importance, model.n_models, model.n_features),
-        "objective": Objective(target, loss_reduction),
+        "objective": Objective(target, loss_reduction, loss),
     }
     settings["objective"].check_objective()
     if method == "stratified":

@@ -62,6 +62,7 @@ class Settings:
     snapshots: Any = ()
     grid: Grid | None = None
     topology: Recipe | None = None
+    loss: str = Objective.loss
 
     def check(self, model: AnyModel, tracks_explored: bool | None = None) -> Settings:
         """The same with numbers checked, records and snapshots in order, and seed and importance as tensors;
@@ -105,7 +106,7 @@ class Settings:
     @property
     def objective(self) -> Objective:
         """What the models are trained for."""
-        return Objective(self.target, self.loss_reduction)
+        return Objective(self.target, self.loss_reduction, self.loss)
 
     def network(self, model: AnyModel) -> NetworkSpec:
         """What each of these models is, and what it is trained for."""
@@ -131,6 +132,8 @@ class Settings:
             "record": list(self.record),
             "snapshots": list(self.snapshots),
         }
+        if self.loss != Objective.loss:  # which stores that are older than the choice do not name
+            described["loss"] = self.loss
         return described | ({} if self.topology is None else {"topology": topology_config(self.topology)})
 
     def arrays(self, n_models: int) -> dict[str, torch.Tensor]:
@@ -181,6 +184,7 @@ class Settings:
             snapshots=tuple(config["snapshots"]),
             grid=grid,
             topology=topology,
+            loss=config.get("loss", Objective.loss),
             **{name: config[name] for name in same},
         )
 

@@ -207,6 +207,7 @@ class _Strata:
                     importance=importance.to(device),
                     target=target,
                     loss_reduction=self._objective.loss_reduction,
+                    loss=self._objective.loss,
                 )
             )
         return torch.cat(losses).double().cpu()
