@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from stream_oracle import MAGNITUDES, Distribution, Words, gate_uniforms
 
+from toykern.data.dependence import Copula, Hierarchy
 from toykern.training.optim import SGD, Adam, AdamW
 from toykern.training.schedule import WarmupCosine
 
@@ -170,7 +171,66 @@ COUNTERS = [
     *(_case(f"step {step}", _mixed(15), 100, step=step, noise=0.1) for step in BIG_STEPS),
 ]
 
+
+def _tree(n: int, seed: int) -> list[int]:
+    """Parents of a random forest, of which half come after their children."""
+    rng = np.random.default_rng(seed)
+    parents = [-1 if j == 0 or rng.random() < 0.2 else int(rng.integers(0, j)) for j in range(n)]
+    place = rng.permutation(n)
+    shuffled = [-1] * n
+    for j, parent in enumerate(parents):
+        shuffled[place[j]] = -1 if parent < 0 else int(place[parent])
+    return shuffled
+
+
+def _correlation(n: int, rank: int, seed: int) -> np.ndarray:
+    """Of `rank` random directions: singular where that is less than n."""
+    x = np.random.default_rng(seed).normal(size=(n, rank))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    c = x @ x.T
+    c = (c + c.T) / 2
+    np.fill_diagonal(c, 1.0)
+    return c
+
+
+def _loadings(n: int, factors: int, seed: int) -> np.ndarray:
+    x = np.random.default_rng(seed).normal(size=(n, factors))
+    return 0.8 * x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def _joint(
+    name: str, n: int, batch_size: int = 100, probability: object = None, **distribution
+) -> StreamCase:
+    p = np.linspace(0.02, 0.9, n) if probability is None else probability
+    return _case(name, np.broadcast_to(p, n), batch_size, **distribution)
+
+
+JOINT = [
+    _joint("1 of 1", 1, active=1),
+    _joint("1 of 5", 5, 33, active=1),
+    _joint("3 of 7, half-normal", 7, 1000, active=3, magnitude="half_normal"),
+    _joint("7 of 7", 7, 31, active=7, magnitude="constant"),
+    _joint("60 of 64", 64, 65, active=60, noise=0.1),
+    _joint("5 of 1000", 1000, 40, active=5, step=2**32 - 1, seed=2**63 - 1),
+    _joint("hierarchy of roots", 9, 700, parents=[-1] * 9),
+    _joint("hierarchy of one", 1, 33, parents=[-1]),
+    _joint("a chain from the last to the first", 12, 300, 0.8, parents=[*range(1, 12), -1]),
+    _joint("hierarchy with certain and impossible ones", 7, 600, [1, 0, 1e-11, 1 - 1e-11, 0.5, 0.3, 0.9],
+           parents=[-1, 0, 0, 0, 3, 3, 1]),
+    _joint("forest of 40, log-normal", 40, 1030, 0.6, parents=_tree(40, 1), magnitude="lognormal"),
+    _joint("forest of 301, noise", 301, 70, 0.7, parents=_tree(301, 2), noise=0.2),
+    _joint("copula, full", 6, 500, correlation=_correlation(6, 6, 3)),
+    _joint("copula, full of rank 2", 9, 100, correlation=_correlation(9, 2, 4), magnitude="exponential"),
+    _joint("copula, everything the same", 5, 100, 0.3, correlation=np.ones((5, 5))),
+    _joint("copula, one factor", 7, 333, loadings=_loadings(7, 1, 5)),
+    _joint("copula, factors and certain ones", 33, 65, np.r_[0, 1, 1e-9, np.linspace(0.01, 0.99, 30)],
+           loadings=_loadings(33, 5, 6), noise=0.3, magnitude="symmetric"),
+    _joint("copula without factors", 5, 64, loadings=np.zeros((5, 0))),
+    _joint("copula, nothing of its own", 4, 90, loadings=[[1.0, 0.0], [0.6, 0.8], [0.0, -1.0], [0.0, 0.0]]),
+]  # fmt: skip
+
 STREAM_CASES = [*SHAPES, *EDGES, *GROUPS, *MAGNITUDE_CASES, *NOISE, *COUNTERS]
+"""Those that every backend draws; those of `JOINT` the CPU alone."""
 
 
 def features_of(distribution: Distribution):
@@ -179,12 +239,19 @@ def features_of(distribution: Distribution):
 
     groups = [tk.Correlated(group) for group in distribution.correlated]
     groups += [tk.Anticorrelated(group) for group in distribution.anticorrelated]
+    dependence = None
+    if distribution.parents is not None:
+        dependence = tk.Hierarchy(distribution.parents)
+    elif distribution.correlation is not None or distribution.loadings is not None:
+        dependence = tk.Copula(correlation=distribution.correlation, loadings=distribution.loadings)
     return tk.SparseFeatures(
         distribution.n_features,
-        distribution.probability,
+        distribution.probability if distribution.active is None else None,
         magnitude=distribution.magnitude,
         groups=tuple(groups),
         noise=distribution.noise,
+        active=distribution.active,
+        dependence=dependence,
     )
 
 
@@ -374,6 +441,22 @@ FIT_LOSSES = [
     _fit("loss summed", n, m, 0.1, loss={"loss_reduction": "sum", "importance": 0.9 ** np.arange(n)})
     for n, m in ((5, 2), (17, 9))
 ]
+
+# Features that depend on each other, which the CPU alone trains on.
+FIT_JOINT = [
+    _fit(name, n, m, p, features=features, **options)
+    for n, m in ((8, 3), (20, 9))
+    for name, p, features, options in (
+        ("3 active", None, {"active": 3}, {}),
+        ("2 active, noise", None, {"active": 2, "noise": 0.1, "magnitude": "exponential"}, {"tied": False}),
+        ("hierarchy", [[0.3], [0.6], [0.9]], {"dependence": Hierarchy(_tree(n, n))}, {}),
+        ("copula", np.linspace(0.02, 0.3, n), {"dependence": Copula(loadings=_loadings(n, 2, n))}, {}),
+        (
+            "copula of a matrix, noise", [[0.05], [0.2], [0.4]],
+            {"dependence": Copula(correlation=_correlation(n, n, n)), "noise": 0.05}, {"batch_size": 33},
+        ),
+    )
+]  # fmt: skip
 
 # For one evaluation only.
 FIT_LARGE = [

@@ -16,10 +16,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
 GAP, RARE_MAGNITUDE, RARE_CHOICE, GATE, FREQUENT_MAGNITUDE, FREQUENT_CHOICE, NOISE, INIT = range(1, 9)
+JOINT, JOINT_MAGNITUDE = 10, 11
 MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant", "exponential", "lognormal")
 RARE_LIMIT = 1 / 8
 
@@ -127,7 +129,9 @@ class Distribution:
     """The feature distribution of one model.
 
     `probability`: float64 [n_features]; `correlated` and `anticorrelated`: disjoint tuples of features;
-    `noise`: the standard deviation of Gaussian input noise.
+    `noise`: the standard deviation of Gaussian input noise. Instead of groups one of these: `active`, the
+    number of active features; `parents`, each feature's parent or −1; `correlation` or `loadings` of a
+    copula.
     """
 
     n_features: int
@@ -136,6 +140,10 @@ class Distribution:
     correlated: Sequence[tuple[int, ...]] = ()
     anticorrelated: Sequence[tuple[int, ...]] = ()
     noise: float = 0.0
+    active: int | None = None
+    parents: Sequence[int] | None = None
+    correlation: np.ndarray | None = None
+    loadings: np.ndarray | None = None
 
     def __post_init__(self):
         p = np.asarray(self.probability, dtype=np.float64)
@@ -439,6 +447,107 @@ def _members(gates: Gates, units: Sequence[Unit], magnitude: str, words: Words, 
     return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 
+# ---- §10 features that depend on each other ----------------------------------------------------------------
+
+
+def joint_gates(dist: Distribution, batch_size: int, words: Words) -> np.ndarray | None:
+    """Which features are active, bool [samples, n_features], in whole blocks of 32; None for units."""
+    samples = -(-batch_size // 32) * 32
+    if dist.active is not None:
+        return subset_gates(dist.n_features, dist.active, samples, words)
+    if dist.parents is not None:
+        return hierarchy_gates(dist, samples, words)
+    if dist.correlation is not None or dist.loadings is not None:
+        return copula_gates(dist, samples, words)
+    return None
+
+
+def joint_words(per_sample: int, samples: int, words: Words) -> np.ndarray:
+    """So many words of kind 10 for every sample, uint64 [samples, per_sample]."""
+    s, i = np.arange(samples)[:, None], np.arange(per_sample)[None, :]
+    return words.sequence64(JOINT, ((s >> 4) * per_sample + i) * 16 + (s & 15))
+
+
+def subset_gates(n: int, k: int, samples: int, words: Words) -> np.ndarray:
+    """Exactly k of n: feature n − k + r, r = 0 … k − 1, lets in one up to itself, or itself."""
+    drawn = joint_words(k, samples, words)
+    active = np.zeros((samples, n), bool)
+    s = np.arange(samples)
+    for r in range(k):
+        last = n - k + r
+        j = mulhi(drawn[:, r], last + 1).astype(np.int64)
+        active[s, np.where(active[s, j], last, j)] = True
+    return active
+
+
+def hierarchy_gates(dist: Distribution, samples: int, words: Words) -> np.ndarray:
+    """A feature's own gate (§4, all features being units), and those of all its ancestors."""
+    threshold = _u64([math.floor(p * 2**32 + 0.5) for p in dist.probability])
+    own = gate_uniforms(dist.n_features, samples, words) < threshold
+    active = own.copy()
+    for j in range(dist.n_features):
+        above = dist.parents[j]
+        while above >= 0:
+            active[:, j] &= own[:, above]
+            above = dist.parents[above]
+    return active
+
+
+def cholesky(correlation: np.ndarray) -> np.ndarray:
+    """Lower triangular, column by column in double precision; below a pivot of 1e-10 a column is 0."""
+    rest = np.array(correlation, dtype=np.float64).tolist()
+    n = len(rest)
+    factor = [[0.0] * n for _ in range(n)]
+    for k in range(n):
+        if rest[k][k] <= 1e-10:
+            continue
+        factor[k][k] = math.sqrt(rest[k][k])
+        for i in range(k + 1, n):
+            factor[i][k] = rest[i][k] / factor[k][k]
+        for i in range(k + 1, n):
+            for j in range(k + 1, n):
+                rest[i][j] -= factor[i][k] * factor[j][k]
+    return np.array(factor)
+
+
+def copula_gates(dist: Distribution, samples: int, words: Words) -> np.ndarray:
+    """Where correlated normal variates exceed their thresholds."""
+    n = dist.n_features
+    if dist.correlation is not None:
+        factor, unique = cholesky(dist.correlation), None
+    else:
+        factor = np.asarray(dist.loadings, dtype=np.float64)
+        square = [0.0] * n
+        for j in range(n):
+            for a in factor[j].tolist():
+                square[j] += a * a
+        unique = np.array([math.sqrt(max(0.0, 1.0 - x)) for x in square]).astype(np.float32)
+    factor = factor.astype(np.float32)
+    r = factor.shape[1]
+    normal = signed_normal(joint_words(r + (0 if unique is None else n), samples, words)).astype(np.float32)
+    z = np.zeros((samples, n), np.float32)
+    for i in range(r):
+        z = z + factor[:, i] * normal[:, i : i + 1]
+    if unique is not None:
+        z = z + unique * normal[:, r:]
+    quantile = NormalDist().inv_cdf
+    threshold = [-math.inf if p >= 1 else math.inf if p <= 0 else -quantile(p) for p in dist.probability]
+    return z > np.array(threshold, np.float32)
+
+
+def joint_entries(dist: Distribution, gates: np.ndarray, batch_size: int, words: Words):
+    """As `entries`: the rank of an active gate in its block of 32, by feature and sample, names its word."""
+    blocks = gates.reshape(-1, 32, dist.n_features).transpose(0, 2, 1)
+    flat = blocks.reshape(len(blocks), -1)
+    rank = (np.cumsum(flat, axis=1) - flat).reshape(blocks.shape)
+    block, feature, lane = np.nonzero(blocks)
+    w = words.sequence(JOINT_MAGNITUDE, rank[block, feature, lane], block)
+    sample, value = 32 * block + lane, magnitude_of(dist.magnitude, w)
+    order = np.lexsort((feature, sample))
+    order = order[sample[order] < batch_size]
+    return sample[order].astype(np.int64), feature[order].astype(np.int64), value[order].astype(np.float32)
+
+
 # ---- the batch ---------------------------------------------------------------------------------------------
 
 
@@ -450,6 +559,9 @@ def entries(dist: Distribution, step: int, batch_size: int, seed: int, purpose: 
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     words = Words(seed, step, purpose)
+    gates = joint_gates(dist, batch_size, words)
+    if gates is not None:
+        return joint_entries(dist, gates, batch_size, words)
     units = dist.units()
     rare, frequent = [u for u in units if u.q <= RARE_LIMIT], [u for u in units if u.q > RARE_LIMIT]
     parts = (

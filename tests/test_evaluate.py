@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import FIT_CASES, FitCase
+from cases import FIT_CASES, FIT_JOINT, FitCase
 from kit import LEVELS, data_of, isa_level, model_of
 
 import toykern as tk
@@ -39,7 +39,7 @@ def expected_loss(case: FitCase, samples: int, batch_size: int, seed=None) -> to
     return torch.stack(losses).mean(0)
 
 
-@pytest.mark.parametrize("case", FIT_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_JOINT], ids=lambda case: case.name)
 def test_the_loss_is_that_of_the_reference(case):
     expected = expected_loss(case, SAMPLES, SAMPLES)
     for level in LEVELS:

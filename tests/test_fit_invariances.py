@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from cases import FIT_CASES, FIT_GRAM, FIT_LARGE, FitCase
+from cases import FIT_CASES, FIT_GRAM, FIT_JOINT, FIT_LARGE, FitCase
 from kit import LEVELS, assert_same_bits, data_of, fit_case, isa_level, model_of
 
 import toykern as tk
@@ -22,7 +22,7 @@ from toykern.training.kernels import Resident
 
 loop_module = importlib.import_module("toykern.training.loop")
 
-BY_NAME = {case.name: case for case in (*FIT_CASES, *FIT_GRAM, *FIT_LARGE)}
+BY_NAME = {case.name: case for case in (*FIT_CASES, *FIT_GRAM, *FIT_JOINT, *FIT_LARGE)}
 # One of every kind of path: both loops, rare and frequent units, groups, noise, untied, momentum.
 VARIED = [
     BY_NAME[name]
@@ -43,9 +43,14 @@ VARIED = [
         "80,20",
         "40,20 gram",
         "40,20 gram, untied",
+        "8,3 3 active",
+        "20,9 hierarchy",
+        "20,9 copula of a matrix, noise",
     )
 ]
-UNGROUPED = [case for case in VARIED if not (case.correlated or case.anticorrelated)]
+UNGROUPED = [
+    case for case in VARIED if not (case.correlated or case.anticorrelated or case.probability is None)
+]
 
 
 def ids(case: FitCase) -> str:
@@ -105,6 +110,8 @@ def test_a_crowd():
 
 # Threads
 
+TREE = tk.Hierarchy([-1, *range(15)])
+FACTOR = tk.Copula(loadings=np.full((120, 1), 0.7))
 SHARED = [  # so much work per step that a team of threads shares a model
     FitCase("one model", 200, 40, 0.05, 256, steps=6, n_models=1),
     FitCase("two models", 200, 40, 0.05, 256, steps=6, n_models=2),
@@ -118,6 +125,9 @@ SHARED = [  # so much work per step that a team of threads shares a model
     FitCase("columns, frequent", 16, 8, 0.4, 6001, steps=4, n_models=2),
     FitCase("many parts", 260, 130, 0.02, 700, steps=3, n_models=1),
     *(dataclasses.replace(case, steps=4) for case in FIT_GRAM[2:4]),
+    FitCase("8 active", 200, 40, None, 256, steps=4, n_models=1, features={"active": 8}),
+    FitCase("hierarchy, columns", 16, 8, 0.5, 6001, steps=4, n_models=1, features={"dependence": TREE}),
+    FitCase("copula", 120, 40, 0.1, 200, steps=4, n_models=2, features={"dependence": FACTOR}),
 ]
 
 

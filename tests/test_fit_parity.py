@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import FIT_CASES, FIT_GRAM, FIT_LARGE, FIT_LONG, FitCase
+from cases import FIT_CASES, FIT_GRAM, FIT_JOINT, FIT_LARGE, FIT_LONG, FitCase
 from drawn_cases import small_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -73,7 +73,7 @@ def test_every_level_takes_the_same_form():
             found.append(forms_of(case))
     assert found == [found[0]] * len(LEVELS)
     assert set(found[0]) == {"tiles", "gram"}
-    names = [case.name for case in (*FIT_CASES, *FIT_GRAM, *FIT_LARGE, *FIT_LONG)]
+    names = [case.name for case in (*FIT_CASES, *FIT_GRAM, *FIT_JOINT, *FIT_LARGE, *FIT_LONG)]
     assert len(set(names)) == len(names)
 
 
@@ -85,7 +85,7 @@ def _fit_at(level: str, case: FitCase, **options) -> tk.Run:
         return fit_case(case, **options)
 
 
-@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_GRAM, *FIT_LARGE, *FIT_LONG], ids=ids)
+@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_GRAM, *FIT_JOINT, *FIT_LARGE, *FIT_LONG], ids=ids)
 def test_one_evaluation_is_as_exact_as_pytorch(case):
     assert_as_exact_as_pytorch(case, *(partial(_fit_at, level, case) for level in LEVELS))
 
@@ -116,7 +116,7 @@ def test_the_slope_of_relu_at_zero_is_zero(n, m, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_GRAM], ids=ids)
+@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_GRAM, *FIT_JOINT], ids=ids)
 def test_training_follows_the_reference(case, level):
     with isa_level(level):
         assert_follows_the_reference(case, fit_case(case, record_every=7))
@@ -124,7 +124,7 @@ def test_training_follows_the_reference(case, level):
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_GRAM, *FIT_LARGE], ids=ids)
+@pytest.mark.parametrize("case", [*FIT_CASES, *FIT_GRAM, *FIT_JOINT, *FIT_LARGE], ids=ids)
 def test_a_few_steps_of_many_cases(case, level):
     """What the sanitizers see: short, and without the reference."""
     with isa_level(level):

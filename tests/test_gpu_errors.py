@@ -21,6 +21,21 @@ def _still_usable():
     assert_same_runs(fit_on_gpu(TINY[0], steps=10), before)
 
 
+@pytest.mark.parametrize(
+    "options", [{"active": 2}, {"probability": 0.5, "dependence": tk.Hierarchy([-1, 0, 0])}]
+)
+def test_features_that_depend_on_each_other_are_drawn_and_moved_but_not_trained_on(options):
+    data = tk.SparseFeatures(3, **options)
+    x = data.sample(2, 100, 7, n_models=2, device=DEVICE)
+    assert x.device.type == torch.device(DEVICE).type and torch.equal(
+        x.cpu(), data.sample(2, 100, 7, n_models=2)
+    )
+    with pytest.raises(ValueError, match="training on a CUDA device.* use the CPU"):
+        tk.fit(model(), data, 5, 8, progress=False)
+    with pytest.raises(ValueError, match="evaluating on a CUDA device.* use the CPU"):
+        tk.evaluate(model(), data, 8)
+
+
 def model(**options) -> tk.TiedAutoencoder:
     return tk.TiedAutoencoder(3, 2, 4, device=DEVICE, **options)
 

@@ -11,6 +11,7 @@ import torch
 import toykern as tk
 from toykern import _native
 from toykern.arguments.broadcast import broadcast_importance
+from toykern.data.dependence import Copula, Hierarchy
 from toykern.data.features import MAGNITUDES, PURPOSES
 from toykern.native.numbers import number
 from toykern.network.activations import ACTIVATIONS
@@ -113,6 +114,7 @@ for call in ("train", "evaluate", "sample"):
         (call, "data.n_units", 0),
     ]
     BAD += [(call, "data.n_units", 6), (call, "data.n_units", 4), (call, "data.magnitude", 6)]
+    BAD += [(call, "data.joint", joint) for joint in (-1, 1, 2, 3, 4)]
     BAD += [(call, "data.magnitude", -1), (call, "data.noise", -1.0), (call, "data.noise", float("nan"))]
     BAD += [(call, "data.probability", 0), (call, "data.probability_stride", 3), (call, "data.unit_start", 0)]
 for call in ("train", "evaluate"):
@@ -194,6 +196,7 @@ def test_every_name_of_a_table_has_a_number_of_its_own():
     tables = {
         "activation": ACTIVATIONS, "loss": LOSSES, "target": (*TARGETS, GIVEN), "reduction": REDUCTIONS,
         "optimizer": OPTIMIZERS, "magnitude": MAGNITUDES, "purpose": PURPOSES,
+        "joint": ("units", "subset", Hierarchy.kind, Copula.kind),
     }  # fmt: skip
     assert tables.keys() == _native.numbers.keys()
     for table, names in tables.items():

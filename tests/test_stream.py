@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import stream_oracle as oracle
 import torch
-from cases import COUNTERS, GROUPS, NOISE, SHAPES, STREAM_CASES, StreamCase, features_of
+from cases import COUNTERS, GROUPS, JOINT, NOISE, SHAPES, STREAM_CASES, StreamCase, features_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_oracle import MAGNITUDES, Distribution
@@ -57,12 +57,12 @@ def assert_same_batch(case: StreamCase) -> None:
         assert_same_bits(values, value)
 
 
-@pytest.mark.parametrize("case", STREAM_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*STREAM_CASES, *JOINT], ids=lambda case: case.name)
 def test_every_level_draws_the_bits_of_the_page(case, level):
     assert_same_batch(case)
 
 
-THREADED = [*SHAPES[1:-1:3], *GROUPS[-4:], *NOISE, *COUNTERS[:2]]
+THREADED = [*SHAPES[1:-1:3], *GROUPS[-4:], *JOINT[1::4], *NOISE, *COUNTERS[:2]]
 
 
 @pytest.mark.parametrize("case", THREADED, ids=lambda case: case.name)
@@ -190,6 +190,14 @@ def test_a_sample_does_not_depend_on_the_batch_size(case, short):
     x = features.sample(case.step, 200, case.seed, n_models=1)
     start = features.sample(case.step, short, case.seed, n_models=1)
     assert_same_bits(start[0], x[0, :short].numpy())
+
+
+@pytest.mark.parametrize("case", JOINT, ids=lambda case: case.name)
+@pytest.mark.parametrize("short", [1, 17, 32, 47])
+def test_a_sample_of_features_that_depend_on_each_other_does_not_depend_on_the_batch_size(case, short):
+    features = features_of(case.distribution)
+    x = features.sample(case.step, 96, case.seed, n_models=1)
+    assert_same_bits(features.sample(case.step, short, case.seed, n_models=1)[0], x[0, :short].numpy())
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ them caught.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -320,6 +322,154 @@ def test_one_sparse_samples_have_exactly_one_feature(source, n):
         )
 
 
+# ---- features that depend on each other --------------------------------------------------------------------
+
+TREE = Distribution(6, np.array([0.4, 0.5, 0.3, 0.6, 0.05, 0.8]), parents=[3, 0, 0, -1, -1, 2])
+FACTOR = Distribution(4, np.array([0.1, 0.3, 0.02, 0.6]), loadings=np.array([[0.9], [-0.7], [0.8], [0.3]]))
+
+
+def _full() -> Distribution:
+    """Correlations of both signs, strong and weak; the last feature is nearly a sum of others."""
+    x = np.array([[1, 0, 0, 0], [0.8, 0.6, 0, 0], [-0.5, 0.3, 0.8, 0], [0, 0, 0, 1], [1, 1, 1, 0.05]], float)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    c = x @ x.T
+    np.fill_diagonal(c, 1.0)
+    return Distribution(5, np.array([0.05, 0.2, 0.1, 0.4, 0.02]), correlation=(c + c.T) / 2)
+
+
+def subset(n: int, k: int) -> Distribution:
+    return Distribution(n, np.full(n, k / n), active=k)
+
+
+def subsets(source: Source) -> float:
+    """Every one of the 20 subsets of 3 of 6 features equally often."""
+    active = draw(source, subset(6, 3), 40_000, seed=20) > 0
+    assert np.all(active.sum(axis=1) == 3)
+    observed = np.bincount(active @ (1 << np.arange(6)), minlength=64)
+    expected = np.array([len(active) / 20 * (bin(pattern).count("1") == 3) for pattern in range(64)])
+    return checks.chi_square(observed, expected)
+
+
+def subset_pairs(source: Source) -> float:
+    """Each of 40 features at 5/40, and each pair at 5·4/(40·39)."""
+    active = (draw(source, subset(40, 5), 40_000, seed=21) > 0).astype(np.float32)
+    assert np.all(active.sum(axis=1) == 5)
+    count = active.T @ active
+    pairs = checks.count_p_values(count, len(active), 20 / (40 * 39))[np.triu_indices(40, 1)]
+    return checks.bonferroni(pairs, checks.count_p_values(np.diag(count), len(active), 5 / 40))
+
+
+def test_every_subset_is_as_likely_as_the_others(source):
+    accept(subsets(source))
+    accept(subset_pairs(source))
+
+
+def hierarchy(source: Source) -> float:
+    """The joint table of a tree: a product of conditional probabilities, 0 where a parent is missing."""
+    active = draw(source, TREE, 200_000, seed=22) > 0
+    expected = np.zeros(64)
+    for pattern in range(64):
+        on = [pattern >> j & 1 for j in range(6)]
+        terms = []
+        for j, parent in enumerate(TREE.parents):
+            p = TREE.probability[j] if parent < 0 or on[parent] else 0.0
+            terms.append(p if on[j] else 1 - p)
+        expected[pattern] = len(active) * math.prod(terms)
+    return checks.chi_square(np.bincount(active @ (1 << np.arange(6)), minlength=64), expected)
+
+
+def test_a_hierarchy_has_its_joint_table(source):
+    accept(hierarchy(source))
+
+
+def _density(x: np.ndarray) -> np.ndarray:
+    return np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+GAUSS_LEGENDRE = np.polynomial.legendre.leggauss(160)
+
+
+def _nodes(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    x, weight = GAUSS_LEGENDRE
+    return (high - low) / 2 * x + (high + low) / 2, (high - low) / 2 * weight
+
+
+def both_exceed(a: float, b: float, rho: float) -> float:
+    """P(x > a, y > b) of bivariate normal variates: an orthant."""
+    x, weight = _nodes(a, 10.0)
+    return float(np.sum(weight * _density(x) * checks.normal_cdf((rho * x - b) / math.sqrt(1 - rho**2))))
+
+
+def test_orthants_are_those_in_closed_form():
+    """1/4 + arcsin(ρ)/2π where both thresholds are 0."""
+    for rho in (-0.9, -0.3, 0.0, 0.5, 0.95):
+        assert both_exceed(0, 0, rho) == pytest.approx(0.25 + math.asin(rho) / (2 * math.pi), abs=1e-12)
+
+
+def copula_pairs(source: Source, dist: Distribution) -> float:
+    """Each feature at its probability, each pair at that of an orthant."""
+    c = dist.correlation
+    if c is None:
+        c = dist.loadings @ dist.loadings.T
+    active = (draw(source, dist, 200_000, seed=23) > 0).astype(np.float32)
+    count = active.T @ active
+    t = [-NormalDist().inv_cdf(p) for p in dist.probability]
+    found = [checks.count_p_values(np.diag(count), len(active), dist.probability)]
+    for i, j in itertools.combinations(range(dist.n_features), 2):
+        found.append(checks.count_p_values(count[i, j], len(active), both_exceed(t[i], t[j], c[i, j])))
+    return checks.bonferroni(*found)
+
+
+@pytest.mark.parametrize("dist", [FACTOR, _full()], ids=["one factor", "matrix"])
+def test_a_copula_has_its_marginals_and_orthants(source, dist):
+    accept(copula_pairs(source, dist))
+
+
+def test_a_copula_of_one_factor_has_its_joint_table(source):
+    """Given the factor its features are independent: all 16 patterns, by an integral over it."""
+    active = draw(source, FACTOR, 200_000, seed=24) > 0
+    f, weight = _nodes(-9.0, 9.0)
+    expected = (weight * _density(f))[:, None]
+    for p, a in zip(FACTOR.probability[::-1], FACTOR.loadings[::-1, 0], strict=True):
+        given = checks.normal_cdf((NormalDist().inv_cdf(p) + a * f) / math.sqrt(1 - a * a))[:, None]
+        expected = (expected[:, :, None] * np.hstack([1 - given, given])[:, None]).reshape(len(f), -1)
+    observed = np.bincount(active @ (1 << np.arange(4)), minlength=16)
+    accept(checks.chi_square(observed, len(active) * expected.sum(axis=0)))
+
+
+def marginals(dist: Distribution) -> np.ndarray:
+    """How often each feature is active."""
+    p = dist.probability.copy()
+    for j in range(dist.n_features if dist.parents is not None else 0):
+        above = dist.parents[j]
+        while above >= 0:
+            p[j] *= dist.probability[above]
+            above = dist.parents[above]
+    return p
+
+
+JOINT = {"subset": subset(9, 3), "hierarchy": TREE, "copula": FACTOR}
+
+
+@pytest.mark.parametrize("name", JOINT)
+@pytest.mark.parametrize("lag", [1, 16, 32])
+def test_samples_of_features_that_depend_on_each_other_are_independent(source, name, lag):
+    dist = JOINT[name]
+    active = draw(source, dist, 60_000, seed=25, batch=60_000 * source.scale) > 0
+    accept(checks.at_lag(active, lag, marginals(dist)))
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_magnitudes_of_features_that_depend_on_each_other_are_independent(source, name):
+    """Whatever the feature and the number of active ones, and of each other."""
+    sample, feature, value = source.entries(JOINT[name], 0, 60_000 * source.scale, 26)
+    accept(checks.values_by_label(feature, value, "uniform"))
+    accept(checks.values_by_label(np.bincount(sample)[sample], value, "uniform"))
+    even = value[: len(value) // 2 * 2]
+    accept(checks.independent_values(even[::2], even[1::2], "uniform"))
+    accept(checks.distribution(value, checks.MAGNITUDE_CDF["uniform"]))
+
+
 # ---- noise -------------------------------------------------------------------------------------------------
 
 SIGMA = 0.3
@@ -484,6 +634,24 @@ WRONG = {
     ),
     "an exclusive group of shares 10% off": lambda: exclusive_shares(
         with_probability(lambda p: p + [-0.005, 0, 0.005, 0, 0]), EXCLUSIVE["frequent, unequal"]
+    ),
+    "subsets that let in the first ones more easily": lambda: subset_pairs(
+        with_dense(lambda x: np.where((np.arange(len(x)) % 20 == 0)[:, None], np.sort(x)[:, ::-1], x))
+    ),
+    "independent features in the place of a subset": lambda: checks.active_numbers(
+        draw(ORACLE, subset(6, 3), 40_000, seed=20) > 0, np.full(6, 0.5)
+    ),
+    "a child at 0.52 in the place of 0.5": lambda: hierarchy(
+        with_probability(lambda p: p + [0, 0.02, 0, 0, 0, 0])
+    ),
+    "a child of the root in the place of its parent": lambda: hierarchy(
+        asked(lambda dist: replace(dist, parents=[3, 0, 0, -1, -1, 0]))
+    ),
+    "loadings 5% too small": lambda: copula_pairs(
+        asked(lambda dist: replace(dist, loadings=0.95 * dist.loadings)), FACTOR
+    ),
+    "one loading of the other sign": lambda: copula_pairs(
+        asked(lambda dist: replace(dist, loadings=dist.loadings * [[1], [1], [-1], [1]])), FACTOR
     ),
     "noise 3% too large": lambda: noise_distribution(
         replace(

@@ -29,7 +29,15 @@ except ImportError as _error:
 else:
     from toykern import sparse
     from toykern.arguments import Grid, grid
-    from toykern.data import Anticorrelated, Correlated, SparseBatch, SparseFeatures, zipf
+    from toykern.data import (
+        Anticorrelated,
+        Copula,
+        Correlated,
+        Hierarchy,
+        SparseBatch,
+        SparseFeatures,
+        zipf,
+    )
     from toykern.fitting import fit, log_spaced_steps
     from toykern.nn import Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder, sparsify
     from toykern.results import Run, StoreError
@@ -59,9 +67,11 @@ __all__ = [
     "AdamW",
     "Anticorrelated",
     "Autoencoder",
+    "Copula",
     "Correlated",
     "GradualMagnitude",
     "Grid",
+    "Hierarchy",
     "LotteryTicket",
     "PruneAndGrow",
     "RigL",

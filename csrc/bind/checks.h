@@ -60,7 +60,29 @@ inline void check(const Distribution& d, bool on_host) {
     check_address("unit_start", d.unit_start);
     check_address("unit_member", d.unit_member);
     check_address("unit_kind", d.unit_kind);
-    if (!on_host) return;
+    check_range("joint", d.joint, 0, last_number(kJointNames));
+    const Joint joint = (Joint)d.joint;
+    if (!on_host) {
+        if (joint != Joint::kUnits) refuse("joint", d.joint, "0 on a device, whose kernels know units alone");
+        return;
+    }
+    if (joint != Joint::kUnits) check_range("n_units", d.n_units, d.n_features, d.n_features);
+    if (joint == Joint::kSubset) check_range("n_active", d.n_active, 1, d.n_features);
+    if (joint == Joint::kHierarchy) {
+        check_address("parent", d.parent);
+        check_address("order", d.order);
+        for (int64_t j = 0; j < d.n_features; ++j) {
+            check_range("parent", d.parent[j], 0, d.n_features);
+            check_range("order", d.order[j], 0, d.n_features - 1);
+        }
+    }
+    if (joint == Joint::kCopula) {
+        check_range("n_factors", d.n_factors, 0, kMostFeatures);
+        check_address("loading", d.loading, d.n_factors > 0);
+        check_address("loading_end", d.loading_end);
+        check_address("threshold", d.threshold);
+        for (int64_t j = 0; j < d.n_features; ++j) check_range("loading_end", d.loading_end[j], 0, d.n_factors);
+    }
     check_address("probability", d.probability);
     if (d.unit_start[0] != 0 || d.unit_start[d.n_units] != d.n_features)
         refuse("unit_start", d.unit_start[d.n_units], "from 0 to n_features = " + std::to_string(d.n_features));

@@ -64,11 +64,20 @@ void bind_structs(py::module_& m) {
         .def_readwrite("n_units", &Distribution::n_units)
         .def_readwrite("probability_stride", &Distribution::probability_stride)
         .def_readwrite("magnitude", &Distribution::magnitude)
-        .def_readwrite("noise", &Distribution::noise);
+        .def_readwrite("noise", &Distribution::noise)
+        .def_readwrite("joint", &Distribution::joint)
+        .def_readwrite("n_active", &Distribution::n_active)
+        .def_readwrite("n_factors", &Distribution::n_factors);
     bind_pointer(d, "unit_start", &Distribution::unit_start);
     bind_pointer(d, "unit_member", &Distribution::unit_member);
     bind_pointer(d, "unit_kind", &Distribution::unit_kind);
     bind_pointer(d, "probability", &Distribution::probability);
+    bind_pointer(d, "parent", &Distribution::parent);
+    bind_pointer(d, "order", &Distribution::order);
+    bind_pointer(d, "loading", &Distribution::loading);
+    bind_pointer(d, "loading_end", &Distribution::loading_end);
+    bind_pointer(d, "unique", &Distribution::unique);
+    bind_pointer(d, "threshold", &Distribution::threshold);
 
     py::class_<SampleParams> s(m, "SampleParams");
     s.def(py::init([] { return SampleParams{}; }))
@@ -210,6 +219,7 @@ PYBIND11_MODULE(_native, m) {
     numbers["optimizer"] = numbers_of(kOptimizerNames);
     numbers["magnitude"] = numbers_of(kMagnitudeNames);
     numbers["purpose"] = numbers_of(kPurposeNames);
+    numbers["joint"] = numbers_of(kJointNames);
     m.attr("numbers") = numbers;  // {enum: {name: number}}
     bind_structs(m);
     bind_sparse(m);

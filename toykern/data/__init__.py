@@ -1,7 +1,16 @@
 """Where training data comes from: feature distributions, and the counter-based stream behind them."""
 
+from toykern.data.dependence import Copula, Hierarchy
 from toykern.data.features import Anticorrelated, Correlated, SparseFeatures
 from toykern.data.frequencies import zipf
 from toykern.data.sparse_batch import SparseBatch
 
-__all__ = ["Anticorrelated", "Correlated", "SparseBatch", "SparseFeatures", "zipf"]
+__all__ = [
+    "Anticorrelated",
+    "Copula",
+    "Correlated",
+    "Hierarchy",
+    "SparseBatch",
+    "SparseFeatures",
+    "zipf",
+]

@@ -13,6 +13,7 @@ from toykern import _native
 from toykern.arguments.broadcast import as_tensor, broadcast_seed
 from toykern.arguments.errors import check_choice, check_flag, check_int, check_number, check_size, describe
 from toykern.arguments.memory import check_free_memory
+from toykern.data.dependence import Copula, Dependence, Hierarchy, dependence_from_config
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import address, address_of_array
 from toykern.native.device_launch import DeviceLaunch
@@ -94,37 +95,59 @@ class SparseFeatures:
     Args:
         n_features: n, at most 2²⁴.
         probability: of being active (1 − sparsity), in [0, 1]; broadcasts to `[models, n_features]`: a
-            number, `[n_features]`, `[models, 1]` or `[models, n_features]`.
+            number, `[n_features]`, `[models, 1]` or `[models, n_features]`. With `active` it follows from
+            that; in a `Hierarchy` it is conditional.
         magnitude: of an active feature. "uniform" on [0, 1]; "symmetric", uniform on [−1, 1]; "half_normal",
             |N(0, 1)|; "constant", 1; "exponential" of rate 1; "lognormal", e^N(0, 1).
         groups: disjoint `Correlated` and `Anticorrelated` groups; features in none are independent.
         noise: standard deviation of Gaussian noise added to every input. The training target is made from the
             features without it.
+        active: instead of probabilities, exactly so many features in every sample, each subset as likely as
+            the others.
+        dependence: instead of groups, a `Hierarchy` or a `Copula` of all features.
+
+    Samples with `active` or `dependence` are drawn on the CPU; training and evaluation on a CUDA device
+    refuse them, and so does `evaluate(method="stratified")`.
 
     Raises:
         ValueError, TypeError: naming the argument, for probabilities that are NaN or outside [0, 1], unequal
-            ones in a correlated group, a sum above 1 in an anticorrelated one, overlapping groups, and so on.
+            ones in a correlated group, a sum above 1 in an anticorrelated one, overlapping groups, more
+            active features than there are, and so on.
 
     Example:
         >>> data = SparseFeatures(n_features=5, probability=0.01)
         >>> data.sample(step=0, batch_size=4, seed=7, n_models=2).shape
         torch.Size([2, 4, 5])
+        >>> (SparseFeatures(n_features=9, active=3).sample(0, 4)[0] != 0).sum(dim=1)
+        tensor([3, 3, 3, 3])
     """
 
     def __init__(
         self,
         n_features: int,
-        probability: Any,
+        probability: Any = None,
         magnitude: str = "uniform",
         groups: Iterable[Correlated | Anticorrelated] = (),
         noise: float = 0.0,
+        *,
+        active: int | None = None,
+        dependence: Dependence | None = None,
     ) -> None:
         self.n_features = check_int("n_features", n_features, minimum=1, maximum=MAX_FEATURES)
+        self.active: int | None = None
+        if active is not None:
+            self.active = check_int("active", active, minimum=1, maximum=self.n_features)
+            if probability is not None:
+                raise ValueError("probability must be left out where active is given, which says it")
+            probability = self.active / self.n_features
+        if probability is None:
+            raise TypeError("probability must be given, or active in its place, not None")
         self.probability = _check_probability(probability, self.n_features)
         self.magnitude = check_choice("magnitude", magnitude, MAGNITUDES)
         self.groups = _check_groups(groups, self.n_features)
         self.noise = check_number("noise", noise, minimum=0.0)
         self._check_group_probabilities()
+        self.dependence = self._check_dependence(dependence)
         self._units = _make_units(self.n_features, self.groups)
 
     @classmethod
@@ -167,7 +190,8 @@ class SparseFeatures:
             clean: leave out the input noise (what the target is made from).
             purpose: "training", or "evaluation" for the stream that `toykern.evaluate` uses.
             device: where the batch is wanted; the CPU by default. On a CUDA device dense batches are drawn
-                there, with the same bits; sparse ones are drawn on the CPU and moved.
+                there, with the same bits; sparse ones, and those of `active` or `dependence`, are drawn on
+                the CPU and moved.
 
         Returns:
             float32 `[models, batch_size, n_features]`; a `SparseBatch` with layout="sparse"; with
@@ -181,7 +205,8 @@ class SparseFeatures:
         clean = check_flag("clean", clean)
         models = self._models_of(seed, n_models)
         seeds = broadcast_seed("seed", seed, models)
-        there = check_kernels("cpu" if device is None else device)
+        wanted = check_kernels("cpu" if device is None else device)
+        there = wanted if self._joint() == "units" else torch.device("cpu")
         if layout == "dense" and there.type == "cpu":
             check_free_memory(
                 f"a batch of n_models={models:,}, batch_size={batch_size:,}, n_features={self.n_features:,}",
@@ -208,7 +233,7 @@ class SparseFeatures:
                 launch.sample(params)
             else:
                 _native.sample(params, kernel_threads())
-            return x
+            return x.to(wanted)
         if not noisy:
             data = params.data
             data.noise = 0.0
@@ -218,8 +243,8 @@ class SparseFeatures:
         indices = np.stack([model, sample.astype(np.int64), feature.astype(np.int64)])
         coo = torch.from_numpy(indices), torch.from_numpy(value)
         if layout == "coo":
-            return coo[0].to(there), coo[1].to(there)
-        return SparseBatch.from_coo(*coo, (models, batch_size, self.n_features)).to(there)
+            return coo[0].to(wanted), coo[1].to(wanted)
+        return SparseBatch.from_coo(*coo, (models, batch_size, self.n_features)).to(wanted)
 
     def native(self) -> Any:
         """The kernels' view of this distribution; valid while this object lives."""
@@ -233,7 +258,23 @@ class SparseFeatures:
         d.probability_stride = self.n_features if self.probability.shape[0] > 1 else 0
         d.magnitude = number("magnitude", self.magnitude)
         d.noise = self.noise
+        d.joint = number("joint", self._joint())
+        if self.active is not None:
+            d.n_active = self.active
+        for name, array in self._joint_arrays.items():
+            setattr(d, name, address_of_array(name, array, array.dtype))
+        if isinstance(self.dependence, Copula):
+            d.n_factors = self.dependence.factor.shape[1]
         return d
+
+    def marginals(self) -> torch.Tensor:
+        """Of each feature, how often it is active: float64 `[1 or models, n_features]`.
+
+        This is `probability`, but in a `Hierarchy`, where that is conditional.
+        """
+        if isinstance(self.dependence, Hierarchy):
+            return self.dependence.marginals(self.probability)
+        return self.probability
 
     def unit_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What is switched on together (docs/data_stream.md §2): int64 starts `[units + 1]`, uint32 members
@@ -247,17 +288,22 @@ class SparseFeatures:
         >>> SparseFeatures(4, 0.25).active_features()
         tensor([1.], dtype=torch.float64)
         """
-        return self.probability.sum(dim=1)
+        return self.marginals().sum(dim=1)
 
     def config(self) -> dict[str, Any]:
         """JSON-able description without the probabilities; `features_from_config` is its inverse."""
         groups = [[type(group).__name__, list(group.members)] for group in self.groups]
-        return {
+        described = {
             "n_features": self.n_features,
             "magnitude": self.magnitude,
             "groups": groups,
             "noise": self.noise,
         }
+        if self.active is not None:
+            described["active"] = self.active
+        if self.dependence is not None:
+            described["dependence"] = self.dependence.config()
+        return described
 
     def __repr__(self) -> str:
         p = self.probability
@@ -265,6 +311,9 @@ class SparseFeatures:
         parts = [f"n_features={self.n_features}", f"probability={shown}", f"magnitude={self.magnitude!r}"]
         parts += [f"groups=<{len(self.groups)}>"] if self.groups else []
         parts += [f"noise={self.noise:g}"] if self.noise else []
+        if self.active is not None:
+            parts[1] = f"active={self.active}"
+        parts += [f"dependence={self.dependence!r}"] if self.dependence is not None else []
         return f"SparseFeatures({', '.join(parts)})"
 
     def _models_of(self, seed: Any, n_models: int | None) -> int:
@@ -278,6 +327,53 @@ class SparseFeatures:
         if self.n_models not in (None, models):
             raise ValueError(f"n_models must be {self.n_models}, the rows of probability, not {models}")
         return models
+
+    def refuse_dependence(self, what: str) -> None:
+        """ValueError where `what` knows single features and groups alone."""
+        if self._joint() != "units":
+            given = f"active={self.active}" if self.active is not None else f"dependence={self.dependence!r}"
+            raise ValueError(f"data with {given} cannot be used by {what}")
+
+    def _joint(self) -> str:
+        if self.active is not None:
+            return "subset"
+        return "units" if self.dependence is None else self.dependence.kind
+
+    def _check_dependence(self, dependence: Any) -> Dependence | None:
+        """Checked against all else; the kernels' arrays of it are made."""
+        self._joint_arrays: dict[str, np.ndarray] = {}
+        if dependence is None and self.active is None:
+            return None
+        other = "active" if self.active is not None else "dependence"
+        if self.groups:
+            raise ValueError(f"groups cannot be given together with {other}, which is about all features")
+        if dependence is None:
+            return None
+        if self.active is not None:
+            raise ValueError("dependence cannot be given together with active")
+        if not isinstance(dependence, Hierarchy | Copula):
+            raise TypeError(f"dependence must be a Hierarchy or a Copula, not {describe(dependence)}")
+        if dependence.n_features != self.n_features:
+            raise ValueError(
+                f"dependence must be of n_features = {self.n_features} features, not {dependence.n_features}"
+            )
+        if isinstance(dependence, Hierarchy):
+            parents = np.array(dependence.parents, dtype=np.int64)
+            self._joint_arrays = {
+                "parent": np.where(parents < 0, self.n_features, parents).astype(np.uint32),
+                "order": np.array(dependence.order, dtype=np.uint32),
+            }
+            return dependence
+        self._joint_arrays = {
+            "loading": dependence.factor,
+            "loading_end": dependence.end,
+            "threshold": dependence.thresholds(self.probability).numpy(),
+        }
+        if dependence.unique is not None:
+            self._joint_arrays["unique"] = dependence.unique
+        if dependence.factor.shape[1] == 0:
+            del self._joint_arrays["loading"]
+        return dependence
 
     def _check_group_probabilities(self) -> None:
         for group in self.groups:
@@ -307,12 +403,15 @@ def features_from_config(config: Mapping[str, Any], arrays: Mapping[str, torch.T
         "Correlated": Correlated,
         "Anticorrelated": Anticorrelated,
     }
+    active, dependence = config.get("active"), config.get("dependence")
     return SparseFeatures(
         config["n_features"],
-        arrays["probability"],
+        arrays["probability"] if active is None else None,
         magnitude=config["magnitude"],
         groups=[kinds[name](members) for name, members in config["groups"]],
         noise=config["noise"],
+        active=active,
+        dependence=None if dependence is None else dependence_from_config(dependence),
     )
 
 

@@ -35,6 +35,7 @@ class DeviceLaunch:
     def __init__(self, data: Any, n_models: int, device: torch.device, action: str) -> None:
         self.device = device
         self._n_models, self._action = n_models, action
+        data.refuse_dependence(f"{action} on a CUDA device, which has no kernels for it yet; use the CPU")
         native = data.native()
         layout = _native.tables_layout(native)
         rows = n_models if data.probability.shape[0] > 1 else 1

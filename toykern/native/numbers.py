@@ -6,8 +6,8 @@ from toykern import _native
 
 
 def number(table: str, name: str) -> int:
-    """The number of `name` in an enum: "activation", "loss", "target", "reduction", "optimizer", "magnitude"
-    or "purpose". ValueError where the kernels have no such name.
+    """The number of `name` in an enum: "activation", "loss", "target", "reduction", "optimizer", "magnitude",
+    "purpose" or "joint". ValueError where the kernels have no such name.
 
     >>> number("target", "abs")
     1

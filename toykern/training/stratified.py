@@ -108,6 +108,7 @@ def stratified_loss(
 
     ValueError for a distribution of more than `MAX_UNITS` units.
     """
+    data.refuse_dependence("method='stratified'; use method='samples'")
     options, on, off = _units(data)
     if len(options) > MAX_UNITS:
         raise ValueError(

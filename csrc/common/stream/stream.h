@@ -20,6 +20,8 @@ enum class Kind : uint32_t {
     kNoise = 7,
     kInit = 8,
     kTopology = 9,
+    kJoint = 10,
+    kJointMagnitude = 11,
 };
 
 // The fourth counter word.

@@ -37,6 +37,17 @@ class FrequentCursor {
         open_slice(rank);
     }
 
+    // The gates alone, without their magnitudes: a word of 32 samples from `first` (a multiple of 32) for each unit.
+    void begin_gates(const StreamKey& key) {
+        key_ = &key;
+        group_ = ~(uint64_t)0;
+    }
+    const uint32_t* gates_of(int64_t first) {
+        next_ = first;
+        load_gates();
+        return now_;
+    }
+
     // Gates of the next 16 samples: bit (s & 15) + shift() of gates()[d]; their magnitudes from offset() on in
     // values(r).
     void next16() {

@@ -1,9 +1,10 @@
 // Everything the stream can draw, groups and noise included, as dense rows of 32 samples: the path that always works.
 //
 // Owner      one worker; nothing survives a batch
-// Cost       that of the dense rows; training takes it only for noise, and for groups among frequent units
+// Cost       that of the dense rows; training takes it only for noise, for groups among frequent units, and for features
+//            that depend on each other (joint.inl)
 #pragma once
-#include "cpu/stream/frequent.inl"
+#include "cpu/stream/joint.inl"
 #include "cpu/stream/rare.inl"
 
 namespace toykern {
@@ -17,6 +18,7 @@ class RowCursor {
         rare_.carve(w, tables);
         frequent_.carve(w, tables);
         list_.carve(w, tables, 64 * (size_t)tables.max_members);
+        joint_.carve(w, tables);
     }
     // Samples first (a multiple of 32) … last - 1.
     void begin(const StreamKey& key, int64_t first, int64_t last) {
@@ -25,7 +27,10 @@ class RowCursor {
         last_ = last;
         list_.count = 0;
         rare_.begin(key, first, last);
-        if (t_->n_frequent) frequent_.begin(key, first);
+        if (is_joint())
+            frequent_.begin_gates(key);
+        else if (t_->n_frequent)
+            frequent_.begin(key, first);
     }
     bool done() const { return next_ >= last_; }
 
@@ -33,6 +38,12 @@ class RowCursor {
     int next32(float* clean, size_t stride) {
         const int rows = (int)(last_ - next_ < 32 ? last_ - next_ : 32);
         for (size_t i = 0; i < (size_t)rows * stride; ++i) clean[i] = 0.0f;
+        if (is_joint()) {
+            joint_.draw(*key_, (uint32_t)(next_ >> 5), frequent_);
+            joint_.fill(*key_, (uint32_t)(next_ >> 5), clean, stride, rows);
+            next_ += 32;
+            return rows;
+        }
         if (t_->n_frequent)
             for (int half = 0; half < rows; half += 16) {
                 frequent_.next16();
@@ -68,6 +79,7 @@ class RowCursor {
     }
 
   private:
+    bool is_joint() const { return t_->data->joint != (int32_t)Joint::kUnits; }
     void fill_frequent(float* rows, size_t stride, int limit) {
         const Distribution& d = *t_->data;
         const uint32_t* gates = frequent_.gates();
@@ -115,6 +127,7 @@ class RowCursor {
     RareCursor rare_;
     FrequentCursor frequent_;
     EntryList list_;
+    JointCursor joint_;
     const StreamKey* key_;
     int64_t next_, last_;
 };

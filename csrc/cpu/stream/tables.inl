@@ -36,6 +36,9 @@ struct StreamTables {
     uint64_t* choice_start;  // [n] by position in unit_member; may be 2^32 where the rest has no share
     uint8_t* choice_equal;   // [n_units]
 
+    const float* joint_threshold;  // [n] of a copula
+    uint8_t* never;                // [n] of a hierarchy
+
     void carve(Workspace& w, const Distribution& d) {
         const size_t units = (size_t)d.n_units, n = (size_t)d.n_features;
         data = &d;
@@ -51,7 +54,8 @@ struct StreamTables {
         gate_pattern = w.take<uint32_t>(16 * units);
         choice_start = w.take<uint64_t>(n);
         choice_equal = w.take<uint8_t>(units);
-        plain = true;
+        never = w.take<uint8_t>(d.joint == (int32_t)Joint::kHierarchy ? units : 0);
+        plain = d.joint == (int32_t)Joint::kUnits;
         has_exclusive = false;
         max_members = 1;
         for (size_t u = 0; u < units; ++u) {
@@ -66,6 +70,10 @@ struct StreamTables {
     void set_up(int64_t model) {
         const Distribution& d = *data;
         const double* p = d.probability + model * d.probability_stride;
+        if (d.joint != (int32_t)Joint::kUnits) {
+            set_up_joint(model, p);
+            return;
+        }
         uint32_t n_rare = 0;
         n_frequent = 0;
         double total = 0.0, last_q = -1.0, last_rate = 0.0;
@@ -113,6 +121,31 @@ struct StreamTables {
     }
 
   private:
+    // Features that depend on each other are drawn as rows (joint.inl): to all else they look like frequent units, of
+    // which the loops read rows too. Of the thresholds a hierarchy alone has need.
+    void set_up_joint(int64_t model, const double* p) {
+        const Distribution& d = *data;
+        rare = rare_process(0, 0.0, false);
+        rare_rate = rare_entries = 0.0;
+        rare_in_order = false;
+        n_frequent = (uint32_t)d.n_units;
+        all_always = false;
+        n_levels = 0;
+        joint_threshold = d.threshold + (d.threshold ? model * d.probability_stride : 0);
+        if (d.joint != (int32_t)Joint::kHierarchy) return;
+        for (uint32_t j = 0; j < n_frequent; ++j) {
+            const double threshold = p[j] * 4294967296.0 + 0.5;
+            uint32_t t = threshold >= 4294967296.0 ? 0u : (uint32_t)threshold;
+            never[j] = threshold < 1.0;
+            if (never[j]) t = 0x80000000u;  // 0 is always; this is decided soonest
+            if (t) {
+                const int level = 32 - __builtin_ctz(t);
+                n_levels = level > n_levels ? level : n_levels;
+            }
+            for (uint32_t i = j; i < 16 * n_frequent; i += n_frequent) gate_pattern[i] = t;
+        }
+    }
+
     // Starts of the members' shares of an exclusive unit; returns its gate probability.
     double set_up_choice(const double* p, int64_t u, int64_t first, int64_t members) {
         const Distribution& d = *data;

@@ -23,6 +23,9 @@ enum class Magnitude : int32_t {
 constexpr const char* kMagnitudeNames[] = {"uniform",  "symmetric",   "half_normal",
                                            "constant", "exponential", "lognormal"};
 enum class UnitKind : uint8_t { kSingle = 0, kCorrelated = 1, kExclusive = 2 };
+// How the features of a sample depend on each other (docs/data_stream.md §2 and §10).
+enum class Joint : int32_t { kUnits = 0, kSubset = 1, kHierarchy = 2, kCopula = 3 };
+constexpr const char* kJointNames[] = {"units", "subset", "hierarchy", "copula"};
 enum class Purpose : uint32_t { kTraining = 0, kEvaluation = 1 };
 constexpr const char* kPurposeNames[] = {"training", "evaluation"};
 
@@ -44,6 +47,15 @@ struct Distribution {
     int64_t probability_stride;   // n, or 0 when one row serves all models
     int32_t magnitude;            // Magnitude
     float noise;                  // standard deviation of the Gaussian input noise; 0 = none
+    int32_t joint;     // Joint; all units are single features but with kUnits. The CPU's kernels alone know others
+    int64_t n_active;  // kSubset: active features of every sample
+    const uint32_t* parent;       // kHierarchy: [n] the parent of each feature; n where it has none
+    const uint32_t* order;        // kHierarchy: [n] the features, parents before their children
+    int64_t n_factors;            // kCopula: r
+    const float* loading;         // kCopula: [n, r]
+    const uint32_t* loading_end;  // kCopula: [n] a feature's loadings from this one on are 0
+    const float* unique;          // kCopula: [n] of each feature's own normal; null: none has one
+    const float* threshold;       // kCopula: [K | 1, n] strided as the probability
 };
 
 // Draw one batch per model: the oracle's view of what training sees.
