@@ -212,6 +212,8 @@ JOINT = [
     _joint("7 of 7", 7, 31, active=7, magnitude="constant"),
     _joint("60 of 64", 64, 65, active=60, noise=0.1),
     _joint("5 of 1000", 1000, 40, active=5, step=2**32 - 1, seed=2**63 - 1),
+    _joint("9 of 36, the most that are listed", 36, 300, active=9, magnitude="lognormal"),
+    _joint("9 of 35, the fewest that are not", 35, 300, active=9),
     _joint("hierarchy of roots", 9, 700, parents=[-1] * 9),
     _joint("hierarchy of one", 1, 33, parents=[-1]),
     _joint("a chain from the last to the first", 12, 300, 0.8, parents=[*range(1, 12), -1]),
@@ -448,6 +450,8 @@ FIT_JOINT = [
     for n, m in ((8, 3), (20, 9))
     for name, p, features, options in (
         ("3 active", None, {"active": 3}, {}),
+        ("1 active", None, {"active": 1, "magnitude": "symmetric"}, {"loss": {"target": "abs"}}),
+        ("2 active of relu codes", None, {"active": 2}, {"network": {"hidden_activation": "relu"}}),
         ("2 active, noise", None, {"active": 2, "noise": 0.1, "magnitude": "exponential"}, {"tied": False}),
         ("hierarchy", [[0.3], [0.6], [0.9]], {"dependence": Hierarchy(_tree(n, n))}, {}),
         ("copula", np.linspace(0.02, 0.3, n), {"dependence": Copula(loadings=_loadings(n, 2, n))}, {}),

@@ -45,6 +45,7 @@ VARIED = [
         "40,20 gram, untied",
         "8,3 3 active",
         "20,9 hierarchy",
+        "20,9 3 active",
         "20,9 copula of a matrix, noise",
     )
 ]
@@ -126,6 +127,7 @@ SHARED = [  # so much work per step that a team of threads shares a model
     FitCase("many parts", 260, 130, 0.02, 700, steps=3, n_models=1),
     *(dataclasses.replace(case, steps=4) for case in FIT_GRAM[2:4]),
     FitCase("8 active", 200, 40, None, 256, steps=4, n_models=1, features={"active": 8}),
+    FitCase("2 active, columns", 16, 8, None, 6001, steps=4, n_models=1, features={"active": 2}),
     FitCase("hierarchy, columns", 16, 8, 0.5, 6001, steps=4, n_models=1, features={"dependence": TREE}),
     FitCase("copula", 120, 40, 0.1, 200, steps=4, n_models=2, features={"dependence": FACTOR}),
 ]

@@ -102,7 +102,7 @@ class TilesWorker {
         dh_ = w.take<float>((size_t)(held * mp));
         slope_ = w.take<float>(is_floor(net.hidden_activation) ? 0 : (size_t)(held * mp));
         const size_t entries =
-            (size_t)((listed_rows > held ? listed_rows : held) * np) + 128 * tables_.max_members + 2 * kLanes;
+            (size_t)((listed_rows > held ? listed_rows : held) * np) + tables_.refill_room + 2 * kLanes;
         row_ = w.take<uint32_t>(entries);
         feature_ = w.take<uint32_t>(entries);
         value_ = w.take<float>(entries);

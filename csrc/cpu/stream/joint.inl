@@ -2,6 +2,7 @@
 //
 //   draw   which features are active, as gate words of 32 samples [n]
 //   fill   their magnitudes into dense rows
+//   append the same as entries, of a subset
 //
 // Owner      one worker; a block of 32 samples knows nothing of the others
 // Order      integers, but for the copula's sums: single precision, factor by factor, separately rounded
@@ -34,9 +35,33 @@ class JointCursor {
         }
     }
 
-    // Magnitudes of the first `limit` samples into rows that are zero. Those of the others count in the order all the
-    // same.
+    // Magnitudes of the first `limit` samples into rows that are zero.
     void fill(const StreamKey& key, uint32_t block, float* rows, size_t stride, int limit) {
+        each_active(key, block, [&](int s, int64_t j, float value) {
+            if (s < limit) rows[(size_t)s * stride + (size_t)j] = value;
+        });
+    }
+
+    // The entries of a subset in those of the block's samples that are among first … last - 1, by sample and feature.
+    void append(const StreamKey& key, uint32_t block, int64_t first, int64_t last, EntryList& list) {
+        draw_subset(key, block);
+        const int64_t k = t_->data->n_active, base = 32 * (int64_t)block;
+        const int low = (int)(first > base ? first - base : 0), high = (int)(last - base < 32 ? last - base : 32);
+        int64_t at[32];  // where a sample's next entry goes
+        for (int s = low; s < high; ++s) at[s] = list.count + (s - low) * k;
+        each_active(key, block, [&](int s, int64_t j, float value) {
+            if (s < low || s >= high) return;
+            list.sample[at[s]] = (uint32_t)(base + s);
+            list.feature[at[s]] = (uint32_t)j;
+            list.value[at[s]++] = value;
+        });
+        list.count += (high - low) * k;
+    }
+
+  private:
+    // Calls put(sample, feature, value) for all that is active in the block, by feature and sample.
+    template <class Put>
+    TOYKERN_INLINE void each_active(const StreamKey& key, uint32_t block, const Put& put) {
         const Distribution& d = *t_->data;
         const bool constant = d.magnitude == (int32_t)Magnitude::kConstant;
         int at = 0, have = 0;
@@ -52,14 +77,10 @@ class JointCursor {
                 to_magnitudes(d.magnitude, values_ + have, 64);
                 have += 64;
             }
-            for (; left; left &= left - 1, ++at) {
-                const int s = __builtin_ctz(left);
-                if (s < limit) rows[(size_t)s * stride + (size_t)j] = constant ? 1.0f : values_[at];
-            }
+            for (; left; left &= left - 1, ++at) put(__builtin_ctz(left), j, constant ? 1.0f : values_[at]);
         }
     }
 
-  private:
     // Words 16 i … 16 i + 15 of the joint sequence: those of 16 samples. They are drawn four such at a time, into a
     // buffer that holds those of `drawn`.
     TOYKERN_INLINE const uint32_t* joint_words(const StreamKey& key, uint64_t i, uint64_t& drawn, uint32_t* buffer) {

@@ -3,12 +3,12 @@
 //
 // Layout     64 or 128 arrivals a refill: gap words -> fixed-point logarithm -> running sum -> (sample, unit) -> packed
 //            entries
-// Owner      one worker; nothing survives a batch
+// Owner      one worker; nothing survives a batch. A subset of few features (joint.inl) comes as a list too
 // Zeros      the cost follows the arrivals alone, whatever the probabilities
 // Roof       2 random words (0.16 ns each with two blocks side by side, Zen 5) and about 8 instructions an arrival at
 //            v4; measured 1.0 ns an arrival where there are hundreds, 1.6 ns where there are fifty
 #pragma once
-#include "cpu/stream/words.inl"
+#include "cpu/stream/joint.inl"
 
 namespace toykern {
 namespace TOYKERN_LEVEL {
@@ -19,6 +19,7 @@ class RareCursor {
         t_ = &tables;
         words_ = w.take<uint32_t>(192);
         magnitudes_ = w.take<float>(64 * (size_t)tables.max_members + 64);
+        joint_.carve(w, tables);
     }
 
     // Samples first … last - 1 of the batch. Arrivals of the first slice that fall before `first` are drawn and
@@ -30,13 +31,24 @@ class RareCursor {
         const RareProcess& r = t_->rare;
         slice_ = r.n_units ? (uint32_t)(first >> r.slice_log2) : 0;
         open_slice();
+        if (t_->listed_subset) {
+            block_ = first_ >> 5;
+            done_ = first >= last;
+            return;
+        }
         done_ = r.n_units == 0 || first >= last;
         choose_width(first_);
     }
     bool done() const { return done_; }
 
-    // Appends the next arrivals (up to 64, or 128 where many are expected, or one slice's rest) to the list.
+    // Appends the next arrivals (up to 64, or 128 where many are expected, or one slice's rest) to the list; of a subset
+    // those of the next 32 samples.
     void refill(EntryList& list) {
+        if (t_->listed_subset) {
+            joint_.append(*key_, block_++, first_, batch_, list);
+            done_ = 32 * (uint64_t)block_ >= batch_;
+            return;
+        }
         const RareProcess& r = t_->rare;
         const uint32_t first = 16u * block_, purpose = key_->purpose;
         const uint32_t gap_tag = counter_tag(Kind::kGap, purpose, 0),
@@ -216,6 +228,7 @@ class RareCursor {
     }
 
     const StreamTables* t_;
+    JointCursor joint_;
     uint32_t* words_;    // up to 128 gap words, 64 choice words
     float* magnitudes_;  // 64 for every member number
     const StreamKey* key_;

@@ -9,10 +9,14 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
+constexpr int64_t kFewOfSubset = 4;  // a subset of at most this part of the features is drawn as entries
+
 struct StreamTables {
     const Distribution* data;
     bool plain;            // every unit is a single feature
     uint32_t max_members;  // of a correlated unit
+    bool listed_subset;    // a subset small enough to be handed out as entries
+    size_t refill_room;    // entries that one refill of a list adds at most
     bool has_exclusive;
 
     RareProcess rare;
@@ -58,6 +62,7 @@ struct StreamTables {
         plain = d.joint == (int32_t)Joint::kUnits;
         has_exclusive = false;
         max_members = 1;
+        listed_subset = d.joint == (int32_t)Joint::kSubset && d.n_active <= d.n_features / kFewOfSubset;
         for (size_t u = 0; u < units; ++u) {
             if (d.unit_kind[u] == (uint8_t)UnitKind::kSingle) continue;
             plain = false;
@@ -65,6 +70,8 @@ struct StreamTables {
             const uint32_t members = (uint32_t)(d.unit_start[u + 1] - d.unit_start[u]);
             if (d.unit_kind[u] == (uint8_t)UnitKind::kCorrelated && members > max_members) max_members = members;
         }
+        refill_room = 128 * (size_t)max_members;
+        if (listed_subset && 32 * (size_t)d.n_active > refill_room) refill_room = 32 * (size_t)d.n_active;
     }
 
     void set_up(int64_t model) {
@@ -121,14 +128,15 @@ struct StreamTables {
     }
 
   private:
-    // Features that depend on each other are drawn as rows (joint.inl): to all else they look like frequent units, of
-    // which the loops read rows too. Of the thresholds a hierarchy alone has need.
+    // Features that depend on each other are drawn by blocks of samples (joint.inl). To all else they look like frequent
+    // units, of which the loops read rows, and few of many, whose number is known, like the entries of rare ones. Of
+    // the thresholds a hierarchy alone has need.
     void set_up_joint(int64_t model, const double* p) {
         const Distribution& d = *data;
         rare = rare_process(0, 0.0, false);
-        rare_rate = rare_entries = 0.0;
+        rare_rate = rare_entries = listed_subset ? (double)d.n_active : 0.0;
         rare_in_order = false;
-        n_frequent = (uint32_t)d.n_units;
+        n_frequent = listed_subset ? 0 : (uint32_t)d.n_units;
         all_always = false;
         n_levels = 0;
         joint_threshold = d.threshold + (d.threshold ? model * d.probability_stride : 0);

@@ -117,7 +117,7 @@ struct EntryList {
 
     // Room for `keep` entries beside one refill.
     void carve(Workspace& w, const StreamTables& t, size_t keep) {
-        const size_t room = keep + 128 * (size_t)t.max_members + kLanes;
+        const size_t room = keep + t.refill_room + kLanes;
         sample = w.take<uint32_t>(room);
         feature = w.take<uint32_t>(room);
         value = w.take<float>(room);
