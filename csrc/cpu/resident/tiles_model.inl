@@ -37,10 +37,10 @@ struct TilesModel {
         float* et;       // [n][mp]
         float* b;        // [np]
         float* a;        // [n][np] Σ x dᵀ, the only one beside b in the Gram form
-        int64_t length;  // of the whole, which is one array; what a part begins at zero
     };
+    int64_t tiles_length() const { return m * np + (tied ? 1 : 2) * n * mp; }  // of d, dt and et
     int64_t gradient_length() const {
-        const int64_t tiles = m * np + (tied ? 1 : 2) * n * mp, whole = has_gram && n * np > tiles ? n * np : tiles;
+        const int64_t tiles = tiles_length(), whole = has_gram && n * np > tiles ? n * np : tiles;
         return whole + np;
     }
     Gradient gradient(float* g) const {
@@ -50,13 +50,13 @@ struct TilesModel {
         r.et = g + m * np;
         r.dt = tied ? r.et : r.et + n * mp;
         r.b = g + gradient_length() - np;
-        r.length = gradient_length();
         return r;
     }
 
-    // A part's gradients before its first sample.
+    // A part's gradients before its first sample; not all of the room, which may be four times as much for a model that
+    // does not take the form that it was made for.
     void clear(const Gradient& g) const {
-        const int64_t matrices = gram ? n * np : g.length - np;
+        const int64_t matrices = gram ? n * np : tiles_length();
         for (int64_t i = 0; i < matrices; i += kLanes) store(g.d + i, fzero());
         for (int64_t i = 0; i < np; i += kLanes) store(g.b + i, fzero());
     }
