@@ -26,6 +26,7 @@ from kit import (
     layer_reference,
     model_of,
 )
+from layer_kit import device_layer
 
 import toykern as tk
 from toykern import _native, reference
@@ -140,6 +141,39 @@ def test_values_and_slopes_far_from_zero(name, dtype):
     tolerance = {"rtol": 2e-6, "atol": 2e-7} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-15}
     torch.testing.assert_close(output[0, 0].double(), expected, **tolerance)
     torch.testing.assert_close(model.bias.grad[0].double(), wanted.grad, **tolerance)
+
+
+def outputs_and_slopes(name: str) -> dict[str, torch.Tensor]:
+    """y = g(b) and its slope for 8192 biases from −12 to 12."""
+    z = torch.linspace(-12.0, 12.0, 128 * 64).view(128, 64)
+    model = tk.TiedAutoencoder(64, 1, n_models=128, output_activation=name, init=0.0)
+    model.bias.data = z.clone()
+    output = model(torch.zeros(128, 1, 64))
+    output.sum().backward()
+    return {"z": z, "output": output.detach()[:, 0], "slope": model.bias.grad}
+
+
+@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+def test_a_device_has_the_same_bits_as_vectors(name):
+    with device_layer() as kernels:
+        device = outputs_and_slopes(name)
+    assert kernels.called
+    for level in set(LEVELS) - {"base"}:  # which has no fused multiply-add
+        with isa_level(level):
+            for what, values in outputs_and_slopes(name).items():
+                assert torch.equal(values.view(torch.int32), device[what].view(torch.int32)), (level, what)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_gelu_is_as_exact_as_it_says(level):
+    """Φ(z) and Φ(z) + z φ(z), against libm in double precision."""
+    with isa_level(level):
+        found = outputs_and_slopes("gelu")
+    z = found["z"].double()
+    distribution = 0.5 * torch.erfc(-z / math.sqrt(2))
+    density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    assert (found["output"] / z - distribution).abs().max() <= 3e-7
+    assert (found["slope"] - (distribution + z * density)).abs().max() <= 3e-7
 
 
 @pytest.mark.parametrize("hidden", HIDDEN_ACTIVATIONS)

@@ -1,5 +1,5 @@
 // Functions that activations are made of, over a float lane type (common/lanes.h). Vectors of doubles bring their own
-// of the same names, by libm (cpu/simd_lanes.h).
+// of the same names, by libm (cpu/simd/lanes.h).
 #pragma once
 #include "common/lanes.h"
 
@@ -36,6 +36,25 @@ TOYKERN_MATHS V log_of_one_and(V u) {
     p = fmadd(p, q, Lanes<V>::all(1.0 / 3));
     p = fmadd(p, q, Lanes<V>::all(1.0));
     return (s + s) * p;
+}
+
+// Φ(z) and φ(z) of the standard normal distribution, by erf after Abramowitz & Stegun 7.1.26 (an error below 1.5e-7,
+// says its source) and by exp_minus: not by libm or the device's own erfc and exp, whose last bits differ.
+template <class V>
+TOYKERN_MATHS void normal_of(V z, V& distribution, V& density) {
+    const V one = Lanes<V>::all(1.0f), half = Lanes<V>::all(0.5f);
+    const V a = magnitude(z) * Lanes<V>::all(0.70710678f);
+    const V e = exp_minus(a * a);
+    const V t = one / fmadd(Lanes<V>::all(0.3275911f), a, one);
+    V p = Lanes<V>::all(1.061405429f);
+    p = fmadd(p, t, Lanes<V>::all(-1.453152027f));
+    p = fmadd(p, t, Lanes<V>::all(1.421413741f));
+    p = fmadd(p, t, Lanes<V>::all(-0.284496736f));
+    p = fmadd(p, t, Lanes<V>::all(0.254829592f));
+    const V tail = half * (p * t * e);  // Φ(−|z|)
+    const auto positive = gt_or_nan(z, Lanes<V>::all(0.0f));
+    distribution = keep(positive, one - tail) + (tail - keep(positive, tail));
+    density = e * Lanes<V>::all(0.39894228f);
 }
 
 }  // namespace toykern

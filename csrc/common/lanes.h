@@ -1,18 +1,16 @@
-// The lane type that the mathematics of this folder is written over, and its smallest member: one float.
+// The lane type that the mathematics of this folder is written over, and its smallest members: one float, one double.
 //
-// A lane type V is a vector of floats or doubles (cpu/simd/simd.h, cpu/simd/double.h), or a float (here, for a thread
-// of a device and for scalar code of the CPU). What it must bring, found by argument:
+// A lane type V is a vector of floats or doubles (cpu/simd/simd.h, cpu/simd/double.h), or a float or a double (here, for
+// a thread of a device and for scalar code of the CPU; doubles for sums alone: losses). What it must bring, found by argument:
 //
 //   + - * /   fmadd(a, b, c) = a b + c, rounded once   fsqrt   magnitude = |a|
 //   fmax(bound, x): x where x is NaN, so that a NaN shows
 //   gt_or_nan(a, b) -> M: a > b, or either is NaN   nonzero(a) -> M   keep(M, a): a, else 0
-//   times_power(p, s) = p · 2^k, the k in the last bits of s (vectors of floats, for common/functions.h)
-//   normal_of(z, Φ, φ): the standard normal distribution and its density
+//   times_power(p, s) = p · 2^k, the k in the last bits of s (lanes of floats, for common/functions.h)
 //   Lanes<V>::all(x): x in all lanes
 //
-// Multiply-adds are fused where fmadd says so and nowhere else (the build turns contraction off), so a float of a
-// device, of the host and of a vector have the same bits; the exceptions are normal_of, whose erf and exp are each
-// side's own.
+// Multiply-adds are fused where fmadd says so and nowhere else (the build turns contraction off), and no function of a
+// side's own library is called, so a float of a device, of the host and of a vector have the same bits.
 #pragma once
 #include <cstdint>
 
@@ -33,6 +31,11 @@ struct Lanes;
 template <>
 struct Lanes<float> {
     TOYKERN_MATHS float all(double x) { return (float)x; }
+};
+
+template <>
+struct Lanes<double> {
+    TOYKERN_MATHS double all(double x) { return x; }
 };
 
 union FloatBits {
@@ -97,20 +100,17 @@ TOYKERN_MATHS float magnitude(float a) {
     x.u &= 0x7FFFFFFFu;
     return x.f;
 }
+// Of doubles, each by itself: as floats they would be rounded without a word.
+TOYKERN_MATHS double fmax(double bound, double x) { return x <= bound ? bound : x; }
+TOYKERN_MATHS bool gt_or_nan(double a, double b) { return !(a <= b); }
+TOYKERN_MATHS bool nonzero(double a) { return !(a == 0.0); }
+TOYKERN_MATHS double keep(bool m, double a) { return m ? a : 0.0; }
+TOYKERN_MATHS double magnitude(double a) { return __builtin_fabs(a); }
 // p · 2^k, where `shifted` is 1.5·2^23 + k: its last bits are the integer.
 TOYKERN_MATHS float times_power(float p, float shifted) {
     FloatBits x = {p}, s = {shifted}, magic = {12582912.0f};
     x.u += (s.u - magic.u) << 23;
     return x.f;
-}
-TOYKERN_MATHS void normal_of(float z, float& distribution, float& density) {
-#if defined(__CUDA_ARCH__)
-    distribution = 0.5f * erfcf(z * -0.70710678f);
-    density = 0.39894228f * expf(-0.5f * z * z);
-#else
-    distribution = 0.5f * __builtin_erfcf(z * -0.70710678f);
-    density = 0.39894228f * __builtin_expf(-0.5f * z * z);
-#endif
 }
 
 }  // namespace toykern

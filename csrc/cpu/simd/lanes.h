@@ -11,22 +11,6 @@ namespace TOYKERN_LEVEL {
 TOYKERN_INLINE F times_power(F p, F shifted) {
     return as_floats(as_words(p) + shl(as_words(shifted) - as_words(bcast(12582912.0f)), 23));
 }
-// Φ(z) and φ(z) of the standard normal distribution; erf in single precision after Abramowitz & Stegun 7.1.26 (an error
-// below 1.5e-7, says its source), in double precision by libm.
-TOYKERN_INLINE void normal_of(F z, F& distribution, F& density) {
-    const F a = magnitude(z) * bcast(0.70710678f);
-    const F e = toykern::exp_minus(a * a);
-    const F t = bcast(1.0f) / fmadd(bcast(0.3275911f), a, bcast(1.0f));
-    F p = bcast(1.061405429f);
-    p = fmadd(p, t, bcast(-1.453152027f));
-    p = fmadd(p, t, bcast(1.421413741f));
-    p = fmadd(p, t, bcast(-0.284496736f));
-    p = fmadd(p, t, bcast(0.254829592f));
-    const F tail = bcast(0.5f) * (p * t * e);  // Φ(−|z|)
-    const M positive = gt_or_nan(z, fzero());
-    distribution = keep(positive, bcast(1.0f) - tail) + (tail - keep(positive, tail));
-    density = e * bcast(0.39894228f);
-}
 TOYKERN_INLINE D exp_minus(D u) {
     D r;
     for (int i = 0; i < kDoubleLanes; ++i) r.v[i] = __builtin_exp(-u.v[i]);
