@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,10 @@ PLAIN_ACTIVATIONS: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {
     "gelu": lambda z, model: functional.gelu(z),
     "leaky_relu": lambda z, model: functional.leaky_relu(z, model.negative_slope),
     "softplus": lambda z, model: functional.softplus(z),
+}
+# ρ of outputs and targets, elementwise, by PyTorch's own functions.
+PLAIN_LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "squared_error": partial(functional.mse_loss, reduction="none"),
 }
 LEVELS = tuple(_native.isa_levels())
 
@@ -124,7 +128,8 @@ def plain_pytorch_loss(case: FitCase, model: Any, x: torch.Tensor, clean: torch.
     target = clean.abs() if case.loss.get("target") == "abs" else clean
     importance = torch.as_tensor(case.loss.get("importance", 1.0), dtype=torch.float32)
     importance = importance.expand(case.n_models, case.n_features)[:, None]
-    summed = (importance * (target - y).square()).sum(2).mean(1)
+    plain = PLAIN_LOSSES[case.loss.get("loss", "squared_error")]
+    summed = (importance * plain(y, target)).sum(2).mean(1)
     return summed if case.loss.get("loss_reduction") == "sum" else summed / case.n_features
 
 

@@ -127,7 +127,7 @@ def loss_and_gradients(
     target: str = "identity",
     clean: torch.Tensor | None = None,
     loss_reduction: str = "mean",
-    loss_function: str = "squared_error",
+    loss: str = "squared_error",
     l1: Any = 0.0,
     input_gradients: bool = False,
 ) -> tuple[torch.Tensor, Parameters]:
@@ -141,7 +141,7 @@ def loss_and_gradients(
         target: "identity" or "abs", of `clean`.
         clean: the inputs without noise, shaped as x; None where x has no noise.
         loss_reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
-        loss_function: ρ, a name in `toykern.network.losses`.
+        loss: ρ, a name in `toykern.network.losses`.
         l1: a number or `[models]`, the weight of Σ_k |h_k|.
         input_gradients: add the gradient of the inputs, "x" `[models, batch, n]`, through the target too
             where that is made from x; where there is a `clean`, the target's is "clean".
@@ -152,7 +152,7 @@ def loss_and_gradients(
     (1.0, [[[2.0, 2.0]]])
     """
     check_choice("loss_reduction", loss_reduction, REDUCTIONS)
-    check_choice("loss_function", loss_function, LOSSES)
+    check_choice("loss", loss, LOSSES)
     encoder, decoder = _weights(parameters)
     n_models, _, n_features = encoder.shape
     activity = forward(parameters, x, network)
@@ -162,8 +162,8 @@ def loss_and_gradients(
     weights = broadcast_importance(importance, n_models, n_features, dtype=torch.float64).unsqueeze(1)
     terms = inputs.shape[1] * (n_features if loss_reduction == "mean" else 1)
     l1_weights = torch.as_tensor(l1, dtype=torch.float64, device="cpu").expand(n_models) / inputs.shape[1]
-    rho, rho_slope = _loss(error, loss_function)
-    loss = (weights * rho).sum(dim=(1, 2)) / terms + l1_weights * activity.hidden.abs().sum(dim=(1, 2))
+    rho, rho_slope = _loss(error, loss)
+    losses = (weights * rho).sum(dim=(1, 2)) / terms + l1_weights * activity.hidden.abs().sum(dim=(1, 2))
 
     # dL/dz, dL/da by the chain rule; sums over the batch are matrix products over it
     d_error = weights * rho_slope / terms
@@ -187,7 +187,7 @@ def loss_and_gradients(
         gradients["x"] = d_seen + d_origin if clean is None else d_seen
         if clean is not None:
             gradients["clean"] = d_origin
-    return loss, gradients
+    return losses, gradients
 
 
 def initial_state(optimizer: Optimizer, parameters: Parameters) -> State:
@@ -245,6 +245,7 @@ def train(
     target: str = "identity",
     schedule: Schedule = "constant",
     loss_reduction: str = "mean",
+    loss: str = "squared_error",
     start: int = 0,
     stop: int | None = None,
     state: State | None = None,
@@ -257,7 +258,7 @@ def train(
         batches: step -> x `[models, batch, n]`, or (x, clean) for noisy inputs.
         steps: length of the whole run, which the schedule is stretched over.
         optimizer: an `SGD`, `Adam` or `AdamW`.
-        network, importance, target, loss_reduction: as for `loss_and_gradients`.
+        network, importance, target, loss_reduction, loss: as for `loss_and_gradients`.
         schedule: as for `toykern.training.schedule.multipliers`.
         start, stop: which steps; all of them by default.
         state: the optimiser's state to begin with; zeros by default.
@@ -285,7 +286,7 @@ def train(
             }
         drawn = batches(step)
         x, clean = drawn if isinstance(drawn, tuple) else (drawn, None)
-        loss, gradients = loss_and_gradients(
+        batch_loss, gradients = loss_and_gradients(
             parameters,
             x,
             network,
@@ -293,13 +294,14 @@ def train(
             target=target,
             clean=clean,
             loss_reduction=loss_reduction,
+            loss=loss,
         )
         if connections is not None:
             gradients["weight"] = _where(exists, gradients["weight"])
         parameters, state = optimizer_step(
             optimizer, parameters, gradients, state, step, factors[step - start]
         )
-        losses.append(loss)
+        losses.append(batch_loss)
     n_models = next(iter(parameters.values())).shape[0]
     stacked = (
         torch.stack(losses, dim=1) if losses else torch.zeros(n_models, 0, dtype=torch.float64, device="cpu")
