@@ -52,6 +52,17 @@ VARIED = [*TINY, *SMALL, *LARGE]
 OTHER_TINY = [BY_NAME[name] for name in ("3,1", "4,2 batch 33", "6,2")]
 NOTHING_ACTIVE = FitCase("129,1 nothing active", 129, 1, 0.0, 40, steps=20)
 LARGE_TILES = FitCase("1100,33 large tiles", 1100, 33, 1e-5, 1800, n_models=1, steps=2)
+# And by activations that are no floor: outputs and their errors then go by kernels of their own.
+LARGE_TILES_CALLED = FitCase(
+    "1100,33 large tiles, softplus",
+    1100,
+    33,
+    1e-5,
+    1800,
+    n_models=1,
+    steps=2,
+    network={"hidden_activation": "gelu", "output_activation": "softplus"},
+)
 # The same tiles full of rows, and those of the weights' products, which one model fills only if it is large.
 LONGEST = [
     FitCase("1100,33 longest, noise", 1100, 33, 0.02, 1800, n_models=1, features={"noise": 0.05}),

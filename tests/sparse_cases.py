@@ -43,6 +43,7 @@ SPARSE_CASES = [
     SparseCase("tall", 5, 900, 20, 0.4),
     SparseCase("stack", 20, 30, 64, 0.5, n_models=9, relu=True, slack=7),
     SparseCase("stack on one batch", 33, 17, 129, 0.2, n_models=3, shared=True),
+    SparseCase("more slack than a warp takes", 20, 6, 9, 0.5, slack=200),
     SparseCase("pair", 100, 64, 7, 0.05, n_models=2, bias=False, relu=True),
     SparseCase("large", 300, 250, 130, 0.1, relu=True),
     # 1 MiB of outputs in float32: these are written past the caches, where samples are whole cache lines

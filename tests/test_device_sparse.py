@@ -36,6 +36,7 @@ GROUPED = [  # (case, group); the density becomes a fan-in of the groups
     (SparseCase("stack on one batch", 33, 8, 40, 0.2, n_models=2, shared=True), 4),
     (SparseCase("columns beyond a tile", 11000, 4, 3, 0.001), 2),
     (SparseCase("many columns", 300, 32, 41, 0.3), 16),
+    (SparseCase("more columns than threads", 1200, 8, 3, 0.9), 4),
 ]
 
 

@@ -16,6 +16,7 @@ from gpu_kit import (
     LARGE,
     LARGE_DATA,
     LARGE_TILES,
+    LARGE_TILES_CALLED,
     LONGEST,
     NOTHING_ACTIVE,
     OTHER_TINY,
@@ -41,7 +42,9 @@ import toykern as tk
 from toykern import reference
 
 pytestmark = pytest.mark.gpu
-EVALUATED = [*FIT_CASES, *FIT_LARGE, *FIT_LONG, LARGE_TILES, *LONGEST, *LARGE_DATA, *ACTIVATIONS]
+EVALUATED = [
+    *FIT_CASES, *FIT_LARGE, *FIT_LONG, LARGE_TILES, LARGE_TILES_CALLED, *LONGEST, *LARGE_DATA, *ACTIVATIONS,
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +56,7 @@ def test_the_cases_reach_every_regime():
     assert [device_regime(model_of(c), c.batch_size) for c in ACTIVATIONS] == ["small"] * 3 + ["large"]
     others = (
         ([NOTHING_ACTIVE, *PIECES, *EVERY_SMALL, *SHARED_BY_WARPS], "small"),
-        ([LARGE_TILES, *LONGEST, *LARGE_DATA], "large"),
+        ([LARGE_TILES, LARGE_TILES_CALLED, *LONGEST, *LARGE_DATA], "large"),
     )
     tiny = [*TINY, *OTHER_TINY, *EVERY_TINY]
     for cases, regime in ((tiny, "tiny"), (SMALL, "small"), (LARGE, "large"), *others):
@@ -100,3 +103,15 @@ def test_evaluation_is_that_of_the_reference(case: FitCase):
     torch.testing.assert_close(loss.cpu(), torch.stack(losses).mean(0), rtol=1e-5, atol=1e-12)
     on_cpu = tk.evaluate(model_of(case), data, 8192, **case.loss)
     torch.testing.assert_close(loss.cpu(), on_cpu, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", PIECES, ids=ids)
+def test_evaluation_of_every_piece_is_that_of_the_reference(case: FitCase):
+    """Decoders cut into every size of piece, for samples that fill no tile."""
+    model, data = model_of(case), data_of(case)
+    x = data.sample(0, 70, n_models=case.n_models, purpose="evaluation")
+    expected, _ = reference.loss_and_gradients(
+        reference.parameters_of(model), x, reference.network_of(model), **case.loss
+    )
+    found = tk.evaluate(model.to(DEVICE), data, 70, **case.loss)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-12)
