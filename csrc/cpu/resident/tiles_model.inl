@@ -32,11 +32,11 @@ struct TilesModel {
 
     // Gradients of one part.
     struct Gradient {
-        float* d;        // [m][np], from dense tiles
-        float* dt;       // [n][mp], from sparse tiles (tied: et)
-        float* et;       // [n][mp]
-        float* b;        // [np]
-        float* a;        // [n][np] Σ x dᵀ, the only one beside b in the Gram form
+        float* d;   // [m][np], from dense tiles
+        float* dt;  // [n][mp], from sparse tiles (tied: et)
+        float* et;  // [n][mp]
+        float* b;   // [np]
+        float* a;   // [n][np] Σ x dᵀ, the only one beside b in the Gram form
     };
     int64_t tiles_length() const { return m * np + (tied ? 1 : 2) * n * mp; }  // of d, dt and et
     int64_t gradient_length() const {
