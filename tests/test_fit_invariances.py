@@ -46,6 +46,8 @@ VARIED = [
         "8,3 3 active",
         "20,9 hierarchy",
         "20,9 3 active",
+        "8,3 rare trees",
+        "20,9 rare copula",
         "20,9 copula of a matrix, noise",
     )
 ]
@@ -129,6 +131,8 @@ SHARED = [  # so much work per step that a team of threads shares a model
     FitCase("8 active", 200, 40, None, 256, steps=4, n_models=1, features={"active": 8}),
     FitCase("2 active, columns", 16, 8, None, 6001, steps=4, n_models=1, features={"active": 2}),
     FitCase("hierarchy, columns", 16, 8, 0.5, 6001, steps=4, n_models=1, features={"dependence": TREE}),
+    FitCase("rare copula", 120, 40, 0.03, 200, steps=4, n_models=1, features={"dependence": FACTOR}),
+    FitCase("rare tree, columns", 16, 8, 0.1, 6001, steps=4, n_models=1, features={"dependence": TREE}),
     FitCase("copula", 120, 40, 0.1, 200, steps=4, n_models=2, features={"dependence": FACTOR}),
 ]
 

@@ -87,7 +87,7 @@ class FrequentCursor {
     // The gate words of the 32 samples that next_ lies in; drawn for 16 such blocks at once.
     void load_gates() {
         const uint64_t block = (uint64_t)next_ >> 5, group = block >> 4;
-        const uint32_t d = t_->n_frequent;
+        const uint32_t d = t_->n_gates;
         if (group != group_) {
             group_ = group;
             for (uint32_t i = 0; i < 16 * d; i += 16) draw_gates(group * d + i / 16, i);

@@ -2,7 +2,7 @@
 //
 //   draw   which features are active, as gate words of 32 samples [n]
 //   fill   their magnitudes into dense rows
-//   append the same as entries, of a subset
+//   append the same as entries
 //
 // Owner      one worker; a block of 32 samples knows nothing of the others
 // Order      integers, but for the copula's sums: single precision, factor by factor, separately rounded
@@ -42,20 +42,27 @@ class JointCursor {
         });
     }
 
-    // The entries of a subset in those of the block's samples that are among first … last - 1, by sample and feature.
-    void append(const StreamKey& key, uint32_t block, int64_t first, int64_t last, EntryList& list) {
-        draw_subset(key, block);
-        const int64_t k = t_->data->n_active, base = 32 * (int64_t)block;
-        const int low = (int)(first > base ? first - base : 0), high = (int)(last - base < 32 ? last - base : 32);
-        int64_t at[32];  // where a sample's next entry goes
-        for (int s = low; s < high; ++s) at[s] = list.count + (s - low) * k;
+    // The block's entries in samples first … last - 1, by sample and feature.
+    void append(const StreamKey& key, uint32_t block, int64_t first, int64_t last, FrequentCursor& frequent,
+                EntryList& list) {
+        draw(key, block, frequent);
+        const int64_t base = 32 * (int64_t)block, n = t_->data->n_features;
+        const uint32_t from = first > base ? ~0u << (first - base) : ~0u;
+        const uint32_t wanted = last - base < 32 ? from & ((1u << (last - base)) - 1u) : from;
+        int64_t at[32] = {};  // a sample's entries; then where its next one goes
+        for (int64_t j = 0; j < n; ++j)
+            for (uint32_t left = gates_[j] & wanted; left; left &= left - 1) ++at[__builtin_ctz(left)];
+        for (int s = 0; s < 32; ++s) {
+            const int64_t entries = at[s];
+            at[s] = list.count;
+            list.count += entries;
+        }
         each_active(key, block, [&](int s, int64_t j, float value) {
-            if (s < low || s >= high) return;
+            if (!(wanted >> s & 1u)) return;
             list.sample[at[s]] = (uint32_t)(base + s);
             list.feature[at[s]] = (uint32_t)j;
             list.value[at[s]++] = value;
         });
-        list.count += (high - low) * k;
     }
 
   private:

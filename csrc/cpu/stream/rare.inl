@@ -3,7 +3,8 @@
 //
 // Layout     64 or 128 arrivals a refill: gap words -> fixed-point logarithm -> running sum -> (sample, unit) -> packed
 //            entries
-// Owner      one worker; nothing survives a batch. A subset of few features (joint.inl) comes as a list too
+// Owner      one worker; nothing survives a batch. Features that depend on each other
+//            (joint.inl) come as a list too where few are active
 // Zeros      the cost follows the arrivals alone, whatever the probabilities
 // Roof       2 random words (0.16 ns each with two blocks side by side, Zen 5) and about 8 instructions an arrival at
 //            v4; measured 1.0 ns an arrival where there are hundreds, 1.6 ns where there are fifty
@@ -19,7 +20,9 @@ class RareCursor {
         t_ = &tables;
         words_ = w.take<uint32_t>(192);
         magnitudes_ = w.take<float>(64 * (size_t)tables.max_members + 64);
+        if (tables.data->joint == (int32_t)Joint::kUnits) return;
         joint_.carve(w, tables);
+        gates_.carve(w, tables);
     }
 
     // Samples first … last - 1 of the batch. Arrivals of the first slice that fall before `first` are drawn and
@@ -31,9 +34,10 @@ class RareCursor {
         const RareProcess& r = t_->rare;
         slice_ = r.n_units ? (uint32_t)(first >> r.slice_log2) : 0;
         open_slice();
-        if (t_->listed_subset) {
+        if (t_->listed_joint) {
             block_ = first_ >> 5;
             done_ = first >= last;
+            gates_.begin_gates(key);
             return;
         }
         done_ = r.n_units == 0 || first >= last;
@@ -41,11 +45,11 @@ class RareCursor {
     }
     bool done() const { return done_; }
 
-    // Appends the next arrivals (up to 64, or 128 where many are expected, or one slice's rest) to the list; of a subset
-    // those of the next 32 samples.
+    // Appends the next arrivals (up to 64, or 128 where many are expected, or one slice's rest) to the list; of
+    // features that depend on each other what is active in the next 32 samples.
     void refill(EntryList& list) {
-        if (t_->listed_subset) {
-            joint_.append(*key_, block_++, first_, batch_, list);
+        if (t_->listed_joint) {
+            joint_.append(*key_, block_++, first_, batch_, gates_, list);
             done_ = 32 * (uint64_t)block_ >= batch_;
             return;
         }
@@ -229,6 +233,7 @@ class RareCursor {
 
     const StreamTables* t_;
     JointCursor joint_;
+    FrequentCursor gates_;
     uint32_t* words_;    // up to 128 gap words, 64 choice words
     float* magnitudes_;  // 64 for every member number
     const StreamKey* key_;

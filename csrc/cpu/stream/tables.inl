@@ -9,13 +9,14 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr int64_t kFewOfSubset = 4;  // a subset of at most this part of the features is drawn as entries
+// Features that depend on each other reach the loops as entries where at most one in so many is active: exactly k of
+// them, and others on average, whose blocks of samples may be full all the same and need room for it.
+constexpr int64_t kListedSubset = 4, kListedJoint = 8, kMostListedFeatures = 4096;
 
 struct StreamTables {
     const Distribution* data;
     bool plain;            // every unit is a single feature
     uint32_t max_members;  // of a correlated unit
-    bool listed_subset;    // a subset small enough to be handed out as entries
     size_t refill_room;    // entries that one refill of a list adds at most
     bool has_exclusive;
 
@@ -30,6 +31,7 @@ struct StreamTables {
     uint32_t* guide;         // [2^guide_log2 + 1] first candidate unit by the top bits of φ
     int guide_log2;
 
+    uint32_t n_gates;  // units whose gates are drawn by the block (§4): the frequent ones, or all of a hierarchy
     uint32_t n_frequent;
     uint32_t* frequent_unit;     // [D]
     uint32_t* frequent_feature;  // [D] its first feature
@@ -40,6 +42,7 @@ struct StreamTables {
     uint64_t* choice_start;  // [n] by position in unit_member; may be 2^32 where the rest has no share
     uint8_t* choice_equal;   // [n_units]
 
+    bool listed_joint;             // features that depend on each other come as entries, not as rows
     const float* joint_threshold;  // [n] of a copula
     uint8_t* never;                // [n] of a hierarchy
 
@@ -62,7 +65,6 @@ struct StreamTables {
         plain = d.joint == (int32_t)Joint::kUnits;
         has_exclusive = false;
         max_members = 1;
-        listed_subset = d.joint == (int32_t)Joint::kSubset && d.n_active <= d.n_features / kFewOfSubset;
         for (size_t u = 0; u < units; ++u) {
             if (d.unit_kind[u] == (uint8_t)UnitKind::kSingle) continue;
             plain = false;
@@ -71,7 +73,10 @@ struct StreamTables {
             if (d.unit_kind[u] == (uint8_t)UnitKind::kCorrelated && members > max_members) max_members = members;
         }
         refill_room = 128 * (size_t)max_members;
-        if (listed_subset && 32 * (size_t)d.n_active > refill_room) refill_room = 32 * (size_t)d.n_active;
+        if (may_list()) {
+            const int64_t most = 32 * (d.joint == (int32_t)Joint::kSubset ? d.n_active : d.n_features);
+            if ((size_t)most > refill_room) refill_room = (size_t)most;
+        }
     }
 
     void set_up(int64_t model) {
@@ -81,6 +86,7 @@ struct StreamTables {
             set_up_joint(model, p);
             return;
         }
+        listed_joint = false;
         uint32_t n_rare = 0;
         n_frequent = 0;
         double total = 0.0, last_q = -1.0, last_rate = 0.0;
@@ -122,26 +128,57 @@ struct StreamTables {
             }
         }
         for (uint32_t i = n_frequent; i < 16 * n_frequent; ++i) gate_pattern[i] = gate_pattern[i - n_frequent];
+        n_gates = n_frequent;
         rare = rare_process(n_rare, total, uniform);
         rare_rate = total;
         if (rare.n_units && !uniform) set_up_places(total);
     }
 
   private:
+    // Whether there is room for the entries of features that depend on each other.
+    bool may_list() const {
+        const Distribution& d = *data;
+        switch ((Joint)d.joint) {
+            case Joint::kUnits: return false;
+            case Joint::kSubset: return d.n_active <= d.n_features / kListedSubset;
+            default: return d.n_features <= kMostListedFeatures;
+        }
+    }
+
+    // How many features that depend on each other are active on average; of `roots`, how many open a tree.
+    double expected_active(const double* p, double* roots) {
+        const Distribution& d = *data;
+        *roots = (double)d.n_active;
+        if (d.joint == (int32_t)Joint::kSubset) return *roots;
+        const bool tree = d.joint == (int32_t)Joint::kHierarchy;
+        double sum = 0.0;
+        *roots = 0.0;
+        for (int64_t i = 0; i < d.n_features; ++i) {
+            const int64_t j = tree ? d.order[i] : i, parent = tree ? d.parent[j] : d.n_features;
+            rate[j] = parent < d.n_features ? p[j] * rate[parent] : p[j];
+            sum += rate[j];
+            if (parent == d.n_features) *roots += rate[j];
+        }
+        return sum;
+    }
+
     // Features that depend on each other are drawn by blocks of samples (joint.inl). To all else they look like frequent
-    // units, of which the loops read rows, and few of many, whose number is known, like the entries of rare ones. Of
+    // units, of which the loops read rows, and where they are few, like rare ones, of which the loops read entries. Of
     // the thresholds a hierarchy alone has need.
     void set_up_joint(int64_t model, const double* p) {
         const Distribution& d = *data;
         rare = rare_process(0, 0.0, false);
-        rare_rate = rare_entries = listed_subset ? (double)d.n_active : 0.0;
+        rare_entries = expected_active(p, &rare_rate);
+        listed_joint = may_list() && (d.joint == (int32_t)Joint::kSubset ||
+                                      rare_entries * (double)kListedJoint <= (double)d.n_features);
         rare_in_order = false;
-        n_frequent = listed_subset ? 0 : (uint32_t)d.n_units;
+        n_frequent = listed_joint ? 0 : (uint32_t)d.n_units;
+        n_gates = (uint32_t)d.n_units;
         all_always = false;
         n_levels = 0;
         joint_threshold = d.threshold + (d.threshold ? model * d.probability_stride : 0);
         if (d.joint != (int32_t)Joint::kHierarchy) return;
-        for (uint32_t j = 0; j < n_frequent; ++j) {
+        for (uint32_t j = 0; j < n_gates; ++j) {
             const double threshold = p[j] * 4294967296.0 + 0.5;
             uint32_t t = threshold >= 4294967296.0 ? 0u : (uint32_t)threshold;
             never[j] = threshold < 1.0;
@@ -150,7 +187,7 @@ struct StreamTables {
                 const int level = 32 - __builtin_ctz(t);
                 n_levels = level > n_levels ? level : n_levels;
             }
-            for (uint32_t i = j; i < 16 * n_frequent; i += n_frequent) gate_pattern[i] = t;
+            for (uint32_t i = j; i < 16 * n_gates; i += n_gates) gate_pattern[i] = t;
         }
     }
 
