@@ -79,6 +79,19 @@ void bind_structs(py::module_& m) {
     bind_pointer(d, "unique", &Distribution::unique);
     bind_pointer(d, "threshold", &Distribution::threshold);
 
+    py::class_<FiniteData> f(m, "FiniteData");
+    f.def(py::init([] { return FiniteData{}; }))
+        .def_readwrite("rows", &FiniteData::rows)
+        .def_readwrite("per_model", &FiniteData::per_model)
+        .def_readwrite("target_per_model", &FiniteData::target_per_model)
+        .def_readwrite("full", &FiniteData::full);
+    bind_pointer(f, "samples", &FiniteData::samples);
+    bind_pointer(f, "input", &FiniteData::input);
+    bind_pointer(f, "row_start", &FiniteData::row_start);
+    bind_pointer(f, "feature", &FiniteData::feature);
+    bind_pointer(f, "value", &FiniteData::value);
+    bind_pointer(f, "target", &FiniteData::target);
+
     py::class_<SampleParams> s(m, "SampleParams");
     s.def(py::init([] { return SampleParams{}; }))
         .def_readwrite("data", &SampleParams::data)
@@ -110,6 +123,7 @@ void bind_structs(py::module_& m) {
     t.def(py::init([] { return TrainParams{}; }))
         .def_readwrite("network", &TrainParams::network)
         .def_readwrite("data", &TrainParams::data)
+        .def_readwrite("finite", &TrainParams::finite)
         .def_readwrite("n_models", &TrainParams::n_models)
         .def_readwrite("batch_size", &TrainParams::batch_size)
         .def_readwrite("importance_stride", &TrainParams::importance_stride)
@@ -157,6 +171,7 @@ void bind_structs(py::module_& m) {
     e.def(py::init([] { return EvaluateParams{}; }))
         .def_readwrite("network", &EvaluateParams::network)
         .def_readwrite("data", &EvaluateParams::data)
+        .def_readwrite("finite", &EvaluateParams::finite)
         .def_readwrite("n_models", &EvaluateParams::n_models)
         .def_readwrite("batch_size", &EvaluateParams::batch_size)
         .def_readwrite("batches", &EvaluateParams::batches)
@@ -240,7 +255,9 @@ PYBIND11_MODULE(_native, m) {
         d["cuda_ptx"] = TOYKERN_CUDA_PTX;
         return d;
     });
-    m.def("regime", [](const Network& n) { return std::string(train_regime(n)); });
+    m.def(
+        "regime", [](const Network& n, bool finite) { return std::string(train_regime(n, finite)); },
+        py::arg("network"), py::arg("finite") = false);
     m.def("train_form",
           [](const Network& n, const Distribution& d, int64_t n_models, int64_t batch_size, int64_t model) {
               check(d, true);

@@ -29,11 +29,11 @@ const char* ForkedChild::what() const noexcept {
            "child processes with the 'spawn' (or 'forkserver') method of multiprocessing instead";
 }
 
-const char* train_regime(const Network& network) { return level().pick_regime(network).name; }
+const char* train_regime(const Network& network, bool finite) { return level().pick_regime(network, finite).name; }
 
 const char* train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model) {
-    const TrainRegime regime = level().pick_regime(network);
-    Room worker(1, regime.worker_bytes(network, data), "a look at the form of the step");
+    const TrainRegime regime = level().pick_regime(network, false);
+    Room worker(1, regime.worker_bytes(network, data, FiniteData{}), "a look at the form of the step");
     return regime.form(network, data, batch_size, model, worker.piece(0));
 }
 
@@ -87,13 +87,13 @@ void train(const TrainParams& given) {
     p.correction1 = corrections.first.data();
     p.correction2 = corrections.second.data();
     const LevelTable& l = level();
-    const TrainRegime regime = l.pick_regime(p.network);
+    const TrainRegime regime = l.pick_regime(p.network, p.finite.rows > 0);
     const int parts = l.batch_parts(p.network, p.batch_size);
     guard_fork(p.threads);
     if (p.n_models < p.threads && parts > 1) {
         const int size = std::min(p.threads, parts);
         Room shared(1, regime.shared_bytes(p.network, p.batch_size), "the shared model");
-        Room workers((size_t)size, regime.worker_bytes(p.network, p.data), "training");
+        Room workers((size_t)size, regime.worker_bytes(p.network, p.data, p.finite), "training");
         Meeting meeting;
         parallel(size, [&] {
             [[maybe_unused]] FlushDenormals flush;
@@ -110,18 +110,18 @@ void train(const TrainParams& given) {
     }
     const int threads = workers_for(p.n_models, p.threads);
     Room shared((size_t)threads, regime.shared_bytes(p.network, p.batch_size), "the models in hand");
-    Room workers((size_t)threads, regime.worker_bytes(p.network, p.data), "training");
+    Room workers((size_t)threads, regime.worker_bytes(p.network, p.data, p.finite), "training");
     over_models(p.n_models, threads, [&](size_t t, const Queue& queue) {
         regime.train(p, shared.piece(t), workers.piece(t), Team(), queue);
     });
 }
 
 void evaluate(const EvaluateParams& p) {
-    const TrainRegime regime = level().pick_regime(p.network);
+    const TrainRegime regime = level().pick_regime(p.network, p.finite.rows > 0);
     guard_fork(p.threads);
     const int threads = workers_for(p.n_models, p.threads);
     Room shared((size_t)threads, regime.shared_bytes(p.network, p.batch_size), "the models in hand");
-    Room workers((size_t)threads, regime.worker_bytes(p.network, p.data), "evaluation");
+    Room workers((size_t)threads, regime.worker_bytes(p.network, p.data, p.finite), "evaluation");
     over_models(p.n_models, threads,
                 [&](size_t t, const Queue& queue) { regime.evaluate(p, shared.piece(t), workers.piece(t), queue); });
 }

@@ -1,5 +1,6 @@
 """Where training data comes from: feature distributions, and the counter-based stream behind them."""
 
+from toykern.data.dataset import Dataset
 from toykern.data.dependence import Copula, Hierarchy
 from toykern.data.features import Anticorrelated, Correlated, SparseFeatures
 from toykern.data.frequencies import zipf
@@ -9,6 +10,7 @@ __all__ = [
     "Anticorrelated",
     "Copula",
     "Correlated",
+    "Dataset",
     "Hierarchy",
     "SparseBatch",
     "SparseFeatures",

@@ -11,9 +11,19 @@ import torch
 
 from toykern import _native
 from toykern.arguments.broadcast import as_tensor, broadcast_seed
-from toykern.arguments.errors import check_choice, check_flag, check_int, check_number, check_size, describe
+from toykern.arguments.errors import (
+    check_choice,
+    check_flag,
+    check_int,
+    check_number,
+    check_size,
+    describe,
+    is_int,
+)
 from toykern.arguments.memory import check_free_memory
+from toykern.data.dataset import Dataset
 from toykern.data.dependence import Copula, Dependence, Hierarchy, dependence_from_config
+from toykern.data.shuffle import MAX_STEP
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import address, address_of_array
 from toykern.native.device_launch import DeviceLaunch
@@ -24,7 +34,6 @@ from toykern.native.threads import kernel_threads
 MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant", "exponential", "lognormal")
 PURPOSES = ("training", "evaluation")
 MAX_FEATURES = 2**24
-MAX_STEP = 2**32 - 1
 GROUP_SLACK = 1e-6  # an exclusive group's probabilities may exceed 1 by rounding
 _SINGLE, _CORRELATED, EXCLUSIVE = 0, 1, 2
 
@@ -246,6 +255,65 @@ class SparseFeatures:
             return coo[0].to(wanted), coo[1].to(wanted)
         return SparseBatch.from_coo(*coo, (models, batch_size, self.n_features)).to(wanted)
 
+    def dataset(
+        self,
+        samples: Any,
+        seed: Any = None,
+        *,
+        n_models: int | None = None,
+        normalize: str | None = None,
+        purpose: str = "training",
+    ) -> Dataset:
+        """The first samples of the stream, kept: a finite dataset, as in Henighan et al. 2023.
+
+        Args:
+            samples: how many, T; an int, or one number for each model, `[models]`. They are the samples of
+                step 0, so that a dataset of fewer samples is the beginning of one of more.
+            seed: int, or `[models]`; None means 0 … models−1.
+            n_models: number of models; by default that of the probabilities, samples or seeds. A dataset of
+                one is shared by all models that are trained on it; so is that of one seed and one row of
+                probabilities, of which models may have different numbers of samples.
+            normalize: "unit" scales every sample that is not all zeros to length 1.
+            purpose: "training", or "evaluation" for samples that training never draws, to test on.
+
+        Input noise is kept in the inputs; the targets are then the samples without it.
+
+        >>> data = SparseFeatures(n_features=100, probability=0.05).dataset(samples=[4, 8], normalize="unit")
+        >>> data
+        Dataset(8 samples of n_features=100, of 2 models)
+        """
+        if normalize is not None:
+            check_choice("normalize", normalize, ("unit",))
+        counts = as_tensor("samples", samples, torch.int64).reshape(-1)
+        if counts.numel() == 0 or int(counts.min()) < 1:
+            raise ValueError(f"samples must be at least 1, not {describe(samples)}")
+        # Where models differ in how many alone, they share what there is.
+        shared = is_int(seed) and self.n_models is None
+        if n_models is None and counts.numel() > 1 and not shared:
+            n_models = counts.numel()
+        most = check_size("samples", int(counts.max()))
+        kinds: dict[str, Any] = {"seed": seed, "n_models": n_models, "purpose": purpose}
+        own = None if counts.numel() == 1 else counts
+        if self.noise > 0.0:
+            noisy, clean = (self.sample(0, most, **kinds, clean=clean) for clean in (False, True))
+            return Dataset(*((_unit(noisy), _unit(clean)) if normalize else (noisy, clean)), samples=own)
+        entries = self.sample(0, most, **kinds, layout="sparse")
+        if normalize:
+            rows = torch.repeat_interleave(entries.row_start.diff())
+            squares = torch.zeros(entries.row_start.numel() - 1, dtype=torch.float64, device="cpu")
+            squares.index_add_(0, rows, entries.value.double().square())
+            entries.value = (entries.value / squares.sqrt()[rows]).float()
+        return Dataset(entries, samples=own)
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """What is given per model, by the name that runs and stores have for it."""
+        return {"probability": self.probability}
+
+    def row(self, i: int) -> SparseFeatures:
+        """That of model `i` alone; what all models share stays as it is."""
+        p = self.probability
+        return features_from_config(self.config(), {"probability": p[i : i + 1] if len(p) > 1 else p})
+
     def native(self) -> Any:
         """The kernels' view of this distribution; valid while this object lives."""
         d = _native.Distribution()
@@ -413,6 +481,12 @@ def features_from_config(config: Mapping[str, Any], arrays: Mapping[str, torch.T
         active=active,
         dependence=None if dependence is None else dependence_from_config(dependence),
     )
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    """x `[models, samples, n]` with every sample that is not all zeros scaled to length 1."""
+    length = x.double().norm(dim=2, keepdim=True)
+    return torch.where(length > 0, x / length, 0.0).float()
 
 
 def _check_probability(value: Any, n_features: int) -> torch.Tensor:

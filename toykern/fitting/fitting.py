@@ -9,7 +9,7 @@ import numpy as np
 
 from toykern.arguments.errors import check_int, check_positive_int
 from toykern.arguments.grids import Grid
-from toykern.data.features import SparseFeatures
+from toykern.data.sources import Source
 from toykern.fitting.longer import check_longer, make_longer
 from toykern.fitting.resume import check_resume
 from toykern.network.losses import Objective
@@ -27,9 +27,9 @@ from toykern.training.settings import Settings
 
 def fit(
     model: AnyModel | None = None,
-    data: SparseFeatures | None = None,
+    data: Source | None = None,
     steps: int | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     optimizer: Optimizer | None = None,
     importance: Any = 1.0,
     seed: Any = None,
@@ -46,7 +46,7 @@ def fit(
     topology: Recipe | None = None,
     loss: str = Objective.loss,
 ) -> Run:
-    """Train every model of a stack, in place, each on its own stream of fresh batches.
+    """Train every model of a stack, in place, each on its own stream of fresh batches, or on a dataset.
 
     Drawing, forward, backward and optimiser run inside native calls that release the interpreter's lock. A
     model's bits depend on itself alone: not on its neighbours in the stack, the number of threads
@@ -58,15 +58,19 @@ def fit(
             `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0. Parameters without
             `requires_grad` and their optimiser state stay as they are, for the whole run.
         data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of
-            them.
+            them. Or a `Dataset` of as many features, shared or of as many models (on the CPU).
         steps: updates of each model, at most 2³² − 1. Training starts at step 0 with a fresh optimiser state.
-        batch_size: samples per update, drawn afresh.
+        batch_size: samples per update; None is 1,024 drawn afresh, and of a `Dataset` all of a model's
+            samples (full batch). A number less than that takes minibatches of the dataset without
+            replacement, each epoch in an order of its own that follows from the model's seed
+            (`Dataset.rows_of`); batches run on from one epoch into the next.
         optimizer: `AdamW()` by default; `SGD`, `Adam`, `AdamW`, with learning rate and weight decay per model
             if need be.
         importance: of each feature in the loss, ≥ 0: a number, `[n_features]`, `[models, 1]` or
             `[models, n_features]`.
         seed: of the data: int, or `[models]`; None means 0 … models−1.
-        target: "identity", or "abs" to learn |x|. Made from the features without input noise.
+        target: "identity", or "abs" to learn |x|. Made from the features without input noise; of a
+            `Dataset` from its targets, if it has some.
         schedule: multiplies the learning rate: "constant", "linear", "cosine", "quarter_cosine",
             `WarmupCosine(warmup)` or a callable (step, steps) -> factor.
         loss_reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
@@ -119,7 +123,7 @@ def fit(
             "record_every": record_every, "grid": grid, "topology": topology,
         }  # fmt: skip
         defaults = {
-            "batch_size": (batch_size, 1024), "target": (target, "identity"),
+            "batch_size": (batch_size, None), "target": (target, "identity"),
             "schedule": (schedule, "constant"), "loss_reduction": (loss_reduction, "mean"),
             "loss": (loss, Objective.loss),
         }  # fmt: skip

@@ -12,6 +12,7 @@ import torch
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import describe
 from toykern.arguments.grids import Grid
+from toykern.data.dataset import Dataset
 from toykern.data.features import SparseFeatures
 from toykern.fitting.longer import check_longer_snapshots
 from toykern.native.devices import arch_of
@@ -43,7 +44,7 @@ def check_resume(
     if given["model"] is not None and given["model"] is not run.model:
         raise ValueError("model must be the run's own (run.model) when resuming, or be left out")
     changed = {name: given[name] for name in _AS_GIVEN if given.get(name) is not None}
-    for name, kind in (("data", SparseFeatures), ("grid", Grid)):
+    for name, kind in (("data", SparseFeatures | Dataset), ("grid", Grid)):
         if not isinstance(changed.get(name), kind | None):
             raise disagree(name)
     if not isinstance(changed.get("optimizer"), Optimizer | None):

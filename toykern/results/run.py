@@ -34,9 +34,9 @@ class Run(TrainingState):
 
     Attributes:
         model: the trained module (the one given to `fit`, trained in place); parameters `[K, …]`.
-        data: the feature distribution it was trained on.
-        config: plain dictionary (JSON-able) of the settings: steps, batch size, optimiser, schedule, model,
-            data, ….
+        data: the feature distribution or the dataset it was trained on.
+        config: plain dictionary (JSON-able) of the settings: steps, batch size (None: the whole dataset),
+            optimiser, schedule, model, data, ….
         arrays: the exact per-model inputs: `seed` int64 `[K]`, `importance` float32 `[1 or K, n]`, `lr` and
             `weight_decay` float64 `[K]`, `probability` float64 `[1 or K, n]`, ….
         step: updates done so far, of `config["steps"]`; with a `LotteryTicket` in the round at hand, the
@@ -90,7 +90,9 @@ class Run(TrainingState):
             steps += f" in this round, {self.steps_made:,} of {self.steps_to_make:,} in all"
         state = "  (interrupted, can be resumed)" if self.interrupted else "  (can be resumed)"
         state = "" if self.complete else state
-        lines.append(f"  steps       {steps}, batch {self.config.get('batch_size')}{state}")
+        lines.append(
+            f"  steps       {steps}, batch {self.config.get('batch_size') or 'of all samples'}{state}"
+        )
         losses = self.final_loss.detach().cpu().numpy()
         losses = losses[np.isfinite(losses)]
         if losses.size:

@@ -161,9 +161,9 @@ def _check_inputs(run: TrainingState, model: AnyModel, shapes: dict[str, list[in
         "importance": (rows, torch.float32),
         "lr": ([[n_models]], torch.float64),
         "weight_decay": ([[n_models]], torch.float64),
-        "probability": (rows, torch.float64),
         "init_seed": ([[n_models]], torch.int64),
     }
+    expected |= {name: ([list(held.shape)], held.dtype) for name, held in run.data.arrays().items()}
     expected |= {f"init/{name}": ([shape], _dtype_of(name)) for name, shape in shapes.items()}
     if "topology" in run.config:
         expected["topology_seed"] = ([[n_models]], torch.int64)
@@ -173,8 +173,9 @@ def _check_inputs(run: TrainingState, model: AnyModel, shapes: dict[str, list[in
         _check_array(f"arrays[{name!r}]", arrays[name], shape, dtype)
     broadcast_seed("arrays['seed']", arrays["seed"], n_models)
     broadcast_importance(arrays["importance"], n_models, n)
-    if not torch.equal(run.data.probability, arrays["probability"]):
-        raise ValueError("arrays['probability'] is not that of the run's data")
+    for name, held in run.data.arrays().items():
+        if not torch.equal(held, arrays[name]):
+            raise ValueError(f"arrays[{name!r}] is not that of the run's data")
 
 
 def _check_snapshots(run: TrainingState, settings: Settings, shapes: dict[str, list[int]]) -> None:

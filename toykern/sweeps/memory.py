@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from toykern import _native
 from toykern.arguments.memory import free_memory
+from toykern.data.dataset import Dataset
 from toykern.results.labels import trained_arrays
 from toykern.results.run import Run
 from toykern.results.store import tensors_of
@@ -41,4 +42,6 @@ def bytes_per_model(probe: Run) -> int:
     if probe.model.network.sparse:
         positions = probe.model.n_features * probe.model.n_hidden
         total += trained + positions * (_OF_A_POSITION if probe.topology is not None else 0)
+    if isinstance(probe.data, Dataset):  # its rows are among the tensors above
+        return total
     return total + int(_native.tables_layout(probe.data.native()).bytes)

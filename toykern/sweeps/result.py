@@ -206,7 +206,7 @@ class Sweep:
             f"  grid        {axes}",
             f"  chunks      {done:,} of {len(self.boxes):,} finished{others}, {self.boxes[0].n_models:,} "
             "models each",
-            f"  steps       {steps:,}, batch {settings['batch_size']}",
+            f"  steps       {steps:,}, batch {settings['batch_size'] or 'of all samples'}",
             f"  time        {total:.2f} s{rate}",
             f"  arrays      {', '.join(self.names)}",
         ]
@@ -293,5 +293,5 @@ def _check(sweep: Sweep) -> None:
     settings, provenance = sweep.attributes["settings"], sweep.attributes["provenance"]
     if not isinstance(settings, dict) or not isinstance(provenance, dict):
         raise ValueError("it has no settings or provenance")
-    int(settings["steps"]), int(settings["batch_size"]), str(settings["device"])
+    int(settings["steps"]), int(settings["batch_size"] or 0), str(settings["device"])  # None: a full batch
     sweep.coordinates  # noqa: B018  it looks for them

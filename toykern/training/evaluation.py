@@ -8,7 +8,9 @@ import torch
 
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_choice, check_int
-from toykern.data.features import MAX_STEP, SparseFeatures
+from toykern.data.dataset import Dataset
+from toykern.data.shuffle import MAX_STEP
+from toykern.data.sources import Source
 from toykern.network.losses import Objective
 from toykern.nn.kinds import AnyModel
 from toykern.training.kernels import check_data, check_model, evaluate_models
@@ -21,7 +23,7 @@ _BATCH = 4096
 
 def evaluate(
     model: AnyModel,
-    data: SparseFeatures,
+    data: Source,
     samples: int = 65_536,
     seed: Any = None,
     importance: Any = 1.0,
@@ -40,7 +42,8 @@ def evaluate(
 
     Args:
         model: a `TiedAutoencoder`, an `Autoencoder` or a `SparseTiedAutoencoder`.
-        data: the distribution.
+        data: the distribution; or a `Dataset`, all of whose samples are then taken, each once, whatever
+            `samples` and `seed` say.
         samples: how many; "samples" rounds up to whole batches of 4,096 where it is larger than one,
             "stratified" takes about as many at most.
         seed: int, or `[models]`. One seed for all compares models on the same samples. None means 0 …
@@ -69,7 +72,7 @@ def evaluate(
 
     Raises:
         ValueError, TypeError: an argument that does not fit, by name; among them data of more than 4,096
-            features and groups with "stratified".
+            features and groups with "stratified", and a `Dataset` with it.
 
     Example:
         >>> import toykern as tk
@@ -89,6 +92,12 @@ def evaluate(
         "objective": Objective(target, loss_reduction, loss),
     }
     settings["objective"].check_objective()
+    if isinstance(data, Dataset):
+        if method == "stratified":
+            raise ValueError(
+                "method='stratified' is for a SparseFeatures; of a Dataset all samples are taken"
+            )
+        return evaluate_models(model, data, batches=1, batch_size=None, **settings)
     if method == "stratified":
         return stratified_loss(model, data, samples=samples, **settings)
     batch_size = min(samples, _BATCH)

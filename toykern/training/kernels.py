@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 
 from toykern import _native
 from toykern.arguments.errors import describe
+from toykern.data.dataset import Dataset
 from toykern.data.features import SparseFeatures
+from toykern.data.sources import Source
 from toykern.native.address import address, address_of_array, storage_address
 from toykern.native.device_launch import DeviceLaunch
 from toykern.native.devices import check_kernels
@@ -84,20 +87,19 @@ def freeze(model: AnyModel, names: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def check_data(data: Any, model: AnyModel) -> SparseFeatures:
+def check_data(data: Any, model: AnyModel) -> Source:
     """`data` if it fits the model; TypeError or ValueError that names what differs."""
-    if isinstance(data, torch.Tensor):
-        raise TypeError(
-            "data must be a SparseFeatures; a tensor is reserved for finite datasets, not in this version"
-        )
-    if not isinstance(data, SparseFeatures):
-        raise TypeError(f"data must be a SparseFeatures, not {describe(data)}")
+    if not isinstance(data, SparseFeatures | Dataset):
+        more = ": make a Dataset of it" if isinstance(data, torch.Tensor | np.ndarray) else ""
+        raise TypeError(f"data must be a SparseFeatures or a Dataset, not {describe(data)}{more}")
+    device = next(model.parameters()).device
+    if isinstance(data, Dataset) and device.type == "cuda":
+        raise ValueError(f"data is a Dataset, which is trained on the CPU; the model is on {str(device)!r}")
     if data.n_features != model.n_features:
         raise ValueError(f"data has n_features = {data.n_features}, the model has {model.n_features}")
     if data.n_models not in (None, model.n_models):
-        raise ValueError(
-            f"data has probabilities for {data.n_models} models, the model stacks {model.n_models}"
-        )
+        what = "probabilities" if isinstance(data, SparseFeatures) else "samples"
+        raise ValueError(f"data has {what} for {data.n_models} models, the model stacks {model.n_models}")
     return data
 
 
@@ -142,7 +144,7 @@ def _set_tensors(
         params.set_tensor(tensor.role, found, *views[tensor.role])
 
 
-def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
+def costliest_first(data: Source) -> torch.Tensor | None:
     """The order in which models should be taken, int64 `[models]`; None where it does not matter.
 
     It matters while the last model could keep the others waiting; with thousands, neighbours in memory
@@ -150,7 +152,29 @@ def costliest_first(data: SparseFeatures) -> torch.Tensor | None:
     """
     if data.n_models is None or data.n_models > _ORDERED_MODELS:
         return None
-    return data.active_features().argsort(descending=True, stable=True)
+    cost = data.active_features()
+    if isinstance(data, Dataset) and data.samples is not None:
+        cost = data.samples
+    if cost.numel() == 1:
+        return None
+    return cost.argsort(descending=True, stable=True)
+
+
+def set_data(params: Any, data: Source, n_models: int, batch_size: int | None) -> None:
+    """The kernels' view of a stream or of a dataset on the CPU, and the samples of a step."""
+    if isinstance(data, Dataset):
+        params.finite = data.native(n_models, full=batch_size is None)
+        params.batch_size = data.rows if batch_size is None else batch_size
+        # A stream without features: what is there is not drawn from.
+        params.data = _silent_stream(data.n_features).native()
+    else:
+        params.data = data.native()
+        params.batch_size = batch_size
+
+
+@functools.lru_cache(maxsize=8)
+def _silent_stream(n_features: int) -> SparseFeatures:
+    return SparseFeatures(n_features, 0.0)
 
 
 class Resident:
@@ -169,7 +193,7 @@ class Resident:
     def __init__(
         self,
         model: AnyModel,
-        data: SparseFeatures,
+        data: Source,
         settings: Settings,
         *,
         arrays: dict[str, torch.Tensor],
@@ -215,9 +239,10 @@ class Resident:
         p = _native.TrainParams()
         network, optimizer = settings.network(model), settings.optimizer
         p.network = network_params(network)
-        p.data = data.native() if launch is None else launch.distribution
+        set_data(p, data, model.n_models, settings.batch_size)
+        if launch is not None:
+            p.data = launch.distribution
         p.n_models = model.n_models
-        p.batch_size = settings.batch_size
         p.seed = self._at("seed", seed, torch.int64)
         p.importance = self._at("importance", importance, torch.float32)
         p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
@@ -294,7 +319,7 @@ class Resident:
         return copies if self.layer is None else copies | {"connections": self.layer.connected.bool().cpu()}
 
 
-def device_launch(model: AnyModel, data: SparseFeatures, action: str) -> DeviceLaunch | None:
+def device_launch(model: AnyModel, data: Source, action: str) -> DeviceLaunch | None:
     """How to call the kernels of the model's device; None for the CPU's."""
     device = next(model.parameters()).device
     return DeviceLaunch(data, model.n_models, device, action) if device.type == "cuda" else None
@@ -302,15 +327,16 @@ def device_launch(model: AnyModel, data: SparseFeatures, action: str) -> DeviceL
 
 def evaluate_models(
     model: AnyModel,
-    data: SparseFeatures,
+    data: Source,
     *,
     batches: int,
-    batch_size: int,
+    batch_size: int | None,
     seed: torch.Tensor,
     importance: torch.Tensor,
     objective: Objective,
 ) -> torch.Tensor:
-    """float64 `[models]`, on the model's device: the mean loss over batches of the evaluation stream."""
+    """float64 `[models]`, on the model's device: the mean loss over batches of the evaluation stream, or over
+    a whole dataset (batch_size None)."""
     tensors = {name: p.contiguous() for name, p in model.stacked_parameters().items()}
     launch = device_launch(model, data, "evaluating")
     if launch is not None:
@@ -320,9 +346,10 @@ def evaluate_models(
     p = _native.EvaluateParams()
     network = model.network.trained_for(objective)
     p.network = network_params(network)
-    p.data = data.native() if launch is None else launch.distribution
+    set_data(p, data, model.n_models, batch_size)
+    if launch is not None:
+        p.data = launch.distribution
     p.n_models = model.n_models
-    p.batch_size = batch_size
     p.batches = batches
     p.seed = address("seed", seed, torch.int64, device)
     p.importance = address("importance", importance, torch.float32, device)

@@ -15,7 +15,9 @@ from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_choice, check_dense_tensor, check_int, describe
 from toykern.arguments.grids import Grid
 from toykern.arguments.memory import check_free_memory
-from toykern.data.features import MAX_STEP, SparseFeatures, features_from_config
+from toykern.data.dataset import Dataset
+from toykern.data.shuffle import MAX_STEP
+from toykern.data.sources import Source, source_from_config
 from toykern.network.losses import Objective
 from toykern.network.specification import NetworkSpec
 from toykern.nn.kinds import AnyModel
@@ -39,6 +41,9 @@ TOPOLOGY_METRICS = ("density", "explored")
 
 MAX_BATCH = 2**31 - 1
 
+BATCH_SIZE = 1024
+"""Of a stream, where none is given."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Settings:
@@ -48,7 +53,7 @@ class Settings:
     `config` and `arrays`, and `from_config` is the way back.
     """
 
-    data: SparseFeatures
+    data: Source
     steps: Any
     batch_size: Any
     optimizer: Optimizer
@@ -73,7 +78,11 @@ class Settings:
         a store could not hold. `record_every` None is max(1, steps // 100).
         """
         steps = check_int("steps", self.steps, minimum=1, maximum=MAX_STEP)
-        batch_size = check_int("batch_size", self.batch_size, minimum=1, maximum=MAX_BATCH)
+        batch_size = self.batch_size
+        if batch_size is None and not isinstance(self.data, Dataset):
+            batch_size = BATCH_SIZE
+        if batch_size is not None:  # None: every step sees the whole dataset
+            batch_size = check_int("batch_size", batch_size, minimum=1, maximum=MAX_BATCH)
         if not isinstance(self.optimizer, Optimizer) or type(self.optimizer) is Optimizer:
             raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(self.optimizer)}")
         self.optimizer.per_model(model.n_models)
@@ -144,7 +153,7 @@ class Settings:
             "importance": self.importance,
             "lr": lr,
             "weight_decay": weight_decay,
-            "probability": self.data.probability,
+            **self.data.arrays(),
         }
 
     @classmethod
@@ -153,7 +162,7 @@ class Settings:
         config: dict[str, Any],
         arrays: dict[str, torch.Tensor],
         *,
-        data: SparseFeatures | None = None,
+        data: Source | None = None,
         schedule: Schedule | None = None,
         topology: Recipe | None = None,
         grid: Grid | None = None,
@@ -175,7 +184,7 @@ class Settings:
             schedule = schedule_from_config(config["schedule"])
         same = ("steps", "batch_size", "target", "loss_reduction", "record_every")
         return cls(
-            data=features_from_config(config["data"], arrays) if data is None else data,
+            data=source_from_config(config["data"], arrays) if data is None else data,
             optimizer=optimizer_from_config(described, **given),
             importance=arrays["importance"],
             seed=arrays["seed"],
@@ -196,10 +205,9 @@ class Settings:
             return values[i : i + 1] if whole else values
 
         lr, weight_decay = self.optimizer.per_model(len(self.seed))
-        probability = {"probability": of(self.data.probability)}
         return dataclasses.replace(
             self,
-            data=features_from_config(self.data.config(), probability),
+            data=self.data.row(i),
             optimizer=optimizer_from_config(
                 self.optimizer.config(), lr=lr[i : i + 1], weight_decay=weight_decay[i : i + 1]
             ),
@@ -216,11 +224,13 @@ class Settings:
         are not looked at, nor are schedules of which one is a callable that is not there any more."""
         n_models = len(self.seed)
         ours, theirs = (
-            {"optimizer_rates": s.optimizer.per_model(n_models), "probability": [s.data.probability],
-             "seed": [s.seed], "importance": [s.importance.expand(n_models, -1)]}
+            {"optimizer_rates": s.optimizer.per_model(n_models), "seed": [s.seed],
+             "importance": [s.importance.expand(n_models, -1)]}
             for s in (self, other)
         )  # fmt: skip
         unlike = {name for name in ours if not all(map(torch.equal, ours[name], theirs[name]))}
+        if not _equal(self.data.arrays(), other.data.arrays()):
+            unlike.add("data")
 
         def described(settings: Settings) -> dict[str, Any]:
             # A schedule that is not there any more is like every other.
@@ -231,10 +241,14 @@ class Settings:
             }
             return config
 
-        of_arrays = {"probability": "data", "optimizer_rates": "optimizer"}
+        of_arrays = {"optimizer_rates": "optimizer"}
         found = {of_arrays.get(name, name) for name in unlike}
         found |= set(described_differences(described(self), described(other))) - {"topology"}
         return [field.name for field in dataclasses.fields(self) if field.name in found]
+
+
+def _equal(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def _without_schedule(settings: Settings) -> Settings:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from toykern.arguments.grids import Grid
-from toykern.data.features import SparseFeatures
+from toykern.data.sources import Source
 from toykern.nn.kinds import AnyModel
 from toykern.training.optim import Optimizer
 from toykern.training.resident_topology import ResidentTopology
@@ -27,7 +27,7 @@ class TrainingState:
     are."""
 
     model: AnyModel
-    data: SparseFeatures
+    data: Source
     config: dict[str, Any]
     arrays: dict[str, Tensor]
     step: int

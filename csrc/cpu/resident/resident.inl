@@ -35,6 +35,7 @@ struct Shared {
     int64_t stride;
     int parts;
 
+    // Room for batches of up to `batch_size` samples.
     void carve(Workspace& w, const Network& net, int64_t batch_size) {
         model.carve(w, net);
         parts = batch_parts(net, batch_size);
@@ -56,6 +57,11 @@ struct Shared {
     }
 };
 
+// Samples of a model's batch: of a finite dataset that a step sees as a whole, the model's own number of rows.
+inline int64_t batch_of(const FiniteData& finite, int64_t batch_size, int64_t model) {
+    return finite.rows && finite.full && finite.samples ? finite.samples[model] : batch_size;
+}
+
 template <class Model, class Worker>
 void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& worker, const Team& team) {
     if (p.diverged_at[i] >= 0) return;
@@ -65,17 +71,19 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
     for (int32_t role = 0; role < kRoles; ++role)
         shared.model.frozen.of[role] = p.tensors[role].frozen;  // every rank has a model of its own in that
 
-    worker.set_up(i);
-    worker.choose(shared.model, p.batch_size);
+    const int64_t batch_size = batch_of(p.finite, p.batch_size, i);
+    shared.parts = batch_parts(p.network, batch_size);
+    worker.set_up(i, p.seed[i], p.batch_size);
+    worker.choose(shared.model, batch_size);
     if (team.rank == 0) shared.model.load_model(arrays);
     team.meet();
     shared.model.prepare(team);
-    const double factor = mean_factor(p.network, p.batch_size);
-    const float gradient = gradient_factor(p.network, p.batch_size);
+    const double factor = mean_factor(p.network, batch_size);
+    const float gradient = gradient_factor(p.network, batch_size);
     LossRecord record(p, i);
     for (int64_t step = p.first_step; step < p.first_step + p.steps; ++step) {
         const StreamKey key = stream_key(p.seed[i], (uint32_t)step, (uint32_t)Purpose::kTraining);
-        const double loss = shared.batch(worker, key, p.batch_size, team) * factor;
+        const double loss = shared.batch(worker, key, batch_size, team) * factor;
         if (!record.add(p, i, step, loss, team.rank == 0)) break;  // every rank sees the same sum and leaves
         const bool last = step + 1 == p.first_step + p.steps;
         shared.model.update(step_constants(p, i, step), gradient, shared.gradients, shared.stride, shared.parts, team,
@@ -92,17 +100,19 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
 
 template <class Model, class Worker>
 void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Worker& worker) {
-    worker.set_up(i);
-    worker.choose(shared.model, p.batch_size);
+    const int64_t batch_size = batch_of(p.finite, p.batch_size, i);
+    shared.parts = batch_parts(p.network, batch_size);
+    worker.set_up(i, p.seed[i], p.batch_size);
+    worker.choose(shared.model, batch_size);
     shared.model.load_model(model_arrays(p, i));
     shared.model.prepare(Team());
     double sum = 0.0;
     for (int64_t step = 0; step < p.batches; ++step) {
         if (p.stop.now()) return;
-        sum += shared.batch(worker, stream_key(p.seed[i], (uint32_t)step, (uint32_t)Purpose::kEvaluation), p.batch_size,
+        sum += shared.batch(worker, stream_key(p.seed[i], (uint32_t)step, (uint32_t)Purpose::kEvaluation), batch_size,
                             Team());
     }
-    p.loss[i] = sum * mean_factor(p.network, p.batch_size) / (double)p.batches;
+    p.loss[i] = sum * mean_factor(p.network, batch_size) / (double)p.batches;
 }
 
 template <class Model, class Worker>
@@ -114,18 +124,18 @@ struct Regime {
         shared.carve(w, net, batch_size);
         return w.bytes();
     }
-    static size_t worker_bytes(const Network& net, const Distribution& data) {
+    static size_t worker_bytes(const Network& net, const Distribution& data, const FiniteData& finite) {
         Workspace w;
         Worker worker;
-        worker.carve(w, net, data);
+        worker.carve(w, net, data, finite);
         return w.bytes();
     }
     static const char* form(const Network& net, const Distribution& data, int64_t batch_size, int64_t model,
                             void* worker_memory) {
         Workspace w(worker_memory);
         Worker worker;
-        worker.carve(w, net, data);
-        worker.set_up(model);
+        worker.carve(w, net, data, FiniteData{});
+        worker.set_up(model, 0, batch_size);
         return worker.form(batch_size);
     }
     static void train(const TrainParams& p, void* shared_memory, void* worker_memory, const Team& team,
@@ -134,7 +144,7 @@ struct Regime {
         Shared<Model> shared;
         Worker worker;
         shared.carve(sw, p.network, p.batch_size);
-        worker.carve(ww, p.network, p.data);
+        worker.carve(ww, p.network, p.data, p.finite);
         for (int64_t i; (i = queue.next()) >= 0;) train_one(p, p.order ? p.order[i] : i, shared, worker, team);
     }
     static void evaluate(const EvaluateParams& p, void* shared_memory, void* worker_memory, const Queue& queue) {
@@ -142,7 +152,7 @@ struct Regime {
         Shared<Model> shared;
         Worker worker;
         shared.carve(sw, p.network, p.batch_size);
-        worker.carve(ww, p.network, p.data);
+        worker.carve(ww, p.network, p.data, p.finite);
         for (int64_t i; (i = queue.next()) >= 0;) evaluate_one(p, i, shared, worker);
     }
 };
@@ -151,8 +161,8 @@ using ColumnsRegime = Regime<ColumnsModel, ColumnsWorker>;
 using TilesRegime = Regime<TilesModel, TilesWorker>;
 
 // The one place where the loop is picked.
-inline TrainRegime pick_regime(const Network& net) {
-    if (columns_fit(net)) return ColumnsRegime::table("columns");
+inline TrainRegime pick_regime(const Network& net, bool finite) {
+    if (!finite && columns_fit(net)) return ColumnsRegime::table("columns");
     return TilesRegime::table("tiles");
 }
 

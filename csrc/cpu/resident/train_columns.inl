@@ -305,7 +305,7 @@ struct ColumnsModel {
 // Draws one part of a batch and adds up its gradients.
 class ColumnsWorker {
   public:
-    void carve(Workspace& w, const Network& net, const Distribution& data) {
+    void carve(Workspace& w, const Network& net, const Distribution& data, const FiniteData&) {
         tables_.carve(w, data);
         const size_t n = (size_t)net.n_features, weights = n * (size_t)net.n_hidden;
         capacity_ = (int)(16384 / n) & ~31;
@@ -324,7 +324,7 @@ class ColumnsWorker {
         net_ = net;
         pass_ = columns_pass_for((int)n, (int)net.n_hidden, net.tied, net.hidden_activation, net.output_activation);
     }
-    void set_up(int64_t model) { tables_.set_up(model); }
+    void set_up(int64_t model, int64_t, int64_t) { tables_.set_up(model); }
     void choose(ColumnsModel&, int64_t) const {}  // there is one form
     const char* form(int64_t) const { return "columns"; }
 

@@ -18,6 +18,7 @@
 #include "common/loss.h"
 #include "cpu/resident/tiles_model.inl"
 #include "cpu/simd/lanes.h"
+#include "cpu/stream/finite.inl"
 #include "cpu/stream/stream.inl"
 
 namespace toykern {
@@ -82,12 +83,16 @@ struct OutputBlock {
 // Draws one part of a batch tile by tile and adds up its gradients.
 class TilesWorker {
   public:
-    void carve(Workspace& w, const Network& net, const Distribution& data) {
+    void carve(Workspace& w, const Network& net, const Distribution& data, const FiniteData& finite) {
         net_ = net;
+        finite_.carve(finite, net.n_features);
         tables_.carve(w, data);
         const int64_t n = net.n_features, np = round_up(n), mp = round_up(net.n_hidden);
         rows_max_ = np <= 512 ? 32 : 64;
         while (rows_max_ > 1 && rows_max_ * np > ((int64_t)1 << 22)) rows_max_ /= 2;
+        // Where rows are long and products small, what a tile costs is its way through the cache.
+        if (finite.rows && net.n_hidden <= kLanes)
+            while (rows_max_ > kBlockRows && rows_max_ * np > 65536) rows_max_ /= 2;
         stream_rows_ = 32;
         rare_.carve(w, tables_);
         rows_.carve(w, tables_);
@@ -96,7 +101,7 @@ class TilesWorker {
         list_.carve(w, tables_, (size_t)(listed_rows * n));
         const int64_t held = rows_max_ > stream_rows_ ? rows_max_ : stream_rows_;
         x_ = w.take<float>((size_t)(held * np));
-        clean_ = w.take<float>(data.noise > 0.0f ? (size_t)(held * np) : 0);
+        clean_ = w.take<float>(data.noise > 0.0f || finite.target ? (size_t)(held * np) : 0);
         out_ = w.take<float>((size_t)(held * np));
         h_ = w.take<float>((size_t)(held * mp));
         dh_ = w.take<float>((size_t)(held * mp));
@@ -114,7 +119,12 @@ class TilesWorker {
         active_feature_ = w.take<uint32_t>(most_active);
         active_value_ = w.take<float>(most_active);
     }
-    void set_up(int64_t model) { tables_.set_up(model); }
+    void set_up(int64_t model, int64_t seed, int64_t batch_size) {
+        if (finite_.there())
+            finite_.set_up(model, seed, batch_size);
+        else
+            tables_.set_up(model);
+    }
     // Which form the model that was set up takes.
     void choose(TilesModel& model, int64_t batch_size) const { model.gram = model.has_gram && gram_wins(batch_size); }
     const char* form(int64_t batch_size) const { return gram_fits(net_) && gram_wins(batch_size) ? "gram" : "tiles"; }
@@ -126,7 +136,9 @@ class TilesWorker {
         model.clear(g_);
         loss_ = 0.0;
         visited_ = 0;
-        if (tables_.n_frequent || tables_.data->noise > 0.0f)
+        if (finite_.there())
+            from_dataset(key, first, last);
+        else if (tables_.n_frequent || tables_.data->noise > 0.0f)
             from_rows(key, first, last);
         else
             from_list(key, first, last);
@@ -136,7 +148,7 @@ class TilesWorker {
 
   private:
     bool gram_wins(int64_t batch_size) const {
-        const bool listed = !tables_.n_frequent && !(tables_.data->noise > 0.0f);
+        const bool listed = !finite_.there() && !tables_.n_frequent && !(tables_.data->noise > 0.0f);
         return listed && gram_pays(net_, batch_size, tables_.rare_entries, tables_.rare_rate);
     }
     // Rare units only: tiles of non-empty samples, cut from the list of entries.
@@ -219,17 +231,57 @@ class TilesWorker {
                 for (int64_t i = 0; i < rows * np; i += kLanes) store(x_ + i, fzero());
                 rows_.add_noise(clean, x_, (size_t)np, (int)rows);
             }
-            int64_t count = 0;
-            for (int64_t r = 0; r < rows; ++r)
-                for (int64_t j = 0; j < np; j += kLanes) {
-                    const F x = load(x_ + r * np + j);
-                    const M m = nonzero(x);
-                    store(row_ + count, ubcast((uint32_t)r));
-                    store_packed(feature_ + count, ulane() + ubcast((uint32_t)j), m);
-                    store_packed((uint32_t*)(value_ + count), as_words(x), m);
-                    count += __builtin_popcount(bits(m));
+            tile(rows, list_entries(rows), row_, feature_, value_, x_, clean);
+        }
+    }
+    // The entries of the dense rows in x_; returns how many.
+    int64_t list_entries(int64_t rows) {
+        const int64_t np = model_->np;
+        int64_t count = 0;
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t j = 0; j < np; j += kLanes) {
+                const F x = load(x_ + r * np + j);
+                const M m = nonzero(x);
+                store(row_ + count, ubcast((uint32_t)r));
+                store_packed(feature_ + count, ulane() + ubcast((uint32_t)j), m);
+                store_packed((uint32_t*)(value_ + count), as_words(x), m);
+                count += __builtin_popcount(bits(m));
+            }
+        return count;
+    }
+    // Rows of a finite dataset. Those of no entries are left to the closed form where the target is made from them.
+    void from_dataset(const StreamKey& key, int64_t first, int64_t last) {
+        const int64_t np = model_->np;
+        const FiniteData& d = finite_.data();
+        const float* target = d.target ? clean_ : x_;
+        finite_.begin(key, first);
+        for (int64_t s = first; s < last;) {
+            int64_t rows = 0, count = 0;
+            if (d.input) {
+                for (; rows < rows_max_ && s < last; ++rows, ++s) {
+                    const int64_t at = finite_.next();
+                    finite_.fill(d.input, finite_.input_row(at), x_ + rows * np, np);
+                    if (d.target) finite_.fill(d.target, finite_.target_row(at), clean_ + rows * np, np);
                 }
-            tile(rows, count, row_, feature_, value_, x_, clean);
+                count = list_entries(rows);
+            } else {
+                for (; rows < rows_max_ && s < last; ++s) {
+                    const int64_t at = finite_.next(), row = finite_.input_row(at);
+                    const int64_t start = d.row_start[row], end = d.row_start[row + 1];
+                    if (start == end && !d.target) continue;
+                    float* x = x_ + rows * np;
+                    for (int64_t j = 0; j < np; j += kLanes) store(x + j, fzero());
+                    for (int64_t e = start; e < end; ++e, ++count) {
+                        row_[count] = (uint32_t)rows;
+                        feature_[count] = (uint32_t)d.feature[e];
+                        value_[count] = d.value[e];
+                        x[d.feature[e]] = d.value[e];
+                    }
+                    if (d.target) finite_.fill(d.target, finite_.target_row(at), clean_ + rows * np, np);
+                    ++rows;
+                }
+            }
+            if (rows) tile(rows, count, row_, feature_, value_, x_, target);
         }
     }
 
@@ -438,6 +490,7 @@ class TilesWorker {
     StreamTables tables_;
     RareCursor rare_;
     RowCursor rows_;
+    FiniteRows finite_;
     EntryList list_;
     const TilesModel* model_;
     TilesModel::Gradient g_;

@@ -41,7 +41,7 @@ struct TrainRegime {
     // Which of its forms one model takes: that follows from the model's own distribution, too.
     const char* (*form)(const Network&, const Distribution&, int64_t batch_size, int64_t model, void* worker);
     size_t (*shared_bytes)(const Network&, int64_t batch_size);
-    size_t (*worker_bytes)(const Network&, const Distribution&);
+    size_t (*worker_bytes)(const Network&, const Distribution&, const FiniteData&);
     void (*train)(const TrainParams&, void* shared, void* worker, const Team&, const Queue&);
     void (*evaluate)(const EvaluateParams&, void* shared, void* worker, const Queue&);
 };
@@ -59,7 +59,7 @@ struct LayerRegime {
 struct LevelTable {
     const char* name;
     int lanes;
-    TrainRegime (*pick_regime)(const Network&);
+    TrainRegime (*pick_regime)(const Network&, bool finite);  // finite: the data are a finite dataset
     int (*batch_parts)(const Network&, int64_t batch_size);
     size_t (*sample_bytes)(const Distribution&);
     void (*sample_rows)(const SampleParams&, int64_t model, void* memory);
@@ -102,7 +102,7 @@ struct ForkedChild : std::exception {
     const char* what() const noexcept override;
 };
 
-const char* train_regime(const Network& network);
+const char* train_regime(const Network& network, bool finite);
 const char* train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model);
 void train(const TrainParams& params);
 void evaluate(const EvaluateParams& params);

@@ -58,6 +58,21 @@ struct Distribution {
     const float* threshold;       // kCopula: [K | 1, n] strided as the probability
 };
 
+// A finite dataset, which may stand in place of the stream: T rows of each model, dense or as entries.
+struct FiniteData {
+    int64_t rows;            // T; 0: there is none, and the stream is drawn
+    const int64_t* samples;  // [K] how many of its rows a model has, from 1 to T, the first ones; null: all
+    const float* input;      // [K | 1, T, n] dense, or null: as entries
+    const int64_t*
+        row_start;           // [(K | 1) · T + 1] offsets into feature and value, of all models' rows one after another
+    const int32_t* feature;  // [entries] below n
+    const float* value;      // [entries]
+    bool per_model;          // K of them; else one that all models share
+    const float* target;     // [K | 1, T, n] what the target is made from; null: the input
+    bool target_per_model;
+    bool full;  // a step sees all of a model's rows, in order; batch_size is then T. Else by shuffle.h
+};
+
 // Draw one batch per model: the oracle's view of what training sees.
 struct SampleParams {
     Distribution data;
@@ -96,6 +111,7 @@ struct TensorView {
 struct TrainParams {
     Network network;
     Distribution data;
+    FiniteData finite;
     int64_t n_models, batch_size;
     const int64_t* seed;        // [K]
     const float* importance;    // [K | 1, n]
@@ -132,6 +148,7 @@ struct TrainParams {
 struct EvaluateParams {
     Network network;
     Distribution data;
+    FiniteData finite;
     int64_t n_models, batch_size;
     int64_t batches;          // steps of the evaluation stream
     const int64_t* seed;      // [K]
