@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import bench_sweep
+import toykern as tk
+from bench import bench_dataset, bench_sweep
 from bench import record as bench_record
 from bench.measure import Timing
 from bench.peers import CONTENDERS, NOTEBOOK, OURS, PEERS, PLAIN, Variant
@@ -74,6 +75,15 @@ def test_a_sweep_is_measured_beside_its_training() -> None:
     assert line["steps"] == bench_sweep.RECORDS and 0 < run["inside"] < run["sweep"] and run["alone"] > 0
     line["runs"] = [{"sweep": 2.1, "inside": 2.0, "alone": 2.0}] * 3
     assert bench_sweep.row(line) == "| 1.00 s | 50.0 ms | 5.00% | +5.00% |"
+
+
+def test_a_dataset_is_measured_beside_eager() -> None:
+    data = tk.SparseFeatures(30, 0.1).dataset(samples=20, seed=0, normalize="unit")
+    line = bench_dataset.measure(data, 0.0, repeats=1, compiled=False)
+    assert line["fit"]["wall"][0] > 0 and line["eager"]["processor"][0] >= 0 and 0 < line["active"] < 1
+    line |= {"fit": {"wall": [2.0], "processor": [4.0]}, "eager": {"wall": [40.0], "processor": [40.0]}}
+    line["active"] = 0.5
+    assert bench_dataset.row(line, 1.0) == "| 50.0% | 2.0 / 4.0 | 1.0 | 40 / 40 (20.0 / 10.0×) | – |"
 
 
 def _batches(steps: int, problem: Problem) -> np.ndarray:

@@ -14,7 +14,7 @@ import toykern as tk
 from toykern import reference
 from toykern.data.shuffle import permutation, shuffled_rows
 
-N, M, MODELS, T = 37, 6, 3, 45
+N, M, MODELS, T, STEPS = 37, 6, 3, 45, 25
 
 
 def models(**options: Any) -> tk.Autoencoder:
@@ -29,12 +29,12 @@ def inputs(own: bool = True, dense: bool = False) -> torch.Tensor:
     return x if dense else x * rare
 
 
-def trained(data: tk.Dataset, model: Any, steps: int = 60, **options: Any) -> tk.Run:
+def trained(data: tk.Dataset, model: Any, steps: int = STEPS, **options: Any) -> tk.Run:
     settings = {"optimizer": tk.Adam(lr=1e-2), "progress": False} | options
     return tk.fit(model, data, steps, **settings)
 
 
-def expected_of(data: tk.Dataset, model: Any, steps: int = 60, **options: Any) -> reference.Trained:
+def expected_of(data: tk.Dataset, model: Any, steps: int = STEPS, **options: Any) -> reference.Trained:
     size = options.pop("batch_size", None)
     seed = options.pop("seed", None)
     settings = {"optimizer": tk.Adam(lr=1e-2)} | options
@@ -77,8 +77,13 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("name", CASES)
+ON_ALL_LEVELS = ("entries, full batch", "dense rows", "minibatches")
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [(name, level) for name in CASES for level in (LEVELS if name in ON_ALL_LEVELS else LEVELS[:1])],
+)
 def test_training_follows_the_reference(name: str, level: str) -> None:
     case = CASES[name]
     data, options = case["data"](), case.get("fit", {})
@@ -101,7 +106,7 @@ def test_a_model_may_have_fewer_samples_than_others() -> None:
         x = inputs()[i : i + 1, :own]
         alone = {name: value[i : i + 1] for name, value in start.items()}
         batches = lambda step, x=x: x  # noqa: E731
-        expected = reference.train(alone, batches, 60, tk.Adam(lr=1e-2), reference.network_of(model))
+        expected = reference.train(alone, batches, STEPS, tk.Adam(lr=1e-2), reference.network_of(model))
         assert max(worst_errors(model[i], expected.parameters).values()) <= TRAJECTORY
 
 
@@ -120,7 +125,7 @@ def test_bits_do_not_depend_on_neighbours_threads_or_interruptions(options: dict
             assert torch.equal(trained(data, models(), **options).model.weight, run.model.weight)
         finally:
             torch.set_num_threads(before)
-    part = trained(data, models(), stop_at=23, **options)
+    part = trained(data, models(), stop_at=11, **options)
     assert torch.equal(tk.fit(resume=part, progress=False).model.weight, run.model.weight)
 
 
@@ -163,7 +168,7 @@ def test_a_run_on_a_dataset_is_stored_and_goes_on(tmp_path: Any) -> None:
     pytest.importorskip("zarr")
     data = tk.Dataset(tk.SparseBatch.from_dense(inputs()), inputs(own=False), samples=[9, 45, 30])
     whole = trained(data, models())
-    trained(data, models(), stop_at=30).save(tmp_path / "run")
+    trained(data, models(), stop_at=12).save(tmp_path / "run")
     run = tk.Run.load(tmp_path / "run")
     assert isinstance(run.data, tk.Dataset)
     assert run.config["batch_size"] is None
@@ -172,6 +177,29 @@ def test_a_run_on_a_dataset_is_stored_and_goes_on(tmp_path: Any) -> None:
     other = tk.Dataset(tk.SparseBatch.from_dense(inputs()), inputs(own=False), samples=[9, 45, 31])
     with pytest.raises(ValueError, match="data differs"):
         tk.fit(resume=run, data=other, progress=False)
+
+
+def test_a_sweep_over_the_number_of_samples(tmp_path: Any) -> None:
+    pytest.importorskip("zarr")
+    stream = tk.SparseFeatures(N, 0.1)
+
+    def plan(points: Any, index: torch.Tensor) -> dict[str, Any]:
+        data = stream.dataset(points.samples, seed=0, normalize="unit")
+        return {"model": tk.TiedAutoencoder(N, 2, points.n_models, seed=index), "data": data}
+
+    made = tk.sweep(
+        tk.grid(samples=[3, 20, 60], seed=range(2)),
+        plan,
+        tmp_path / "sweep",
+        steps=30,
+        chunk=2,
+        progress=False,
+    )
+    data = stream.dataset(torch.tensor([3, 3, 20, 20, 60, 60]), seed=0, normalize="unit")
+    whole = tk.fit(tk.TiedAutoencoder(N, 2, 6), data, 30, progress=False)
+    weight = torch.as_tensor(made.read("weight")).reshape(6, 2, N)
+    assert torch.equal(weight, whole.model.weight)
+    assert "of all samples" in repr(made)
 
 
 def test_minibatches_are_those_of_the_documented_order() -> None:

@@ -83,8 +83,8 @@ BAD = [
     ("grid", tk.grid(seed=range(2)), ValueError, "3 models"),
     ("grid", 3, ValueError, "3 models"),
     ("resume", "run.zarr", TypeError, "must be a Run, not 'run.zarr'"),
-    ("data", 0.1, TypeError, "SparseFeatures, not 0.1"),
-    ("data", torch.rand(100, 5), TypeError, "reserved for finite datasets"),
+    ("data", 0.1, TypeError, "SparseFeatures or a Dataset, not 0.1"),
+    ("data", torch.rand(100, 5), TypeError, "make a Dataset of it"),
     ("data", tk.SparseFeatures(4, 0.1), ValueError, "n_features = 4, the model has 5"),
     ("data", tk.SparseFeatures(5, torch.full((4, 1), 0.1)), ValueError, "4 models, the model stacks 3"),
     ("data", None, TypeError, "fit needs model, data and steps"),
@@ -116,7 +116,7 @@ EVALUATE += [row for row in BAD if row[0] in ("data", "model") and row[1] is not
 EVALUATE += [
     ("samples", 0, ValueError, "from 1 to 17592186040320, not 0"),
     ("samples", 1e4, TypeError, "10000.0"),
-    ("data", None, TypeError, "SparseFeatures, not None"),
+    ("data", None, TypeError, "SparseFeatures or a Dataset, not None"),
 ]
 
 

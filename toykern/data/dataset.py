@@ -28,7 +28,8 @@ class Dataset:
             entries are kept as they are: for rare features far less memory and time. Finite; float32.
         targets: what the models are to give for them, shaped as dense inputs are (shared or per model);
             None means the inputs. `fit(target="abs")` takes the magnitude of either.
-        samples: how many of the T samples a model has, the first ones, `[models]` from 1 to T; None means all.
+        samples: how many of the T samples a model has, the first ones, `[models]` from 1 to T; None means
+            all.
 
     Raises:
         ValueError, TypeError: naming the argument that does not fit.

@@ -1,0 +1,321 @@
+// What the tiles of train_tiles.inl go through: from the rows of a tile to the gradients that they add.
+//
+//   h = f(E x), y = g(D h + b), loss = Σ_j I_j (t_j − y_j)², gradients of E, D and b
+//
+// Layout     as in train_tiles.inl: decoder D [m][np] and its transpose Dt [n][mp], encoder Et [n][mp]; codes h [rows][mp],
+//            targets and output gradients [rows][np]
+// Zeros      the first product and its gradient cost only the active entries; backward goes through active outputs alone
+//            where fewer than one in kFewActive is active
+// Owner      one worker; the gradients are those of the part in hand
+// Order      entries and rows in their order, lanes by fixed trees
+// Roof       fused multiply-adds: n m forward, 2 n m backward when dense, a row; blocks of 8 rows × 3 lane groups in
+//            registers
+#pragma once
+#include "common/loss.h"
+#include "cpu/resident/tiles_model.inl"
+#include "cpu/simd/lanes.h"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+// The sparse way costs 12 to 14 times as much for each output that it visits at m = 20 to 30, 6 to 7 times at m = 100
+// (measured, v4).
+constexpr int64_t kFewActive = 10;
+constexpr int64_t kDenseEntries = 3;  // with more than one entry in three active the dense product is no slower
+
+// Output block: y = D h + b, residual, loss, and the gradient at the output. Other activations than these take
+// outputs() below.
+struct OutputPass {
+    const float *h, *b, *importance, *target;
+    Panel panel;  // of the decoder
+    float* out;
+    int64_t mp, np;
+    FloorActivation<F> activation;
+    AnyLoss loss_function;
+    uint32_t target_bits;
+    F loss;
+    int64_t active;
+    uint64_t* active_rows;  // [np / kLanes] bit r: row r has an active output in the lane group; rows <= 64
+};
+
+template <int kR, int kV>
+struct OutputBlock {
+    static void run(OutputPass& p, int64_t row, int64_t lane) {
+        F c[kBlockRows][kBlockVectors];
+        F bias[kV], weight[kV];
+#pragma GCC unroll 3
+        for (int v = 0; v < kV; ++v) bias[v] = load(p.b + lane + v * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 3
+            for (int v = 0; v < kV; ++v) c[r][v] = bias[v];
+        multiply<kR, kV>(p.h + row * p.mp, p.mp, 1, p.panel.at, p.panel.at_k, p.panel.depth, c);
+#pragma GCC unroll 3
+        for (int v = 0; v < kV; ++v) weight[v] = load(p.importance + lane + v * kLanes);
+        F loss = p.loss;
+        int64_t active = 0;
+        uint64_t rows[kV] = {};
+#pragma GCC unroll 8
+        for (int r = 0; r < kR; ++r)
+#pragma GCC unroll 3
+            for (int v = 0; v < kV; ++v) {
+                const int64_t at = (row + r) * p.np + lane + v * kLanes;
+                F slope;
+                const F error = p.activation.value(c[r][v], slope) - and_bits(load(p.target + at), p.target_bits);
+                const F weighted = p.loss_function.add_to(loss, error, weight[v]);
+                const M on = p.activation.on(c[r][v], slope);
+                active += __builtin_popcount(bits(on));
+                rows[v] |= (uint64_t)(bits(on) != 0) << r;
+                store(p.out + at, keep(on, weighted));
+            }
+        for (int v = 0; v < kV; ++v) p.active_rows[lane / kLanes + v] |= rows[v] << row;
+        p.loss = loss;
+        p.active += active;
+    }
+};
+
+// The passes and what they need of memory; from where the rows come, a heir says.
+class TilesPasses {
+  protected:
+    // Room for tiles of up to `rows` rows.
+    void carve(Workspace& w, const Network& net, int64_t rows) {
+        net_ = net;
+        const int64_t np = round_up(net.n_features), mp = round_up(net.n_hidden);
+        out_ = w.take<float>((size_t)(rows * np));
+        h_ = w.take<float>((size_t)(rows * mp));
+        dh_ = w.take<float>((size_t)(rows * mp));
+        slope_ = w.take<float>(is_floor(net.hidden_activation) ? 0 : (size_t)(rows * mp));
+        const int64_t deepest = net.n_hidden > kPanelDepth ? net.n_hidden : kPanelDepth;
+        panel_ = w.take<float>((size_t)(deepest * kBlockVectors * kLanes));
+        active_rows_ = w.take<uint64_t>((size_t)(np / kLanes));
+        const size_t most_active = (size_t)(rows * np) / kFewActive + 2 * kLanes;
+        active_row_ = w.take<uint32_t>(most_active);
+        active_feature_ = w.take<uint32_t>(most_active);
+        active_value_ = w.take<float>(most_active);
+    }
+    // A part of a batch, of no samples yet; g is a TilesModel::Gradient array.
+    void begin(const TilesModel& model, float* g) {
+        model_ = &model;
+        g_ = model.gradient(g);
+        model.clear(g_);
+        loss_ = 0.0;
+        visited_ = 0;
+    }
+
+    // One tile: its entries by row, the same as dense rows x [rows][np], and the targets before the sign is taken off.
+    // Loops over entries are flat where rows have few of them: a core would mispredict the end of every row.
+    void tile(int64_t rows, int64_t entries, const uint32_t* row, const uint32_t* feature, const float* value,
+              const float* x, const float* target) {
+        const TilesModel& w = *model_;
+        const int64_t mp = w.mp, np = w.np;
+        visited_ += rows;
+        const bool dense = entries * kDenseEntries > rows * w.n;
+        if (dense) {
+            multiply_all({x, np, 1, {w.et, mp, w.n, nullptr}, h_, mp, false}, rows, mp, panel_);
+        } else if (entries > 4 * rows) {
+            sum_rows(rows, entries, row, feature, value);
+        } else {
+            for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fzero());
+            add_rows(entries, row, feature, value, w.et, h_);
+        }
+        activate_codes(rows);
+        const int64_t active = outputs(rows, target);
+        if (net_.output_activation == (int32_t)Activation::kRelu && active * kFewActive < rows * w.n)
+            backward_active(rows);
+        else
+            backward_dense(rows);
+        gate_codes(rows);
+        if (dense) {
+            multiply_all({x, 1, np, {dh_, mp, rows, nullptr}, g_.et, mp, true}, w.n, mp, panel_);
+        } else {
+            add_rows(entries, feature, row, value, dh_, g_.et);
+        }
+    }
+
+    // So many samples without entries and with targets of 0, whose codes are 0.
+    void add_empty(int64_t count) {
+        const auto output = AnyActivation<F>::of(net_.output_activation, net_.output_option);
+        const F times = bcast((float)count);
+        const AnyLoss loss_function = {net_.loss};
+        F loss = fzero();
+        for (int64_t j = 0; j < model_->np; j += kLanes) {
+            const F b = load(model_->b + j);
+            const Activated<F> a = output.at(b);
+            const F d = output.back(b, a.slope, loss_function.add_to(loss, a.y, load(model_->importance + j)));
+            store(g_.b + j, fmadd(d, times, load(g_.b + j)));
+        }
+        loss_ += (double)fsum(loss) * (double)count;
+    }
+
+    Network net_;
+    const TilesModel* model_;
+    TilesModel::Gradient g_;
+    int64_t visited_;  // samples that were rows of a tile
+    double loss_;
+
+  private:
+    // h = f(a), in place.
+    void activate_codes(int64_t rows) {
+        const int64_t values = rows * model_->mp;
+        if (is_floor(net_.hidden_activation)) {
+            const auto hidden = FloorActivation<F>::of(net_.hidden_activation, net_.hidden_option);
+            F slope;
+            for (int64_t i = 0; i < values; i += kLanes) store(h_ + i, hidden.value(load(h_ + i), slope));
+            return;
+        }
+        const auto hidden = AnyActivation<F>::of(net_.hidden_activation, net_.hidden_option);
+        for (int64_t i = 0; i < values; i += kLanes) {
+            const Activated<F> a = hidden.at(load(h_ + i));
+            store(h_ + i, a.y);
+            store(slope_ + i, a.slope);
+        }
+    }
+    // dL/da from dL/dh, in place.
+    void gate_codes(int64_t rows) {
+        const int64_t values = rows * model_->mp;
+        if (is_floor(net_.hidden_activation)) {
+            const auto hidden = FloorActivation<F>::of(net_.hidden_activation, net_.hidden_option);
+            const F none = fzero();
+            for (int64_t i = 0; i < values; i += kLanes) store(dh_ + i, hidden.back(load(h_ + i), none, load(dh_ + i)));
+            return;
+        }
+        const auto hidden = AnyActivation<F>::of(net_.hidden_activation, net_.hidden_option);
+        for (int64_t i = 0; i < values; i += kLanes)
+            store(dh_ + i, hidden.back(load(h_ + i), load(slope_ + i), load(dh_ + i)));
+    }
+
+    // out_ = the gradients at the outputs of a tile, and their loss; returns how many outputs are active (all, unless
+    // it is ReLU).
+    int64_t outputs(int64_t rows, const float* target) {
+        const TilesModel& w = *model_;
+        const int64_t np = w.np;
+        const Panel decoder = {w.d, np, w.m, far_apart(np, w.m) && rows > kBlockRows ? panel_ : nullptr};
+        if (is_floor(net_.output_activation)) {
+            for (int64_t j = 0; j < np / kLanes; ++j) active_rows_[j] = 0;
+            OutputPass pass = {h_,
+                               w.b,
+                               w.importance,
+                               target,
+                               decoder,
+                               out_,
+                               w.mp,
+                               np,
+                               FloorActivation<F>::of(net_.output_activation, net_.output_option),
+                               {net_.loss},
+                               target_bits(net_.target),
+                               fzero(),
+                               0,
+                               active_rows_};
+            for_blocks<OutputBlock>(rows, np, pass);
+            loss_ += (double)fsum(pass.loss);
+            return pass.active;
+        }
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t j = 0; j < np; j += kLanes) store(out_ + r * np + j, load(w.b + j));
+        multiply_all({h_, w.mp, 1, {w.d, np, w.m, nullptr}, out_, np, true}, rows, np, panel_);
+        const auto output = AnyActivation<F>::of(net_.output_activation, net_.output_option);
+        const AnyLoss loss_function = {net_.loss};
+        F loss = fzero();
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t j = 0; j < np; j += kLanes) {
+                const F z = load(out_ + r * np + j);
+                const Activated<F> a = output.at(z);
+                const F error = a.y - and_bits(load(target + r * np + j), target_bits(net_.target));
+                const F weighted = loss_function.add_to(loss, error, load(w.importance + j));
+                store(out_ + r * np + j, output.back(z, a.slope, weighted));
+            }
+        loss_ += (double)fsum(loss);
+        return rows * w.n;
+    }
+
+    // h of rows with many entries: a row's sum stays in registers.
+    void sum_rows(int64_t rows, int64_t count, const uint32_t* row, const uint32_t* feature, const float* value) {
+        const int64_t mp = model_->mp;
+        for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fzero());  // a row may have no entry at all
+        for (int64_t i = 0, end; i < count; i = end) {
+            for (end = i + 1; end < count && row[end] == row[i]; ++end) {
+            }
+            for (int64_t k = 0; k < mp; k += 2 * kLanes) {
+                const bool two = k + kLanes < mp;
+                F a = fzero(), b = fzero();
+                for (int64_t e = i; e < end; ++e) {
+                    const float* from = model_->et + (int64_t)feature[e] * mp + k;
+                    const F x = bcast(value[e]);
+                    a = fmadd(x, load(from), a);
+                    if (two) b = fmadd(x, load(from + kLanes), b);
+                }
+                store(h_ + row[i] * mp + k, a);
+                if (two) store(h_ + row[i] * mp + k + kLanes, b);
+            }
+        }
+    }
+
+    // to[index[i]] += value[i] · from[other[i]], rows of mp lanes.
+    void add_rows(int64_t count, const uint32_t* index, const uint32_t* other, const float* value, const float* from,
+                  float* to) const {
+        const int64_t mp = model_->mp, vectors = mp / kLanes;
+        if (vectors == 1)
+            add_row_lanes<1>(count, index, other, value, from, to);
+        else if (vectors == 2)
+            add_row_lanes<2>(count, index, other, value, from, to);
+        else
+            for (int64_t i = 0; i < count; ++i) {
+                const F x = bcast(value[i]);
+                const float* f = from + other[i] * mp;
+                float* t = to + index[i] * mp;
+                for (int64_t k = 0; k < mp; k += kLanes) store(t + k, fmadd(x, load(f + k), load(t + k)));
+            }
+    }
+    template <int kV>
+    static void add_row_lanes(int64_t count, const uint32_t* index, const uint32_t* other, const float* value,
+                              const float* from, float* to) {
+        for (int64_t i = 0; i < count; ++i) {
+            const F x = bcast(value[i]);
+            const float* f = from + (int64_t)other[i] * kV * kLanes;
+            float* t = to + (int64_t)index[i] * kV * kLanes;
+#pragma GCC unroll 2
+            for (int v = 0; v < kV; ++v) store(t + v * kLanes, fmadd(x, load(f + v * kLanes), load(t + v * kLanes)));
+        }
+    }
+
+    // dh, and the decoder's and the bias's gradient, as products of whole tiles.
+    void backward_dense(int64_t rows) {
+        const TilesModel& w = *model_;
+        for (int64_t j = 0; j < w.np; j += kLanes) {
+            F sum = load(g_.b + j);
+            for (int64_t r = 0; r < rows; ++r) sum = sum + load(out_ + r * w.np + j);
+            store(g_.b + j, sum);
+        }
+        multiply_all({out_, w.np, 1, {w.dt, w.mp, w.n, nullptr}, dh_, w.mp, false}, rows, w.mp, panel_);
+        multiply_all({h_, 1, w.mp, {out_, w.np, rows, nullptr}, g_.d, w.np, true}, w.m, w.np, panel_);
+    }
+
+    // The same through the active outputs alone, listed by lane group of features and then by row, so that neighbours
+    // in the list rarely add to the same row.
+    void backward_active(int64_t rows) {
+        const int64_t np = model_->np, mp = model_->mp;
+        int64_t count = 0;
+        for (int64_t j = 0; j < np; j += kLanes)
+            for (uint64_t left = active_rows_[j / kLanes]; left; left &= left - 1) {
+                const int r = __builtin_ctzll(left);
+                const F d = load(out_ + r * np + j);
+                const M m = nonzero(d);
+                store(active_row_ + count, ubcast((uint32_t)r));
+                store_packed(active_feature_ + count, ulane() + ubcast((uint32_t)j), m);
+                store_packed((uint32_t*)(active_value_ + count), as_words(d), m);
+                count += __builtin_popcount(bits(m));
+            }
+        for (int64_t i = 0; i < rows * mp; i += kLanes) store(dh_ + i, fzero());
+        add_rows(count, active_row_, active_feature_, active_value_, model_->dt, dh_);
+        add_rows(count, active_feature_, active_row_, active_value_, h_, g_.dt);
+        for (int64_t i = 0; i < count; ++i) g_.b[active_feature_[i]] += active_value_[i];
+    }
+
+    uint32_t *active_row_, *active_feature_;
+    uint64_t* active_rows_;
+    float *out_, *h_, *dh_, *active_value_, *panel_;
+    float* slope_;  // [rows][mp] of the codes, where h does not tell it
+};
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern
