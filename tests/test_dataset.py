@@ -19,7 +19,11 @@ N, M, MODELS, T, STEPS = 37, 6, 3, 45, 25
 
 def models(**options: Any) -> tk.Autoencoder:
     kind = tk.TiedAutoencoder if options.pop("tied", True) else tk.Autoencoder
-    return kind(N, M, MODELS, **options)
+    bias = options.pop("bias_at", 0.0)
+    model = kind(N, options.pop("n_hidden", M), MODELS, **options)
+    with torch.no_grad():
+        model.bias.fill_(bias)
+    return model
 
 
 def inputs(own: bool = True, dense: bool = False) -> torch.Tensor:
@@ -69,6 +73,29 @@ CASES: dict[str, dict[str, Any]] = {
         "fit": {"batch_size": 100},
     },
     "one at a time": {"data": lambda: tk.Dataset(inputs()), "fit": {"batch_size": 1, "seed": 5}},
+    "one hidden unit": {
+        "data": lambda: tk.Dataset(tk.SparseBatch.from_dense(inputs())),
+        "model": {"n_hidden": 1},
+    },
+    "two hidden units, biases that leave little active": {
+        "data": lambda: tk.Dataset(tk.SparseBatch.from_dense(inputs())),
+        "model": {"n_hidden": 2, "bias_at": -0.3},
+        "fit": {"importance": torch.linspace(0.5, 2.0, N)},
+    },
+    "three hidden units, linear": {
+        "data": lambda: tk.Dataset(inputs(own=False), inputs().flip(2)),
+        "model": {"n_hidden": 3, "output_activation": "none", "tied": False, "hidden_activation": "gelu"},
+        "fit": {"target": "abs"},
+    },
+    "four hidden units": {
+        "data": lambda: tk.Dataset(tk.SparseBatch.from_dense(inputs())),
+        "model": {"n_hidden": 4, "hidden_activation": "relu"},
+        "fit": {"batch_size": 16},
+    },
+    "two hidden units, softplus": {
+        "data": lambda: tk.Dataset(inputs(own=False)),
+        "model": {"n_hidden": 2, "output_activation": "softplus"},
+    },
     "gelu": {
         "data": lambda: tk.Dataset(inputs(dense=True)),
         "model": {"hidden_activation": "gelu", "output_activation": "softplus"},
@@ -77,7 +104,7 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-ON_ALL_LEVELS = ("entries, full batch", "dense rows", "minibatches")
+ON_ALL_LEVELS = ("entries, full batch", "dense rows", "minibatches", "four hidden units")
 
 
 @pytest.mark.parametrize(
@@ -268,6 +295,7 @@ def test_an_all_zero_sample_and_a_single_one() -> None:
         ({"inputs": "text"}, "inputs"),
         ({"inputs": torch.ones(3, 4), "targets": torch.ones(3, 5)}, "targets must have the shape"),
         ({"inputs": torch.ones(2, 3, 4), "targets": torch.ones(3, 3, 4)}, "one number of models"),
+        ({"inputs": torch.ones(3, 4), "samples": [[1, 2]]}, r"samples must be a number or \[models\]"),
         ({"inputs": torch.ones(3, 4), "samples": [0]}, "samples must be from 1 to 3"),
         ({"inputs": torch.ones(3, 4), "samples": [4]}, "samples must be from 1 to 3"),
         ({"inputs": torch.ones(3, 4), "samples": [1.5]}, "samples must hold integers"),

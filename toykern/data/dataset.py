@@ -227,7 +227,10 @@ def _checked_entries(batch: SparseBatch) -> SparseBatch:
 
 
 def _checked_samples(given: Any, rows: int) -> torch.Tensor:
-    samples = as_tensor("samples", given, torch.int64).reshape(-1).contiguous()
+    samples = as_tensor("samples", given, torch.int64)
+    if samples.ndim > 1:
+        raise ValueError(f"samples must be a number or [models], not {describe(given)}")
+    samples = samples.reshape(-1).contiguous()
     bad = (samples < 1) | (samples > rows)
     if samples.numel() == 0 or bool(bad.any()):
         wrong = describe(given) if samples.numel() == 0 else int(samples[bad][0])

@@ -12,6 +12,7 @@
 //            registers
 #pragma once
 #include "common/loss.h"
+#include "cpu/resident/narrow.inl"
 #include "cpu/resident/tiles_model.inl"
 #include "cpu/simd/lanes.h"
 
@@ -77,9 +78,11 @@ struct OutputBlock {
 // The passes and what they need of memory; from where the rows come, a heir says.
 class TilesPasses {
   protected:
-    // Room for tiles of up to `rows` rows.
-    void carve(Workspace& w, const Network& net, int64_t rows) {
+    // Room for tiles of up to `rows` rows; `narrow`: few hidden units may take the pass of narrow.inl.
+    void carve(Workspace& w, const Network& net, int64_t rows, bool narrow) {
         net_ = net;
+        narrow_ = narrow && net.n_hidden <= kNarrowHidden && is_floor(net.output_activation);
+        back_ = w.take<float>(narrow_ ? (size_t)(rows * net.n_hidden * kLanes) : 0);
         const int64_t np = round_up(net.n_features), mp = round_up(net.n_hidden);
         out_ = w.take<float>((size_t)(rows * np));
         h_ = w.take<float>((size_t)(rows * mp));
@@ -119,8 +122,10 @@ class TilesPasses {
             add_rows(entries, row, feature, value, w.et, h_);
         }
         activate_codes(rows);
-        const int64_t active = outputs(rows, target);
-        if (net_.output_activation == (int32_t)Activation::kRelu && active * kFewActive < rows * w.n)
+        if (narrow_)
+            narrow(rows, target);
+        else if (const int64_t active = outputs(rows, target);
+                 net_.output_activation == (int32_t)Activation::kRelu && active * kFewActive < rows * w.n)
             backward_active(rows);
         else
             backward_dense(rows);
@@ -182,6 +187,21 @@ class TilesPasses {
         const auto hidden = AnyActivation<F>::of(net_.hidden_activation, net_.hidden_option);
         for (int64_t i = 0; i < values; i += kLanes)
             store(dh_ + i, hidden.back(load(h_ + i), load(slope_ + i), load(dh_ + i)));
+    }
+
+    // Outputs and the way back through them in one pass: loss, dh, and the decoder's and the bias's gradient.
+    void narrow(int64_t rows, const float* target) {
+        const TilesModel& w = *model_;
+        NarrowPass pass = {w.d,          w.b,
+                           w.importance, h_,
+                           target,       g_.d,
+                           g_.b,         back_,
+                           rows,         w.mp,
+                           w.np,         FloorActivation<F>::of(net_.output_activation, net_.output_option),
+                           {net_.loss},  target_bits(net_.target),
+                           fzero()};
+        narrow_outputs(pass, w.m, dh_);
+        loss_ += (double)fsum(pass.loss);
     }
 
     // out_ = the gradients at the outputs of a tile, and their loss; returns how many outputs are active (all, unless
@@ -314,6 +334,8 @@ class TilesPasses {
     uint32_t *active_row_, *active_feature_;
     uint64_t* active_rows_;
     float *out_, *h_, *dh_, *active_value_, *panel_;
+    bool narrow_;
+    float* back_;   // [rows][m][lanes] of the narrow pass
     float* slope_;  // [rows][mp] of the codes, where h does not tell it
 };
 

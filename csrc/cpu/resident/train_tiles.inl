@@ -42,7 +42,7 @@ class TilesWorker : TilesPasses {
         const int64_t held = rows_max_ > stream_rows_ ? rows_max_ : stream_rows_;
         x_ = w.take<float>((size_t)(held * np));
         clean_ = w.take<float>(data.noise > 0.0f || finite.target ? (size_t)(held * np) : 0);
-        TilesPasses::carve(w, net, held);
+        TilesPasses::carve(w, net, held, finite.rows > 0);
         const size_t entries =
             (size_t)((listed_rows > held ? listed_rows : held) * np) + tables_.refill_room + 2 * kLanes;
         row_ = w.take<uint32_t>(entries);
@@ -181,6 +181,10 @@ class TilesWorker : TilesPasses {
         const FiniteData& d = finite_.data();
         const float* target = d.target ? clean_ : x_;
         finite_.begin(key, first);
+        if (!d.input) {  // entries are written into rows of zeros, and taken out again
+            const int64_t most = last - first < rows_max_ ? last - first : rows_max_;
+            for (int64_t i = 0; i < most * np; i += kLanes) store(x_ + i, fzero());
+        }
         for (int64_t s = first; s < last;) {
             int64_t rows = 0, count = 0;
             if (d.input) {
@@ -196,7 +200,6 @@ class TilesWorker : TilesPasses {
                     const int64_t start = d.row_start[row], end = d.row_start[row + 1];
                     if (start == end && !d.target) continue;
                     float* x = x_ + rows * np;
-                    for (int64_t j = 0; j < np; j += kLanes) store(x + j, fzero());
                     for (int64_t e = start; e < end; ++e, ++count) {
                         row_[count] = (uint32_t)rows;
                         feature_[count] = (uint32_t)d.feature[e];
@@ -208,6 +211,7 @@ class TilesWorker : TilesPasses {
                 }
             }
             if (rows) tile(rows, count, row_, feature_, value_, x_, target);
+            for (int64_t i = 0; i < count && !d.input; ++i) x_[row_[i] * np + feature_[i]] = 0.0f;
         }
     }
 
