@@ -101,6 +101,10 @@ def _data() -> tk.SparseFeatures:
     return tk.SparseFeatures(3, 0.5)
 
 
+def _dataset() -> tk.Dataset:
+    return tk.Dataset(torch.eye(3))
+
+
 def _grid() -> tk.Grid:
     return tk.grid(density=[0.1, 0.5])
 
@@ -154,6 +158,15 @@ CALLS: dict[str, PublicCall] = {
     "SparseFeatures": _of(tk.SparseFeatures, n_features=3, probability=0.5),
     "SparseFeatures.one_sparse": _of(tk.SparseFeatures.one_sparse, n_features=3),
     "SparseFeatures.sample": _method(_data, "sample", step=0, batch_size=4),
+    "SparseFeatures of so many active": _of(tk.SparseFeatures, n_features=3, active=2),
+    "SparseFeatures.dataset": _method(_data, "dataset", samples=4),
+    "Dataset": _of(tk.Dataset, inputs=lambda: torch.ones(2, 3)),
+    "Dataset.rows_of": _method(_dataset, "rows_of", step=0, batch_size=2),
+    "Dataset.batch": _method(_dataset, "batch", step=0, batch_size=2),
+    "Hierarchy": _of(tk.Hierarchy, parents=[-1, 0, 0]),
+    "Copula": _of(tk.Copula, correlation=lambda: torch.eye(3)),
+    "Copula of loadings": _of(tk.Copula, loadings=lambda: torch.full((3, 1), 0.5)),
+    "zipf": _of(tk.zipf, n_features=5, exponent=1.0, mean_active=2.0),
     "SparseBatch": _of(
         tk.SparseBatch,
         row_start=lambda: torch.tensor([0, 1]),

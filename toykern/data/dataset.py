@@ -11,6 +11,7 @@ import torch
 from toykern import _native
 from toykern.arguments.broadcast import as_tensor, broadcast_seed
 from toykern.arguments.errors import check_int, check_size, describe
+from toykern.arguments.memory import check_free_memory
 from toykern.data.shuffle import MAX_STEP, shuffled_rows
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import address
@@ -90,6 +91,7 @@ class Dataset:
         """
         step = check_int("step", step, minimum=0, maximum=MAX_STEP)
         models = self._count(n_models)
+        self._check_room(models, batch_size, 32)
         held = self.samples if self.samples is not None else torch.full((1,), self.rows)
         held = held.expand(models)
         if batch_size is None:
@@ -108,6 +110,7 @@ class Dataset:
         """(inputs, what the target is made from) of a step, float32 `[models, batch_size, n_features]` each,
         as `fit` sees them. Rows that a model does not have (full batch) are zeros."""
         rows = self.rows_of(step, batch_size, seed, n_models)
+        self._check_room(len(rows), batch_size, 16 * self.n_features)
         dense = self.entries.to_dense() if self.entries is not None else self.input
         assert dense is not None
         x = _chosen(dense, rows)
@@ -182,6 +185,14 @@ class Dataset:
         whose = "shared by all models" if self._models is None else f"of {self._models} models"
         targets = "" if self.target is None else ", with targets"
         return f"Dataset({self.rows} samples of n_features={self.n_features}, {whose}{targets})"
+
+    def _check_room(self, models: int, batch_size: int | None, bytes_per_sample: int) -> None:
+        samples = self.rows if batch_size is None else check_size("batch_size", batch_size)
+        check_free_memory(
+            f"a batch of n_models={models:,}, batch_size={samples:,}",
+            models * samples * bytes_per_sample,
+            "take fewer samples or models",
+        )
 
     def _inputs_of_models(self) -> int:
         if self.entries is not None:

@@ -292,7 +292,15 @@ class SparseFeatures:
         if n_models is None and counts.numel() > 1 and not shared:
             n_models = counts.numel()
         most = check_size("samples", int(counts.max()))
-        kinds: dict[str, Any] = {"seed": seed, "n_models": n_models, "purpose": purpose}
+        check_choice("purpose", purpose, PURPOSES)
+        models = self._models_of(seed, n_models)
+        # A kept entry takes some 80 bytes on its way, a sample without one 16.
+        check_free_memory(
+            f"a dataset of n_models={models:,}, samples={most:,}",
+            int(models * most * (16 + 80 * float(self.active_features().max()))),
+            "take fewer",
+        )
+        kinds: dict[str, Any] = {"seed": seed, "n_models": models, "purpose": purpose}
         own = None if counts.numel() == 1 else counts
         if self.noise > 0.0:
             noisy, clean = (self.sample(0, most, **kinds, clean=clean) for clean in (False, True))
