@@ -319,3 +319,29 @@ def test_fit_refuses_what_does_not_fit() -> None:
         tk.SparseFeatures(4, 0.1).dataset(samples=0)
     with pytest.raises(ValueError, match="normalize"):
         tk.SparseFeatures(4, 0.1).dataset(samples=2, normalize="length")
+
+
+@pytest.mark.slow
+def test_few_samples_are_memorised_and_of_many_the_features_are_learnt() -> None:
+    """The two ends of double descent (Henighan et al. 2023), small: five samples form a pentagon, and of two
+    thousand five features do."""
+    stream = tk.SparseFeatures(200, 0.03)
+    samples = torch.tensor([5, 2000]).repeat_interleave(4)
+    data = stream.dataset(samples, seed=0, normalize="unit")
+    test = stream.dataset(2000, seed=0, normalize="unit", purpose="evaluation")
+    model = tk.TiedAutoencoder(200, 2, n_models=8)
+    settings: dict[str, Any] = {"schedule": tk.WarmupCosine(150), "loss_reduction": "sum", "progress": False}
+    tk.fit(model, data, 3000, optimizer=tk.AdamW(lr=1e-2), **settings)
+    train_loss, test_loss = (tk.evaluate(model, d, loss_reduction="sum") for d in (data, test))
+    few, many = int(train_loss[:4].argmin()), 4 + int(train_loss[4:].argmin())
+    weight = model.weight.detach()
+
+    x = data.row(few).batch(0)[0][0, :5]
+    places = (weight[few] @ x.T)[None]
+    assert train_loss[few] < 0.01 and test_loss[few] > 0.98
+    assert abs(tk.metrics.feature_dimensionality(places).median() - 2 / 5) < 0.01
+    assert (weight[few].norm(dim=0) > 0.5).sum() > 10
+
+    assert train_loss[many] > 0.9 and test_loss[many] < 0.97
+    assert (weight[many].norm(dim=0) > 0.5).sum() == 5
+    assert 0.3 < tk.metrics.feature_dimensionality(weight)[many].max() < 2 / 5
