@@ -188,6 +188,7 @@ CALLS: dict[str, PublicCall] = {
     "Adam": _of(tk.Adam),
     "AdamW": _of(tk.AdamW),
     "WarmupCosine": _of(tk.WarmupCosine, warmup=2),
+    "PeriodicCosine": _of(tk.PeriodicCosine, period=4),
     "grid": _of(tk.grid, skip=("axes",), density=lambda: [0.1, 0.5]),
     "Grid": _of(tk.Grid, axes=lambda: {"density": [0.1, 0.5]}),
     "Grid.from_config": _of(tk.Grid.from_config, config=lambda: _grid().config()),

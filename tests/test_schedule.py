@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from toykern.training.schedule import (
     SCHEDULES,
+    PeriodicCosine,
     WarmupCosine,
     multipliers,
     schedule_config,
@@ -53,6 +54,10 @@ def test_against_pytorch():
     np.testing.assert_allclose(
         multipliers("cosine", T, 0, T), rates(lambda o: lr.CosineAnnealingLR(o, T)), atol=1e-14
     )
+    # PyTorch's goes on as a periodic one beyond its own length, which is half a period.
+    np.testing.assert_allclose(
+        multipliers(PeriodicCosine(10), T, 0, T), rates(lambda o: lr.CosineAnnealingLR(o, 5)), atol=1e-14
+    )
     np.testing.assert_allclose(
         multipliers(WarmupCosine(7), T, 0, T)[7:],
         rates(lambda o: lr.CosineAnnealingLR(o, T - 7))[: T - 7],
@@ -70,12 +75,12 @@ def test_warmup_cosine():
 
 
 def test_one_step():
-    for schedule in [*SCHEDULES, WarmupCosine(1)]:
+    for schedule in [*SCHEDULES, WarmupCosine(1), PeriodicCosine(2)]:
         assert multipliers(schedule, 1, 0, 1).tolist() == [1.0]
 
 
 @given(
-    schedule=st.sampled_from([*SCHEDULES, WarmupCosine(3), lambda t, n: 1 / (t + 1)]),
+    schedule=st.sampled_from([*SCHEDULES, WarmupCosine(3), PeriodicCosine(7), lambda t, n: 1 / (t + 1)]),
     steps=st.integers(3, 60),
     data=st.data(),
 )
@@ -98,7 +103,7 @@ def test_callable_gets_step_and_steps():
     assert seen == [(3, 10), (4, 10)]
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, WarmupCosine(12)])
+@pytest.mark.parametrize("schedule", [*SCHEDULES, WarmupCosine(12), PeriodicCosine(9)])
 def test_config_round_trip(schedule):
     assert schedule_from_config(json.loads(json.dumps(schedule_config(schedule)))) == schedule
 
@@ -125,6 +130,12 @@ def test_callable_config_says_which_and_cannot_be_rebuilt():
 def test_bad_schedules(schedule, error, message):
     with pytest.raises(error, match=message):
         multipliers(schedule, 10, 0, 10)
+
+
+@pytest.mark.parametrize("bad", [0, 1, -4, 2.5, True])
+def test_bad_period(bad):
+    with pytest.raises((ValueError, TypeError), match="period must"):
+        PeriodicCosine(bad)
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2.5, True])

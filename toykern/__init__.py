@@ -55,7 +55,7 @@ else:
         Topology,
     )
     from toykern.sweeps import Sweep, merge_sweeps, open_sweep, sweep
-    from toykern.training import SGD, Adam, AdamW, WarmupCosine, evaluate
+    from toykern.training import SGD, Adam, AdamW, PeriodicCosine, WarmupCosine, evaluate
 
     __version__: str = _build_info()["version"]
 
@@ -75,6 +75,7 @@ __all__ = [
     "Grid",
     "Hierarchy",
     "LotteryTicket",
+    "PeriodicCosine",
     "PruneAndGrow",
     "RigL",
     "Run",

@@ -92,10 +92,14 @@ class Dataset:
         step = check_int("step", step, minimum=0, maximum=MAX_STEP)
         models = self._count(n_models)
         self._check_room(models, batch_size, 32)
-        held = self.samples if self.samples is not None else torch.full((1,), self.rows)
+        held = (
+            self.samples
+            if self.samples is not None
+            else torch.full((1,), self.rows, dtype=torch.int64, device="cpu")
+        )
         held = held.expand(models)
         if batch_size is None:
-            rows = torch.arange(self.rows, dtype=torch.int64).repeat(models, 1)
+            rows = torch.arange(self.rows, dtype=torch.int64, device="cpu").repeat(models, 1)
             return torch.where(rows < held[:, None], rows, -1)
         size = check_size("batch_size", batch_size)
         seeds = broadcast_seed("seed", seed, models)
@@ -251,7 +255,8 @@ def _checked_samples(given: Any, rows: int) -> torch.Tensor:
 
 def _chosen(held: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """held `[1 or models, T, n]` at rows `[models, B]`; zeros where a row is −1."""
-    model = torch.arange(len(rows))[:, None] if len(held) > 1 else torch.zeros(1, 1, dtype=torch.int64)
+    model = torch.arange(len(rows), dtype=torch.int64, device="cpu")[:, None]
+    model = model if len(held) > 1 else model[:1] * 0
     return held[model, rows.clamp(min=0)] * (rows >= 0).unsqueeze(2)
 
 

@@ -72,7 +72,7 @@ def fit(
         target: "identity", or "abs" to learn |x|. Made from the features without input noise; of a
             `Dataset` from its targets, if it has some.
         schedule: multiplies the learning rate: "constant", "linear", "cosine", "quarter_cosine",
-            `WarmupCosine(warmup)` or a callable (step, steps) -> factor.
+            `WarmupCosine(warmup)`, `PeriodicCosine(period)` or a callable (step, steps) -> factor.
         loss_reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
         record_every: steps to a record, e; max(1, steps // 100) by default. Record r is the mean of the batch
             losses of steps r·e … (r+1)·e − 1, each taken before its update.

@@ -10,14 +10,15 @@ import torch
 from toykern.arguments.errors import check_int
 from toykern.data.shuffle import MAX_STEP
 from toykern.results.run import Run
+from toykern.training.schedule import OF_ANY_LENGTH
 from toykern.training.settings import check_memory, check_snapshots
 
 
 def check_longer(run: Run, steps: Any) -> int:
     """`steps` if `run`, which is whole, can be made that long; its own number of them if that is given.
 
-    Only a constant learning rate is the same at every step of a longer run. A topology recipe counts its own
-    steps, whatever the run's number of them.
+    Only a constant learning rate and a periodic one are the same at every step of a longer run. A topology
+    recipe counts its own steps, whatever the run's number of them.
 
     Raises:
         TypeError, ValueError: by name, that and why it cannot.
@@ -32,10 +33,11 @@ def check_longer(run: Run, steps: Any) -> int:
             "ends it early)"
         )
     schedule = run.config["schedule"]["name"]
-    if schedule != "constant":
+    if schedule not in OF_ANY_LENGTH:
         raise ValueError(
             f"steps must be {before}, as when the run was begun, not {steps}: the learning rate of its "
-            f"schedule ({schedule}) depends on the number of steps; only schedule='constant' can go on longer"
+            f"schedule ({schedule}) depends on the number of steps; only schedule='constant' and a "
+            "PeriodicCosine can go on longer"
         )
     if not _sum_of_last_record_is_kept(run):
         raise ValueError(

@@ -2,6 +2,6 @@
 
 from toykern.training.evaluation import evaluate
 from toykern.training.optim import SGD, Adam, AdamW, Optimizer
-from toykern.training.schedule import WarmupCosine
+from toykern.training.schedule import PeriodicCosine, WarmupCosine
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "WarmupCosine", "evaluate"]
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "PeriodicCosine", "WarmupCosine", "evaluate"]

@@ -7,14 +7,16 @@
 | `"cosine"` | ½(1 + cos(π·t/T)) |
 | `"quarter_cosine"` | cos(π/2 · t/(T−1)) |
 | `WarmupCosine(warmup)` | (t+1)/warmup while t < warmup, then ½(1 + cos(π·(t−warmup)/(T−warmup))) |
+| `PeriodicCosine(period)` | ½(1 + cos(2π·t/period)) |
 | a callable | `schedule(t, T)` |
 
 Linear and quarter-cosine are the alternatives of the notebook of Elhage et al. 2022, warm-up and cosine the
-schedule of Henighan et al. 2023.
+schedule of Henighan et al. 2023, the periodic cosine that of Jermyn et al. 2022 (a period of 1,024 steps).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,8 +49,36 @@ class WarmupCosine:
         return _cosine(step - self.warmup, steps - self.warmup)
 
 
-Schedule: TypeAlias = str | WarmupCosine | Callable[[int, int], float]
-"""A name, a `WarmupCosine`, or any callable (step, steps) -> multiplier ≥ 0."""
+@dataclass(frozen=True)
+class PeriodicCosine:
+    """A cosine that falls from 1 to 0 in the first half of `period` ≥ 2 steps and rises again in the other.
+
+    It does not depend on the length of the run, which may therefore be made longer.
+
+    >>> multipliers(PeriodicCosine(4), steps=8, start=0, stop=6).round(3).tolist()
+    [1.0, 0.5, 0.0, 0.5, 1.0, 0.5]
+    """
+
+    period: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "period", check_int("period", self.period, minimum=2, maximum=2**53))
+
+    def __call__(self, step: int, steps: int) -> float:
+        """The multiplier at `step`, whatever the number of steps."""
+        return _cosine(2 * (step % self.period), self.period)
+
+
+Schedule: TypeAlias = str | WarmupCosine | PeriodicCosine | Callable[[int, int], float]
+"""A name, a `WarmupCosine`, a `PeriodicCosine`, or any callable (step, steps) -> multiplier ≥ 0."""
+
+_WITH_OPTIONS: dict[str, type[WarmupCosine] | type[PeriodicCosine]] = {
+    "warmup_cosine": WarmupCosine,
+    "periodic_cosine": PeriodicCosine,
+}
+
+OF_ANY_LENGTH = ("constant", "periodic_cosine")
+"""Those, by the name in their config, whose multipliers do not depend on the number of steps."""
 
 
 def _constant(step: int, steps: int) -> float:
@@ -81,8 +111,8 @@ def check_schedule(schedule: Any) -> Callable[[int, int], float]:
         return schedule
     if not isinstance(schedule, str):
         raise TypeError(
-            f"schedule must be one of {', '.join(map(repr, SCHEDULES))}, a WarmupCosine, or a callable "
-            f"(step, steps) -> float, not {describe(schedule)}"
+            f"schedule must be one of {', '.join(map(repr, SCHEDULES))}, a WarmupCosine, a PeriodicCosine, "
+            f"or a callable (step, steps) -> float, not {describe(schedule)}"
         )
     return SCHEDULES[check_choice("schedule", schedule, SCHEDULES)]
 
@@ -117,8 +147,9 @@ def schedule_config(schedule: Schedule) -> dict[str, Any]:
     check_schedule(schedule)
     if isinstance(schedule, str):
         return {"name": schedule}
-    if isinstance(schedule, WarmupCosine):
-        return {"name": "warmup_cosine", "warmup": schedule.warmup}
+    for name, kind in _WITH_OPTIONS.items():
+        if isinstance(schedule, kind):
+            return {"name": name, **dataclasses.asdict(schedule)}
     return {"name": "callable", "callable": getattr(schedule, "__qualname__", type(schedule).__qualname__)}
 
 
@@ -130,9 +161,9 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
     """
     if not isinstance(config, dict) or "name" not in config:
         raise ValueError(f"the schedule's config must be a dict with the key 'name', not {describe(config)}")
-    name = check_choice("the schedule's name", config["name"], [*SCHEDULES, "warmup_cosine", "callable"])
-    if name == "warmup_cosine":
-        return WarmupCosine(config["warmup"])
+    name = check_choice("the schedule's name", config["name"], [*SCHEDULES, *_WITH_OPTIONS, "callable"])
+    if name in _WITH_OPTIONS:
+        return _WITH_OPTIONS[name](**{key: value for key, value in config.items() if key != "name"})
     if name == "callable":
         raise ValueError(f"the schedule was the callable {config.get('callable')!r}; pass it again")
     return name
