@@ -21,19 +21,34 @@ def _still_usable():
     assert_same_runs(fit_on_gpu(TINY[0], steps=10), before)
 
 
-@pytest.mark.parametrize(
-    "options", [{"active": 2}, {"probability": 0.5, "dependence": tk.Hierarchy([-1, 0, 0])}]
-)
-def test_features_that_depend_on_each_other_are_drawn_and_moved_but_not_trained_on(options):
+DEPENDENT = [{"active": 2}, {"probability": 0.5, "dependence": tk.Hierarchy([-1, 0, 0])}]
+
+
+@pytest.mark.parametrize("options", DEPENDENT)
+def test_features_that_depend_on_each_other_are_drawn_and_moved(options):
     data = tk.SparseFeatures(3, **options)
     x = data.sample(2, 100, 7, n_models=2, device=DEVICE)
     assert x.device.type == torch.device(DEVICE).type and torch.equal(
         x.cpu(), data.sample(2, 100, 7, n_models=2)
     )
+
+
+@on_cuda
+@pytest.mark.parametrize("options", DEPENDENT)
+def test_features_that_depend_on_each_other_are_not_trained_on(options):
+    data = tk.SparseFeatures(3, **options)
     with pytest.raises(ValueError, match="training on a CUDA device.* use the CPU"):
         tk.fit(model(), data, 5, 8, progress=False)
     with pytest.raises(ValueError, match="evaluating on a CUDA device.* use the CPU"):
         tk.evaluate(model(), data, 8)
+
+
+@on_cuda
+def test_datasets_are_not_trained_on():
+    with pytest.raises(ValueError, match="data is a Dataset, which is trained on the CPU"):
+        tk.fit(model(), tk.Dataset(torch.eye(3)), 5, progress=False)
+    with pytest.raises(ValueError, match="data is a Dataset, which is trained on the CPU"):
+        tk.evaluate(model(), tk.Dataset(torch.eye(3)))
 
 
 def model(**options) -> tk.TiedAutoencoder:

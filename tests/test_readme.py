@@ -87,6 +87,7 @@ def test_snippets_of_the_docs_run_on_a_small_budget(page, sandbox):
         r"\brange\((40|1000|50|10|4)\)": "range(2)",
         r"\brange\(0, 2_001, 10\)": "range(0, 21, 10)",
         r"\bsnapshot=2_000": "snapshot=20",
+        r"\bWarmupCosine\(250\)": "WarmupCosine(2)",
         r"\brerun\(7\)": "rerun(3)",
         r"\bweight\[7\]": "weight[3]",
     }
