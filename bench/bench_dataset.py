@@ -12,7 +12,6 @@ over this machine's measured peak. Prints a table and writes a record to bench/r
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ import torch
 
 import toykern as tk
 from bench.load import Watch, add_option, mark
-from bench.record import commit, save
+from bench.record import head, save
 
 HIDDEN = 2
 PROBABILITY = 0.001
@@ -128,13 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
     peak = _native.measure_fma_peak(threads) / 2  # multiply-adds a second
     stream = tk.SparseFeatures(options.features, PROBABILITY)
     data = stream.dataset(options.samples, seed=0, normalize="unit")
-    record: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "kind": "milliseconds of a full-batch step, wall and processor",
-        "commit": commit(), "threads": threads, "instruction_set": _native.isa_level(),
-        "features": options.features, "samples": options.samples, "hidden": HIDDEN,
-        "multiply_adds_per_second": peak, "workloads": [],
-    }  # fmt: skip
+    record = head(
+        "milliseconds of a full-batch step, wall and processor", threads=threads, features=options.features,
+        samples=options.samples, hidden=HIDDEN, multiply_adds_per_second=peak, workloads=[],
+    )  # fmt: skip
     print("| active outputs | fit, ms | roof, ms | eager, ms | torch.compile, ms |")
     print("|---|---|---|---|---|")
     for bias in (0.0, -0.3):

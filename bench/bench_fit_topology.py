@@ -10,7 +10,6 @@ Updates are timed inside `fit`. The recipes' end is far away: what an update dro
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 
 import toykern as tk
 from bench.load import Watch, add_option, mark
-from bench.record import commit, save
+from bench.record import head, save
 from toykern.training.resident_topology import ResidentTopology
 
 INTERVAL = 100
@@ -107,14 +106,10 @@ def main(arguments: list[str] | None = None) -> int:
     add_option(parser)
     options = parser.parse_args(arguments)
     watch = None if options.no_record else Watch.begin(options.busy)
-    from toykern import _native
-
-    record: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "kind": "fit with topology: model-steps a second, and seconds of all updates of a run",
-        "commit": commit(), "cores": torch.get_num_threads(), "instruction_set": _native.isa_level(),
-        "models": options.models, "interval": INTERVAL, "shapes": [],
-    }  # fmt: skip
+    record = head(
+        "fit with topology: model-steps a second, and seconds of all updates of a run",
+        cores=torch.get_num_threads(), models=options.models, interval=INTERVAL, shapes=[],
+    )  # fmt: skip
     print("| shape | density | connections | model-steps/s | of dense | an update | share of the time |")
     print("|---|---|---|---|---|---|---|")
     for shape in STEPS:

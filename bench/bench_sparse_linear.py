@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import multiprocessing
 import statistics
 import sys
@@ -27,7 +26,7 @@ import torch
 
 from bench.load import Watch, add_option, mark
 from bench.peers.sparse import OURS, SPARSE_CONTENDERS, SPARSE_PEERS, SparseStep, why_absent
-from bench.record import save
+from bench.record import head, save
 from bench.sparse_workloads import SPARSE_WORKLOADS, SparseWorkload
 
 REPEATS = 9
@@ -173,15 +172,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     peak = max(_native.measure_fma_peak(torch.get_num_threads()) for _ in range(10))
     absent = {name: reason for name in options.contenders if (reason := why_absent(name)) is not None}
-    record: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "kind": "sparse layers: milliseconds per training step",
-        "cores": torch.get_num_threads(),
-        "instruction_set": _native.isa_level(),
-        "peak_flops": peak,
-        "absent": absent,
-        "workloads": [],
-    }
+    record = head(
+        "sparse layers: milliseconds per training step",
+        cores=torch.get_num_threads(), peak_flops=peak, absent=absent, workloads=[],
+    )  # fmt: skip
     print(f"| {' | '.join(HEADER)} |\n|{' --- |' * len(HEADER)}")
     with contextlib.ExitStack() as stack:
         contenders = {n: stack.enter_context(Contender(n)) for n in options.contenders if n not in absent}

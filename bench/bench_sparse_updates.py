@@ -10,7 +10,6 @@ gradient, the products are also timed by themselves, inside the update, and show
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ from torch import nn
 
 import toykern as tk
 from bench.load import Watch, add_option, mark
-from bench.record import commit, save
+from bench.record import head, save
 
 IN_FEATURES, OUT_FEATURES, DENSITY, BATCH = 768, 3072, 0.1, 1024  # 2.4e5 connections
 MODELS, ENSEMBLE_IN, ENSEMBLE_OUT, ENSEMBLE_BATCH, ENSEMBLE_DENSITY = 1000, 64, 32, 64, 0.1
@@ -138,19 +137,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _save(updates: dict[str, dict[str, float]], stack: float, loop: float, load: dict[str, Any]) -> Path:
-    from toykern.info import info
-
-    record = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit() or "unknown",
-        "kind": "updates of a topology: milliseconds",
-        "threads": torch.get_num_threads(),
-        "instruction_set": info()["native"].get("isa_level"),
-        "shape": {"in": IN_FEATURES, "out": OUT_FEATURES, "density": DENSITY, "batch": BATCH},
-        "load": load,
-        "updates": updates,
-        "stack": {"stacked": stack, "loop": loop},
-    }
+    record = head(
+        "updates of a topology: milliseconds",
+        threads=torch.get_num_threads(),
+        shape={"in": IN_FEATURES, "out": OUT_FEATURES, "density": DENSITY, "batch": BATCH},
+        load=load,
+        updates=updates,
+        stack={"stacked": stack, "loop": loop},
+    )
     return save(record, "sparse-updates")
 
 

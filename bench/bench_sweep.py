@@ -11,7 +11,6 @@ is what a sweep used beyond its calls of `fit`, over what these used; "beside fi
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import torch
 
 import toykern as tk
 from bench.load import Watch, add_option, mark
-from bench.record import commit, save
+from bench.record import head, save
 from toykern.sweeps.boxes import box_shape, boxes_of
 from toykern.sweeps.job import Job
 
@@ -118,17 +117,13 @@ def main(arguments: list[str] | None = None) -> int:
     add_option(parser)
     options = parser.parse_args(arguments)
     watch = None if options.no_record else Watch.begin(options.busy)
-    from toykern import _native
-
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:  # what Zarr does when it is used for the first time
         swept(tk.grid(density=[0.1, 0.2], seed=range(MODELS)), 2, Path(folder) / "s.zarr")
-    record: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "kind": "processor seconds of a sweep, of the calls of fit in it, and of the same by fit alone",
-        "commit": commit(), "cores": 1, "threads": 1, "instruction_set": _native.isa_level(),
-        "models": MODELS, "batch": BATCH, "records": RECORDS, "workloads": [],
-    }  # fmt: skip
+    record = head(
+        "processor seconds of a sweep, of the calls of fit in it, and of the same by fit alone",
+        cores=1, threads=1, models=MODELS, batch=BATCH, records=RECORDS, workloads=[],
+    )  # fmt: skip
     print("| a chunk's training | a sweep adds | of it, in one run | beside fit alone |")
     print("|---|---|---|---|")
     for seconds in options.seconds:

@@ -36,6 +36,20 @@ def new_record(peaks: Peaks) -> dict[str, Any]:
     }
 
 
+def head(kind: str, **facts: Any) -> dict[str, Any]:
+    """What the record of a bench by itself begins with: the date, what its figures are, the commit, the
+    instruction set, and facts of the bench's own."""
+    from toykern.info import info
+
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kind": kind,
+        "commit": commit(),
+        "instruction_set": info()["native"].get("isa_level"),
+        **facts,
+    }
+
+
 def workload_entry(workload: Workload, timings: dict[str, Timing | str], peaks: Peaks) -> dict[str, Any]:
     """One workload of a record: every contender's figures, the ratios to the best tuned and the best
     plain peer, the roof."""

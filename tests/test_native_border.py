@@ -163,6 +163,48 @@ def test_what_would_leave_its_memory_is_a_value_error(call, field, value):
     assert all(torch.equal(tensor, before[name]) for name, tensor in good.kept.items())
 
 
+def _dataset(p: Params) -> Any:
+    """The call's samples as entries of a dataset, whose arrays it keeps."""
+    p.dataset = tk.Dataset(tk.SparseBatch.from_dense(torch.eye(N)), samples=[1, 2, 3])
+    finite = p.dataset.native(full=True)
+    p.train.batch_size = p.evaluate.batch_size = N
+    return finite
+
+
+@pytest.mark.parametrize("call", ["train", "evaluate"])
+def test_a_good_call_on_a_dataset_passes(call):
+    p = Params()
+    getattr(p, call).finite = _dataset(p)
+    CALLS[call](p)
+
+
+@pytest.mark.parametrize("call", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rows", N - 1),  # of a full batch, which is then longer
+        ("rows", 2**31),
+        ("samples", torch.tensor([1, 2, N + 1])),
+        ("samples", torch.tensor([0, 2, 3])),
+        ("row_start", torch.arange(N + 1) + 1),
+        ("row_start", torch.tensor([0, 2, 1, 3, 4, 5])),
+        ("row_start", torch.tensor([0, N + 1, N + 1, N + 1, N + 1, N + 1])),
+        ("feature", torch.tensor([0, 1, N, 3, 4], dtype=torch.int32)),
+        ("feature", torch.tensor([0, 1, -1, 3, 4], dtype=torch.int32)),
+        ("row_start", 0),
+        ("feature", 0),
+        ("value", 0),
+    ],
+)
+def test_a_dataset_that_would_leave_its_memory_is_a_value_error(call, field, value):
+    p = Params()
+    finite = _dataset(p)
+    setattr(finite, field, value.data_ptr() if isinstance(value, torch.Tensor) else value)
+    getattr(p, call).finite = finite
+    with pytest.raises(ValueError, match="rows|batch_size|samples|row_start|feature|value"):
+        CALLS[call](p)
+
+
 def test_tensors_and_states_are_known_by_name_alone():
     params = _native.TrainParams()
     with pytest.raises(ValueError, match="role must be one of encoder, decoder, bias, not weight"):

@@ -32,6 +32,7 @@ MOST = {"record": ("features_per_dimension", "superposition")}
 # The model, its loop, and how it is trained.
 CASES = {
     "columns": (dense, MOST),
+    "a periodic cosine": (dense, {"schedule": tk.PeriodicCosine(7)}),
     "columns, SGD": (dense, {"optimizer": tk.SGD(lr=0.1, momentum=0.9)}),
     "tiles": (lambda: dense(24, 12), {"importance": 0.5}),
     "untied": (untied, {"target": "abs"}),

@@ -88,10 +88,11 @@ inline void check(const Distribution& d, bool on_host) {
         refuse("unit_start", d.unit_start[d.n_units], "from 0 to n_features = " + std::to_string(d.n_features));
 }
 
-// A finite dataset whose arrays are host memory. Entries and numbers of samples are looked at, since kernels write where
-// a feature says.
-inline void check(const FiniteData& f, int64_t n_models, int64_t batch_size, int64_t n_features) {
+// A finite dataset, whose arrays are host memory. Entries and numbers of samples are looked at, the only arrays of this
+// file that grow with the data: kernels write where a feature says.
+inline void check(const FiniteData& f, int64_t n_models, int64_t batch_size, int64_t n_features, bool on_host) {
     if (f.rows == 0) return;
+    if (!on_host) refuse("the dataset's rows", f.rows, "0 on a device, whose kernels draw streams alone");
     check_range("the dataset's rows", f.rows, 1, kMostSamples);
     const int64_t held = f.per_model ? n_models : 1;
     check_elements("the dataset's models, rows and n_features", held, f.rows, n_features);
@@ -100,6 +101,8 @@ inline void check(const FiniteData& f, int64_t n_models, int64_t batch_size, int
     check_address("row_start", f.row_start, f.input == nullptr);
     if (f.input) return;
     check_range("row_start", f.row_start[0], 0, 0);
+    check_address("feature", f.feature, f.feature != nullptr || f.row_start[held * f.rows] > 0);
+    check_address("value", f.value, f.value != nullptr || f.row_start[held * f.rows] > 0);
     for (int64_t r = 0; r < held * f.rows; ++r) {
         check_range("row_start", f.row_start[r + 1] - f.row_start[r], 0, n_features);
         for (int64_t e = f.row_start[r]; e < f.row_start[r + 1]; ++e)
@@ -155,10 +158,7 @@ void check_tensors(const Params& p) {
 inline void check(const TrainParams& p, bool on_host) {
     check(p.data, on_host);
     check(p.network, p.data, p.n_models, p.batch_size);
-    if (on_host)
-        check(p.finite, p.n_models, p.batch_size, p.network.n_features);
-    else if (p.finite.rows)
-        throw std::invalid_argument("a finite dataset is for the CPU");
+    check(p.finite, p.n_models, p.batch_size, p.network.n_features, on_host);
     check_range("optimizer", p.optimizer, 0, last_number(kOptimizerNames));
     check_stride("importance_stride", p.importance_stride, p.network.n_features);
     check_range("total_steps", p.total_steps, 1, kMostSteps);
@@ -188,10 +188,7 @@ inline void check(const TrainParams& p, bool on_host) {
 inline void check(const EvaluateParams& p, bool on_host) {
     check(p.data, on_host);
     check(p.network, p.data, p.n_models, p.batch_size);
-    if (on_host)
-        check(p.finite, p.n_models, p.batch_size, p.network.n_features);
-    else if (p.finite.rows)
-        throw std::invalid_argument("a finite dataset is for the CPU");
+    check(p.finite, p.n_models, p.batch_size, p.network.n_features, on_host);
     check_range("batches", p.batches, 1, kMostSteps);
     check_stride("importance_stride", p.importance_stride, p.network.n_features);
     check_address("seed", p.seed);

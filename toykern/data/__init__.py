@@ -2,8 +2,9 @@
 
 from toykern.data.dataset import Dataset
 from toykern.data.dependence import Copula, Hierarchy
-from toykern.data.features import Anticorrelated, Correlated, SparseFeatures
+from toykern.data.features import SparseFeatures
 from toykern.data.frequencies import zipf
+from toykern.data.groups import Anticorrelated, Correlated
 from toykern.data.sparse_batch import SparseBatch
 
 __all__ = [

@@ -12,7 +12,8 @@ from toykern import _native
 from toykern.arguments.broadcast import as_tensor, broadcast_seed
 from toykern.arguments.errors import check_int, check_size, describe
 from toykern.arguments.memory import check_free_memory
-from toykern.data.shuffle import MAX_STEP, shuffled_rows
+from toykern.data.philox import MAX_STEP
+from toykern.data.shuffle import shuffled_rows
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import address
 
@@ -62,7 +63,7 @@ class Dataset:
             raise ValueError(
                 f"targets must have the shape of the inputs, {shape} or [models, …], not {describe(targets)}"
             )
-        self.samples = None if samples is None else _checked_samples(samples, self.rows)
+        self.samples = None if samples is None else check_samples(samples, self.rows)
         lengths = {
             "inputs": models,
             "targets": 1 if self.target is None else len(self.target),
@@ -79,18 +80,21 @@ class Dataset:
         """Number of models that the dataset has rows or numbers of samples of; None where one serves any."""
         return self._models
 
-    def rows_of(self, step: int, batch_size: int | None = None, seed: Any = None, n_models: int = 1) -> Any:
+    def rows_of(
+        self, step: int, batch_size: int | None = None, seed: Any = None, n_models: int | None = None
+    ) -> torch.Tensor:
         """Which samples a step of `fit` sees: int64 `[models, batch_size]`, in order.
 
         batch_size None is the full batch: all samples, in the order of the dataset, and those of a model with
         fewer are followed by −1. Else place `step · batch_size + s` of the epochs laid end to end, each in an
-        order of its own, drawn from the model's seed (docs/data_stream.md §11).
+        order of its own, drawn from the model's seed (docs/data_stream.md §11). `n_models` is that of the
+        dataset by default, or 1.
 
         >>> Dataset(torch.eye(4)).rows_of(step=0, batch_size=4, seed=3).sort().values.tolist()
         [[0, 1, 2, 3]]
         """
         step = check_int("step", step, minimum=0, maximum=MAX_STEP)
-        models = self._count(n_models)
+        models = self._models_of(n_models)
         self._check_room(models, batch_size, 32)
         held = (
             self.samples
@@ -109,12 +113,14 @@ class Dataset:
         return torch.from_numpy(np.stack(found))
 
     def batch(
-        self, step: int, batch_size: int | None = None, seed: Any = None, n_models: int = 1
+        self, step: int, batch_size: int | None = None, seed: Any = None, n_models: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(inputs, what the target is made from) of a step, float32 `[models, batch_size, n_features]` each,
         as `fit` sees them. Rows that a model does not have (full batch) are zeros."""
         rows = self.rows_of(step, batch_size, seed, n_models)
         self._check_room(len(rows), batch_size, 16 * self.n_features)
+        if self.entries is not None:  # all rows become dense, and some of them are taken
+            self._check_room(self._inputs_of_models(), None, 4 * self.n_features)
         dense = self.entries.to_dense() if self.entries is not None else self.input
         assert dense is not None
         x = _chosen(dense, rows)
@@ -130,8 +136,8 @@ class Dataset:
             active = counts.sum(dim=1).double()
         return active / self.rows
 
-    def native(self, n_models: int, full: bool) -> Any:
-        """The kernels' view for this many models; valid while this object lives."""
+    def native(self, full: bool) -> Any:
+        """The kernels' view, for full batches or minibatches; valid while this object lives."""
         f = _native.FiniteData()
         f.rows, f.full = self.rows, full
         f.per_model = self._inputs_of_models() > 1
@@ -204,13 +210,12 @@ class Dataset:
         assert self.input is not None
         return len(self.input)
 
-    def _count(self, n_models: int) -> int:
+    def _models_of(self, n_models: int | None) -> int:
+        if n_models is None:
+            return self._models or 1
         models = check_size("n_models", n_models)
         if self._models not in (None, models):
-            if models != 1:
-                raise ValueError(f"n_models must be {self._models}, those of the dataset, not {models}")
-            assert self._models is not None
-            return self._models
+            raise ValueError(f"n_models must be {self._models}, those of the dataset, not {models}")
         return models
 
 
@@ -241,15 +246,17 @@ def _checked_entries(batch: SparseBatch) -> SparseBatch:
     )
 
 
-def _checked_samples(given: Any, rows: int) -> torch.Tensor:
+def check_samples(given: Any, rows: int | None = None) -> torch.Tensor:
+    """How many samples each model has, int64 CPU `[1 or models]`, at least 1 and at most `rows`."""
     samples = as_tensor("samples", given, torch.int64)
     if samples.ndim > 1:
         raise ValueError(f"samples must be a number or [models], not {describe(given)}")
     samples = samples.reshape(-1).contiguous()
-    bad = (samples < 1) | (samples > rows)
+    bad = (samples < 1) | (samples > (MAX_ROWS if rows is None else rows))
     if samples.numel() == 0 or bool(bad.any()):
         wrong = describe(given) if samples.numel() == 0 else int(samples[bad][0])
-        raise ValueError(f"samples must be from 1 to {rows} for each model, not {wrong}")
+        allowed = "at least 1" if rows is None else f"from 1 to {rows} for each model"
+        raise ValueError(f"samples must be {allowed}, not {wrong}")
     return samples
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,17 @@ from toykern.arguments.errors import (
     is_int,
 )
 from toykern.arguments.memory import check_free_memory
-from toykern.data.dataset import Dataset
+from toykern.data.dataset import Dataset, check_samples
 from toykern.data.dependence import Copula, Dependence, Hierarchy, dependence_from_config
-from toykern.data.shuffle import MAX_STEP
+from toykern.data.groups import (
+    Anticorrelated,
+    Correlated,
+    Group,
+    check_groups,
+    check_probabilities,
+    make_units,
+)
+from toykern.data.philox import MAX_STEP
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import address, address_of_array
 from toykern.native.device_launch import DeviceLaunch
@@ -34,68 +41,6 @@ from toykern.native.threads import kernel_threads
 MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant", "exponential", "lognormal")
 PURPOSES = ("training", "evaluation")
 MAX_FEATURES = 2**24
-GROUP_SLACK = 1e-6  # an exclusive group's probabilities may exceed 1 by rounding
-_SINGLE, _CORRELATED, EXCLUSIVE = 0, 1, 2
-
-
-class _Group:
-    """Features that share a gate; `members` is sorted and not empty."""
-
-    kind: int
-
-    def __init__(self, members: Iterable[int]) -> None:
-        name = type(self).__name__
-        if isinstance(members, str | bytes) or not isinstance(members, Iterable):
-            raise TypeError(f"members must be the numbers of the features in {name}, not {describe(members)}")
-        if isinstance(members, torch.Tensor) and (members.ndim == 0 or members.device.type == "meta"):
-            raise TypeError(f"members must be the numbers of the features in {name}, not {describe(members)}")
-        given = members.tolist() if isinstance(members, torch.Tensor) and members.ndim == 1 else members
-        found = [check_int(f"each of the members of {name}", member, minimum=0) for member in given]
-        if not found or len(set(found)) != len(found):
-            raise ValueError(
-                f"members of {name} must be one feature or several different ones, not {tuple(found)}"
-            )
-        self.members = tuple(sorted(found))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.members})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Group) and type(self) is type(other) and self.members == other.members
-
-    def __hash__(self) -> int:
-        return hash((type(self).__name__, self.members))
-
-
-class Correlated(_Group):
-    """Features that are active together or not at all, each with a magnitude of its own.
-
-    They share one gate, so their probabilities must be equal.
-
-    >>> Correlated((0, 1))
-    Correlated((0, 1))
-    """
-
-    kind = _CORRELATED
-
-
-class Anticorrelated(_Group):
-    """Features of which at most one is active in a sample; their probabilities add up to 1 at most.
-
-    >>> Anticorrelated(range(3))
-    Anticorrelated((0, 1, 2))
-    """
-
-    kind = EXCLUSIVE
-
-
-@dataclass(frozen=True)
-class _Units:
-    """The units of docs/data_stream.md §2, as arrays for the kernels."""
-
-    start: np.ndarray  # int64 [units + 1]
-    member: np.ndarray  # uint32 [n_features]
-    kind: np.ndarray  # uint8 [units]
 
 
 class SparseFeatures:
@@ -136,7 +81,7 @@ class SparseFeatures:
         n_features: int,
         probability: Any = None,
         magnitude: str = "uniform",
-        groups: Iterable[Correlated | Anticorrelated] = (),
+        groups: Iterable[Group] = (),
         noise: float = 0.0,
         *,
         active: int | None = None,
@@ -153,11 +98,11 @@ class SparseFeatures:
             raise TypeError("probability must be given, or active in its place, not None")
         self.probability = _check_probability(probability, self.n_features)
         self.magnitude = check_choice("magnitude", magnitude, MAGNITUDES)
-        self.groups = _check_groups(groups, self.n_features)
+        self.groups = check_groups(groups, self.n_features)
         self.noise = check_number("noise", noise, minimum=0.0)
-        self._check_group_probabilities()
+        check_probabilities(self.groups, self.probability)
         self.dependence = self._check_dependence(dependence)
-        self._units = _make_units(self.n_features, self.groups)
+        self._units = make_units(self.n_features, self.groups)
 
     @classmethod
     def one_sparse(cls, n_features: int, magnitude: str = "uniform", noise: float = 0.0) -> SparseFeatures:
@@ -284,9 +229,7 @@ class SparseFeatures:
         """
         if normalize is not None:
             check_choice("normalize", normalize, ("unit",))
-        counts = as_tensor("samples", samples, torch.int64).reshape(-1)
-        if counts.numel() == 0 or int(counts.min()) < 1:
-            raise ValueError(f"samples must be at least 1, not {describe(samples)}")
+        counts = check_samples(samples)
         # Where models differ in how many alone, they share what there is.
         shared = is_int(seed) and self.n_models is None
         if n_models is None and counts.numel() > 1 and not shared:
@@ -451,22 +394,6 @@ class SparseFeatures:
             del self._joint_arrays["loading"]
         return dependence
 
-    def _check_group_probabilities(self) -> None:
-        for group in self.groups:
-            p = self.probability[:, list(group.members)]
-            if isinstance(group, Correlated) and bool((p != p[:, :1]).any()):
-                raise ValueError(
-                    f"probability must be the same for all features of {group}, which share one gate"
-                )
-            if isinstance(group, Anticorrelated):
-                total = p.cumsum(dim=1)[:, -1]
-                if bool((total > 1.0 + GROUP_SLACK).any()):
-                    model = int(total.argmax())
-                    raise ValueError(
-                        f"probability of {group} adds up to {float(total[model]):.6g} (model {model}); "
-                        "at most one of them is active in a sample, so the sum must be at most 1"
-                    )
-
 
 def features_from_config(config: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> SparseFeatures:
     """The distribution that `config()` described, with `arrays["probability"]`.
@@ -475,7 +402,7 @@ def features_from_config(config: Mapping[str, Any], arrays: Mapping[str, torch.T
     >>> features_from_config(data.config(), {"probability": data.probability})
     SparseFeatures(n_features=3, probability=0.5, magnitude='uniform', groups=<1>)
     """
-    kinds: dict[str, type[Correlated] | type[Anticorrelated]] = {
+    kinds: dict[str, type[Group]] = {
         "Correlated": Correlated,
         "Anticorrelated": Anticorrelated,
     }
@@ -513,40 +440,3 @@ def _check_probability(value: Any, n_features: int) -> torch.Tensor:
             f"probability must lie in [0, 1], not {rows[at].item()} (model {at[0]}, feature {at[1]})"
         )
     return rows.expand(rows.shape[0], n_features).clone(memory_format=torch.contiguous_format)
-
-
-def _check_groups(groups: Any, n_features: int) -> tuple[Correlated | Anticorrelated, ...]:
-    if isinstance(groups, _Group) or not isinstance(groups, Iterable):
-        raise TypeError(f"groups must be a sequence of Correlated and Anticorrelated, not {describe(groups)}")
-    found = tuple(groups)
-    owner: dict[int, Any] = {}
-    for group in found:
-        if not isinstance(group, Correlated | Anticorrelated):
-            raise TypeError(f"groups must hold Correlated and Anticorrelated, not {describe(group)}")
-        if group.members[-1] >= n_features:
-            raise ValueError(f"groups: {group} has a feature beyond the last one, {n_features - 1}")
-        for member in group.members:
-            if member in owner:
-                raise ValueError(f"groups: feature {member} is in both {owner[member]} and {group}")
-            owner[member] = group
-    return found
-
-
-def _make_units(n_features: int, groups: tuple[Correlated | Anticorrelated, ...]) -> _Units:
-    """Single features and groups by their smallest feature."""
-    if not groups:
-        return _Units(
-            np.arange(n_features + 1, dtype=np.int64),
-            np.arange(n_features, dtype=np.uint32),
-            np.zeros(n_features, dtype=np.uint8),
-        )
-    grouped = {member for group in groups for member in group.members}
-    units: list[tuple[tuple[int, ...], int]] = [(group.members, group.kind) for group in groups]
-    units += [((j,), _SINGLE) for j in range(n_features) if j not in grouped]
-    units.sort()
-    sizes = [len(members) for members, _ in units]
-    return _Units(
-        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        np.concatenate([members for members, _ in units]).astype(np.uint32),
-        np.array([kind for _, kind in units], dtype=np.uint8),
-    )

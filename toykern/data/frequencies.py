@@ -9,8 +9,7 @@ import torch
 
 from toykern.arguments.broadcast import as_tensor
 from toykern.arguments.errors import check_int, describe
-
-_MAX_FEATURES = 2**24
+from toykern.data.features import MAX_FEATURES
 
 
 def zipf(n_features: int, exponent: Any, mean_active: Any) -> torch.Tensor:
@@ -39,7 +38,7 @@ def zipf(n_features: int, exponent: Any, mean_active: Any) -> torch.Tensor:
         >>> data.active_features()
         tensor([3., 3.], dtype=torch.float64)
     """
-    n = check_int("n_features", n_features, minimum=1, maximum=_MAX_FEATURES)
+    n = check_int("n_features", n_features, minimum=1, maximum=MAX_FEATURES)
     exponents = _numbers("exponent", exponent, float("inf"), "at least 0")
     means = _numbers("mean_active", mean_active, float(n), f"from 0 to n_features = {n}")
     models = max(exponents.numel(), means.numel())

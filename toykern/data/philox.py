@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from toykern.data.stream_tables import HALF_NORMAL_TABLE
 
+MAX_STEP = 2**32 - 1
+"""The last step that a counter has a word for."""
+
 KIND_INIT = 8
 """The kind of the initial weights (docs/data_stream.md §1)."""
 

@@ -6,9 +6,6 @@ import numpy as np
 
 from toykern.data.philox import philox
 
-MAX_STEP = 2**32 - 1
-"""The last step that a counter has a word for."""
-
 ROUNDS = 12
 _LOW = 0xFFFFFFFF
 _SHUFFLE = 15  # the kind of draw, in the counter

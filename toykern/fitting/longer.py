@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from toykern.arguments.errors import check_int
-from toykern.data.shuffle import MAX_STEP
+from toykern.data.philox import MAX_STEP
 from toykern.results.run import Run
 from toykern.training.schedule import OF_ANY_LENGTH
 from toykern.training.settings import check_memory, check_snapshots

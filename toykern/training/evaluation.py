@@ -9,7 +9,7 @@ import torch
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_choice, check_int
 from toykern.data.dataset import Dataset
-from toykern.data.shuffle import MAX_STEP
+from toykern.data.philox import MAX_STEP
 from toykern.data.sources import Source
 from toykern.network.losses import Objective
 from toykern.nn.kinds import AnyModel

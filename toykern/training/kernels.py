@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,21 +159,21 @@ def costliest_first(data: Source) -> torch.Tensor | None:
     return cost.argsort(descending=True, stable=True)
 
 
-def set_data(params: Any, data: Source, n_models: int, batch_size: int | None) -> None:
-    """The kernels' view of a stream or of a dataset on the CPU, and the samples of a step."""
-    if isinstance(data, Dataset):
-        params.finite = data.native(n_models, full=batch_size is None)
-        params.batch_size = data.rows if batch_size is None else batch_size
-        # A stream without features: what is there is not drawn from.
-        params.data = _silent_stream(data.n_features).native()
+def set_data(params: Any, data: Source, batch_size: int | None) -> SparseFeatures:
+    """The kernels' view of a stream or of a dataset on the CPU, and the samples of a step.
+
+    Returns the stream that the kernels hold addresses of, which must live as long as they are called. With a
+    dataset it is one without active features, from which nothing is drawn.
+    """
+    if isinstance(data, SparseFeatures):
+        stream = data
     else:
-        params.data = data.native()
-        params.batch_size = batch_size
-
-
-@functools.lru_cache(maxsize=8)
-def _silent_stream(n_features: int) -> SparseFeatures:
-    return SparseFeatures(n_features, 0.0)
+        stream = SparseFeatures(data.n_features, 0.0)
+        params.finite = data.native(full=batch_size is None)
+        batch_size = data.rows if batch_size is None else batch_size
+    params.data = stream.native()
+    params.batch_size = batch_size
+    return stream
 
 
 class Resident:
@@ -239,7 +238,7 @@ class Resident:
         p = _native.TrainParams()
         network, optimizer = settings.network(model), settings.optimizer
         p.network = network_params(network)
-        set_data(p, data, model.n_models, settings.batch_size)
+        self._kept.append(set_data(p, data, settings.batch_size))
         if launch is not None:
             p.data = launch.distribution
         p.n_models = model.n_models
@@ -346,7 +345,7 @@ def evaluate_models(
     p = _native.EvaluateParams()
     network = model.network.trained_for(objective)
     p.network = network_params(network)
-    set_data(p, data, model.n_models, batch_size)
+    _stream = set_data(p, data, batch_size)  # it lives until the call is over
     if launch is not None:
         p.data = launch.distribution
     p.n_models = model.n_models

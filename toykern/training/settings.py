@@ -16,7 +16,7 @@ from toykern.arguments.errors import check_choice, check_dense_tensor, check_int
 from toykern.arguments.grids import Grid
 from toykern.arguments.memory import check_free_memory
 from toykern.data.dataset import Dataset
-from toykern.data.shuffle import MAX_STEP
+from toykern.data.philox import MAX_STEP
 from toykern.data.sources import Source, source_from_config
 from toykern.network.losses import Objective
 from toykern.network.specification import NetworkSpec

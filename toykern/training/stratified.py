@@ -30,7 +30,8 @@ import torch
 from numpy.typing import NDArray
 from torch.quasirandom import SobolEngine
 
-from toykern.data.features import EXCLUSIVE, SparseFeatures
+from toykern.data.features import SparseFeatures
+from toykern.data.groups import EXCLUSIVE
 from toykern.data.philox import half_normal
 from toykern.network.losses import TARGETS, Objective
 from toykern.nn.kinds import AnyModel
@@ -334,9 +335,8 @@ def _magnitude(magnitude: str, words: NDArray[np.uint32]) -> NDArray[np.float32]
     uniform = (words | np.uint32(1)) * 2.0**-32
     if magnitude == "exponential":
         return (-np.log(uniform)).astype(np.float32)
-    if (
-        magnitude == "lognormal"
-    ):  # by the quantile: a sign from the word's last bit would be the same for all points
+    if magnitude == "lognormal":
+        # By the quantile: a sign from the word's last bit would be the same for all points.
         return torch.special.ndtri(torch.from_numpy(uniform)).exp().numpy().astype(np.float32)
     return (2.0 * uniform - 1.0 if magnitude == "symmetric" else uniform).astype(np.float32)
 

@@ -44,6 +44,16 @@ struct Shared {
         loss = w.take<double>((size_t)parts);
     }
 
+    // The samples of a model's batch, which is cut into parts of its own. Of a finite dataset that a step sees as a
+    // whole they are the rows that the model has.
+    template <class Params>
+    int64_t open(const Params& p, int64_t i) {
+        const FiniteData& finite = p.finite;
+        const int64_t samples = finite.rows && finite.full && finite.samples ? finite.samples[i] : p.batch_size;
+        parts = batch_parts(p.network, samples);
+        return samples;
+    }
+
     // Sum of the losses of one batch, after the team has met.
     template <class Worker>
     double batch(Worker& worker, const StreamKey& key, int64_t batch_size, const Team& team) {
@@ -57,11 +67,6 @@ struct Shared {
     }
 };
 
-// Samples of a model's batch: of a finite dataset that a step sees as a whole, the model's own number of rows.
-inline int64_t batch_of(const FiniteData& finite, int64_t batch_size, int64_t model) {
-    return finite.rows && finite.full && finite.samples ? finite.samples[model] : batch_size;
-}
-
 template <class Model, class Worker>
 void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& worker, const Team& team) {
     if (p.diverged_at[i] >= 0) return;
@@ -71,8 +76,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
     for (int32_t role = 0; role < kRoles; ++role)
         shared.model.frozen.of[role] = p.tensors[role].frozen;  // every rank has a model of its own in that
 
-    const int64_t batch_size = batch_of(p.finite, p.batch_size, i);
-    shared.parts = batch_parts(p.network, batch_size);
+    const int64_t batch_size = shared.open(p, i);
     worker.set_up(i, p.seed[i], p.batch_size);
     worker.choose(shared.model, batch_size);
     if (team.rank == 0) shared.model.load_model(arrays);
@@ -100,8 +104,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
 
 template <class Model, class Worker>
 void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Worker& worker) {
-    const int64_t batch_size = batch_of(p.finite, p.batch_size, i);
-    shared.parts = batch_parts(p.network, batch_size);
+    const int64_t batch_size = shared.open(p, i);
     worker.set_up(i, p.seed[i], p.batch_size);
     worker.choose(shared.model, batch_size);
     shared.model.load_model(model_arrays(p, i));

@@ -75,7 +75,7 @@ struct OutputBlock {
     }
 };
 
-// The passes and what they need of memory; from where the rows come, a heir says.
+// The passes and what they need of memory; where the rows come from, a derived class says.
 class TilesPasses {
   protected:
     // Room for tiles of up to `rows` rows; `narrow`: few hidden units may take the pass of narrow.inl.

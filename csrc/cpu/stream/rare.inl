@@ -3,8 +3,8 @@
 //
 // Layout     64 or 128 arrivals a refill: gap words -> fixed-point logarithm -> running sum -> (sample, unit) -> packed
 //            entries
-// Owner      one worker; nothing survives a batch. Features that depend on each other
-//            (joint.inl) come as a list too where few are active
+// Joint      features that depend on each other (joint.inl) come as such a list too where few are active
+// Owner      one worker; nothing survives a batch
 // Zeros      the cost follows the arrivals alone, whatever the probabilities
 // Roof       2 random words (0.16 ns each with two blocks side by side, Zen 5) and about 8 instructions an arrival at
 //            v4; measured 1.0 ns an arrival where there are hundreds, 1.6 ns where there are fifty

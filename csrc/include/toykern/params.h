@@ -60,15 +60,14 @@ struct Distribution {
 
 // A finite dataset, which may stand in place of the stream: T rows of each model, dense or as entries.
 struct FiniteData {
-    int64_t rows;            // T; 0: there is none, and the stream is drawn
-    const int64_t* samples;  // [K] how many of its rows a model has, from 1 to T, the first ones; null: all
-    const float* input;      // [K | 1, T, n] dense, or null: as entries
-    const int64_t*
-        row_start;           // [(K | 1) · T + 1] offsets into feature and value, of all models' rows one after another
-    const int32_t* feature;  // [entries] below n
-    const float* value;      // [entries]
-    bool per_model;          // K of them; else one that all models share
-    const float* target;     // [K | 1, T, n] what the target is made from; null: the input
+    int64_t rows;              // T; 0: there is none, and the stream is drawn
+    const int64_t* samples;    // [K] how many of its rows a model has, from 1 to T, the first ones; null: all
+    const float* input;        // [K | 1, T, n] dense, or null: as entries
+    const int64_t* row_start;  // [(K | 1) · T + 1] where a row's entries begin, all models' rows one after another
+    const int32_t* feature;    // [entries] below n
+    const float* value;        // [entries]
+    bool per_model;            // K of them; else one that all models share
+    const float* target;       // [K | 1, T, n] what the target is made from; null: the input
     bool target_per_model;
     bool full;  // a step sees all of a model's rows, in order; batch_size is then T. Else by shuffle.h
 };
