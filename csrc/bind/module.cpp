@@ -56,6 +56,12 @@ void set_tensor(Params& p, const std::string& role, uintptr_t address, int64_t r
     view.data = pointer<float>(address);
     view.shape = {rows, columns, offset};
 }
+// A fixed tensor (an embedding), of each model or one for all.
+template <class Params>
+void set_fixed(Params& p, const std::string& role, uintptr_t address, int64_t rows, int64_t columns, bool shared) {
+    set_tensor(p, role, address, rows, columns, 0);
+    p.tensors[number_of("role", kRoleNames, role)].shared = shared;
+}
 
 void bind_structs(py::module_& m) {
     py::class_<Distribution> d(m, "Distribution");
@@ -84,6 +90,7 @@ void bind_structs(py::module_& m) {
         .def_readwrite("rows", &FiniteData::rows)
         .def_readwrite("per_model", &FiniteData::per_model)
         .def_readwrite("target_per_model", &FiniteData::target_per_model)
+        .def_readwrite("label_per_model", &FiniteData::label_per_model)
         .def_readwrite("full", &FiniteData::full);
     bind_pointer(f, "samples", &FiniteData::samples);
     bind_pointer(f, "input", &FiniteData::input);
@@ -91,6 +98,11 @@ void bind_structs(py::module_& m) {
     bind_pointer(f, "feature", &FiniteData::feature);
     bind_pointer(f, "value", &FiniteData::value);
     bind_pointer(f, "target", &FiniteData::target);
+    bind_pointer(f, "label", &FiniteData::label);
+
+    py::class_<TargetProjection> j(m, "TargetProjection");
+    j.def(py::init([] { return TargetProjection{}; })).def_readwrite("per_model", &TargetProjection::per_model);
+    bind_pointer(j, "matrix", &TargetProjection::matrix);
 
     py::class_<SampleParams> s(m, "SampleParams");
     s.def(py::init([] { return SampleParams{}; }))
@@ -108,6 +120,12 @@ void bind_structs(py::module_& m) {
         .def(py::init([] { return Network{}; }))
         .def_readwrite("n_features", &Network::n_features)
         .def_readwrite("n_hidden", &Network::n_hidden)
+        .def_readwrite("n_outputs", &Network::n_outputs)
+        .def_readwrite("n_embedding", &Network::n_embedding)
+        .def_readwrite("unembedded", &Network::unembedded)
+        .def_readwrite("residual", &Network::residual)
+        .def_readwrite("centered", &Network::centered)
+        .def_readwrite("has_hidden_bias", &Network::has_hidden_bias)
         .def_readwrite("tied", &Network::tied)
         .def_readwrite("hidden_activation", &Network::hidden_activation)
         .def_readwrite("output_activation", &Network::output_activation)
@@ -127,6 +145,7 @@ void bind_structs(py::module_& m) {
         .def_readwrite("n_models", &TrainParams::n_models)
         .def_readwrite("batch_size", &TrainParams::batch_size)
         .def_readwrite("importance_stride", &TrainParams::importance_stride)
+        .def_readwrite("projection", &TrainParams::projection)
         .def_readwrite("optimizer", &TrainParams::optimizer)
         .def_readwrite("beta1", &TrainParams::beta1)
         .def_readwrite("beta2", &TrainParams::beta2)
@@ -140,6 +159,8 @@ void bind_structs(py::module_& m) {
         .def_readwrite("threads", &TrainParams::threads)
         .def("set_tensor", &set_tensor<TrainParams>, py::arg("role"), py::arg("address"), py::arg("rows"),
              py::arg("columns"), py::arg("offset"), "A tensor of all models, [n_models, rows, columns].")
+        .def("set_fixed", &set_fixed<TrainParams>, py::arg("role"), py::arg("address"), py::arg("rows"),
+             py::arg("columns"), py::arg("shared"), "A tensor that is not trained, of each model or one for all.")
         .def(
             "set_frozen",
             [](TrainParams& p, const std::string& role) {
@@ -157,6 +178,7 @@ void bind_structs(py::module_& m) {
             "What the optimizer, which is set before, keeps of this tensor under this name.");
     bind_pointer(t, "seed", &TrainParams::seed);
     bind_pointer(t, "importance", &TrainParams::importance);
+    bind_pointer(t, "l1", &TrainParams::l1);
     bind_pointer(t, "connected", &TrainParams::connected);
     bind_pointer(t, "gradient", &TrainParams::gradient);
     bind_pointer(t, "lr", &TrainParams::lr);
@@ -176,11 +198,15 @@ void bind_structs(py::module_& m) {
         .def_readwrite("batch_size", &EvaluateParams::batch_size)
         .def_readwrite("batches", &EvaluateParams::batches)
         .def_readwrite("importance_stride", &EvaluateParams::importance_stride)
+        .def_readwrite("projection", &EvaluateParams::projection)
         .def_readwrite("threads", &EvaluateParams::threads)
         .def("set_tensor", &set_tensor<EvaluateParams>, py::arg("role"), py::arg("address"), py::arg("rows"),
-             py::arg("columns"), py::arg("offset"), "A tensor of all models, [n_models, rows, columns].");
+             py::arg("columns"), py::arg("offset"), "A tensor of all models, [n_models, rows, columns].")
+        .def("set_fixed", &set_fixed<EvaluateParams>, py::arg("role"), py::arg("address"), py::arg("rows"),
+             py::arg("columns"), py::arg("shared"), "A tensor that is not trained, of each model or one for all.");
     bind_pointer(e, "seed", &EvaluateParams::seed);
     bind_pointer(e, "importance", &EvaluateParams::importance);
+    bind_pointer(e, "l1", &EvaluateParams::l1);
     bind_pointer(e, "loss", &EvaluateParams::loss);
 }
 

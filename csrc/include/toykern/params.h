@@ -67,9 +67,17 @@ struct FiniteData {
     const int32_t* feature;    // [entries] below n
     const float* value;        // [entries]
     bool per_model;            // K of them; else one that all models share
-    const float* target;       // [K | 1, T, n] what the target is made from; null: the input
+    const float* target;       // [K | 1, T, n_outputs] what the target is made from; null: the input, or the label
     bool target_per_model;
+    const int32_t* label;      // [K | 1, T] below n_outputs: a target of 1 there and of 0 elsewhere; null: none
+    bool label_per_model;
     bool full;  // a step sees all of a model's rows, in order; batch_size is then T. Else by shuffle.h
+};
+
+// T of targets T x (Target::kProjection).
+struct TargetProjection {
+    const float* matrix;  // [K | 1, n_outputs, n]; null: none
+    bool per_model;
 };
 
 // Draw one batch per model: the oracle's view of what training sees.
@@ -104,6 +112,7 @@ struct TensorView {
     float* state[kMostStates];  // [K, rows, columns] the optimiser's; null where it keeps none
     TensorShape shape;
     bool frozen;  // it and its states stay as they are
+    bool shared;  // of fixed tensors: [rows, columns], one for all models
 };
 
 // A stretch of training, steps [first_step, first_step + steps) of K models, in place.
@@ -113,8 +122,10 @@ struct TrainParams {
     FiniteData finite;
     int64_t n_models, batch_size;
     const int64_t* seed;        // [K]
-    const float* importance;    // [K | 1, n]
-    int64_t importance_stride;  // n, or 0
+    const float* importance;    // [K | 1, n_outputs]
+    int64_t importance_stride;  // n_outputs, or 0
+    TargetProjection projection;
+    const double* l1;  // [K] the weight of the codes' L1 norm, a mean over the batch; null: 0
 
     TensorView tensors[kRoles];  // by Role
     // With network.sparse. Where there is no connection, weight and state are 0 when the call begins, and stay so.
@@ -151,8 +162,10 @@ struct EvaluateParams {
     int64_t n_models, batch_size;
     int64_t batches;          // steps of the evaluation stream
     const int64_t* seed;      // [K]
-    const float* importance;  // [K | 1, n]
+    const float* importance;  // [K | 1, n_outputs]
     int64_t importance_stride;
+    TargetProjection projection;
+    const double* l1;  // [K], or null
     TensorView tensors[kRoles];  // by Role; only read, and without states
     double* loss;                // [K]
     int threads;
