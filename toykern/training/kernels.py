@@ -121,6 +121,7 @@ def network_params(spec: NetworkSpec) -> Any:
     network = _native.Network()
     network.n_features = spec.n_features
     network.n_hidden = spec.n_hidden
+    network.n_outputs = spec.n_features
     network.tied = spec.tied
     network.hidden_activation = ACTIVATIONS[spec.hidden_activation].number
     network.output_activation = ACTIVATIONS[spec.output_activation].number
