@@ -144,7 +144,7 @@ void check_tensors(const Params& p) {
     const Network& net = p.network;
     for (int32_t role = 0; role < kRoles; ++role) {
         const TensorView& view = p.tensors[role];
-        const bool there = (Role)role == Role::kDecoder ? !net.tied : (Role)role != Role::kBias || net.has_bias;
+        const bool there = has_role(net, (Role)role);
         check_address(kRoleNames[role], view.data, there);
         if (!there) continue;
         const TensorShape shape = tensor_shape(net, (Role)role);

@@ -32,7 +32,7 @@ TOYKERN_SHARED TensorShape tensor_shape(const Network& net, Role role) {
         case Role::kEncoder: return {m, in, 0};
         case Role::kDecoder: return {out, decoder, m * in};
         case Role::kBias: return {1, bias, weights};
-        case Role::kHiddenBias: return {1, m, weights + (net.has_bias ? bias : 0)};
+        case Role::kHiddenBias: return {1, net.has_hidden_bias ? m : 0, weights + (net.has_bias ? bias : 0)};
         case Role::kEmbedding: return {net.n_embedding, net.n_features, 0};
         case Role::kUnembedding: return {net.n_outputs, net.n_embedding, 0};
     }
