@@ -1,6 +1,7 @@
 // The tensors of a network, told once: their shapes, and the table of them that a call brings, read by role.
 #pragma once
-#include "common/lanes.h"
+#include "common/activation.h"
+#include "common/loss.h"
 #include "toykern/params.h"
 
 namespace toykern {
@@ -21,6 +22,15 @@ TOYKERN_SHARED bool has_role(const Network& net, Role role) {
         case Role::kUnembedding: return net.unembedded;
     }
     return false;
+}
+
+// What the special loops take: y = g(D f(E x) + b), x in and out, elementwise and f(0) = 0, a loss that is a sum.
+// The rest is the general loop's.
+TOYKERN_SHARED bool is_autoencoder(const Network& net) {
+    const int32_t f = net.hidden_activation;
+    return net.n_outputs == net.n_features && net.n_embedding == 0 && !net.unembedded && !net.residual && !net.centered &&
+           !net.has_hidden_bias && !is_rowwise(f) && activation_at_zero(f) == 0.0 && is_elementwise(net.loss) &&
+           net.target != (int32_t)Target::kProjection;
 }
 
 // A model's part. The encoder is m × n and the decoder n × m (none where D = Eᵀ), n being the embedding's where there is
