@@ -174,6 +174,7 @@ CALLS: dict[str, PublicCall] = {
     "Hierarchy": _of(tk.Hierarchy, parents=[-1, 0, 0]),
     "Copula": _of(tk.Copula, correlation=lambda: torch.eye(3)),
     "Copula of loadings": _of(tk.Copula, loadings=lambda: torch.full((3, 1), 0.5)),
+    "modular_addition": _of(tk.modular_addition, p=5),
     "zipf": _of(tk.zipf, n_features=5, exponent=1.0, mean_active=2.0),
     "SparseBatch": _of(
         tk.SparseBatch,
