@@ -172,9 +172,9 @@ def test_models_of_other_outputs_are_refused_by_name(action: Any) -> None:
     out_of_range[2, 3] = N
     with pytest.raises(ValueError, match=r"n_outputs − 1 = 4, not 5 \(sample 3 of model 2\)"):
         action(model, tk.Dataset(inputs()[0], labels=out_of_range))
-    with pytest.raises(ValueError, match=r"data has n_outputs = 4 \(the targets' width\), the model has 5"):
+    with pytest.raises(ValueError, match="as many numbers as the data's 4, but the model has n_outputs = 5"):
         action(model, tk.Dataset(inputs()[0], torch.ones(T, OUTPUTS)))
-    with pytest.raises(ValueError, match=r"data has n_outputs = 4 \(the projection's rows\), the model has"):
+    with pytest.raises(ValueError, match="as many numbers as the data's 4, but the model has n_outputs = 5"):
         action(model, tk.SparseFeatures(N, 0.1, projection=matrix()))
     with pytest.raises(ValueError, match="data has projections for 2 models, the model stacks 3"):
         action(model, tk.SparseFeatures(N, 0.1, projection=torch.ones(2, N, N)))

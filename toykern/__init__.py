@@ -41,7 +41,7 @@ else:
         zipf,
     )
     from toykern.fitting import fit, log_spaced_steps
-    from toykern.nn import Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder, sparsify
+    from toykern.nn import MLP, Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder, sparsify
     from toykern.results import Run, StoreError
     from toykern.sparse import (
         GSE,
@@ -62,6 +62,7 @@ else:
 
 __all__ = [
     "GSE",
+    "MLP",
     "SET",
     "SGD",
     "SNFS",

@@ -115,19 +115,16 @@ class Dataset:
             return None
         return self.n_features if self.target is None else self.target.shape[2]
 
-    def check_outputs(self, n_outputs: int) -> None:
-        """ValueError where a model with so many outputs cannot be trained on this dataset.
+    def check_labels(self, n_outputs: int) -> None:
+        """ValueError for a label that is not the number of one of so many outputs.
 
-        >>> Dataset(torch.eye(3), labels=[0, 1, 5]).check_outputs(5)
+        >>> Dataset(torch.eye(3), labels=[0, 1, 5]).check_labels(5)
         Traceback (most recent call last):
           ...
         ValueError: labels must be from 0 to n_outputs − 1 = 4, not 5 (sample 2)
         """
         if self.label is not None:
             refuse_label(self.label, n_outputs, f"from 0 to n_outputs − 1 = {n_outputs - 1}")
-        elif self.n_outputs != n_outputs:
-            what = "its inputs are the targets" if self.target is None else "the targets' width"
-            raise ValueError(f"data has n_outputs = {self.n_outputs} ({what}), the model has {n_outputs}")
 
     @property
     def n_models(self) -> int | None:
@@ -289,7 +286,7 @@ class Dataset:
             return own
         outputs = check_int("n_outputs", n_outputs, minimum=1, maximum=MAX_OUTPUTS)
         if own is None:
-            self.check_outputs(outputs)
+            self.check_labels(outputs)
         elif own != outputs:
             raise ValueError(f"n_outputs must be {own}, that of the dataset, not {outputs}")
         return outputs

@@ -137,12 +137,6 @@ class SparseFeatures:
         """Width of the targets: of the projection, or n_features."""
         return self.n_features if self.projection is None else self.projection.n_outputs
 
-    def check_outputs(self, n_outputs: int) -> None:
-        """ValueError where a model with so many outputs cannot be trained on this stream."""
-        if self.n_outputs != n_outputs:
-            what = "the features are the targets" if self.projection is None else "the projection's rows"
-            raise ValueError(f"data has n_outputs = {self.n_outputs} ({what}), the model has {n_outputs}")
-
     def sample(
         self,
         step: int,

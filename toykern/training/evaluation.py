@@ -92,7 +92,7 @@ def evaluate(
         "objective": Objective(target, loss_reduction, loss),
     }
     settings["objective"].check_objective()
-    check_target_of(data, target)
+    check_target_of(data, model.network.trained_for(settings["objective"]))
     if isinstance(data, Dataset):
         if method == "stratified":
             raise ValueError(

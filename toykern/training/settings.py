@@ -87,7 +87,7 @@ class Settings:
             raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(self.optimizer)}")
         self.optimizer.per_model(model.n_models)
         self.objective.check_objective()
-        check_target_of(self.data, self.target)
+        check_target_of(self.data, self.network(model))
         if self.schedule is not None:
             multipliers(self.schedule, steps, 0, 1)
         every = max(1, steps // 100)

@@ -34,8 +34,8 @@ from toykern.data.features import SparseFeatures
 from toykern.data.groups import EXCLUSIVE
 from toykern.data.philox import half_normal
 from toykern.network.losses import TARGETS, Objective
+from toykern.nn.dense_stack import DenseStack
 from toykern.nn.kinds import AnyModel
-from toykern.nn.stacked import StackedModel
 
 MAX_UNITS = 4096
 """More would be drawn one by one, and with so many the number of active ones says little."""
@@ -154,7 +154,7 @@ class _Strata:
     """The models of one seed; `on` and `off` are the probabilities of options, `[…, models or 1]`."""
 
     def __init__(
-        self, network: StackedModel, data: SparseFeatures, drawn: Plan, seed: int, options: list[Options],
+        self, network: DenseStack, data: SparseFeatures, drawn: Plan, seed: int, options: list[Options],
         on: list[torch.Tensor], off: torch.Tensor, importance: torch.Tensor, objective: Objective,
     ) -> None:  # fmt: skip
         self._network, self._data, self._plan, self._seed = network, data, drawn, seed
