@@ -37,6 +37,7 @@ else:
         Hierarchy,
         SparseBatch,
         SparseFeatures,
+        modular_addition,
         zipf,
     )
     from toykern.fitting import fit, log_spaced_steps
@@ -97,6 +98,7 @@ __all__ = [
     "log_spaced_steps",
     "merge_sweeps",
     "metrics",
+    "modular_addition",
     "open_sweep",
     "plot",
     "sparse",

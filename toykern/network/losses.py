@@ -81,6 +81,9 @@ EMBEDDED = "embedding"
 GIVEN = "tensor"
 """The target that the layer alone has: a tensor that its caller gives."""
 
+PROJECTED = "projection"
+"""What the kernels call "identity" where the data has a projection T: the target T x."""
+
 REDUCTIONS = ("mean", "sum")
 """A mean over batch and features, or the batch's mean of a sum over features."""
 

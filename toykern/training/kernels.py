@@ -22,7 +22,7 @@ from toykern.native.devices import check_kernels
 from toykern.native.numbers import number
 from toykern.native.threads import kernel_threads
 from toykern.network.activations import ACTIVATIONS, option_of
-from toykern.network.losses import EMBEDDED, LOSSES, Objective
+from toykern.network.losses import EMBEDDED, LOSSES, PROJECTED, Objective
 from toykern.network.specification import NetworkSpec
 from toykern.nn.kinds import AnyModel, has_connections, kind_of
 from toykern.nn.model_checks import check_as_described
@@ -88,10 +88,14 @@ def check_data(data: Any, model: AnyModel) -> Source:
     device = next(model.parameters()).device
     if isinstance(data, Dataset) and device.type == "cuda":
         raise ValueError(f"data is a Dataset, which is trained on the CPU; the model is on {str(device)!r}")
+    if isinstance(data, SparseFeatures) and data.projection is not None and device.type == "cuda":
+        raise ValueError(f"data has a projection, which is for the CPU; the model is on {str(device)!r}")
     if data.n_features != model.n_features:
         raise ValueError(f"data has n_features = {data.n_features}, the model has {model.n_features}")
     if data.n_models not in (None, model.n_models):
-        what = "probabilities" if isinstance(data, SparseFeatures) else "samples"
+        what = "samples"
+        if isinstance(data, SparseFeatures):
+            what = "probabilities" if len(data.probability) > 1 else "projections"
         raise ValueError(f"data has {what} for {data.n_models} models, the model stacks {model.n_models}")
     return data
 
@@ -174,13 +178,17 @@ def costliest_first(data: Source) -> torch.Tensor | None:
 
 
 def set_data(params: Any, data: Source, batch_size: int | None) -> SparseFeatures:
-    """The kernels' view of a stream or of a dataset on the CPU, and the samples of a step.
+    """The kernels' view of a stream or of a dataset on the CPU, and the samples of a step; after the network,
+    whose target is another where the stream has a projection.
 
     Returns the stream that the kernels hold addresses of, which must live as long as they are called. With a
     dataset it is one without active features, from which nothing is drawn.
     """
     if isinstance(data, SparseFeatures):
         stream = data
+        if data.projection is not None:
+            params.projection = data.projection.native()
+            params.network.target = number("target", PROJECTED)
     else:
         stream = SparseFeatures(data.n_features, 0.0)
         params.finite = data.native(full=batch_size is None)

@@ -110,6 +110,8 @@ def stratified_loss(
     ValueError for a distribution of more than `MAX_UNITS` units.
     """
     data.refuse_dependence("method='stratified'; use method='samples'")
+    if data.projection is not None:
+        raise ValueError("data with a projection cannot be used by method='stratified'; use method='samples'")
     options, on, off = _units(data)
     if len(options) > MAX_UNITS:
         raise ValueError(
