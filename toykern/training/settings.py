@@ -286,11 +286,9 @@ def check_objective_of(model: AnyModel, objective: Objective, l1: torch.Tensor |
 def l1_from(config: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Any:
     """The weight of the codes' L1 norm in a run's config and arrays, as a number where it is still that."""
     told = config.get("l1", 0.0)
-    return (
-        told
-        if told != PER_MODEL and ("l1" not in arrays or bool((arrays["l1"] == told).all()))
-        else arrays["l1"]
-    )
+    if "l1" not in arrays or (told != PER_MODEL and bool((arrays["l1"] == told).all())):
+        return told
+    return arrays["l1"]
 
 
 def _equal(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
