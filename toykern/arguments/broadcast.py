@@ -113,6 +113,22 @@ def broadcast_per_model(
     return tensor.expand(n_models).clone(memory_format=torch.contiguous_format)
 
 
+def bounded_numbers(name: str, value: Any, most: float, allowed: str) -> torch.Tensor:
+    """A number or one for each model, float64 CPU `[]` or `[models]`, finite and in [0, most]; else a
+    TypeError or ValueError that says what is `allowed`.
+
+    >>> bounded_numbers("fraction", [0, 0.5], 1.0, "from 0 to 1")
+    tensor([0.0000, 0.5000], dtype=torch.float64)
+    """
+    given = as_tensor(name, value, torch.float64)
+    if given.ndim > 1 or given.numel() == 0:
+        raise ValueError(f"{name} must be one number or one for each model, not {describe(value)}")
+    bad = ~((given >= 0.0) & (given <= most) & given.isfinite())
+    if bool(bad.any()):
+        raise ValueError(f"{name} must be {allowed}, not {float(given[bad][0]):g}")
+    return given
+
+
 def broadcast_seed(name: str, value: Any, n_models: int) -> torch.Tensor:
     """Seeds as a contiguous CPU int64 tensor `[n_models]`.
 

@@ -10,7 +10,7 @@ from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_choice, check_int
 from toykern.data.dataset import Dataset
 from toykern.data.philox import MAX_STEP
-from toykern.data.sources import Source
+from toykern.data.sources import Source, check_target_of
 from toykern.network.losses import Objective
 from toykern.nn.kinds import AnyModel
 from toykern.training.kernels import check_data, check_model, evaluate_models
@@ -92,6 +92,7 @@ def evaluate(
         "objective": Objective(target, loss_reduction, loss),
     }
     settings["objective"].check_objective()
+    check_target_of(data, model.network.trained_for(settings["objective"]))
     if isinstance(data, Dataset):
         if method == "stratified":
             raise ValueError(

@@ -17,7 +17,7 @@ from toykern.arguments.grids import Grid
 from toykern.arguments.memory import check_free_memory
 from toykern.data.dataset import Dataset
 from toykern.data.philox import MAX_STEP
-from toykern.data.sources import Source, source_from_config
+from toykern.data.sources import Source, check_target_of, source_from_config
 from toykern.network.losses import Objective
 from toykern.network.specification import NetworkSpec
 from toykern.nn.kinds import AnyModel
@@ -97,6 +97,7 @@ class Settings:
         on_cuda = next(model.parameters()).device.type == "cuda"
         self.optimizer.check_for(model.network, model.n_models, on_cuda)
         self.objective.check_objective()
+        check_target_of(self.data, self.network(model))
         if self.schedule is not None:
             multipliers(self.schedule, steps, 0, 1)
         every = max(1, steps // 100)

@@ -34,8 +34,8 @@ from toykern.data.features import SparseFeatures
 from toykern.data.groups import EXCLUSIVE
 from toykern.data.philox import half_normal
 from toykern.network.losses import TARGETS, Objective
+from toykern.nn.dense_stack import DenseStack
 from toykern.nn.kinds import AnyModel
-from toykern.nn.stacked import StackedModel
 
 MAX_UNITS = 4096
 """More would be drawn one by one, and with so many the number of active ones says little."""
@@ -110,6 +110,8 @@ def stratified_loss(
     ValueError for a distribution of more than `MAX_UNITS` units.
     """
     data.refuse_dependence("method='stratified'; use method='samples'")
+    if data.projection is not None:
+        raise ValueError("data with a projection cannot be used by method='stratified'; use method='samples'")
     options, on, off = _units(data)
     if len(options) > MAX_UNITS:
         raise ValueError(
@@ -152,7 +154,7 @@ class _Strata:
     """The models of one seed; `on` and `off` are the probabilities of options, `[…, models or 1]`."""
 
     def __init__(
-        self, network: StackedModel, data: SparseFeatures, drawn: Plan, seed: int, options: list[Options],
+        self, network: DenseStack, data: SparseFeatures, drawn: Plan, seed: int, options: list[Options],
         on: list[torch.Tensor], off: torch.Tensor, importance: torch.Tensor, objective: Objective,
     ) -> None:  # fmt: skip
         self._network, self._data, self._plan, self._seed = network, data, drawn, seed
