@@ -49,7 +49,8 @@ def check_resume(
             raise disagree(name)
     if not isinstance(changed.get("optimizer"), Optimizer | None):
         raise TypeError(
-            f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(changed['optimizer'])}"
+            "optimizer must be a toykern SGD, Adam, AdamW, LAMB or SGLD, not "
+            f"{describe(changed['optimizer'])}"
         )
     if given["seed"] is not None:
         changed["seed"] = broadcast_seed("seed", given["seed"], run.n_models)

@@ -17,7 +17,7 @@ from toykern.arguments.errors import check_int, check_number, describe
 from toykern.network.losses import Objective
 from toykern.nn.kinds import AnyModel
 from toykern.training.kernels import check_data, check_model, frozen_parameters
-from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
+from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config, rate_names, told_rate
 from toykern.training.resident_topology import ResidentTopology
 from toykern.training.schedule import schedule_from_config
 from toykern.training.settings import FEATURE_METRICS, Settings, l1_from
@@ -65,7 +65,7 @@ def _check(run: TrainingState) -> None:
     network = model.network
     shapes = {tensor.name: [n_models, *network.shape(tensor)] for tensor in network.tensors}
     parameters = {tensor.name: shapes[tensor.name] for tensor in network.parameters}
-    _check_inputs(run, model, shapes)
+    _check_inputs(run, model, shapes, optimizer)
     _check_array("loss", run.loss, [n_models, settings.n_records])
     _check_array("diverged_at", run.diverged_at, [n_models], torch.int64)
     if bool(((run.diverged_at < -1) | (run.diverged_at > step)).any()):
@@ -102,12 +102,13 @@ def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimi
             f"{frozen_parameters(model)}"
         )
     arrays = run.arrays
-    for name in ("lr", "weight_decay"):
+    given: dict[str, torch.Tensor] = {}
+    for name in rate_names(config["optimizer"]):
         _check_array(f"arrays[{name!r}]", arrays.get(name), [model.n_models], torch.float64)
-    given = {name: arrays[name] for name in ("lr", "weight_decay")}
+        given[name] = arrays[name]
     optimizer = optimizer_from_config(config["optimizer"], **given)
     for name, values in given.items():
-        told = config["optimizer"].get(name)
+        told = told_rate(config["optimizer"], name)
         if told != PER_MODEL and not bool((values == check_number(name, told, minimum=0.0)).all()):
             raise ValueError(
                 f"config['optimizer'][{name!r}] is {describe(told)}, but arrays[{name!r}], which the run "
@@ -159,7 +160,9 @@ def _check_topology(run: TrainingState, model: AnyModel) -> bool:
     return run.topology_state["layers"]["weight"].get("explored") is not None
 
 
-def _check_inputs(run: TrainingState, model: AnyModel, shapes: dict[str, list[int]]) -> None:
+def _check_inputs(
+    run: TrainingState, model: AnyModel, shapes: dict[str, list[int]], optimizer: Optimizer
+) -> None:
     """What went in: `run.arrays`."""
     n_models, n = model.n_models, model.n_outputs
     arrays = run.arrays
@@ -167,8 +170,7 @@ def _check_inputs(run: TrainingState, model: AnyModel, shapes: dict[str, list[in
     expected: dict[str, tuple[Sequence[list[int]], torch.dtype]] = {
         "seed": ([[n_models]], torch.int64),
         "importance": (rows, torch.float32),
-        "lr": ([[n_models]], torch.float64),
-        "weight_decay": ([[n_models]], torch.float64),
+        **{name: ([[n_models]], torch.float64) for name in optimizer.rates()},
         "init_seed": ([[n_models]], torch.int64),
     }
     expected |= {name: ([list(held.shape)], held.dtype) for name, held in run.data.arrays().items()}

@@ -23,7 +23,14 @@ from toykern.network.specification import NetworkSpec
 from toykern.nn.kinds import AnyModel
 from toykern.sparse.config import recipe_config
 from toykern.sparse.recipe import Recipe
-from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
+from toykern.training.optim import (
+    PER_MODEL,
+    Optimizer,
+    optimizer_from_config,
+    rate_names,
+    told_rate,
+    without_rates,
+)
 from toykern.training.schedule import Schedule, multipliers, schedule_config, schedule_from_config
 
 METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -85,8 +92,11 @@ class Settings:
         if batch_size is not None:  # None: every step sees the whole dataset
             batch_size = check_int("batch_size", batch_size, minimum=1, maximum=MAX_BATCH)
         if not isinstance(self.optimizer, Optimizer) or type(self.optimizer) is Optimizer:
-            raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(self.optimizer)}")
-        self.optimizer.per_model(model.n_models)
+            raise TypeError(
+                f"optimizer must be a toykern SGD, Adam, AdamW, LAMB or SGLD, not {describe(self.optimizer)}"
+            )
+        on_cuda = next(model.parameters()).device.type == "cuda"
+        self.optimizer.check_for(model.network, model.n_models, on_cuda)
         self.objective.check_objective()
         l1 = broadcast_l1(self.l1, model.n_models)
         network = check_objective_of(model, self.objective, l1)
@@ -156,12 +166,10 @@ class Settings:
 
     def arrays(self, n_models: int) -> dict[str, torch.Tensor]:
         """What is given per model, `[n_models, …]` or one row for all of them."""
-        lr, weight_decay = self.optimizer.per_model(n_models)
         return {
             "seed": self.seed,
             "importance": self.importance,
-            "lr": lr,
-            "weight_decay": weight_decay,
+            **self.optimizer.arrays(n_models),
             **({"l1": self._l1_of(n_models)} if self._has_l1 else {}),
             **self.data.arrays(),
         }
@@ -189,15 +197,15 @@ class Settings:
         """The settings of a run with this config and these arrays.
 
         `data` is that described, where it is at hand. `schedule` is needed where it was a callable (else it
-        stays None), `topology` where there is a recipe: neither can be made of its description. `lr` and
-        `weight_decay` are the arrays', as numbers where they are still those described.
+        stays None), `topology` where there is a recipe: neither can be made of its description. Rates of the
+        optimizer are the arrays', as numbers where they are still those described.
         """
         described = config["optimizer"]
-        rates = {name: arrays[name] for name in ("lr", "weight_decay")}
+        told = {name: told_rate(described, name) for name in rate_names(described)}
         given = {
-            name: values
-            for name, values in rates.items()
-            if described[name] == PER_MODEL or not bool((values == described[name]).all())
+            name: arrays[name]
+            for name, rate in told.items()
+            if rate == PER_MODEL or not bool((arrays[name] == rate).all())
         }
         if schedule is None and config["schedule"]["name"] != "callable":
             schedule = schedule_from_config(config["schedule"])
@@ -224,13 +232,12 @@ class Settings:
             whole = isinstance(values, torch.Tensor) and len(values) == len(self.seed)
             return values[i : i + 1] if whole else values
 
-        lr, weight_decay = self.optimizer.per_model(len(self.seed))
+        described, rates = self.optimizer.config(), self.optimizer.arrays(len(self.seed))
+        own = [n for n in rates if n in ("lr", "weight_decay") or told_rate(described, n) == PER_MODEL]
         return dataclasses.replace(
             self,
             data=self.data.row(i),
-            optimizer=optimizer_from_config(
-                self.optimizer.config(), lr=lr[i : i + 1], weight_decay=weight_decay[i : i + 1]
-            ),
+            optimizer=optimizer_from_config(described, **{name: rates[name][i : i + 1] for name in own}),
             seed=of(self.seed),
             importance=of(self.importance),
             l1=of(self.l1),
@@ -245,11 +252,11 @@ class Settings:
         are not looked at, nor are schedules of which one is a callable that is not there any more."""
         n_models = len(self.seed)
         ours, theirs = (
-            {"optimizer_rates": s.optimizer.per_model(n_models), "seed": [s.seed],
-             "importance": [s.importance.expand(n_models, -1)], "l1": [s._l1_of(n_models)]}
+            {"optimizer_rates": s.optimizer.arrays(n_models), "seed": {"seed": s.seed},
+             "importance": {"importance": s.importance.expand(n_models, -1)}, "l1": {"l1": s._l1_of(n_models)}}
             for s in (self, other)
         )  # fmt: skip
-        unlike = {name for name in ours if not all(map(torch.equal, ours[name], theirs[name]))}
+        unlike = {name for name in ours if not _equal(ours[name], theirs[name])}
         if not _equal(self.data.arrays(), other.data.arrays()):
             unlike.add("data")
 
@@ -258,9 +265,7 @@ class Settings:
             whole = settings if None not in (self.schedule, other.schedule) else _without_schedule(settings)
             config = whole.config() | {"grid": None if settings.grid is None else settings.grid.config()}
             config.pop("l1", None)
-            config["optimizer"] = {
-                k: v for k, v in config["optimizer"].items() if k not in ("lr", "weight_decay")
-            }
+            config["optimizer"] = without_rates(config["optimizer"])
             return config
 
         of_arrays = {"optimizer_rates": "optimizer"}
