@@ -253,7 +253,8 @@ class Settings:
         n_models = len(self.seed)
         ours, theirs = (
             {"optimizer_rates": s.optimizer.arrays(n_models), "seed": {"seed": s.seed},
-             "importance": {"importance": s.importance.expand(n_models, -1)}, "l1": {"l1": s._l1_of(n_models)}}
+             "importance": {"importance": s.importance.expand(n_models, -1)},
+             "l1": {"l1": s._l1_of(n_models)}}
             for s in (self, other)
         )  # fmt: skip
         unlike = {name for name in ours if not _equal(ours[name], theirs[name])}
