@@ -9,6 +9,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "common/optimizer_step.h"
 #include "cpu/threads/workers.h"
 
 namespace toykern {
