@@ -91,7 +91,8 @@ inline void check(const Distribution& d, bool on_host) {
 
 // A finite dataset, whose arrays are host memory. Entries and numbers of samples are looked at, the only arrays of this
 // file that grow with the data: kernels write where a feature says.
-inline void check(const FiniteData& f, int64_t n_models, int64_t batch_size, int64_t n_features, bool on_host) {
+inline void check(const FiniteData& f, int64_t n_models, int64_t batch_size, int64_t n_features, int64_t n_outputs,
+                  bool on_host) {
     if (f.rows == 0) return;
     if (!on_host) refuse("the dataset's rows", f.rows, "0 on a device, whose kernels draw streams alone");
     check_range("the dataset's rows", f.rows, 1, kMostSamples);
@@ -99,6 +100,9 @@ inline void check(const FiniteData& f, int64_t n_models, int64_t batch_size, int
     check_elements("the dataset's models, rows and n_features", held, f.rows, n_features);
     if (f.full) check_range("batch_size", batch_size, f.rows, f.rows);
     for (int64_t i = 0; f.samples && i < n_models; ++i) check_range("samples", f.samples[i], 1, f.rows);
+    if (f.target && f.label) throw std::invalid_argument("a dataset has targets or labels, not both");
+    for (int64_t r = 0; f.label && r < (f.label_per_model ? n_models : 1) * f.rows; ++r)
+        check_range("label", f.label[r], 0, n_outputs - 1);
     check_address("row_start", f.row_start, f.input == nullptr);
     if (f.input) return;
     check_range("row_start", f.row_start[0], 0, 0);
@@ -117,11 +121,8 @@ inline void check_option(const char* name, int32_t activation, double option) {
         throw std::invalid_argument(std::string(name) + " must have a finite option of at least 0");
 }
 
-// What the training loops know: all that is elementwise. Nothing else may reach them, since they would take it for
-// none.
 inline void check_activation(const char* name, int32_t activation, double option) {
     check_range(name, activation, 0, last_number(kActivationNames));
-    if (activation == (int32_t)Activation::kTopK) refuse(name, activation, "one that the training loops know");
     check_option(name, activation, option);
 }
 
@@ -131,12 +132,47 @@ inline void check(const Network& net, const Distribution& d, int64_t n_models, i
     check_range("batch_size", batch_size, 1, kMostSamples);
     check_activation("the network's hidden_activation", net.hidden_activation, net.hidden_option);
     check_activation("the network's output_activation", net.output_activation, net.output_option);
-    // All-zero samples have codes of 0 in the closed forms.
-    if (activation_at_zero(net.hidden_activation) != 0.0)
-        refuse("the network's hidden_activation", net.hidden_activation, "one that is 0 at 0");
+    if (is_rowwise(net.output_activation))
+        refuse("the network's output_activation", net.output_activation, "one that is elementwise");
+    if (net.hidden_activation == (int32_t)Activation::kTopK &&
+        !(net.hidden_option >= 1.0 && net.hidden_option <= (double)net.n_hidden))
+        throw std::invalid_argument("the network's hidden_option must be from 1 to n_hidden with top-k");
     check_range("the network's loss", net.loss, 0, last_number(kLossNames));
-    check_range("the network's target", net.target, 0, (int64_t)Target::kMagnitude);
+    check_range("the network's target", net.target, 0, last_number(kTargetNames));
+    if (net.target == (int32_t)Target::kTensor) refuse("the network's target", net.target, "one that training knows");
     check_range("the network's reduction", net.reduction, 0, last_number(kReductionNames));
+    check_range("the network's n_embedding", net.n_embedding, 0, kMostFeatures);
+    check_elements("n_models, n_hidden, n_outputs", n_models, net.n_hidden, net.n_outputs);
+    check_elements("n_models, n_outputs, n_features", n_models, net.n_outputs, net.n_features);
+    const int64_t in = encoder_columns(net), out = decoder_rows(net);
+    check_elements("n_models, n_hidden, n_embedding", n_models, net.n_hidden, in);
+    if (net.unembedded && net.n_embedding == 0) throw std::invalid_argument("an unembedding needs an embedding");
+    if (net.tied || net.residual) check_range("what the decoder gives", out, in, in);
+    if (net.centered) {
+        if (net.unembedded || !net.has_bias)
+            throw std::invalid_argument("a centered network has a bias and no unembedding");
+        check_range("the network's n_outputs", net.n_outputs, in, in);
+    }
+    if (net.sparse && !is_autoencoder(net)) throw std::invalid_argument("a sparse network must be an autoencoder");
+}
+
+// What the network's outputs are compared with is as long as they are.
+template <class Params>
+void check_target(const Params& p, bool on_host) {
+    const Network& net = p.network;
+    const bool projected = net.target == (int32_t)Target::kProjection;
+    check_address("projection", p.projection.matrix, projected);
+    if (!on_host) {
+        if (!is_autoencoder(net))
+            throw std::invalid_argument("a device's kernels know tied and untied autoencoders alone");
+        if (p.l1) throw std::invalid_argument("a device's kernels know no l1");
+    }
+    const bool own = p.finite.rows > 0 && (p.finite.target || p.finite.label);
+    if (projected && own) throw std::invalid_argument("a dataset's own targets are not projected");
+    if (!projected && !own) check_range("the network's n_outputs", net.n_outputs, net.n_features, net.n_features);
+    for (int64_t i = 0; p.l1 && on_host && i < p.n_models; ++i)
+        if (!(std::isfinite(p.l1[i]) && p.l1[i] >= 0.0))
+            throw std::invalid_argument("l1 must be finite and at least 0");
 }
 
 // The table of tensors has what the network has, in the shapes that follow from it.
@@ -206,9 +242,10 @@ inline void check_update(const TrainParams& p, bool on_host) {
 inline void check(const TrainParams& p, bool on_host) {
     check(p.data, on_host);
     check(p.network, p.data, p.n_models, p.batch_size);
-    check(p.finite, p.n_models, p.batch_size, p.network.n_features, on_host);
+    check(p.finite, p.n_models, p.batch_size, p.network.n_features, p.network.n_outputs, on_host);
+    check_target(p, on_host);
     check_update(p, on_host);
-    check_stride("importance_stride", p.importance_stride, p.network.n_features);
+    check_stride("importance_stride", p.importance_stride, p.network.n_outputs);
     check_range("total_steps", p.total_steps, 1, kMostSteps);
     check_range("first_step", p.first_step, 0, p.total_steps);
     check_range("steps", p.steps, 0, p.total_steps - p.first_step);
@@ -236,9 +273,10 @@ inline void check(const TrainParams& p, bool on_host) {
 inline void check(const EvaluateParams& p, bool on_host) {
     check(p.data, on_host);
     check(p.network, p.data, p.n_models, p.batch_size);
-    check(p.finite, p.n_models, p.batch_size, p.network.n_features, on_host);
+    check(p.finite, p.n_models, p.batch_size, p.network.n_features, p.network.n_outputs, on_host);
+    check_target(p, on_host);
     check_range("batches", p.batches, 1, kMostSteps);
-    check_stride("importance_stride", p.importance_stride, p.network.n_features);
+    check_stride("importance_stride", p.importance_stride, p.network.n_outputs);
     check_address("seed", p.seed);
     check_address("importance", p.importance);
     check_tensors(p);

@@ -305,8 +305,8 @@ PYBIND11_MODULE(_native, m) {
         return d;
     });
     m.def(
-        "regime", [](const Network& n, bool finite) { return std::string(train_regime(n, finite)); },
-        py::arg("network"), py::arg("finite") = false);
+        "regime", [](const Network& n, bool finite, bool plain) { return std::string(train_regime(n, finite, plain)); },
+        py::arg("network"), py::arg("finite") = false, py::arg("plain") = true);
     m.def("train_form",
           [](const Network& n, const Distribution& d, int64_t n_models, int64_t batch_size, int64_t model) {
               check(d, true);

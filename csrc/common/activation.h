@@ -98,13 +98,46 @@ struct Softplus {
     }
 };
 
+// z², with the slope 2 z.
+struct Square {
+    static constexpr bool kSelects = false, kSlopeFromOutput = false;
+    static constexpr double kAtZero = 0.0;
+    template <class V>
+    TOYKERN_MATHS Activated<V> at(V z, V) {
+        return {z * z, z + z};
+    }
+    template <class V>
+    TOYKERN_MATHS V slope_of(V y, V) {
+        return y;  // never asked for: z and −z have the same output
+    }
+};
+
+// z e^z (what Jermyn et al. 2022 ran as SoLU), with the slope (1 + z) e^z.
+struct XExp {
+    static constexpr bool kSelects = false, kSlopeFromOutput = false;
+    static constexpr double kAtZero = 0.0;
+    template <class V>
+    TOYKERN_MATHS Activated<V> at(V z, V) {
+        const V one = Lanes<V>::all(1.0), small = exp_minus(magnitude(z));
+        const auto above = gt_or_nan(z, Lanes<V>::all(0.0));
+        const V e = keep(above, one / small) + (small - keep(above, small));  // e^z
+        return {z * e, fmadd(z, e, e)};
+    }
+    template <class V>
+    TOYKERN_MATHS V slope_of(V y, V) {
+        return y;  // never asked for: two z have the same output
+    }
+};
+
 #define TOYKERN_ACTIVATION(kind, CALL)                                                          \
     switch (kind) {                                                                             \
         case (int32_t)Activation::kRelu: return CALL(Relu);                                     \
         case (int32_t)Activation::kGelu: return CALL(Gelu);                                     \
         case (int32_t)Activation::kLeakyRelu: return CALL(LeakyRelu);                           \
         case (int32_t)Activation::kSoftplus: return CALL(Softplus);                             \
-        default: return CALL(NoActivation); /* top-k too: what it selects is not elementwise */ \
+        case (int32_t)Activation::kSquare: return CALL(Square);                                 \
+        case (int32_t)Activation::kXExp: return CALL(XExp);                                     \
+        default: return CALL(NoActivation); /* top-k and SoLU too, which are not elementwise */ \
     }
 
 // By number: the slope selects; the saved output tells the slope; f(0).
@@ -120,7 +153,11 @@ TOYKERN_SHARED bool slope_selects(int32_t kind){
 #define TOYKERN_CALL(A) A::kAtZero
     TOYKERN_ACTIVATION(kind, TOYKERN_CALL)
 #undef TOYKERN_CALL
-}  // None and ReLU are a floor; loops that list these two ask this.
+}  // Of all codes of a sample together.
+TOYKERN_SHARED bool is_rowwise(int32_t kind) {
+    return kind == (int32_t)Activation::kTopK || kind == (int32_t)Activation::kSolu;
+}
+// None and ReLU are a floor; loops that list these two ask this.
 TOYKERN_SHARED bool is_floor(int32_t kind) {
     return kind == (int32_t)Activation::kNone || kind == (int32_t)Activation::kRelu;
 }

@@ -33,6 +33,9 @@ struct SquaredError {
         default: return CALL(SquaredError); \
     }
 
+// The others are no sums over outputs: the general loop alone has them (cpu/resident/general_outputs.inl).
+TOYKERN_SHARED bool is_elementwise(int32_t loss) { return loss == (int32_t)Loss::kSquaredError; }
+
 struct AnyLoss {
     int32_t kind;
 
@@ -68,14 +71,17 @@ TOYKERN_SHARED uint32_t target_bits(int32_t target) {
     return target == (int32_t)Target::kMagnitude ? 0x7FFFFFFFu : 0xFFFFFFFFu;
 }
 
-// The loss is the sum over samples and features times this.
+// The loss is the sum over samples and outputs times this. Cross-entropies have no mean over outputs, and that of a batch
+// none over samples.
 TOYKERN_SHARED double mean_factor(const Network& net, int64_t batch_size) {
-    const bool of_features = net.reduction == (int32_t)Reduction::kMean;
-    return 1.0 / ((double)batch_size * (of_features ? (double)net.n_features : 1.0));
+    if (net.loss == (int32_t)Loss::kBatchCrossEntropy) return 1.0;
+    const bool of_outputs = net.reduction == (int32_t)Reduction::kMean && is_elementwise(net.loss);
+    return 1.0 / ((double)batch_size * (of_outputs ? (double)net.n_outputs : 1.0));
 }
 // The gradient is the sum of what goes back times this.
 TOYKERN_SHARED float gradient_factor(const Network& net, int64_t batch_size) {
-    return (float)(AnyLoss{net.loss}.gradient() * mean_factor(net, batch_size));
+    const double gradient = is_elementwise(net.loss) ? AnyLoss{net.loss}.gradient() : 1.0;
+    return (float)(gradient * mean_factor(net, batch_size));
 }
 
 }  // namespace toykern

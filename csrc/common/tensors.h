@@ -1,6 +1,7 @@
 // The tensors of a network, told once: their shapes, and the table of them that a call brings, read by role.
 #pragma once
-#include "common/lanes.h"
+#include "common/activation.h"
+#include "common/loss.h"
 #include "toykern/params.h"
 
 namespace toykern {
@@ -23,6 +24,15 @@ TOYKERN_SHARED bool has_role(const Network& net, Role role) {
     return false;
 }
 
+// What the special loops take: y = g(D f(E x) + b), x in and out, elementwise and f(0) = 0, a loss that is a sum.
+// The rest is the general loop's.
+TOYKERN_SHARED bool is_autoencoder(const Network& net) {
+    const int32_t f = net.hidden_activation;
+    return net.n_outputs == net.n_features && net.n_embedding == 0 && !net.unembedded && !net.residual && !net.centered &&
+           !net.has_hidden_bias && !is_rowwise(f) && activation_at_zero(f) == 0.0 && is_elementwise(net.loss) &&
+           net.target != (int32_t)Target::kProjection;
+}
+
 // A model's part. The encoder is m × n and the decoder n × m (none where D = Eᵀ), n being the embedding's where there is
 // one; a bias has its place without one too. What is fixed is no parameter and begins at 0 of an array of its own.
 TOYKERN_SHARED TensorShape tensor_shape(const Network& net, Role role) {
@@ -32,7 +42,7 @@ TOYKERN_SHARED TensorShape tensor_shape(const Network& net, Role role) {
         case Role::kEncoder: return {m, in, 0};
         case Role::kDecoder: return {out, decoder, m * in};
         case Role::kBias: return {1, bias, weights};
-        case Role::kHiddenBias: return {1, m, weights + (net.has_bias ? bias : 0)};
+        case Role::kHiddenBias: return {1, net.has_hidden_bias ? m : 0, weights + (net.has_bias ? bias : 0)};
         case Role::kEmbedding: return {net.n_embedding, net.n_features, 0};
         case Role::kUnembedding: return {net.n_outputs, net.n_embedding, 0};
     }

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "common/optimizer_step.h"
 #include "cpu/threads/workers.h"
 
 namespace toykern {
@@ -29,10 +30,12 @@ const char* ForkedChild::what() const noexcept {
            "child processes with the 'spawn' (or 'forkserver') method of multiprocessing instead";
 }
 
-const char* train_regime(const Network& network, bool finite) { return level().pick_regime(network, finite).name; }
+const char* train_regime(const Network& network, bool finite, bool plain) {
+    return level().pick_regime(network, finite, plain).name;
+}
 
 const char* train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model) {
-    const TrainRegime regime = level().pick_regime(network, false);
+    const TrainRegime regime = level().pick_regime(network, false, true);
     Room worker(1, regime.worker_bytes(network, data, FiniteData{}), "a look at the form of the step");
     return regime.form(network, data, batch_size, model, worker.piece(0));
 }
@@ -87,7 +90,7 @@ void train(const TrainParams& given) {
     p.correction1 = corrections.first.data();
     p.correction2 = corrections.second.data();
     const LevelTable& l = level();
-    const TrainRegime regime = l.pick_regime(p.network, p.finite.rows > 0);
+    const TrainRegime regime = l.pick_regime(p.network, p.finite.rows > 0, !p.l1 && plain_update(p));
     const int parts = l.batch_parts(p.network, p.batch_size);
     guard_fork(p.threads);
     if (p.n_models < p.threads && parts > 1) {
@@ -117,7 +120,7 @@ void train(const TrainParams& given) {
 }
 
 void evaluate(const EvaluateParams& p) {
-    const TrainRegime regime = level().pick_regime(p.network, p.finite.rows > 0);
+    const TrainRegime regime = level().pick_regime(p.network, p.finite.rows > 0, !p.l1);
     guard_fork(p.threads);
     const int threads = workers_for(p.n_models, p.threads);
     Room shared((size_t)threads, regime.shared_bytes(p.network, p.batch_size), "the models in hand");

@@ -22,6 +22,7 @@
 #pragma once
 #include "cpu/layer/output.inl"
 #include "cpu/layer/pack.inl"
+#include "cpu/top_codes.inl"
 #include "toykern/api.h"
 
 namespace toykern {

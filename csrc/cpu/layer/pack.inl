@@ -4,7 +4,6 @@
 //   pack_lanes     weights of a chunk packed with features across lanes
 //   pack_codes     rows [rows][mp] packed with hidden units across lanes and rows as the depth
 //   put_tile       a tile [64][mp] of gradients to weights [m][n] or [n][m]
-//   keep_largest   top-k of a row of codes
 //
 // Owner      the members of a team share the panels; a tile or a row is one worker's
 // Order      none: nothing is added up but what was there before
@@ -123,37 +122,6 @@ inline void put_tile(const T* tile, const LayerSizes& s, T* to, bool across, int
                     store_first(at, add ? load_first(at, in) + block[r] : block[r], in);
             }
         }
-}
-
-// The k largest stay (NaN is largest; of equal ones the first), the others become 0; gate = 1 where one stays. By a
-// heap of those kept, the least on top.
-template <class T>
-inline void keep_largest(T* h, int64_t m, int64_t mp, int64_t k, int32_t* heap, T* gate) {
-    const auto before = [&](int32_t a, int32_t b) {  // a is to go before b
-        const bool a_nan = h[a] != h[a], b_nan = h[b] != h[b];
-        if (a_nan || b_nan) return a_nan == b_nan ? a > b : b_nan;
-        return h[a] != h[b] ? h[a] < h[b] : a > b;
-    };
-    const auto sink = [&](int64_t i) {
-        for (int64_t child; (child = 2 * i + 1) < k; i = child) {
-            if (child + 1 < k && before(heap[child + 1], heap[child])) ++child;
-            if (!before(heap[child], heap[i])) return;
-            const int32_t swapped = heap[i];
-            heap[i] = heap[child];
-            heap[child] = swapped;
-        }
-    };
-    for (int64_t i = 0; i < k; ++i) heap[i] = (int32_t)i;
-    for (int64_t i = k / 2; i-- > 0;) sink(i);
-    for (int64_t i = k; i < m; ++i)
-        if (before(heap[0], (int32_t)i)) {
-            heap[0] = (int32_t)i;
-            sink(0);
-        }
-    for (int64_t i = 0; i < mp; ++i) gate[i] = (T)0;
-    for (int64_t i = 0; i < k; ++i) gate[heap[i]] = (T)1;
-    for (int64_t i = 0; i < mp; ++i)
-        if (gate[i] == (T)0) h[i] = (T)0;
 }
 
 }  // namespace TOYKERN_LEVEL

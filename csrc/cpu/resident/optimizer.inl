@@ -17,8 +17,10 @@ struct ModelArrays {
         float* operator[](Role role) const { return array[(int32_t)role]; }
     };
     Of parameter, state[kMostStates];
-    const float* importance;   // [n]
+    const float* importance;   // [n_outputs]
     const uint8_t* connected;  // [m][n] 1 or 0; null: all connections exist
+    const float* projection;   // [n_outputs][n], or null
+    double l1;
 };
 
 template <class Params>
@@ -26,12 +28,15 @@ ModelArrays model_arrays(const Params& p, int64_t model) {
     ModelArrays arrays = {};
     for (int32_t role = 0; role < kRoles; ++role) {
         const TensorView& view = p.tensors[role];
-        const int64_t at = model * elements(view.shape);
+        const int64_t at = view.shared ? 0 : model * elements(view.shape);
         arrays.parameter.array[role] = view.data ? view.data + at : nullptr;
         for (int s = 0; s < kMostStates; ++s)
             arrays.state[s].array[role] = view.state[s] ? view.state[s] + at : nullptr;
     }
     arrays.importance = p.importance + model * p.importance_stride;
+    const int64_t projected = p.network.n_outputs * p.network.n_features;
+    arrays.projection = p.projection.per_model ? p.projection.matrix + model * projected : p.projection.matrix;
+    arrays.l1 = p.l1 ? p.l1[model] : 0.0;
     return arrays;
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 #include "common/records.h"
 #include "cpu/resident/train_columns.inl"
+#include "cpu/resident/train_general.inl"
 #include "cpu/resident/train_tiles.inl"
 #include "toykern/api.h"
 
@@ -13,10 +14,12 @@ namespace TOYKERN_LEVEL {
 
 // Parts of a batch: enough that cores can share a large model, one where a step is shorter than a meeting of threads.
 inline int batch_parts(const Network& net, int64_t batch_size) {
-    const double work = 3.0 * (double)batch_size * (double)net.n_features * (double)net.n_hidden;
+    if (net.loss == (int32_t)Loss::kBatchCrossEntropy) return 1;  // which looks at the batch twice, as a whole
+    const int64_t widest = net.n_features > net.n_outputs ? net.n_features : net.n_outputs;
+    const double work = 3.0 * (double)batch_size * (double)widest * (double)net.n_hidden;
     int64_t parts = work < 2e6 ? 1 : work < 16e6 ? 2 : work < 64e6 ? 4 : work < 512e6 ? 8 : 16;
     // A part has gradients of its own: where they do not fit the cache, it must have samples enough to be worth them.
-    const int64_t least = net.n_features * net.n_hidden > 65536 ? 128 : 32;
+    const int64_t least = widest * net.n_hidden > 65536 ? 128 : 32;
     const int64_t most = (batch_size + least - 1) / least;
     return (int)(parts < most ? parts : most);
 }
@@ -90,7 +93,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
         const double loss = shared.batch(worker, key, batch_size, team) * factor;
         if (!record.add(p, i, step, loss, team.rank == 0)) break;  // every rank sees the same sum and leaves
         const bool last = step + 1 == p.first_step + p.steps;
-        shared.model.update(step_constants(p, i, step), gradient, shared.gradients, shared.stride, shared.parts, team,
+        shared.model.update(p, i, step, gradient, shared.gradients, shared.stride, shared.parts, team,
                             last && p.gradient ? p.gradient + i * weights : nullptr);
         team.meet();
         if (!last) shared.model.prepare(team);
@@ -162,9 +165,12 @@ struct Regime {
 
 using ColumnsRegime = Regime<ColumnsModel, ColumnsWorker>;
 using TilesRegime = Regime<TilesModel, TilesWorker>;
+using GeneralRegime = Regime<GeneralModel, GeneralWorker>;
 
-// The one place where the loop is picked.
-inline TrainRegime pick_regime(const Network& net, bool finite) {
+// The one place where the loop is picked. `plain`: of data, loss and optimiser the run asks for nothing that the general
+// loop alone has (plain_run in run.cpp).
+inline TrainRegime pick_regime(const Network& net, bool finite, bool plain) {
+    if (!plain || !is_autoencoder(net)) return GeneralRegime::table("general");
     if (!finite && columns_fit(net)) return ColumnsRegime::table("columns");
     return TilesRegime::table("tiles");
 }

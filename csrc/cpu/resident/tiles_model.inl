@@ -106,8 +106,9 @@ struct TilesModel {
     // One optimiser step from the gradients of all parts, [parts][stride], added in order. The team shares the hidden
     // units (and, untied, the encoder's features) in blocks, so the result does not depend on its size. The (tied)
     // weights' gradient goes to `gradient_out` [m][n] too, unless that is null.
-    void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, const Team& team,
-                float* gradient_out) const {
+    void update(const TrainParams& p, int64_t model, int64_t step, float scale, float* g, int64_t stride, int parts,
+                const Team& team, float* gradient_out) const {
+        const UpdateConstants c = step_constants(p, model, step);
         const Gradient first = gradient(g);
         const int64_t b_offset = first.b - g;
         if (gram) gradients_from_a(g, stride, parts, team);

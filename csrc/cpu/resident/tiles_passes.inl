@@ -12,6 +12,7 @@
 //            registers
 #pragma once
 #include "common/loss.h"
+#include "cpu/resident/entry_rows.inl"
 #include "cpu/resident/narrow.inl"
 #include "cpu/resident/tiles_model.inl"
 #include "cpu/simd/lanes.h"
@@ -116,10 +117,10 @@ class TilesPasses {
         if (dense) {
             multiply_all({x, np, 1, {w.et, mp, w.n, nullptr}, h_, mp, false}, rows, mp, panel_);
         } else if (entries > 4 * rows) {
-            sum_rows(rows, entries, row, feature, value);
+            sum_rows(rows, entries, row, feature, value, w.et, h_, mp);
         } else {
             for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fzero());
-            add_rows(entries, row, feature, value, w.et, h_);
+            add_rows(entries, row, feature, value, w.et, h_, mp);
         }
         activate_codes(rows);
         if (narrow_)
@@ -133,7 +134,7 @@ class TilesPasses {
         if (dense) {
             multiply_all({x, 1, np, {dh_, mp, rows, nullptr}, g_.et, mp, true}, w.n, mp, panel_);
         } else {
-            add_rows(entries, feature, row, value, dh_, g_.et);
+            add_rows(entries, feature, row, value, dh_, g_.et, mp);
         }
     }
 
@@ -248,56 +249,6 @@ class TilesPasses {
         return rows * w.n;
     }
 
-    // h of rows with many entries: a row's sum stays in registers.
-    void sum_rows(int64_t rows, int64_t count, const uint32_t* row, const uint32_t* feature, const float* value) {
-        const int64_t mp = model_->mp;
-        for (int64_t i = 0; i < rows * mp; i += kLanes) store(h_ + i, fzero());  // a row may have no entry at all
-        for (int64_t i = 0, end; i < count; i = end) {
-            for (end = i + 1; end < count && row[end] == row[i]; ++end) {
-            }
-            for (int64_t k = 0; k < mp; k += 2 * kLanes) {
-                const bool two = k + kLanes < mp;
-                F a = fzero(), b = fzero();
-                for (int64_t e = i; e < end; ++e) {
-                    const float* from = model_->et + (int64_t)feature[e] * mp + k;
-                    const F x = bcast(value[e]);
-                    a = fmadd(x, load(from), a);
-                    if (two) b = fmadd(x, load(from + kLanes), b);
-                }
-                store(h_ + row[i] * mp + k, a);
-                if (two) store(h_ + row[i] * mp + k + kLanes, b);
-            }
-        }
-    }
-
-    // to[index[i]] += value[i] · from[other[i]], rows of mp lanes.
-    void add_rows(int64_t count, const uint32_t* index, const uint32_t* other, const float* value, const float* from,
-                  float* to) const {
-        const int64_t mp = model_->mp, vectors = mp / kLanes;
-        if (vectors == 1)
-            add_row_lanes<1>(count, index, other, value, from, to);
-        else if (vectors == 2)
-            add_row_lanes<2>(count, index, other, value, from, to);
-        else
-            for (int64_t i = 0; i < count; ++i) {
-                const F x = bcast(value[i]);
-                const float* f = from + other[i] * mp;
-                float* t = to + index[i] * mp;
-                for (int64_t k = 0; k < mp; k += kLanes) store(t + k, fmadd(x, load(f + k), load(t + k)));
-            }
-    }
-    template <int kV>
-    static void add_row_lanes(int64_t count, const uint32_t* index, const uint32_t* other, const float* value,
-                              const float* from, float* to) {
-        for (int64_t i = 0; i < count; ++i) {
-            const F x = bcast(value[i]);
-            const float* f = from + (int64_t)other[i] * kV * kLanes;
-            float* t = to + (int64_t)index[i] * kV * kLanes;
-#pragma GCC unroll 2
-            for (int v = 0; v < kV; ++v) store(t + v * kLanes, fmadd(x, load(f + v * kLanes), load(t + v * kLanes)));
-        }
-    }
-
     // dh, and the decoder's and the bias's gradient, as products of whole tiles.
     void backward_dense(int64_t rows) {
         const TilesModel& w = *model_;
@@ -326,8 +277,8 @@ class TilesPasses {
                 count += __builtin_popcount(bits(m));
             }
         for (int64_t i = 0; i < rows * mp; i += kLanes) store(dh_ + i, fzero());
-        add_rows(count, active_row_, active_feature_, active_value_, model_->dt, dh_);
-        add_rows(count, active_feature_, active_row_, active_value_, h_, g_.dt);
+        add_rows(count, active_row_, active_feature_, active_value_, model_->dt, dh_, mp);
+        add_rows(count, active_feature_, active_row_, active_value_, h_, g_.dt, mp);
         for (int64_t i = 0; i < count; ++i) g_.b[active_feature_[i]] += active_value_[i];
     }
 

@@ -284,20 +284,21 @@ struct ColumnsModel {
 
     // One optimiser step from the gradients of all parts, [parts][stride], added in order. The weights' gradient goes
     // to `gradient_out` [m][n] too, unless that is null.
-    void update(const UpdateConstants& c, float scale, float* g, int64_t stride, int parts, const Team& team,
-                float* gradient_out) const {
+    void update(const TrainParams& params, int64_t model, int64_t step, float scale, float* g, int64_t stride, int parts,
+                const Team& team, float* gradient_out) const {
         if (team.rank) return;
+        const UpdateConstants constants = step_constants(params, model, step);
         for (int part = 1; part < parts; ++part)
             for (int64_t i = 0; i < length; i += kLanes) store(g + i, load(g + i) + load(g + part * stride + i));
         for (int64_t j = 0; j < n && gradient_out; ++j)
             for (int64_t k = 0; k < m; ++k) gradient_out[k * n + j] = g[j * m + k] * scale;
         if (sparse) mask_gradient(g, connected, weights);
         const int64_t trained = has_bias ? length : shape[(int32_t)Role::kBias].offset;
-        if (!frozen.any()) return optimizer_step(c, p, g, s1, s2, trained, scale);
+        if (!frozen.any()) return optimizer_step(constants, p, g, s1, s2, trained, scale);
         for (int32_t role = 0; role < kRoles; ++role) {
             const int64_t from = shape[role].offset, many = elements(shape[role]);
             if (!frozen.of[role] && from + many <= trained)
-                optimizer_step(c, p + from, g + from, s1 + from, s2 + from, many, scale);
+                optimizer_step(constants, p + from, g + from, s1 + from, s2 + from, many, scale);
         }
     }
 };

@@ -14,10 +14,7 @@ namespace TOYKERN_LEVEL {
 
 class FiniteRows {
   public:
-    void carve(const FiniteData& data, int64_t n_features) {
-        data_ = data;
-        n_ = n_features;
-    }
+    void carve(const FiniteData& data) { data_ = data; }
     bool there() const { return data_.rows > 0; }
     const FiniteData& data() const { return data_; }
 
@@ -51,13 +48,15 @@ class FiniteRows {
     int64_t input_row(int64_t row) const { return data_.per_model ? model_ * data_.rows + row : row; }
     int64_t target_row(int64_t row) const { return data_.target_per_model ? model_ * data_.rows + row : row; }
 
-    // to [np] = row number `row` of `from` [rows][n], padded with zeros.
-    void fill(const float* from, int64_t row, float* to, int64_t np) const {
-        const float* x = from + row * n_;
+    int64_t label_row(int64_t row) const { return data_.label_per_model ? model_ * data_.rows + row : row; }
+
+    // to [padded] = row number `row` of `from` [rows][width], padded with zeros.
+    static void fill(const float* from, int64_t row, int64_t width, float* to, int64_t padded) {
+        const float* x = from + row * width;
         int64_t j = 0;
-        for (; j + kLanes <= n_; j += kLanes) store(to + j, load(x + j));
-        for (; j < np; j += kLanes) {
-            const int64_t left = n_ - j;
+        for (; j + kLanes <= width; j += kLanes) store(to + j, load(x + j));
+        for (; j < padded; j += kLanes) {
+            const int64_t left = width - j;
             store(to + j, left > 0 ? load_first(x + j, mask_first((int)left)) : fzero());
         }
     }
@@ -67,7 +66,7 @@ class FiniteRows {
     PhiloxKey key_;
     Shuffle order_;
     uint64_t epoch_;
-    int64_t n_, batch_, model_, rows_, place_;
+    int64_t batch_, model_, rows_, place_;
 };
 
 }  // namespace TOYKERN_LEVEL

@@ -59,7 +59,8 @@ struct LayerRegime {
 struct LevelTable {
     const char* name;
     int lanes;
-    TrainRegime (*pick_regime)(const Network&, bool finite);  // finite: the data are a finite dataset
+    // finite: the data are a finite dataset; plain: see resident.inl
+    TrainRegime (*pick_regime)(const Network&, bool finite, bool plain);
     int (*batch_parts)(const Network&, int64_t batch_size);
     size_t (*sample_bytes)(const Distribution&);
     void (*sample_rows)(const SampleParams&, int64_t model, void* memory);
@@ -102,7 +103,7 @@ struct ForkedChild : std::exception {
     const char* what() const noexcept override;
 };
 
-const char* train_regime(const Network& network, bool finite);
+const char* train_regime(const Network& network, bool finite, bool plain);
 const char* train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model);
 void train(const TrainParams& params);
 void evaluate(const EvaluateParams& params);

@@ -1,0 +1,155 @@
+// The readout of a tile through the hidden units that are on alone: what is off costs nothing, forward or back.
+//
+//   z += h D        D's gradient += hᵀ d        dL/dh = d Dᵀ where a unit is on
+//
+// Layout     decoder D and its gradient [m][op], z and d [rows][op], codes and dL/dh [rows][mp]; what is on as a list by
+//            row and, for the gradient, sorted by unit
+// Owner      one worker; outputs go in panels of lane groups that stay in registers over the units of a row, or over the
+//            rows of a unit
+// Order      units in order within a row, rows in order within a unit
+// Limits     activations whose off units give 0 and pass nothing back (ReLU, top-k)
+// Roof       a multiply-add and a load for a lane group of a unit that is on, three times; D and its gradient go through
+//            L2 once a panel and tile
+#pragma once
+#include "cpu/resident/general_codes.inl"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+constexpr int kActivePanel = kLanes == 16 ? 12 : 6;
+
+class ActiveCodes {
+  public:
+    void carve(Workspace& w, int64_t rows, int64_t n_hidden, int64_t most) {
+        m_ = n_hidden, most_ = most;
+        const size_t room = (size_t)most + 2 * kLanes;
+        unit_ = w.take<uint32_t>(room), row_ = w.take<uint32_t>(room);
+        value_ = w.take<float>(room), sorted_value_ = w.take<float>(room);
+        row_start_ = w.take<int64_t>((size_t)rows + 1), unit_start_ = w.take<int64_t>((size_t)n_hidden + 1);
+    }
+    // Lists what is on; false, and nothing to be used, if that is more than there is room for.
+    bool list(int64_t rows, const float* h, const float* kept, int64_t mp) {
+        rows_ = rows;
+        int64_t count = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+            row_start_[r] = count;
+            for (int64_t k = 0; k < mp; k += kLanes) {
+                const M on = nonzero(load(kept + r * mp + k));
+                const int64_t many = __builtin_popcount(bits(on));
+                if (count + many > most_) return false;
+                store_packed(unit_ + count, ulane() + ubcast((uint32_t)k), on);
+                store_packed((uint32_t*)(value_ + count), as_words(load(h + r * mp + k)), on);
+                count += many;
+            }
+        }
+        row_start_[rows] = count;
+        return true;
+    }
+    void forward(const float* d, int64_t op, float* z) const {
+        for (int64_t lane = 0; lane < op; lane += kActivePanel * kLanes)
+            panels(op - lane, [&]<int kV>() { forward_panel<kV>(d + lane, op, z + lane); });
+    }
+    // d [rows][op] is what goes back, dh is 0 where a unit is off.
+    void backward(const float* d, const float* decoder, int64_t op, float* decoder_gradient, float* dh, int64_t mp) {
+        sort();
+        for (int64_t lane = 0; lane < op; lane += kActivePanel * kLanes)
+            panels(op - lane, [&]<int kV>() { gradient_panel<kV>(d + lane, op, decoder_gradient + lane); });
+        for (int64_t i = 0; i < rows_ * mp; i += kLanes) store(dh + i, fzero());
+        for (int64_t r = 0; r < rows_; ++r) {
+            int64_t e = row_start_[r];
+            const int64_t end = row_start_[r + 1];
+            for (; e + 4 <= end; e += 4) products<4>(d + r * op, decoder, op, e, dh + r * mp);
+            for (; e < end; ++e) products<1>(d + r * op, decoder, op, e, dh + r * mp);
+        }
+    }
+
+  private:
+    template <class Body>
+    static void panels(int64_t lanes, const Body& body) {
+        const int64_t vectors = lanes / kLanes;
+        if (vectors >= kActivePanel) return body.template operator()<kActivePanel>();
+        switch (vectors) {
+            case 1: return body.template operator()<1>();
+            case 2: return body.template operator()<2>();
+            case 3: return body.template operator()<3>();
+            case 4: return body.template operator()<4>();
+            case 5: return body.template operator()<5>();
+            case 6: return body.template operator()<6>();
+            case 7: return body.template operator()<7>();
+            case 8: return body.template operator()<8>();
+            case 9: return body.template operator()<9>();
+            case 10: return body.template operator()<10>();
+            default: return body.template operator()<11>();
+        }
+    }
+    template <int kV>
+    void forward_panel(const float* d, int64_t op, float* z) const {
+        for (int64_t r = 0; r < rows_; ++r) {
+            F sum[kV];
+#pragma GCC unroll 12
+            for (int v = 0; v < kV; ++v) sum[v] = load(z + r * op + v * kLanes);
+            for (int64_t e = row_start_[r]; e < row_start_[r + 1]; ++e) {
+                const F h = bcast(value_[e]);
+                const float* from = d + (int64_t)unit_[e] * op;
+#pragma GCC unroll 12
+                for (int v = 0; v < kV; ++v) sum[v] = fmadd(h, load(from + v * kLanes), sum[v]);
+            }
+#pragma GCC unroll 12
+            for (int v = 0; v < kV; ++v) store(z + r * op + v * kLanes, sum[v]);
+        }
+    }
+    // Rows and values by unit, a counting sort.
+    void sort() {
+        for (int64_t k = 0; k <= m_; ++k) unit_start_[k] = 0;
+        for (int64_t e = 0; e < row_start_[rows_]; ++e) ++unit_start_[unit_[e] + 1];
+        for (int64_t k = 0; k < m_; ++k) unit_start_[k + 1] += unit_start_[k];
+        for (int64_t r = 0; r < rows_; ++r)
+            for (int64_t e = row_start_[r]; e < row_start_[r + 1]; ++e) {
+                const int64_t at = unit_start_[unit_[e]]++;
+                row_[at] = (uint32_t)r;
+                sorted_value_[at] = value_[e];
+            }
+        for (int64_t k = m_; k > 0; --k) unit_start_[k] = unit_start_[k - 1];
+        unit_start_[0] = 0;
+    }
+    template <int kV>
+    void gradient_panel(const float* d, int64_t op, float* gradient) const {
+        for (int64_t k = 0; k < m_; ++k) {
+            if (unit_start_[k] == unit_start_[k + 1]) continue;
+            F sum[kV];
+#pragma GCC unroll 12
+            for (int v = 0; v < kV; ++v) sum[v] = load(gradient + k * op + v * kLanes);
+            for (int64_t e = unit_start_[k]; e < unit_start_[k + 1]; ++e) {
+                const F h = bcast(sorted_value_[e]);
+                const float* from = d + (int64_t)row_[e] * op;
+#pragma GCC unroll 12
+                for (int v = 0; v < kV; ++v) sum[v] = fmadd(h, load(from + v * kLanes), sum[v]);
+            }
+#pragma GCC unroll 12
+            for (int v = 0; v < kV; ++v) store(gradient + k * op + v * kLanes, sum[v]);
+        }
+    }
+    // dh of units e … e + kU - 1 of the list, all of one row.
+    template <int kU>
+    void products(const float* d, const float* decoder, int64_t op, int64_t e, float* dh) const {
+        F sum[kU];
+        const float* from[kU];
+#pragma GCC unroll 4
+        for (int u = 0; u < kU; ++u) sum[u] = fzero(), from[u] = decoder + (int64_t)unit_[e + u] * op;
+        for (int64_t j = 0; j < op; j += kLanes) {
+            const F x = load(d + j);
+#pragma GCC unroll 4
+            for (int u = 0; u < kU; ++u) sum[u] = fmadd(x, load(from[u] + j), sum[u]);
+        }
+#pragma GCC unroll 4
+        for (int u = 0; u < kU; ++u) dh[unit_[e + u]] = fsum(sum[u]);
+    }
+
+    int64_t m_, most_, rows_;
+    uint32_t *unit_, *row_;
+    float *value_, *sorted_value_;
+    int64_t *row_start_, *unit_start_;
+};
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern
