@@ -21,7 +21,7 @@ from statistics import NormalDist
 import numpy as np
 
 GAP, RARE_MAGNITUDE, RARE_CHOICE, GATE, FREQUENT_MAGNITUDE, FREQUENT_CHOICE, NOISE, INIT = range(1, 9)
-JOINT, JOINT_MAGNITUDE = 10, 11
+JOINT, JOINT_MAGNITUDE, LANGEVIN = 10, 11, 12
 MAGNITUDES = ("uniform", "symmetric", "half_normal", "constant", "exponential", "lognormal")
 RARE_LIMIT = 1 / 8
 
@@ -90,11 +90,11 @@ class Words:
         blocks = self.block(kind, _u64(16) * (i >> _u64(6)) + (i & _u64(15)), c1, member)
         return _pick(blocks, (i >> _u64(4)) & _u64(3))
 
-    def sequence64(self, kind: int, i) -> np.ndarray:
+    def sequence64(self, kind: int, i, member: int = 0) -> np.ndarray:
         """Word i of a sequence whose block index is 64 bits wide: c0 its lower half, c1 its upper half."""
         i = _u64(i)
         index = _u64(16) * (i >> _u64(6)) + (i & _u64(15))
-        return _pick(self.block(kind, index & LOW, index >> _u64(32)), (i >> _u64(4)) & _u64(3))
+        return _pick(self.block(kind, index & LOW, index >> _u64(32), member), (i >> _u64(4)) & _u64(3))
 
 
 def _pick(blocks: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -613,3 +613,13 @@ def dense(
 def initial_normal(seed: int, count: int, member: int = 0) -> np.ndarray:
     """Standard normal draws for parameter number `member`, float32 [count]."""
     return signed_normal(Words(seed).sequence(INIT, np.arange(count), 0, member))
+
+
+# ---- §12 noise of Langevin dynamics ------------------------------------------------------------------------
+
+TENSOR_NUMBERS = {"encoder": 0, "decoder": 1, "bias": 2, "hidden_bias": 3}
+
+
+def langevin_noise(seed: int, step: int, role: str, elements: Sequence[int] | np.ndarray) -> np.ndarray:
+    """η of these elements of a tensor in one step, float32."""
+    return signed_normal(Words(seed, step).sequence64(LANGEVIN, elements, TENSOR_NUMBERS[role]))

@@ -31,7 +31,7 @@ from layer_kit import device_layer
 import toykern as tk
 from toykern import _native, reference
 from toykern.network import Objective
-from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from toykern.network.activations import ACTIVATIONS, LAYER_HIDDEN_ACTIVATIONS, LAYER_OUTPUT_ACTIVATIONS
 from toykern.training.kernels import network_params
 
 CASES = FIT_ACTIVATIONS
@@ -127,7 +127,7 @@ def test_layer(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize("name", LAYER_OUTPUT_ACTIVATIONS)
 def test_values_and_slopes_far_from_zero(name, dtype):
     """y = g(b) and its slope for biases of every size, against PyTorch's own function in float64."""
     z = torch.tensor([-80.0, -30.0, -5.0, -1e-3, -0.0, 0.0, 1e-3, 0.5, 5.0, 15.0, 80.0], dtype=torch.float64)
@@ -153,7 +153,7 @@ def outputs_and_slopes(name: str) -> dict[str, torch.Tensor]:
     return {"z": z, "output": output.detach()[:, 0], "slope": model.bias.grad}
 
 
-@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize("name", LAYER_OUTPUT_ACTIVATIONS)
 def test_a_device_has_the_same_bits_as_vectors(name):
     with device_layer() as kernels:
         device = outputs_and_slopes(name)
@@ -176,8 +176,8 @@ def test_gelu_is_as_exact_as_it_says(level):
     assert (found["slope"] - (distribution + z * density)).abs().max() <= 3e-7
 
 
-@pytest.mark.parametrize("hidden", HIDDEN_ACTIVATIONS)
-@pytest.mark.parametrize("output", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize("hidden", LAYER_HIDDEN_ACTIVATIONS)
+@pytest.mark.parametrize("output", LAYER_OUTPUT_ACTIVATIONS)
 def test_the_kernels_are_told_the_number_of_the_activation(hidden, output):
     model = tk.TiedAutoencoder(
         3, 2, hidden_activation=hidden, output_activation=output, top_k=1 if hidden == "topk" else None

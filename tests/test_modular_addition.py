@@ -1,4 +1,4 @@
-"""Modular addition: its pairs, how they are dealt out, and wrong labels, against docs/data_stream.md §12."""
+"""Modular addition: its pairs, how they are dealt out, and wrong labels, against docs/data_stream.md §13."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAIRS_KIND = 13
 
 
 def expected(p: int, fraction: float, noise: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """docs/data_stream.md §12, pair by pair: (a, b, label) of training and of testing."""
+    """docs/data_stream.md §13, pair by pair: (a, b, label) of training and of testing."""
     words = Words(seed, purpose=0, step=0)
     wrong = Words(seed, purpose=1, step=0)
     keys = [

@@ -86,7 +86,7 @@ BAD = [
     ("train", "steps", -1),
     ("train", "first_step", 1),
     ("train", "first_step", -1),
-    ("train", "optimizer", 3),
+    ("train", "optimizer", 5),
     ("train", "optimizer", -1),
     ("train", "order", "an order beyond the models"),
     ("train", "lr", 0),

@@ -56,20 +56,34 @@ else:
         Topology,
     )
     from toykern.sweeps import Sweep, merge_sweeps, open_sweep, sweep
-    from toykern.training import SGD, Adam, AdamW, PeriodicCosine, WarmupCosine, evaluate
+    from toykern.training import (
+        LAMB,
+        SGD,
+        SGLD,
+        Adam,
+        AdamW,
+        BiasDecay,
+        PeriodicCosine,
+        UnitNorm,
+        WarmupCosine,
+        evaluate,
+    )
 
     __version__: str = _build_info()["version"]
 
 __all__ = [
     "GSE",
+    "LAMB",
     "MLP",
     "SET",
     "SGD",
+    "SGLD",
     "SNFS",
     "Adam",
     "AdamW",
     "Anticorrelated",
     "Autoencoder",
+    "BiasDecay",
     "Copula",
     "Correlated",
     "Dataset",
@@ -91,6 +105,7 @@ __all__ = [
     "Sweep",
     "TiedAutoencoder",
     "Topology",
+    "UnitNorm",
     "WarmupCosine",
     "evaluate",
     "fit",

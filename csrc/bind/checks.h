@@ -10,6 +10,7 @@
 #include <string>
 
 #include "common/activation.h"
+#include "common/optimizer_step.h"
 #include "common/tensors.h"
 #include "toykern/params.h"
 
@@ -189,12 +190,59 @@ void check_tensors(const Params& p) {
     }
 }
 
+// Numbers of each model that lie on the host: finite, and at least 0 (or above it); null: there are none.
+inline void check_rates(const std::string& name, const double* rates, int64_t n_models, bool above_zero = false) {
+    for (int64_t i = 0; rates && i < n_models; ++i)
+        if (!(std::isfinite(rates[i]) && (above_zero ? rates[i] > 0.0 : rates[i] >= 0.0)))
+            throw std::invalid_argument(name + " must be finite and " + (above_zero ? "above 0" : "at least 0") +
+                                        ", not " + std::to_string(rates[i]) + " (model " + std::to_string(i) + ")");
+}
+
+// What goes beyond the plain update: the general loop's, on the host alone.
+inline void check_update(const TrainParams& p, bool on_host) {
+    check_range("optimizer", p.optimizer, 0, last_number(kOptimizerNames));
+    const auto kind = (Optimizer)p.optimizer;
+    check_address("nbeta", p.nbeta, kind == Optimizer::kSGLD);
+    if (kind != Optimizer::kSGLD) check_address("localization", p.localization, false);
+    if (plain_update(p)) return;
+    if (!on_host)
+        throw std::invalid_argument(
+            "the update must be a plain one of SGD, Adam or AdamW on a device: without clip_norm, and without scales, "
+            "shrinking or unit norm of tensors");
+    if (kind == Optimizer::kLAMB && !(p.norm_clamp > 0.0)) throw std::invalid_argument("norm_clamp must be above 0");
+    if (p.debias_step && p.debias_moments)
+        throw std::invalid_argument("debias_step and debias_moments must not both be true");
+    if (kind == Optimizer::kSGLD && p.network.sparse)
+        throw std::invalid_argument(
+            "the optimizer must not be SGLD for a sparse network, which has no place for noise");
+    check_range("shrink_until", p.shrink_until, 0, kMostSteps);
+    check_rates("clip_norm", p.clip_norm, p.n_models, true);
+    check_rates("nbeta", p.nbeta, p.n_models);
+    check_rates("localization", p.localization, p.n_models);
+    const bool keeps_first = kind == Optimizer::kSGD    ? p.beta1 != 0.0
+                             : kind == Optimizer::kSGLD ? p.localization != nullptr
+                                                        : true;
+    for (int32_t role = 0; role < kRoles; ++role) {
+        const TensorView& view = p.tensors[role];
+        if (!has_role(p.network, (Role)role) || role > (int32_t)Role::kHiddenBias) continue;
+        const std::string name = kRoleNames[role];
+        check_rates(name + "'s lr_scale", view.lr_scale, p.n_models);
+        check_rates(name + "'s weight_decay_scale", view.weight_decay_scale, p.n_models);
+        check_rates(name + "'s shrink", view.shrink, p.n_models);
+        if (view.unit_norm && role > (int32_t)Role::kDecoder)
+            throw std::invalid_argument(name + "'s unit_norm must be false: it is for the encoder and the decoder");
+        for (int s = 0; s < kMostStates; ++s)
+            check_address((name + "'s state").c_str(), view.state[s],
+                          kStateNames[p.optimizer][s] != nullptr && keeps_first);
+    }
+}
+
 inline void check(const TrainParams& p, bool on_host) {
     check(p.data, on_host);
     check(p.network, p.data, p.n_models, p.batch_size);
     check(p.finite, p.n_models, p.batch_size, p.network.n_features, p.network.n_outputs, on_host);
     check_target(p, on_host);
-    check_range("optimizer", p.optimizer, 0, last_number(kOptimizerNames));
+    check_update(p, on_host);
     check_stride("importance_stride", p.importance_stride, p.network.n_outputs);
     check_range("total_steps", p.total_steps, 1, kMostSteps);
     check_range("first_step", p.first_step, 0, p.total_steps);

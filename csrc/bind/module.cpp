@@ -63,6 +63,13 @@ void set_fixed(Params& p, const std::string& role, uintptr_t address, int64_t ro
     p.tensors[number_of("role", kRoleNames, role)].shared = shared;
 }
 
+void set_rate(TrainParams& p, const std::string& role, const std::string& rate, uintptr_t address) {
+    constexpr const char* names[] = {"lr_scale", "weight_decay_scale", "shrink"};
+    constexpr const double* TensorView::* fields[] = {&TensorView::lr_scale, &TensorView::weight_decay_scale,
+                                                      &TensorView::shrink};
+    p.tensors[number_of("role", kRoleNames, role)].*fields[number_of("rate", names, rate)] = pointer<double>(address);
+}
+
 void bind_structs(py::module_& m) {
     py::class_<Distribution> d(m, "Distribution");
     d.def(py::init([] { return Distribution{}; }))
@@ -151,6 +158,11 @@ void bind_structs(py::module_& m) {
         .def_readwrite("beta2", &TrainParams::beta2)
         .def_readwrite("eps", &TrainParams::eps)
         .def_readwrite("nesterov", &TrainParams::nesterov)
+        .def_readwrite("norm_clamp", &TrainParams::norm_clamp)
+        .def_readwrite("debias_step", &TrainParams::debias_step)
+        .def_readwrite("debias_moments", &TrainParams::debias_moments)
+        .def_readwrite("shrink_until", &TrainParams::shrink_until)
+        .def_readwrite("remove_parallel", &TrainParams::remove_parallel)
         .def_readwrite("first_step", &TrainParams::first_step)
         .def_readwrite("steps", &TrainParams::steps)
         .def_readwrite("record_every", &TrainParams::record_every)
@@ -168,6 +180,14 @@ void bind_structs(py::module_& m) {
             },
             py::arg("role"), "Training leaves this tensor and its states as they are.")
         .def(
+            "set_unit_norm",
+            [](TrainParams& p, const std::string& role) {
+                p.tensors[number_of("role", kRoleNames, role)].unit_norm = true;
+            },
+            py::arg("role"), "After every step each hidden unit's vector in this tensor is scaled to norm 1.")
+        .def("set_rate", &set_rate, py::arg("role"), py::arg("rate"), py::arg("address"),
+             "Numbers of this tensor's updates, float64 [n_models]: lr_scale, weight_decay_scale or shrink.")
+        .def(
             "set_state",
             [](TrainParams& p, const std::string& role, const std::string& state, uintptr_t address) {
                 check_range("optimizer", p.optimizer, 0, last_number(kOptimizerNames));
@@ -183,6 +203,9 @@ void bind_structs(py::module_& m) {
     bind_pointer(t, "gradient", &TrainParams::gradient);
     bind_pointer(t, "lr", &TrainParams::lr);
     bind_pointer(t, "weight_decay", &TrainParams::weight_decay);
+    bind_pointer(t, "clip_norm", &TrainParams::clip_norm);
+    bind_pointer(t, "nbeta", &TrainParams::nbeta);
+    bind_pointer(t, "localization", &TrainParams::localization);
     bind_pointer(t, "lr_factor", &TrainParams::lr_factor);
     bind_pointer(t, "loss_records", &TrainParams::loss_records);
     bind_pointer(t, "loss_carry", &TrainParams::loss_carry);

@@ -1,12 +1,15 @@
 // One optimiser step of one parameter, with PyTorch's arithmetic (torch.optim.SGD, Adam, AdamW; decoupled decay of
 // Loshchilov & Hutter 2019), over a lane type (common/lanes.h). Scalars that depend on the step are made in double and
-// rounded once.
+// rounded once. LAMB (You et al. 2020) and SGLD (Welling & Teh 2011; localised as in Lau et al. 2023) are the general
+// update's (cpu/resident/general_update.inl).
 //
 //   AdamW  p *= 1 - lr·wd;  m += (g - m)(1 - β1);  v = β2 v + (1 - β2) g²;  p -= lr/bc1 · m / (√v/√bc2 + eps)
 //   Adam   the same with g += wd·p instead of the decay
 //   SGD    g += wd·p;  b = μ b + (1 - dampening) g (b = g at step 0);  p -= lr·(nesterov ? g + μ b : b)
+//   LAMB   m and v as Adam's;  u = m / (√v + eps) + wd·p;  p -= lr · min(‖p‖, clamp) / ‖u‖ · u, norms of the tensor
+//   SGLD   p -= lr/2 · (nβ g + wd·p + γ (p - p0));  p += √lr · N(0, 1)
 //
-// Elementwise: no order of sums, no limits.
+// Elementwise but for LAMB's norms: no order of sums, no limits.
 #pragma once
 #include "common/stream/stream.h"
 #include "toykern/params.h"
@@ -22,14 +25,24 @@ struct UpdateConstants {
     float mu, undamped;
 };
 
+// Whether an update is one of the first three, elementwise, with one learning rate and weight decay a model and nothing
+// before or after it: what the loops of today and the devices' know.
+TOYKERN_SHARED bool plain_update(const TrainParams& p) {
+    if (p.optimizer > (int32_t)Optimizer::kAdamW || p.clip_norm) return false;
+    for (int32_t role = 0; role < kRoles; ++role) {
+        const TensorView& view = p.tensors[role];
+        if (view.lr_scale || view.weight_decay_scale || view.shrink || view.unit_norm) return false;
+    }
+    return true;
+}
+
 // `lr` is the step's learning rate, `corrected` the same over bc1, `inverse_bc2` is 1 / √bc2 (1 each where there is no
-// correction).
-TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, int64_t model, int64_t step, double lr,
+// correction), `wd` the weight decay.
+TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, double wd, int64_t step, double lr,
                                                 double corrected, double inverse_bc2) {
     UpdateConstants c = {};
     c.kind = (Optimizer)p.optimizer;
     c.first = step == 0;
-    const double wd = p.weight_decay[model];
     c.lr = (float)corrected;
     c.inverse_bc2 = (float)inverse_bc2;
     if (c.kind == Optimizer::kSGD) {
@@ -51,7 +64,8 @@ TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, int64_t mo
 // The same where a step's numbers come as a row of Launch::step_scale.
 TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, int64_t model, int64_t step,
                                                 const double* scale) {
-    return update_constants(p, model, step, p.lr[model] * scale[0], p.lr[model] * scale[1], scale[2]);
+    const double lr = p.lr[model];
+    return update_constants(p, p.weight_decay[model], step, lr * scale[0], lr * scale[1], scale[2]);
 }
 
 // The parameter after the step; g is its gradient, s1 its momentum.
@@ -75,6 +89,30 @@ TOYKERN_MATHS V adam_step(const UpdateConstants& c, V w, V g, V& s1, V& s2) {
     const V step = s1 / fmadd(fsqrt(s2), Lanes<V>::all(c.inverse_bc2), Lanes<V>::all(c.eps));
     // 0/0 (eps = 0, a gradient that was never anything but zero) is no update.
     return w - Lanes<V>::all(c.lr) * keep(nonzero(s1), step);
+}
+
+// LAMB's step before its length is known, u.
+struct LambConstants {
+    float mix1, beta2, mix2, inverse_bc1, inverse_bc2, eps, decay;
+};
+template <class V>
+TOYKERN_MATHS V lamb_direction(const LambConstants& c, V w, V g, V& s1, V& s2) {
+    s1 = fmadd(g - s1, Lanes<V>::all(c.mix1), s1);
+    s2 = fmadd(Lanes<V>::all(c.mix2) * g, g, Lanes<V>::all(c.beta2) * s2);
+    const V root = fmadd(fsqrt(s2), Lanes<V>::all(c.inverse_bc2), Lanes<V>::all(c.eps));
+    const V step = s1 * Lanes<V>::all(c.inverse_bc1) / root;
+    return fmadd(Lanes<V>::all(c.decay), w, keep(nonzero(s1), step));  // 0/0 as in adam_step
+}
+
+// SGLD; `x0` is where the weight began, `normal` a draw.
+struct SgldConstants {
+    float half_lr, nbeta, decay, localization, noise;  // half_lr = lr / 2, noise = √lr
+};
+template <class V>
+TOYKERN_MATHS V sgld_step(const SgldConstants& c, V w, V g, V x0, V normal) {
+    V d = fmadd(Lanes<V>::all(c.decay), w, Lanes<V>::all(c.nbeta) * g);
+    d = fmadd(Lanes<V>::all(c.localization), w - x0, d);
+    return fmadd(Lanes<V>::all(c.noise), normal, w - Lanes<V>::all(c.half_lr) * d);
 }
 
 template <class V>

@@ -1,4 +1,4 @@
-"""Modular addition: the pairs of two numbers, and which output their sum is (docs/data_stream.md §12)."""
+"""Modular addition: the pairs of two numbers, and which output their sum is (docs/data_stream.md §13)."""
 
 from __future__ import annotations
 

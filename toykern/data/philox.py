@@ -19,6 +19,9 @@ MAX_STEP = 2**32 - 1
 KIND_INIT = 8
 """The kind of the initial weights (docs/data_stream.md §1)."""
 
+KIND_LANGEVIN = 12
+"""That of the noise of Langevin dynamics."""
+
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 _LOW = np.uint64(0xFFFFFFFF)
@@ -92,11 +95,19 @@ def half_normal(words: NDArray[np.uint32]) -> NDArray[np.float32]:
     return np.maximum((((a4 * t + a3) * t + a2) * t + a1) * t + a0, np.float32(2.0**-32))
 
 
-def normal(seeds: NDArray[np.int64], count: int, *, member: int = 0, purpose: int = 0) -> NDArray[np.float32]:
+def normal(
+    seeds: NDArray[np.int64],
+    count: int,
+    *,
+    member: int = 0,
+    purpose: int = 0,
+    kind: int = KIND_INIT,
+    step: int = 0,
+) -> NDArray[np.float32]:
     """Standard normal draws for initial weights (docs/data_stream.md §8), float32 `[models, count]`.
 
-    `member` is the number of the parameter tensor; `purpose` 1 is for embeddings, which are fixed. A draw is
-    negative where its word is odd, and never 0.
+    `member` is the number of the parameter tensor; `purpose` 1 is for embeddings, which are fixed; with
+    another `kind`, the draws are others, of a `step`. A draw is negative where its word is odd, and never 0.
 
     >>> normal(np.array([3]), 4).dtype
     dtype('float32')
@@ -104,9 +115,8 @@ def normal(seeds: NDArray[np.int64], count: int, *, member: int = 0, purpose: in
     draws = np.empty((len(seeds), count), dtype=np.float32)
     models_at_once = max(1, 4 * _BLOCKS_AT_ONCE // max(1, count))
     for start in range(0, len(seeds), models_at_once):
-        words = sequence(
-            seeds[start : start + models_at_once], count, kind=KIND_INIT, member=member, purpose=purpose
-        )
+        own = seeds[start : start + models_at_once]
+        words = sequence(own, count, kind=kind, member=member, purpose=purpose, step=step)
         for first in range(0, count, 4 * _BLOCKS_AT_ONCE):  # what a large model needs beside its words
             part = words[:, first : first + 4 * _BLOCKS_AT_ONCE]
             size = half_normal(part)

@@ -270,6 +270,15 @@ class NetworkSpec(Options, Objective):
         """JSON-able: what is always told, and the options that are used. Its class says the rest."""
         return {name: getattr(self, name) for name in ALWAYS} | self.options()
 
+    def check_loss(self) -> None:
+        """ValueError where the loss is not one of outputs with this activation: a cross-entropy has a softmax
+        of its own."""
+        if LOSSES[self.loss].over != "output" and self.output_activation != "none":
+            raise ValueError(
+                f"loss={self.loss!r} is of outputs without an activation: output_activation must be 'none', "
+                f"not {self.output_activation!r}"
+            )
+
     def check_target(self, width: int | None = None) -> None:
         """ValueError where the target does not have a number for each output.
 

@@ -15,7 +15,7 @@ from toykern.arguments.errors import check_number, describe
 from toykern.arguments.memory import check_free_memory
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import spans_its_storage
-from toykern.network.losses import Objective
+from toykern.network.losses import TARGETS, Objective
 from toykern.network.specification import NetworkSpec
 from toykern.nn.indexing import model_index
 from toykern.nn.initialization import initial_std, initial_weights
@@ -115,6 +115,10 @@ class DenseStack(NetworkStack):
         """Loss of each model on a batch, `[models]`."""
         raise NotImplementedError
 
+    def target_of(self, clean: torch.Tensor, target: str) -> torch.Tensor:
+        """The target of this name, `[models or 1, batch, n_outputs]`, of inputs without noise."""
+        return TARGETS[target](clean)
+
     def dense(self) -> Self:
         """The same networks with all connections: the stack itself."""
         return self
@@ -187,6 +191,7 @@ class DenseStack(NetworkStack):
             # looking at values on another device would wait for it
             check_values=device.type == "cpu" and not torch.compiler.is_compiling(),
             detach=False,
+            width=self.output_width,
         )
 
     def _l1(self, l1: Any, like: torch.Tensor) -> torch.Tensor | None:

@@ -379,6 +379,7 @@ class MLP(DenseStack):
         """
         check_choice("loss_reduction", loss_reduction, REDUCTIONS)
         check_choice("loss", loss, LOSSES)
+        self.network.trained_for(Objective(loss=loss)).check_loss()
         batch = self._input(x)
         samples = batch.shape[1]
         if samples == 0:
@@ -429,6 +430,11 @@ class MLP(DenseStack):
         if self.bias is not None:
             found = found + self.bias.unsqueeze(1)
         return activated(found, self.output_activation, self)
+
+    def target_of(self, clean: torch.Tensor, target: str) -> torch.Tensor:
+        """The target of this name, `[models or 1, batch, n_outputs]`, of inputs without noise."""
+        self.network.trained_for(Objective(target)).check_target()
+        return self._embedded(clean) if target == EMBEDDED else TARGETS[target](clean)
 
     def _target(self, target: Any, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """`[models or 1, batch, n_outputs]`."""

@@ -44,6 +44,11 @@ class NetworkStack(nn.Module):
         return self.n_features
 
     @property
+    def output_width(self) -> str:
+        """What the length of the outputs is called in messages."""
+        return "n_features" if self.n_outputs == self.n_features else "n_outputs"
+
+    @property
     def network(self) -> NetworkSpec:
         """What each of the models is."""
         return self._specification(

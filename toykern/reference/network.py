@@ -96,7 +96,7 @@ def forward(parameters: Parameters, x: torch.Tensor, network: Network = PLAIN) -
 
 
 def target_of(clean: torch.Tensor, target: str, network: Network = PLAIN) -> torch.Tensor:
-    """The target t made from inputs without noise, float64: "identity" gives x, "abs" |x|, "embedding" P x."""
+    """The target made from inputs without noise, float64: "identity" gives x, "abs" |x|, "embedding" P x."""
     check_choice("target", target, (*TARGETS, EMBEDDED))
     wanted = clean.to(torch.float64)
     if target == EMBEDDED:

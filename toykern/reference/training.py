@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import torch
 
 from toykern.arguments.errors import check_non_negative_int, check_positive_int
+from toykern.reference import step as step_of
 from toykern.reference.network import PLAIN, Network, Parameters, loss_and_gradients
-from toykern.training.optim import SGD, Adam, AdamW, Optimizer
+from toykern.training.optim import Optimizer
 from toykern.training.schedule import Schedule, multipliers
 
 State: TypeAlias = dict[str, torch.Tensor]
@@ -33,16 +34,13 @@ class Trained:
 
 
 def initial_state(optimizer: Optimizer, parameters: Parameters) -> State:
-    """Zeros for every state tensor of every parameter.
+    """Every state tensor of every parameter at step 0: zeros, but for SGLD's copy of the parameters.
 
+    >>> from toykern.training.optim import Adam
     >>> list(initial_state(Adam(), {"weight": torch.zeros(1, 2, 5)}))
     ['weight/exp_avg', 'weight/exp_avg_sq']
     """
-    return {
-        f"{name}/{state}": torch.zeros_like(value)
-        for name, value in parameters.items()
-        for state in optimizer.state_names
-    }
+    return step_of.initial_state(optimizer, parameters)
 
 
 def optimizer_step(
@@ -52,28 +50,14 @@ def optimizer_step(
     state: State,
     step: int,
     multiplier: float = 1.0,
+    seed: Any = None,
 ) -> tuple[Parameters, State]:
     """One update, number `step` (from 0): the new parameters and state; the arguments stay as they are.
 
     `multiplier` is the schedule's; the learning rate of the step is lr · multiplier, also in AdamW's decay.
+    `seed`, as `toykern.fit` takes it, says what the noise of SGLD is.
     """
-    n_models = next(iter(parameters.values())).shape[0]
-    lr, weight_decay = optimizer.per_model(n_models)
-    new_parameters, new_state = {}, {}
-    for name, parameter in parameters.items():
-        old_state = {key: state[f"{name}/{key}"] for key in optimizer.state_names}
-        rate, decay = (
-            value.reshape(-1, *[1] * (parameter.ndim - 1)) for value in (lr * multiplier, weight_decay)
-        )
-        if isinstance(optimizer, SGD):
-            update = _sgd(optimizer, parameter, gradients[name], old_state, step, rate, decay)
-        elif isinstance(optimizer, Adam | AdamW):
-            update = _adam(optimizer, parameter, gradients[name], old_state, step, rate, decay)
-        else:
-            raise TypeError(f"optimizer must be an SGD, Adam or AdamW, not {optimizer!r}")
-        new_parameters[name] = update[0]
-        new_state.update({f"{name}/{key}": value for key, value in update[1].items()})
-    return new_parameters, new_state
+    return step_of.optimizer_step(optimizer, parameters, gradients, state, step, multiplier, seed)
 
 
 def train(
@@ -93,6 +77,7 @@ def train(
     stop: int | None = None,
     state: State | None = None,
     connections: Callable[[int], torch.Tensor] | None = None,
+    seed: Any = None,
 ) -> Trained:
     """Train on given batches, for the steps start … stop−1 of a run of `steps` steps.
 
@@ -100,14 +85,16 @@ def train(
         parameters: where training begins; not changed.
         batches: step -> x `[models, batch, n]`, or (x, clean) for noisy inputs and targets that are given.
         steps: length of the whole run, which the schedule is stretched over.
-        optimizer: an `SGD`, `Adam` or `AdamW`.
+        optimizer: an `SGD`, `Adam`, `AdamW`, `LAMB` or `SGLD`.
         network, importance, target, loss_reduction, loss, l1: as for `loss_and_gradients`.
         schedule: as for `toykern.training.schedule.multipliers`.
         start, stop: which steps; all of them by default.
         state: the optimiser's state to begin with; zeros by default.
         connections: step -> bool `[models, m, n]`, which connections of a (tied) sparse "weight" exist in
             that step: no others have a weight, a gradient or optimiser state. A new one begins with zeros.
+        seed: of the noise of SGLD, as for `optimizer_step`.
 
+    >>> from toykern.training.optim import SGD
     >>> start = {"weight": torch.full((1, 1, 2), 0.5, dtype=torch.float64)}
     >>> trained = train(start, lambda step: torch.eye(2), steps=3, optimizer=SGD(lr=0.1))
     >>> trained.losses.shape
@@ -143,7 +130,7 @@ def train(
         if connections is not None:
             gradients["weight"] = _where(exists, gradients["weight"])
         parameters, state = optimizer_step(
-            optimizer, parameters, gradients, state, step, factors[step - start]
+            optimizer, parameters, gradients, state, step, factors[step - start], seed
         )
         losses.append(batch_loss)
     n_models = next(iter(parameters.values())).shape[0]
@@ -167,45 +154,3 @@ def record_means(losses: torch.Tensor, record_every: int) -> torch.Tensor:
 
 def _where(exists: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return torch.where(exists, value, 0.0)
-
-
-def _sgd(
-    optimizer: SGD,
-    parameter: torch.Tensor,
-    gradient: torch.Tensor,
-    state: State,
-    step: int,
-    lr: torch.Tensor,
-    weight_decay: torch.Tensor,
-) -> tuple[torch.Tensor, State]:
-    direction = gradient + weight_decay * parameter
-    if optimizer.momentum == 0:
-        return parameter - lr * direction, {}
-    if step == 0:
-        buffer = direction  # the first gradient is not dampened
-    else:
-        buffer = optimizer.momentum * state["momentum_buffer"] + (1 - optimizer.dampening) * direction
-    update = direction + optimizer.momentum * buffer if optimizer.nesterov else buffer
-    return parameter - lr * update, {"momentum_buffer": buffer}
-
-
-def _adam(
-    optimizer: Adam | AdamW,
-    parameter: torch.Tensor,
-    gradient: torch.Tensor,
-    state: State,
-    step: int,
-    lr: torch.Tensor,
-    weight_decay: torch.Tensor,
-) -> tuple[torch.Tensor, State]:
-    if isinstance(optimizer, AdamW):
-        parameter = parameter * (1 - lr * weight_decay)
-    else:
-        gradient = gradient + weight_decay * parameter
-    beta1, beta2 = optimizer.betas
-    mean = beta1 * state["exp_avg"] + (1 - beta1) * gradient
-    square = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient**2
-    unbiased_mean = mean / (1 - beta1 ** (step + 1))
-    unbiased_square = square / (1 - beta2 ** (step + 1))
-    update = unbiased_mean / (unbiased_square.sqrt() + optimizer.eps)
-    return parameter - lr * update, {"exp_avg": mean, "exp_avg_sq": square}

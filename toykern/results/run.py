@@ -80,7 +80,9 @@ class Run(TrainingState):
 
     def __repr__(self) -> str:
         config = self.config.get("model", {})
-        shape = ", ".join(f"{name}={config[name]}" for name in ("n_features", "n_hidden") if name in config)
+        shape = ", ".join(
+            f"{name}={config[name]}" for name in ("n_features", "n_hidden", "n_outputs") if name in config
+        )
         lines = [f"<toykern.Run of {_count(self.n_models, 'model')}: {type(self.model).__name__}({shape})>"]
         if self.grid is not None:
             axes = zip(self.grid.shape, self.grid.dims, strict=True)

@@ -17,6 +17,7 @@ from toykern.fitting.fitting import fit
 from toykern.results.labels import trailing_dims, trained_arrays
 from toykern.results.run import Run
 from toykern.sweeps.boxes import Box, Part
+from toykern.training.optim import rate_names
 from toykern.training.progress import BarMaker
 
 Plan = Callable[[Grid, Tensor], Mapping[str, Any]]
@@ -114,8 +115,9 @@ class Job:
 
 def inputs_of(run: Run) -> dict[str, Tensor]:
     """The exact inputs of every model."""
+    names = dict.fromkeys([*_INPUTS, *rate_names(run.config["optimizer"])])
     return {
         name: run.arrays[name].expand(run.n_models, *run.arrays[name].shape[1:])
-        for name in _INPUTS
+        for name in names
         if name in run.arrays
     }

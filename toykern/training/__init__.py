@@ -1,7 +1,19 @@
 """The resident trainer: settings, optimisers, schedules, the loop, and the seam to its kernels."""
 
 from toykern.training.evaluation import evaluate
-from toykern.training.optim import SGD, Adam, AdamW, Optimizer
+from toykern.training.optim import LAMB, SGD, SGLD, Adam, AdamW, BiasDecay, Optimizer, UnitNorm
 from toykern.training.schedule import PeriodicCosine, WarmupCosine
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "PeriodicCosine", "WarmupCosine", "evaluate"]
+__all__ = [
+    "LAMB",
+    "SGD",
+    "SGLD",
+    "Adam",
+    "AdamW",
+    "BiasDecay",
+    "Optimizer",
+    "PeriodicCosine",
+    "UnitNorm",
+    "WarmupCosine",
+    "evaluate",
+]

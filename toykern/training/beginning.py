@@ -58,7 +58,7 @@ def begin(kind: type[State], model: AnyModel, settings: Settings) -> State:
         loss=torch.full((n_models, settings.n_records), torch.nan, dtype=torch.float32, device="cpu"),
         diverged_at=torch.full((n_models,), -1, dtype=torch.int64, device="cpu"),
         optimizer_state={
-            f"{name}/{suffix}": torch.zeros(p.shape, dtype=torch.float32, device="cpu")
+            f"{name}/{suffix}": optimizer.initial_state(suffix, p)
             for name, p in parameters.items()
             for suffix in optimizer.state_names
         },

@@ -28,6 +28,7 @@ from toykern.nn.kinds import AnyModel, has_connections, kind_of
 from toykern.nn.model_checks import check_as_described
 from toykern.training.resident_topology import DenseLayer
 from toykern.training.settings import Settings
+from toykern.training.update import set_update
 
 _ORDERED_MODELS = 4096
 
@@ -248,19 +249,22 @@ class Resident:
         self.changing = {f"parameters/{name}": tensor for name, tensor in self.tensors.items()}
         self.changing |= {f"state/{name}": tensor for name, tensor in state_there.items()}
         self.changing["carry/loss"] = there[-2]
-        inputs = [arrays[name] for name in ("seed", "importance", "lr", "weight_decay")]
-        seed, importance, lr, weight_decay = inputs if launch is None else launch.moved(inputs)
+        optimizer = settings.optimizer
+        rates = {name: arrays[name] for name in optimizer.rates()}
+        inputs = [arrays["seed"], arrays["importance"], *rates.values()]
+        seed, importance, *values = inputs if launch is None else launch.moved(inputs)
+        rates = dict(zip(rates, values, strict=True))
         l1 = arrays.get("l1")  # which the CPU's kernels alone have
         fixed = {name: held.contiguous() for name, held in model.fixed_tensors().items()}
         order = costliest_first(data)
         if order is not None and launch is not None:
             order = launch.moved([order])[0]
         # Everything whose address the kernels hold.
-        self._kept = [data, seed, importance, lr, weight_decay, l1, fixed, order]
+        self._kept = [data, seed, importance, *rates.values(), l1, fixed, order]
 
         self._device = next(model.parameters()).device
         p = _native.TrainParams()
-        network, optimizer = settings.network(model), settings.optimizer
+        network = settings.network(model)
         p.network = network_params(network)
         self._kept.append(set_data(p, data, settings.batch_size))
         if launch is not None:
@@ -272,20 +276,12 @@ class Resident:
         _set_tensors(p, network, self.tensors | fixed, self._device)
         if l1 is not None:
             p.l1 = self._at("l1", l1, torch.float64)
-        p.optimizer = number("optimizer", optimizer.name)
-        for name, value in optimizer.kernel_options().items():
-            setattr(p, name, value)
-        for tensor in network.parameters:
-            for name in optimizer.state_names:
-                key = f"{tensor.name}/{name}"
-                p.set_state(tensor.role, name, self._at(key, state_there[key], torch.float32))
+        set_update(p, optimizer, network, rates, state_there, self._device)
         for name in frozen_parameters(model):
             p.set_frozen(model.tensor_of(name).role)
         if self.layer is not None:
             p.network.sparse = True
             p.connected = self._at("connected", self.layer.connected, torch.uint8)
-        p.lr = self._at("lr", lr, torch.float64)
-        p.weight_decay = self._at("weight_decay", weight_decay, torch.float64)
         p.record_every = settings.record_every
         p.loss_records = self._at("loss", there[-3], torch.float32)
         p.n_records = loss.shape[1]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from toykern import metrics
-from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
+from toykern.arguments.broadcast import broadcast_importance, broadcast_l1, broadcast_seed
 from toykern.arguments.errors import check_choice, check_dense_tensor, check_int, describe
 from toykern.arguments.grids import Grid
 from toykern.arguments.memory import check_free_memory
@@ -23,7 +23,14 @@ from toykern.network.specification import NetworkSpec
 from toykern.nn.kinds import AnyModel
 from toykern.sparse.config import recipe_config
 from toykern.sparse.recipe import Recipe
-from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config
+from toykern.training.optim import (
+    PER_MODEL,
+    Optimizer,
+    optimizer_from_config,
+    rate_names,
+    told_rate,
+    without_rates,
+)
 from toykern.training.schedule import Schedule, multipliers, schedule_config, schedule_from_config
 
 METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -68,6 +75,7 @@ class Settings:
     grid: Grid | None = None
     topology: Recipe | None = None
     loss: str = Objective.loss
+    l1: Any = 0.0
 
     def check(self, model: AnyModel, tracks_explored: bool | None = None) -> Settings:
         """The same with numbers checked, records and snapshots in order, and seed and importance as tensors;
@@ -84,10 +92,15 @@ class Settings:
         if batch_size is not None:  # None: every step sees the whole dataset
             batch_size = check_int("batch_size", batch_size, minimum=1, maximum=MAX_BATCH)
         if not isinstance(self.optimizer, Optimizer) or type(self.optimizer) is Optimizer:
-            raise TypeError(f"optimizer must be a toykern SGD, Adam or AdamW, not {describe(self.optimizer)}")
-        self.optimizer.per_model(model.n_models)
+            raise TypeError(
+                f"optimizer must be a toykern SGD, Adam, AdamW, LAMB or SGLD, not {describe(self.optimizer)}"
+            )
+        on_cuda = next(model.parameters()).device.type == "cuda"
+        self.optimizer.check_for(model.network, model.n_models, on_cuda)
         self.objective.check_objective()
-        check_target_of(self.data, self.network(model))
+        l1 = broadcast_l1(self.l1, model.n_models)
+        network = check_objective_of(model, self.objective, l1)
+        check_target_of(self.data, network)
         if self.schedule is not None:
             multipliers(self.schedule, steps, 0, 1)
         every = max(1, steps // 100)
@@ -110,7 +123,10 @@ class Settings:
             record=names,
             snapshots=kept,
             seed=broadcast_seed("seed", self.seed, model.n_models),
-            importance=broadcast_importance(self.importance, model.n_models, model.n_features).clone(),
+            importance=broadcast_importance(
+                self.importance, model.n_models, network.n_outputs, width=model.output_width
+            ).clone(),
+            l1=l1,
         )
 
     @property
@@ -144,18 +160,28 @@ class Settings:
         }
         if self.loss != Objective.loss:  # which stores that are older than the choice do not name
             described["loss"] = self.loss
+        if self._has_l1:
+            described["l1"] = PER_MODEL if isinstance(self.l1, torch.Tensor) else self.l1
         return described | ({} if self.topology is None else {"topology": topology_config(self.topology)})
 
     def arrays(self, n_models: int) -> dict[str, torch.Tensor]:
         """What is given per model, `[n_models, …]` or one row for all of them."""
-        lr, weight_decay = self.optimizer.per_model(n_models)
         return {
             "seed": self.seed,
             "importance": self.importance,
-            "lr": lr,
-            "weight_decay": weight_decay,
+            **self.optimizer.arrays(n_models),
+            **({"l1": self._l1_of(n_models)} if self._has_l1 else {}),
             **self.data.arrays(),
         }
+
+    @property
+    def _has_l1(self) -> bool:
+        """Whether what a run keeps says something of it: in all chunks of a sweep where it is per model."""
+        return isinstance(self.l1, torch.Tensor) or self.l1 != 0
+
+    def _l1_of(self, n_models: int) -> torch.Tensor:
+        """float64 `[n_models]`."""
+        return torch.as_tensor(self.l1, dtype=torch.float64, device="cpu").expand(n_models).contiguous()
 
     @classmethod
     def from_config(
@@ -171,15 +197,15 @@ class Settings:
         """The settings of a run with this config and these arrays.
 
         `data` is that described, where it is at hand. `schedule` is needed where it was a callable (else it
-        stays None), `topology` where there is a recipe: neither can be made of its description. `lr` and
-        `weight_decay` are the arrays', as numbers where they are still those described.
+        stays None), `topology` where there is a recipe: neither can be made of its description. Rates of the
+        optimizer are the arrays', as numbers where they are still those described.
         """
         described = config["optimizer"]
-        rates = {name: arrays[name] for name in ("lr", "weight_decay")}
+        told = {name: told_rate(described, name) for name in rate_names(described)}
         given = {
-            name: values
-            for name, values in rates.items()
-            if described[name] == PER_MODEL or not bool((values == described[name]).all())
+            name: arrays[name]
+            for name, rate in told.items()
+            if rate == PER_MODEL or not bool((arrays[name] == rate).all())
         }
         if schedule is None and config["schedule"]["name"] != "callable":
             schedule = schedule_from_config(config["schedule"])
@@ -195,6 +221,7 @@ class Settings:
             grid=grid,
             topology=topology,
             loss=config.get("loss", Objective.loss),
+            l1=l1_from(config, arrays),
             **{name: config[name] for name in same},
         )
 
@@ -205,15 +232,15 @@ class Settings:
             whole = isinstance(values, torch.Tensor) and len(values) == len(self.seed)
             return values[i : i + 1] if whole else values
 
-        lr, weight_decay = self.optimizer.per_model(len(self.seed))
+        described, rates = self.optimizer.config(), self.optimizer.arrays(len(self.seed))
+        own = [n for n in rates if n in ("lr", "weight_decay") or told_rate(described, n) == PER_MODEL]
         return dataclasses.replace(
             self,
             data=self.data.row(i),
-            optimizer=optimizer_from_config(
-                self.optimizer.config(), lr=lr[i : i + 1], weight_decay=weight_decay[i : i + 1]
-            ),
+            optimizer=optimizer_from_config(described, **{name: rates[name][i : i + 1] for name in own}),
             seed=of(self.seed),
             importance=of(self.importance),
+            l1=of(self.l1),
             grid=None,
             topology=None
             if self.topology is None
@@ -225,11 +252,11 @@ class Settings:
         are not looked at, nor are schedules of which one is a callable that is not there any more."""
         n_models = len(self.seed)
         ours, theirs = (
-            {"optimizer_rates": s.optimizer.per_model(n_models), "seed": [s.seed],
-             "importance": [s.importance.expand(n_models, -1)]}
+            {"optimizer_rates": s.optimizer.arrays(n_models), "seed": {"seed": s.seed},
+             "importance": {"importance": s.importance.expand(n_models, -1)}, "l1": {"l1": s._l1_of(n_models)}}
             for s in (self, other)
         )  # fmt: skip
-        unlike = {name for name in ours if not all(map(torch.equal, ours[name], theirs[name]))}
+        unlike = {name for name in ours if not _equal(ours[name], theirs[name])}
         if not _equal(self.data.arrays(), other.data.arrays()):
             unlike.add("data")
 
@@ -237,15 +264,38 @@ class Settings:
             # A schedule that is not there any more is like every other.
             whole = settings if None not in (self.schedule, other.schedule) else _without_schedule(settings)
             config = whole.config() | {"grid": None if settings.grid is None else settings.grid.config()}
-            config["optimizer"] = {
-                k: v for k, v in config["optimizer"].items() if k not in ("lr", "weight_decay")
-            }
+            config.pop("l1", None)
+            config["optimizer"] = without_rates(config["optimizer"])
             return config
 
         of_arrays = {"optimizer_rates": "optimizer"}
         found = {of_arrays.get(name, name) for name in unlike}
         found |= set(described_differences(described(self), described(other))) - {"topology"}
         return [field.name for field in dataclasses.fields(self) if field.name in found]
+
+
+def check_objective_of(model: AnyModel, objective: Objective, l1: torch.Tensor | float) -> NetworkSpec:
+    """What each model is and is trained or evaluated for; ValueError for what it cannot be where it is."""
+    network = model.network.trained_for(objective)
+    network.check_loss()
+    device = next(model.parameters()).device
+    has_l1 = bool(torch.as_tensor(l1, device="cpu").any())
+    unknown = network.untrained(has_l1, device.type)
+    if unknown:
+        given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
+        where = "on the CPU alone" if device.type == "cuda" else f"not of a {type(model).__name__}"
+        raise ValueError(f"the kernels have no {given} for this model: that is {where}")
+    return network
+
+
+def l1_from(config: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Any:
+    """The weight of the codes' L1 norm in a run's config and arrays, as a number where it is still that."""
+    told = config.get("l1", 0.0)
+    return (
+        told
+        if told != PER_MODEL and ("l1" not in arrays or bool((arrays["l1"] == told).all()))
+        else arrays["l1"]
+    )
 
 
 def _equal(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:

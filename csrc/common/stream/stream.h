@@ -22,6 +22,7 @@ enum class Kind : uint32_t {
     kTopology = 9,
     kJoint = 10,
     kJointMagnitude = 11,
+    kLangevin = 12,
     kShuffle = 15,
 };
 

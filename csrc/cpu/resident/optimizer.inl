@@ -51,11 +51,14 @@ struct Frozen {
     }
 };
 
-inline UpdateConstants step_constants(const TrainParams& p, int64_t model, int64_t step) {
+// With a learning rate and a weight decay of this step.
+inline UpdateConstants step_constants(const TrainParams& p, double lr, double weight_decay, int64_t step) {
     const int64_t t = step - p.first_step;
-    const double lr = p.lr[model] * p.lr_factor[t];
-    if ((Optimizer)p.optimizer == Optimizer::kSGD) return update_constants(p, model, step, lr, lr, 1.0);
-    return update_constants(p, model, step, lr, lr / p.correction1[t], 1.0 / p.correction2[t]);
+    if ((Optimizer)p.optimizer == Optimizer::kSGD) return update_constants(p, weight_decay, step, lr, lr, 1.0);
+    return update_constants(p, weight_decay, step, lr, lr / p.correction1[t], 1.0 / p.correction2[t]);
+}
+inline UpdateConstants step_constants(const TrainParams& p, int64_t model, int64_t step) {
+    return step_constants(p, p.lr[model] * p.lr_factor[step - p.first_step], p.weight_decay[model], step);
 }
 
 // p, g, s1, s2: [length], g scaled by `scale` first.

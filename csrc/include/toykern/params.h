@@ -69,7 +69,7 @@ struct FiniteData {
     bool per_model;            // K of them; else one that all models share
     const float* target;       // [K | 1, T, n_outputs] what the target is made from; null: the input, or the label
     bool target_per_model;
-    const int32_t* label;      // [K | 1, T] below n_outputs: a target of 1 there and of 0 elsewhere; null: none
+    const int32_t* label;  // [K | 1, T] below n_outputs: a target of 1 there and of 0 elsewhere; null: none
     bool label_per_model;
     bool full;  // a step sees all of a model's rows, in order; batch_size is then T. Else by shuffle.h
 };
@@ -94,12 +94,15 @@ struct SampleParams {
     Stop stop;         // the CPU's kernels ask it
 };
 
-enum class Optimizer : int32_t { kSGD = 0, kAdam = 1, kAdamW = 2 };
-constexpr const char* kOptimizerNames[] = {"SGD", "Adam", "AdamW"};
+enum class Optimizer : int32_t { kSGD = 0, kAdam = 1, kAdamW = 2, kLAMB = 3, kSGLD = 4 };
+constexpr const char* kOptimizerNames[] = {"SGD", "Adam", "AdamW", "LAMB", "SGLD"};
 // What each keeps of a parameter, by PyTorch's names: its list of states, in the order of TensorView::state.
 constexpr int kMostStates = 2;
-constexpr const char* kStateNames[][kMostStates] = {
-    {"momentum_buffer", nullptr}, {"exp_avg", "exp_avg_sq"}, {"exp_avg", "exp_avg_sq"}};
+constexpr const char* kStateNames[][kMostStates] = {{"momentum_buffer", nullptr},
+                                                    {"exp_avg", "exp_avg_sq"},
+                                                    {"exp_avg", "exp_avg_sq"},
+                                                    {"exp_avg", "exp_avg_sq"},
+                                                    {"initial", nullptr}};
 
 // A model's part of a tensor: a matrix (a bias has one row), and the elements of the tensors that stand before it in
 // the table. common/tensors.h has those of a network.
@@ -113,6 +116,11 @@ struct TensorView {
     TensorShape shape;
     bool frozen;  // it and its states stay as they are
     bool shared;  // of fixed tensors: [rows, columns], one for all models
+    // Of its updates, in training.
+    const double* lr_scale;            // [K] a factor of the learning rate; null: 1
+    const double* weight_decay_scale;  // [K] a factor of the weight decay; null: 1
+    const double* shrink;  // [K] steps before shrink_until end with a multiplication by 1 - shrink · lr; null: none do
+    bool unit_norm;  // steps end with each hidden unit's vector (rows of an encoder, columns of a decoder) at norm 1
 };
 
 // A stretch of training, steps [first_step, first_step + steps) of K models, in place.
@@ -136,8 +144,15 @@ struct TrainParams {
     int32_t optimizer;         // Optimizer
     double beta1, beta2, eps;  // SGD: beta1 = momentum, beta2 = dampening
     bool nesterov;
-    const double* lr;            // [K]
-    const double* weight_decay;  // [K]
+    double norm_clamp;                 // LAMB: the most that the norm of a tensor counts for
+    bool debias_step, debias_moments;  // LAMB: of the learning rate, or of the moments by themselves; or neither
+    const double* nbeta;               // SGLD: [K] what the gradient is multiplied by
+    const double* localization;        // SGLD: [K] γ; null: 0, and there is no state
+    const double* lr;                  // [K]
+    const double* weight_decay;        // [K]
+    const double* clip_norm;  // [K] the most that the norm of a model's gradient may be, before the step; null: any
+    int64_t shrink_until;     // of TensorView::shrink
+    bool remove_parallel;     // of TensorView::unit_norm: gradients lose what is parallel to the vector
 
     int64_t first_step, steps;
     const double* lr_factor;    // [T] the schedule
@@ -165,7 +180,7 @@ struct EvaluateParams {
     const float* importance;  // [K | 1, n_outputs]
     int64_t importance_stride;
     TargetProjection projection;
-    const double* l1;  // [K], or null
+    const double* l1;            // [K], or null
     TensorView tensors[kRoles];  // by Role; only read, and without states
     double* loss;                // [K]
     int threads;
