@@ -18,7 +18,7 @@ from toykern import reference
 from toykern.network import HIDDEN_ACTIVATIONS, LOSSES, OUTPUT_ACTIVATIONS
 from toykern.reference import Network
 
-MODELS, N, M, D, BATCH, K, SLOPE = 2, 5, 4, 3, 6, 2, 0.25
+MODELS, N, M, D, BATCH, K, SLOPE = 2, 5, 4, 3, 6, 2, 0.3
 LOSS = "squared_error"  # the one that a mean over outputs is taken of
 
 PLAIN = {
