@@ -159,13 +159,22 @@ CALLS: dict[str, PublicCall] = {
     "SparseFeatures.one_sparse": _of(tk.SparseFeatures.one_sparse, n_features=3),
     "SparseFeatures.sample": _method(_data, "sample", step=0, batch_size=4),
     "SparseFeatures of so many active": _of(tk.SparseFeatures, n_features=3, active=2),
+    "SparseFeatures with a projection": _of(
+        tk.SparseFeatures, n_features=3, probability=0.5, projection=lambda: torch.ones(2, 3)
+    ),
+    "SparseFeatures.targets": _method(_data, "targets", step=0, batch_size=4),
     "SparseFeatures.dataset": _method(_data, "dataset", samples=4),
     "Dataset": _of(tk.Dataset, inputs=lambda: torch.ones(2, 3)),
+    "Dataset of labels": _of(tk.Dataset, inputs=lambda: torch.ones(2, 3), labels=[0, 1]),
+    "Dataset.batch of labels": _method(
+        lambda: tk.Dataset(torch.eye(3), labels=[0, 1, 0]), "batch", step=0, n_outputs=2
+    ),
     "Dataset.rows_of": _method(_dataset, "rows_of", step=0, batch_size=2),
     "Dataset.batch": _method(_dataset, "batch", step=0, batch_size=2),
     "Hierarchy": _of(tk.Hierarchy, parents=[-1, 0, 0]),
     "Copula": _of(tk.Copula, correlation=lambda: torch.eye(3)),
     "Copula of loadings": _of(tk.Copula, loadings=lambda: torch.full((3, 1), 0.5)),
+    "modular_addition": _of(tk.modular_addition, p=5),
     "zipf": _of(tk.zipf, n_features=5, exponent=1.0, mean_active=2.0),
     "SparseBatch": _of(
         tk.SparseBatch,
@@ -181,6 +190,7 @@ CALLS: dict[str, PublicCall] = {
         values=lambda: torch.ones(1),
         shape=[1, 2, 3],
     ),
+    "SparseBatch.of_model": _method(lambda: tk.SparseBatch.from_dense(torch.eye(3)), "of_model", i=0),
     "SparseBatch.from_csr": _of(tk.SparseBatch.from_csr, csr=lambda: torch.eye(3).to_sparse_csr()),
     "Correlated": _of(tk.Correlated, members=[0, 1]),
     "Anticorrelated": _of(tk.Anticorrelated, members=[0, 1]),

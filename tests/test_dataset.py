@@ -293,7 +293,10 @@ def test_an_all_zero_sample_and_a_single_one() -> None:
         ({"inputs": torch.zeros(4)}, "inputs must have the shape"),
         ({"inputs": torch.tensor([[1.0, float("nan")]])}, "inputs must be finite"),
         ({"inputs": "text"}, "inputs"),
-        ({"inputs": torch.ones(3, 4), "targets": torch.ones(3, 5)}, "targets must have the shape"),
+        (
+            {"inputs": torch.ones(3, 4), "targets": torch.ones(2, 4)},
+            "targets must have a row for each of the 3",
+        ),
         ({"inputs": torch.ones(2, 3, 4), "targets": torch.ones(3, 3, 4)}, "one number of models"),
         ({"inputs": torch.ones(3, 4), "samples": [[1, 2]]}, r"samples must be a number or \[models\]"),
         ({"inputs": torch.ones(3, 4), "samples": [0]}, "samples must be from 1 to 3"),

@@ -31,7 +31,7 @@ from layer_kit import device_layer
 import toykern as tk
 from toykern import _native, reference
 from toykern.network import Objective
-from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
+from toykern.network.activations import ACTIVATIONS, LAYER_HIDDEN_ACTIVATIONS, LAYER_OUTPUT_ACTIVATIONS
 from toykern.training.kernels import network_params
 
 CASES = FIT_ACTIVATIONS
@@ -127,7 +127,7 @@ def test_layer(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize("name", LAYER_OUTPUT_ACTIVATIONS)
 def test_values_and_slopes_far_from_zero(name, dtype):
     """y = g(b) and its slope for biases of every size, against PyTorch's own function in float64."""
     z = torch.tensor([-80.0, -30.0, -5.0, -1e-3, -0.0, 0.0, 1e-3, 0.5, 5.0, 15.0, 80.0], dtype=torch.float64)
@@ -153,7 +153,7 @@ def outputs_and_slopes(name: str) -> dict[str, torch.Tensor]:
     return {"z": z, "output": output.detach()[:, 0], "slope": model.bias.grad}
 
 
-@pytest.mark.parametrize("name", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize("name", LAYER_OUTPUT_ACTIVATIONS)
 def test_a_device_has_the_same_bits_as_vectors(name):
     with device_layer() as kernels:
         device = outputs_and_slopes(name)
@@ -176,8 +176,8 @@ def test_gelu_is_as_exact_as_it_says(level):
     assert (found["slope"] - (distribution + z * density)).abs().max() <= 3e-7
 
 
-@pytest.mark.parametrize("hidden", HIDDEN_ACTIVATIONS)
-@pytest.mark.parametrize("output", OUTPUT_ACTIVATIONS)
+@pytest.mark.parametrize("hidden", LAYER_HIDDEN_ACTIVATIONS)
+@pytest.mark.parametrize("output", LAYER_OUTPUT_ACTIVATIONS)
 def test_the_kernels_are_told_the_number_of_the_activation(hidden, output):
     model = tk.TiedAutoencoder(
         3, 2, hidden_activation=hidden, output_activation=output, top_k=1 if hidden == "topk" else None
@@ -195,19 +195,18 @@ def test_what_no_fast_loop_of_a_device_lists_goes_to_the_small_one():
         fit_case(case, steps=1)
 
 
-def test_the_native_side_refuses_what_its_closed_forms_do_not_hold_for():
-    """f(0) must be 0: an all-zero sample counts as one whose codes are 0."""
-    network = network_params(tk.TiedAutoencoder(5, 2).network)
+def test_the_native_side_refuses_what_is_no_activation_there():
     model = model_of(case_of_activations(5, 2, 0.1, True, "none", "relu", {}))
-    for number, allowed in (
-        (ACTIVATIONS["softplus"].number, "0 at 0"),
-        (99, "from 0 to"),
-        (2, "training loops"),
+    for place, number, allowed in (
+        ("hidden_activation", 99, "from 0 to"),
+        ("hidden_activation", ACTIVATIONS["topk"].number, "hidden_option must be from 1 to n_hidden"),
+        ("output_activation", ACTIVATIONS["solu"].number, "elementwise"),
+        ("output_activation", ACTIVATIONS["topk"].number, "elementwise"),
     ):
         params = _native.EvaluateParams()
-        params.data, params.network, params.n_models = tk.SparseFeatures(5, 0.1).native(), network, len(model)
-        params.batch_size = 8
-        params.network.hidden_activation = number
+        params.data, params.n_models = tk.SparseFeatures(5, 0.1).native(), len(model)
+        params.network, params.batch_size = network_params(tk.TiedAutoencoder(5, 2).network), 8
+        setattr(params.network, place, number)
         with pytest.raises(ValueError, match=allowed):
             _native.evaluate(params)
     with pytest.raises(ValueError, match="hidden_activation must be one of"):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toykern import reference
-from toykern.network.activations import HIDDEN_ACTIVATIONS
+from toykern.network.activations import LAYER_HIDDEN_ACTIVATIONS
 from toykern.nn import Autoencoder, TiedAutoencoder, model_from_config
 
 KINDS = [TiedAutoencoder, Autoencoder]
@@ -297,7 +297,7 @@ def test_repr_shows_shape_and_options():
         (
             {"hidden_activation": "tanh"},
             ValueError,
-            f"hidden_activation must be one of {str(HIDDEN_ACTIVATIONS)[1:-1]}, not 'tanh'",
+            f"hidden_activation must be one of {str(LAYER_HIDDEN_ACTIVATIONS)[1:-1]}, not 'tanh'",
         ),
         ({"output_activation": None}, TypeError, "output_activation must be one of"),
         ({"bias": 1}, TypeError, "bias must be True or False"),

@@ -37,10 +37,11 @@ else:
         Hierarchy,
         SparseBatch,
         SparseFeatures,
+        modular_addition,
         zipf,
     )
     from toykern.fitting import fit, log_spaced_steps
-    from toykern.nn import Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder, sparsify
+    from toykern.nn import MLP, Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder, sparsify
     from toykern.results import Run, StoreError
     from toykern.sparse import (
         GSE,
@@ -73,6 +74,7 @@ else:
 __all__ = [
     "GSE",
     "LAMB",
+    "MLP",
     "SET",
     "SGD",
     "SGLD",
@@ -111,6 +113,7 @@ __all__ = [
     "log_spaced_steps",
     "merge_sweeps",
     "metrics",
+    "modular_addition",
     "open_sweep",
     "plot",
     "sparse",

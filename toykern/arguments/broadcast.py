@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toykern.arguments.errors import check_dense_tensor, check_int, describe
+from toykern.arguments.errors import check_dense_tensor, check_int, check_number, describe, is_number
 from toykern.arguments.memory import check_free_memory
 
 
@@ -113,6 +113,38 @@ def broadcast_per_model(
     return tensor.expand(n_models).clone(memory_format=torch.contiguous_format)
 
 
+def bounded_numbers(name: str, value: Any, most: float, allowed: str) -> torch.Tensor:
+    """A number or one for each model, float64 CPU `[]` or `[models]`, finite and in [0, most]; else a
+    TypeError or ValueError that says what is `allowed`.
+
+    >>> bounded_numbers("fraction", [0, 0.5], 1.0, "from 0 to 1")
+    tensor([0.0000, 0.5000], dtype=torch.float64)
+    """
+    given = as_tensor(name, value, torch.float64)
+    if given.ndim > 1 or given.numel() == 0:
+        raise ValueError(f"{name} must be one number or one for each model, not {describe(value)}")
+    bad = ~((given >= 0.0) & (given <= most) & given.isfinite())
+    if bool(bad.any()):
+        raise ValueError(f"{name} must be {allowed}, not {float(given[bad][0]):g}")
+    return given
+
+
+def broadcast_l1(value: Any, n_models: int) -> torch.Tensor | float:
+    """The weight of the codes' L1 norm: a number as a float, or float64 `[n_models]`, finite and at least 0.
+
+    >>> broadcast_l1(1, 2), broadcast_l1([0.1, 0.2], 2)
+    (1.0, tensor([0.1000, 0.2000], dtype=torch.float64))
+    """
+    if is_number(value):
+        return check_number("l1", value, minimum=0.0)
+    weights = broadcast_per_model("l1", value, n_models)
+    if bool((weights < 0).any()):
+        raise ValueError(
+            f"l1 must be at least 0, not {describe(value)} with {_offender(weights < 0, weights)}"
+        )
+    return weights
+
+
 def broadcast_seed(name: str, value: Any, n_models: int) -> torch.Tensor:
     """Seeds as a contiguous CPU int64 tensor `[n_models]`.
 
@@ -151,13 +183,14 @@ def broadcast_importance(
     device: torch.device | str | None = None,
     check_values: bool = True,
     detach: bool = True,
+    width: str = "n_features",
 ) -> torch.Tensor:
     """Importance as a tensor `[1 or n_models, n_features]`; the first dimension is 1 where all share it.
 
     `value`: a number, `[n_features]`, `[n_models, 1]` or `[n_models, n_features]`, broadcast
     as in NumPy; one dimension always means features, also where n_models = n_features. ValueError for another
     shape and (with `check_values`) for values that are negative or not finite in `dtype`. Without `detach` it
-    has a gradient to a tensor that requires one.
+    has a gradient to a tensor that requires one. `width` is what messages call n_features.
 
     >>> broadcast_importance([1.0, 0.5], n_models=3, n_features=2)
     tensor([[1.0000, 0.5000]])
@@ -174,7 +207,7 @@ def broadcast_importance(
     rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor
     if rows.ndim > 2 or rows.shape[0] not in (1, n_models) or rows.shape[1] not in (1, n_features):
         raise ValueError(
-            f"importance must broadcast to [models, n_features] = [{n_models}, {n_features}]: one number, "
+            f"importance must broadcast to [models, {width}] = [{n_models}, {n_features}]: one number, "
             f"[{n_features}], [{n_models}, 1] or [{n_models}, {n_features}], not {describe(value)}"
         )
     if check_values:

@@ -5,6 +5,7 @@ from toykern.data.dependence import Copula, Hierarchy
 from toykern.data.features import SparseFeatures
 from toykern.data.frequencies import zipf
 from toykern.data.groups import Anticorrelated, Correlated
+from toykern.data.modular import modular_addition
 from toykern.data.sparse_batch import SparseBatch
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "Hierarchy",
     "SparseBatch",
     "SparseFeatures",
+    "modular_addition",
     "zipf",
 ]

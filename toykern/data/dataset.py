@@ -9,16 +9,34 @@ import numpy as np
 import torch
 
 from toykern import _native
-from toykern.arguments.broadcast import as_tensor, broadcast_seed
+from toykern.arguments.broadcast import broadcast_seed
 from toykern.arguments.errors import check_int, check_size, describe
 from toykern.arguments.memory import check_free_memory
+from toykern.data.dataset_checks import (
+    MAX_OUTPUTS,
+    MAX_ROWS,
+    check_entries,
+    check_labels,
+    check_rows,
+    check_samples,
+    common_models,
+    refuse_label,
+)
 from toykern.data.philox import MAX_STEP
 from toykern.data.shuffle import shuffled_rows
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import address
 
-MAX_ROWS = 2**31 - 1
-_ARRAYS = ("input", "row_start", "feature", "value", "target", "samples")
+_ARRAYS = {
+    "input": torch.float32,
+    "row_start": torch.int64,
+    "feature": torch.int32,
+    "value": torch.float32,
+    "target": torch.float32,
+    "label": torch.int32,
+    "samples": torch.int64,
+}
+"""What a dataset may have, by the kernels' names, in the order of runs and stores."""
 
 
 class Dataset:
@@ -28,15 +46,20 @@ class Dataset:
         inputs: `[T, n_features]` (shared) or `[models, T, n_features]`; a tensor, an array, or whatever
             `torch.from_dlpack` takes. Or a `SparseBatch` of one model (shared) or of `models`, whose
             entries are kept as they are: for rare features far less memory and time. Finite; float32.
-        targets: what the models are to give for them, shaped as dense inputs are (shared or per model);
-            None means the inputs. `fit(target="abs")` takes the magnitude of either.
+        targets: what the models are to give for them, `[T, n_outputs]` or `[models, T, n_outputs]`, finite;
+            float32. None means the inputs, or the labels where there are some. `fit(target="abs")` takes the
+            magnitude of targets or inputs.
+        labels: in place of targets the number of one output for each sample, `[T]` or `[models, T]`,
+            integers from 0 to n_outputs − 1: the target is 1 there and 0 elsewhere. How many outputs there
+            are, the model says: `fit` and `evaluate` compare.
         samples: how many of the T samples a model has, the first ones, `[models]` from 1 to T; None means
             all.
 
     Raises:
         ValueError, TypeError: naming the argument that does not fit.
 
-    Tensors are copied if they are not float32 on the CPU and contiguous; else they are the dataset's memory.
+    Inputs and targets are copied if they are not float32 on the CPU and contiguous; else they are the
+    dataset's memory. Labels are kept as int32.
 
     Example:
         >>> data = Dataset(torch.eye(4))
@@ -44,36 +67,64 @@ class Dataset:
         Dataset(4 samples of n_features=4, shared by all models)
         >>> data.batch(step=0, batch_size=2, seed=0, n_models=1)[0].shape
         torch.Size([1, 2, 4])
+        >>> Dataset(torch.eye(4), labels=[0, 1, 0, 1])
+        Dataset(4 samples of n_features=4, with labels, shared by all models)
     """
 
-    def __init__(self, inputs: Any, targets: Any = None, *, samples: Any = None) -> None:
+    def __init__(self, inputs: Any, targets: Any = None, *, labels: Any = None, samples: Any = None) -> None:
         self.input: torch.Tensor | None = None
         self.entries: SparseBatch | None = None
         if isinstance(inputs, SparseBatch):
-            self.entries = _checked_entries(inputs)
+            self.entries = check_entries(inputs)
             models, self.rows, self.n_features = inputs.shape
         else:
-            self.input = _rows("inputs", inputs)
+            self.input = check_rows("inputs", inputs, "n_features")
             models, self.rows, self.n_features = self.input.shape
         if not 1 <= self.rows <= MAX_ROWS:
             raise ValueError(f"inputs must hold from 1 to {MAX_ROWS} samples, not {self.rows}")
-        self.target = None if targets is None else _rows("targets", targets)
-        shape = [self.rows, self.n_features]
-        if self.target is not None and list(self.target.shape[1:]) != shape:
+        if targets is not None and labels is not None:
+            raise ValueError("labels cannot be given together with targets, whose place they take")
+        self.target = None if targets is None else check_rows("targets", targets, "n_outputs")
+        if self.target is not None and (
+            self.target.shape[1] != self.rows or self.target.shape[2] > MAX_OUTPUTS
+        ):
             raise ValueError(
-                f"targets must have the shape of the inputs, {shape} or [models, …], not {describe(targets)}"
+                f"targets must have a row for each of the {self.rows} samples of inputs, [{self.rows}, "
+                f"n_outputs] or [models, {self.rows}, n_outputs] with n_outputs at most 2^24, not "
+                f"{describe(targets)}"
             )
+        self.label = None if labels is None else check_labels(labels, self.rows)
         self.samples = None if samples is None else check_samples(samples, self.rows)
-        lengths = {
-            "inputs": models,
-            "targets": 1 if self.target is None else len(self.target),
-            "samples": 1 if self.samples is None else len(self.samples),
-        }
-        own = {name: length for name, length in lengths.items() if length > 1}
-        if len(set(own.values())) > 1:
-            told = ", ".join(f"{name} for {length}" for name, length in own.items())
-            raise ValueError(f"inputs, targets and samples must be for one number of models, not {told}")
-        self._models = next(iter(own.values()), None)
+        self._models = common_models(
+            {"inputs": models}
+            | {
+                name: 1 if held is None else len(held)
+                for name, held in (
+                    ("targets", self.target),
+                    ("labels", self.label),
+                    ("samples", self.samples),
+                )
+            }
+        )
+
+    @property
+    def n_outputs(self) -> int | None:
+        """Width of the targets, that of the inputs where there are none; None with labels, which any model
+        fits that has enough outputs."""
+        if self.label is not None:
+            return None
+        return self.n_features if self.target is None else self.target.shape[2]
+
+    def check_labels(self, n_outputs: int) -> None:
+        """ValueError for a label that is not the number of one of so many outputs.
+
+        >>> Dataset(torch.eye(3), labels=[0, 1, 5]).check_labels(5)
+        Traceback (most recent call last):
+          ...
+        ValueError: labels must be from 0 to n_outputs − 1 = 4, not 5 (sample 2)
+        """
+        if self.label is not None:
+            refuse_label(self.label, n_outputs, f"from 0 to n_outputs − 1 = {n_outputs - 1}")
 
     @property
     def n_models(self) -> int | None:
@@ -113,17 +164,34 @@ class Dataset:
         return torch.from_numpy(np.stack(found))
 
     def batch(
-        self, step: int, batch_size: int | None = None, seed: Any = None, n_models: int | None = None
+        self,
+        step: int,
+        batch_size: int | None = None,
+        seed: Any = None,
+        n_models: int | None = None,
+        *,
+        n_outputs: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(inputs, what the target is made from) of a step, float32 `[models, batch_size, n_features]` each,
-        as `fit` sees them. Rows that a model does not have (full batch) are zeros."""
+        """(inputs, what the target is made from) of a step, as `fit` sees them: float32 `[models, batch_size,
+        n_features]` and `[models, batch_size, n_outputs]`. Rows that a model does not have (full batch) are
+        zeros. `n_outputs` is that of the dataset; with labels, that of the model, which they do not tell.
+
+        >>> Dataset(torch.eye(2), labels=[2, 0]).batch(step=0, n_outputs=3)[1]
+        tensor([[[0., 0., 1.],
+                 [1., 0., 0.]]])
+        """
+        outputs = self._outputs_of(n_outputs)
         rows = self.rows_of(step, batch_size, seed, n_models)
-        self._check_room(len(rows), batch_size, 16 * self.n_features)
+        self._check_room(len(rows), batch_size, 12 * (self.n_features + outputs))
         if self.entries is not None:  # all rows become dense, and some of them are taken
             self._check_room(self._inputs_of_models(), None, 4 * self.n_features)
         dense = self.entries.to_dense() if self.entries is not None else self.input
         assert dense is not None
         x = _chosen(dense, rows)
+        if self.label is not None:
+            chosen = _chosen(self.label.unsqueeze(2), rows).long()
+            target = torch.zeros(*rows.shape, outputs, dtype=torch.float32, device="cpu")
+            return x, target.scatter_(2, chosen, 1.0) * (rows >= 0).unsqueeze(2)
         return x, x if self.target is None else _chosen(self.target, rows)
 
     def active_features(self) -> torch.Tensor:
@@ -142,12 +210,9 @@ class Dataset:
         f.rows, f.full = self.rows, full
         f.per_model = self._inputs_of_models() > 1
         f.target_per_model = self.target is not None and len(self.target) > 1
+        f.label_per_model = self.label is not None and len(self.label) > 1
         arrays = self.arrays()
-        kinds = {
-            "row_start": torch.int64, "feature": torch.int32, "samples": torch.int64,
-            "input": torch.float32, "value": torch.float32, "target": torch.float32,
-        }  # fmt: skip
-        for name, kind in kinds.items():
+        for name, kind in _ARRAYS.items():
             held = arrays.get(f"data/{name}")
             if held is not None:
                 setattr(f, name, address(f"dataset.{name}", held, kind))
@@ -156,7 +221,7 @@ class Dataset:
     def arrays(self) -> dict[str, torch.Tensor]:
         """All that is in it, by the names that runs and stores have for it."""
         found: dict[str, torch.Tensor | None] = {"input": self.input, "target": self.target}
-        found["samples"] = self.samples
+        found |= {"label": self.label, "samples": self.samples}
         if self.entries is not None:
             found |= {name: getattr(self.entries, name) for name in ("row_start", "feature", "value")}
         return {f"data/{name}": found[name] for name in _ARRAYS if found.get(name) is not None}  # type: ignore[misc]
@@ -178,23 +243,26 @@ class Dataset:
         if config["dataset"] == "entries":
             kept = (held["row_start"], held["feature"], held["value"])
             inputs = SparseBatch(*kept, config["n_features"], config["models"])  # type: ignore[arg-type]
-        return cls(inputs, held["target"], samples=held["samples"])
+        return cls(inputs, held["target"], labels=held["label"], samples=held["samples"])
 
     def row(self, i: int) -> Dataset:
         """That of model `i` alone; what all models share stays whole."""
         inputs: Any = self.input if self.entries is None else self.entries
         if self._inputs_of_models() > 1:
-            inputs = _of_model(self.entries, i) if self.input is None else self.input[i : i + 1]
-        target = self.target[i : i + 1] if self.target is not None and len(self.target) > 1 else self.target
-        samples = self.samples
-        if samples is not None and len(samples) > 1:
-            samples = samples[i : i + 1]
-        return type(self)(inputs, target, samples=samples)
+            inputs = inputs.of_model(i) if self.input is None else self.input[i : i + 1]
+        target, label, samples = (
+            held[i : i + 1] if held is not None and len(held) > 1 else held
+            for held in (self.target, self.label, self.samples)
+        )
+        return type(self)(inputs, target, labels=label, samples=samples)
 
     def __repr__(self) -> str:
         whose = "shared by all models" if self._models is None else f"of {self._models} models"
-        targets = "" if self.target is None else ", with targets"
-        return f"Dataset({self.rows} samples of n_features={self.n_features}, {whose}{targets})"
+        given = "" if self.label is None else ", with labels"
+        if self.target is not None:
+            own = self.n_outputs != self.n_features
+            given = ", with targets" + (f" of n_outputs={self.n_outputs}" if own else "")
+        return f"Dataset({self.rows} samples of n_features={self.n_features}{given}, {whose})"
 
     def _check_room(self, models: int, batch_size: int | None, bytes_per_sample: int) -> None:
         samples = self.rows if batch_size is None else check_size("batch_size", batch_size)
@@ -210,6 +278,19 @@ class Dataset:
         assert self.input is not None
         return len(self.input)
 
+    def _outputs_of(self, n_outputs: int | None) -> int:
+        own = self.n_outputs
+        if n_outputs is None:
+            if own is None:
+                raise ValueError("n_outputs must be given, as the model has it: labels do not tell it")
+            return own
+        outputs = check_int("n_outputs", n_outputs, minimum=1, maximum=MAX_OUTPUTS)
+        if own is None:
+            self.check_labels(outputs)
+        elif own != outputs:
+            raise ValueError(f"n_outputs must be {own}, that of the dataset, not {outputs}")
+        return outputs
+
     def _models_of(self, n_models: int | None) -> int:
         if n_models is None:
             return self._models or 1
@@ -219,59 +300,8 @@ class Dataset:
         return models
 
 
-def _rows(name: str, given: Any) -> torch.Tensor:
-    """float32 CPU `[1 or models, T, n]`, contiguous."""
-    if not isinstance(given, torch.Tensor | np.ndarray) and hasattr(given, "__dlpack__"):
-        given = torch.utils.dlpack.from_dlpack(given)
-    rows = as_tensor(name, given, torch.float32)
-    if rows.ndim not in (2, 3) or 0 in rows.shape:
-        raise ValueError(
-            f"{name} must have the shape [samples, n_features] or [models, samples, n_features] with at "
-            f"least one of each, not {describe(given)}"
-        )
-    rows = (rows if rows.ndim == 3 else rows.unsqueeze(0)).contiguous()
-    if not bool(torch.isfinite(rows).all()):
-        at = (~torch.isfinite(rows)).nonzero()[0].tolist()
-        raise ValueError(f"{name} must be finite, not {rows[tuple(at)].item()} (model, sample, feature {at})")
-    return rows
-
-
-def _checked_entries(batch: SparseBatch) -> SparseBatch:
-    if batch.device.type != "cpu":
-        raise ValueError(f"inputs must be on the CPU, not on {str(batch.device)!r}")
-    if not bool(torch.isfinite(batch.value).all()):
-        raise ValueError("inputs must be finite; a value of the SparseBatch is not")
-    return SparseBatch(
-        batch.row_start, batch.feature, batch.value.detach().float(), batch.n_features, batch.n_models
-    )
-
-
-def check_samples(given: Any, rows: int | None = None) -> torch.Tensor:
-    """How many samples each model has, int64 CPU `[1 or models]`, at least 1 and at most `rows`."""
-    samples = as_tensor("samples", given, torch.int64)
-    if samples.ndim > 1:
-        raise ValueError(f"samples must be a number or [models], not {describe(given)}")
-    samples = samples.reshape(-1).contiguous()
-    bad = (samples < 1) | (samples > (MAX_ROWS if rows is None else rows))
-    if samples.numel() == 0 or bool(bad.any()):
-        wrong = describe(given) if samples.numel() == 0 else int(samples[bad][0])
-        allowed = "at least 1" if rows is None else f"from 1 to {rows} for each model"
-        raise ValueError(f"samples must be {allowed}, not {wrong}")
-    return samples
-
-
 def _chosen(held: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """held `[1 or models, T, n]` at rows `[models, B]`; zeros where a row is −1."""
     model = torch.arange(len(rows), dtype=torch.int64, device="cpu")[:, None]
     model = model if len(held) > 1 else model[:1] * 0
     return held[model, rows.clamp(min=0)] * (rows >= 0).unsqueeze(2)
-
-
-def _of_model(entries: SparseBatch | None, i: int) -> SparseBatch:
-    assert entries is not None
-    size = entries.batch_size
-    start = entries.row_start[i * size : (i + 1) * size + 1]
-    first, end = int(start[0]), int(start[-1])
-    return SparseBatch(
-        start - first, entries.feature[first:end], entries.value[first:end], entries.n_features
-    )

@@ -76,6 +76,14 @@ class Hierarchy:
                 found[:, feature] *= found[:, parent]
         return found
 
+    def native_arrays(self, probability: torch.Tensor) -> dict[str, np.ndarray]:
+        """The kernels' arrays of it, by their names, at these probabilities `[rows, n_features]`."""
+        parents = np.array(self.parents, dtype=np.int64)
+        return {
+            "parent": np.where(parents < 0, self.n_features, parents).astype(np.uint32),
+            "order": np.array(self.order, dtype=np.uint32),
+        }
+
     def config(self) -> dict[str, Any]:
         """JSON-able description."""
         return {"name": "Hierarchy", "parents": list(self.parents)}
@@ -154,6 +162,19 @@ class Copula:
         quantile = [-np.inf if p >= 1 else np.inf if p <= 0 else -normal.inv_cdf(p) for p in values.tolist()]
         found = np.array(quantile, dtype=np.float32)[where.reshape(probability.shape)]
         return torch.from_numpy(np.ascontiguousarray(found))
+
+    def native_arrays(self, probability: torch.Tensor) -> dict[str, np.ndarray]:
+        """The kernels' arrays of it, by their names, at these probabilities `[rows, n_features]`."""
+        found = {
+            "loading": self.factor,
+            "loading_end": self.end,
+            "threshold": self.thresholds(probability).numpy(),
+        }
+        if self.unique is not None:
+            found["unique"] = self.unique
+        if self.factor.shape[1] == 0:
+            del found["loading"]
+        return found
 
     def config(self) -> dict[str, Any]:
         """JSON-able description."""

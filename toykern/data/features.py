@@ -17,10 +17,10 @@ from toykern.arguments.errors import (
     check_number,
     check_size,
     describe,
-    is_int,
 )
 from toykern.arguments.memory import check_free_memory
-from toykern.data.dataset import Dataset, check_samples
+from toykern.data.dataset import Dataset
+from toykern.data.dataset_checks import common_models
 from toykern.data.dependence import Copula, Dependence, Hierarchy, dependence_from_config
 from toykern.data.groups import (
     Anticorrelated,
@@ -30,7 +30,9 @@ from toykern.data.groups import (
     check_probabilities,
     make_units,
 )
+from toykern.data.kept import keep
 from toykern.data.philox import MAX_STEP
+from toykern.data.projection import Projection
 from toykern.data.sparse_batch import SparseBatch
 from toykern.native.address import address, address_of_array
 from toykern.native.device_launch import DeviceLaunch
@@ -59,6 +61,9 @@ class SparseFeatures:
         active: instead of probabilities, exactly so many features in every sample, each subset as likely as
             the others.
         dependence: instead of groups, a `Hierarchy` or a `Copula` of all features.
+        projection: a fixed matrix T, `[n_outputs, n_features]` or `[models, n_outputs, n_features]`, finite:
+            the target of a sample x is T x, of the features without noise. `fit` and `evaluate` take it with
+            target="identity", on the CPU, for models of as many outputs.
 
     Samples with `active` or `dependence` are drawn on the CPU; training and evaluation on a CUDA device
     refuse them, and so does `evaluate(method="stratified")`.
@@ -86,6 +91,7 @@ class SparseFeatures:
         *,
         active: int | None = None,
         dependence: Dependence | None = None,
+        projection: Any = None,
     ) -> None:
         self.n_features = check_int("n_features", n_features, minimum=1, maximum=MAX_FEATURES)
         self.active: int | None = None
@@ -103,6 +109,13 @@ class SparseFeatures:
         check_probabilities(self.groups, self.probability)
         self.dependence = self._check_dependence(dependence)
         self._units = make_units(self.n_features, self.groups)
+        self.projection = None if projection is None else Projection(projection, self.n_features)
+        self._models = common_models(
+            {
+                "probability": len(self.probability),
+                "projection": 1 if self.projection is None else len(self.projection.matrix),
+            }
+        )
 
     @classmethod
     def one_sparse(cls, n_features: int, magnitude: str = "uniform", noise: float = 0.0) -> SparseFeatures:
@@ -116,9 +129,13 @@ class SparseFeatures:
 
     @property
     def n_models(self) -> int | None:
-        """Number of models that the probabilities are given for; None where one row serves any number."""
-        rows = self.probability.shape[0]
-        return rows if rows > 1 else None
+        """Number of models that probabilities or projections are for; None where one serves any number."""
+        return self._models
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the targets: of the projection, or n_features."""
+        return self.n_features if self.projection is None else self.projection.n_outputs
 
     def sample(
         self,
@@ -157,7 +174,7 @@ class SparseFeatures:
         layout = check_choice("layout", layout, ("dense", "sparse", "coo"))
         purpose = check_choice("purpose", purpose, PURPOSES)
         clean = check_flag("clean", clean)
-        models = self._models_of(seed, n_models)
+        models = self.models_of(seed, n_models)
         seeds = broadcast_seed("seed", seed, models)
         wanted = check_kernels("cpu" if device is None else device)
         there = wanted if self._joint() == "units" else torch.device("cpu")
@@ -200,6 +217,29 @@ class SparseFeatures:
             return coo[0].to(wanted), coo[1].to(wanted)
         return SparseBatch.from_coo(*coo, (models, batch_size, self.n_features)).to(wanted)
 
+    def targets(
+        self,
+        step: int,
+        batch_size: int,
+        seed: Any = None,
+        *,
+        n_models: int | None = None,
+        purpose: str = "training",
+    ) -> torch.Tensor:
+        """What the target of a step is made from, float32 `[models, batch_size, n_outputs]`: the samples
+        without noise, or the projection's products with them (each rounded once from float64 sums, where the
+        kernels add float32). Arguments as for `sample`.
+
+        >>> data = SparseFeatures(4, 0.5, projection=torch.ones(1, 4))
+        >>> torch.allclose(data.targets(0, 8), data.sample(0, 8).sum(dim=2, keepdim=True))
+        True
+        """
+        check_choice("purpose", purpose, PURPOSES)
+        clean: torch.Tensor = self.sample(
+            step, batch_size, seed, n_models=n_models, clean=True, purpose=purpose
+        )
+        return clean if self.projection is None else self.projection.of(clean)
+
     def dataset(
         self,
         samples: Any,
@@ -221,49 +261,25 @@ class SparseFeatures:
             normalize: "unit" scales every sample that is not all zeros to length 1.
             purpose: "training", or "evaluation" for samples that training never draws, to test on.
 
-        Input noise is kept in the inputs; the targets are then the samples without it.
+        Input noise is kept in the inputs; the targets are then the samples without it. With a `projection`
+        they are its products with these samples, scaled where they are.
 
         >>> data = SparseFeatures(n_features=100, probability=0.05).dataset(samples=[4, 8], normalize="unit")
         >>> data
         Dataset(8 samples of n_features=100, of 2 models)
         """
-        if normalize is not None:
-            check_choice("normalize", normalize, ("unit",))
-        counts = check_samples(samples)
-        # Where models differ in how many alone, they share what there is.
-        shared = is_int(seed) and self.n_models is None
-        if n_models is None and counts.numel() > 1 and not shared:
-            n_models = counts.numel()
-        most = check_size("samples", int(counts.max()))
         check_choice("purpose", purpose, PURPOSES)
-        models = self._models_of(seed, n_models)
-        # A kept entry takes some 80 bytes on its way, a sample without one 16.
-        check_free_memory(
-            f"a dataset of n_models={models:,}, samples={most:,}",
-            int(models * most * (16 + 80 * float(self.active_features().max()))),
-            "take fewer",
-        )
-        kinds: dict[str, Any] = {"seed": seed, "n_models": models, "purpose": purpose}
-        own = None if counts.numel() == 1 else counts
-        if self.noise > 0.0:
-            noisy, clean = (self.sample(0, most, **kinds, clean=clean) for clean in (False, True))
-            return Dataset(*((_unit(noisy), _unit(clean)) if normalize else (noisy, clean)), samples=own)
-        entries = self.sample(0, most, **kinds, layout="sparse")
-        if normalize:
-            rows = torch.repeat_interleave(entries.row_start.diff())
-            squares = torch.zeros(entries.row_start.numel() - 1, dtype=torch.float64, device="cpu")
-            squares.index_add_(0, rows, entries.value.double().square())
-            entries.value = (entries.value / squares.sqrt()[rows]).float()
-        return Dataset(entries, samples=own)
+        return keep(self, samples, seed, n_models, normalize, purpose)
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """What is given per model, by the name that runs and stores have for it."""
-        return {"probability": self.probability}
+        found = {"probability": self.probability}
+        return found if self.projection is None else found | {"data/projection": self.projection.matrix}
 
     def row(self, i: int) -> SparseFeatures:
         """That of model `i` alone; what all models share stays as it is."""
-        p = self.probability
-        return features_from_config(self.config(), {"probability": p[i : i + 1] if len(p) > 1 else p})
+        own = {name: held[i : i + 1] if len(held) > 1 else held for name, held in self.arrays().items()}
+        return features_from_config(self.config(), own)
 
     def native(self) -> Any:
         """The kernels' view of this distribution; valid while this object lives."""
@@ -333,9 +349,10 @@ class SparseFeatures:
         if self.active is not None:
             parts[1] = f"active={self.active}"
         parts += [f"dependence={self.dependence!r}"] if self.dependence is not None else []
+        parts += [f"projection=<{list(self.projection.matrix.shape)}>"] if self.projection is not None else []
         return f"SparseFeatures({', '.join(parts)})"
 
-    def _models_of(self, seed: Any, n_models: int | None) -> int:
+    def models_of(self, seed: Any, n_models: int | None) -> int:
         """How many models a batch is for; ValueError where the arguments disagree."""
         if n_models is None:
             if self.n_models is not None:
@@ -344,7 +361,7 @@ class SparseFeatures:
             return 1 if one else max(1, as_tensor("seed", seed, torch.int64).numel())
         models = check_size("n_models", n_models)
         if self.n_models not in (None, models):
-            raise ValueError(f"n_models must be {self.n_models}, the rows of probability, not {models}")
+            raise ValueError(f"n_models must be {self.n_models}, those of the distribution, not {models}")
         return models
 
     def refuse_dependence(self, what: str) -> None:
@@ -376,27 +393,12 @@ class SparseFeatures:
             raise ValueError(
                 f"dependence must be of n_features = {self.n_features} features, not {dependence.n_features}"
             )
-        if isinstance(dependence, Hierarchy):
-            parents = np.array(dependence.parents, dtype=np.int64)
-            self._joint_arrays = {
-                "parent": np.where(parents < 0, self.n_features, parents).astype(np.uint32),
-                "order": np.array(dependence.order, dtype=np.uint32),
-            }
-            return dependence
-        self._joint_arrays = {
-            "loading": dependence.factor,
-            "loading_end": dependence.end,
-            "threshold": dependence.thresholds(self.probability).numpy(),
-        }
-        if dependence.unique is not None:
-            self._joint_arrays["unique"] = dependence.unique
-        if dependence.factor.shape[1] == 0:
-            del self._joint_arrays["loading"]
+        self._joint_arrays = dependence.native_arrays(self.probability)
         return dependence
 
 
 def features_from_config(config: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> SparseFeatures:
-    """The distribution that `config()` described, with `arrays["probability"]`.
+    """The distribution that `config()` described, with these `arrays()`.
 
     >>> data = SparseFeatures(3, 0.5, groups=[Correlated((0, 2))])
     >>> features_from_config(data.config(), {"probability": data.probability})
@@ -415,13 +417,8 @@ def features_from_config(config: Mapping[str, Any], arrays: Mapping[str, torch.T
         noise=config["noise"],
         active=active,
         dependence=None if dependence is None else dependence_from_config(dependence),
+        projection=arrays.get("data/projection"),
     )
-
-
-def _unit(x: torch.Tensor) -> torch.Tensor:
-    """x `[models, samples, n]` with every sample that is not all zeros scaled to length 1."""
-    length = x.double().norm(dim=2, keepdim=True)
-    return torch.where(length > 0, x / length, 0.0).float()
 
 
 def _check_probability(value: Any, n_features: int) -> torch.Tensor:

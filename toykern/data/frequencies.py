@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toykern.arguments.broadcast import as_tensor
+from toykern.arguments.broadcast import bounded_numbers
 from toykern.arguments.errors import check_int, describe
 from toykern.data.features import MAX_FEATURES
 
@@ -39,8 +39,8 @@ def zipf(n_features: int, exponent: Any, mean_active: Any) -> torch.Tensor:
         tensor([3., 3.], dtype=torch.float64)
     """
     n = check_int("n_features", n_features, minimum=1, maximum=MAX_FEATURES)
-    exponents = _numbers("exponent", exponent, float("inf"), "at least 0")
-    means = _numbers("mean_active", mean_active, float(n), f"from 0 to n_features = {n}")
+    exponents = bounded_numbers("exponent", exponent, float("inf"), "at least 0")
+    means = bounded_numbers("mean_active", mean_active, float(n), f"from 0 to n_features = {n}")
     models = max(exponents.numel(), means.numel())
     if {exponents.numel(), means.numel()} - {1, models}:
         raise ValueError(
@@ -53,17 +53,6 @@ def zipf(n_features: int, exponent: Any, mean_active: Any) -> torch.Tensor:
     ]
     single = exponents.ndim == means.ndim == 0
     return torch.from_numpy(rows[0] if single else np.stack(rows))
-
-
-def _numbers(name: str, value: Any, most: float, allowed: str) -> torch.Tensor:
-    """float64 CPU, `[]` or `[models]`, finite and in [0, most]."""
-    given = as_tensor(name, value, torch.float64)
-    if given.ndim > 1 or given.numel() == 0:
-        raise ValueError(f"{name} must be one number or one for each model, not {describe(value)}")
-    bad = ~((given >= 0.0) & (given <= most) & given.isfinite())
-    if bool(bad.any()):
-        raise ValueError(f"{name} must be {allowed}, not {float(given[bad][0]):g}")
-    return given
 
 
 def _power_law(n: int, exponent: float, mean: float) -> np.ndarray:

@@ -96,12 +96,18 @@ def half_normal(words: NDArray[np.uint32]) -> NDArray[np.float32]:
 
 
 def normal(
-    seeds: NDArray[np.int64], count: int, *, member: int = 0, kind: int = KIND_INIT, step: int = 0
+    seeds: NDArray[np.int64],
+    count: int,
+    *,
+    member: int = 0,
+    purpose: int = 0,
+    kind: int = KIND_INIT,
+    step: int = 0,
 ) -> NDArray[np.float32]:
     """Standard normal draws for initial weights (docs/data_stream.md §8), float32 `[models, count]`.
 
-    `member` is the number of the parameter tensor; with another `kind`, the draws are others, of a `step`. A
-    draw is negative where its word is odd, and never 0.
+    `member` is the number of the parameter tensor; `purpose` 1 is for embeddings, which are fixed; with
+    another `kind`, the draws are others, of a `step`. A draw is negative where its word is odd, and never 0.
 
     >>> normal(np.array([3]), 4).dtype
     dtype('float32')
@@ -109,7 +115,8 @@ def normal(
     draws = np.empty((len(seeds), count), dtype=np.float32)
     models_at_once = max(1, 4 * _BLOCKS_AT_ONCE // max(1, count))
     for start in range(0, len(seeds), models_at_once):
-        words = sequence(seeds[start : start + models_at_once], count, kind=kind, member=member, step=step)
+        own = seeds[start : start + models_at_once]
+        words = sequence(own, count, kind=kind, member=member, purpose=purpose, step=step)
         for first in range(0, count, 4 * _BLOCKS_AT_ONCE):  # what a large model needs beside its words
             part = words[:, first : first + 4 * _BLOCKS_AT_ONCE]
             size = half_normal(part)

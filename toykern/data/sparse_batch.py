@@ -178,6 +178,13 @@ class SparseBatch:
         moved.value = value
         return moved
 
+    def of_model(self, i: int) -> SparseBatch:
+        """The samples of model `i` alone, 0 … n_models−1."""
+        i = check_int("i", i, minimum=0, maximum=self.n_models - 1)
+        start = self.row_start[i * self.batch_size : (i + 1) * self.batch_size + 1]
+        first, end = int(start[0]), int(start[-1])
+        return SparseBatch(start - first, self.feature[first:end], self.value[first:end], self.n_features)
+
     @property
     def shape(self) -> torch.Size:
         """(models, batch_size, n_features)."""

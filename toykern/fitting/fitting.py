@@ -45,6 +45,7 @@ def fit(
     progress: bool | None | BarMaker = None,
     topology: Recipe | None = None,
     loss: str = Objective.loss,
+    l1: Any = 0.0,
 ) -> Run:
     """Train every model of a stack, in place, each on its own stream of fresh batches, or on a dataset.
 
@@ -53,8 +54,9 @@ def fit(
     (`torch.set_num_threads`), or interruptions; only on the version and the instruction-set level.
 
     Args:
-        model: a `TiedAutoencoder` or `Autoencoder` with float32 parameters, all on the CPU or all on one CUDA
-            device, which is where it is trained. Everything else that the run keeps lies on the CPU. Or a
+        model: a `TiedAutoencoder`, an `Autoencoder` or an `MLP` with float32 parameters, all on the CPU or
+            all on one CUDA device, which is where it is trained; a CUDA device has autoencoders without
+            hidden bias, centring and top-k alone. Everything else that the run keeps lies on the CPU. Or a
             `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0. Parameters without
             `requires_grad` and their optimiser state stay as they are, for the whole run.
         data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of
@@ -64,12 +66,12 @@ def fit(
             samples (full batch). A number less than that takes minibatches of the dataset without
             replacement, each epoch in an order of its own that follows from the model's seed
             (`Dataset.rows_of`); batches run on from one epoch into the next.
-        optimizer: `AdamW()` by default; `SGD`, `Adam`, `AdamW`, and on the CPU `LAMB` and `SGLD`, with learning
-            rate and weight decay per model if need be. All of them take, on the CPU, factors of both by tensor
-            (`lr_scale={"decoder": 0.1}, weight_decay_scale={"bias": 0.0}`), `clip_norm`, `bias_decay` and
-            `unit_norm` (`toykern.training.Optimizer`).
-        importance: of each feature in the loss, ≥ 0: a number, `[n_features]`, `[models, 1]` or
-            `[models, n_features]`.
+        optimizer: `AdamW()` by default; `SGD`, `Adam`, `AdamW`, and on the CPU `LAMB` and `SGLD`, with
+            learning rate and weight decay per model if need be. All of them take, on the CPU, factors of both
+            by tensor (`lr_scale={"decoder": 0.1}, weight_decay_scale={"bias": 0.0}`), `clip_norm`,
+            `bias_decay` and `unit_norm` (`toykern.training.Optimizer`).
+        importance: of each output in the loss, ≥ 0: a number, `[n_outputs]`, `[models, 1]` or
+            `[models, n_outputs]`.
         seed: of the data: int, or `[models]`; None means 0 … models−1.
         target: "identity", or "abs" to learn |x|. Made from the features without input noise; of a
             `Dataset` from its targets, if it has some.
@@ -99,7 +101,12 @@ def fit(
             it did is in `run.topology`. With a `LotteryTicket` the run's steps, data, schedule and records go
             back with the weights at the end of every round: what remains is the training of the last ticket,
             and `steps` is how long that is, counted from the initial weights. Each round takes time.
-        loss: of an output's error; "squared_error" is the only one so far.
+        loss: with outputs y, targets t and importance I, "squared_error", Σ_j I_j (t_j − y_j)²; or, on the
+            CPU, "cross_entropy", Σ_j I_j t_j (log Σ_i e^{y_i} − y_j), a mean over the batch; or
+            "batch_cross_entropy", with one softmax over all outputs of the batch and one over all its targets
+            (see `MLP.loss`).
+        l1: a number or `[models]`, ≥ 0: the weight of Σ_k |h_k|, a mean over the batch, which the recorded
+            loss includes. On the CPU, for dense models.
 
     Returns:
         A `Run`. After Ctrl-C, what has been trained so far (`run.interrupted`); a second Ctrl-C raises.
@@ -132,7 +139,7 @@ def fit(
         given |= {name: value for name, (value, default) in defaults.items() if value != default}
         check_run(resume, "resume")
         length = check_longer(resume, resume.config["steps"] if steps is None else steps)
-        kept = check_resume(resume, given, importance, record, snapshots, length)
+        kept = check_resume(resume, given, importance, record, snapshots, length, l1)
         run = resume
     else:
         if model is None or data is None or steps is None:
@@ -153,6 +160,7 @@ def fit(
             grid=grid,
             topology=topology,
             loss=loss,
+            l1=l1,
         )
         run = begin(Run, model, settings)
         length, kept = int(run.config["steps"]), run.config["snapshots"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
+from toykern.arguments.broadcast import broadcast_importance, broadcast_l1, broadcast_seed
 from toykern.arguments.errors import describe
 from toykern.arguments.grids import Grid
 from toykern.data.dataset import Dataset
@@ -30,7 +30,7 @@ _AS_GIVEN = (
 
 
 def check_resume(
-    run: Run, given: dict[str, Any], importance: Any, record: Any, snapshots: Any, steps: int
+    run: Run, given: dict[str, Any], importance: Any, record: Any, snapshots: Any, steps: int, l1: Any
 ) -> list[int]:
     """Check that what is given beside `resume` is what the run was begun with.
 
@@ -54,9 +54,13 @@ def check_resume(
         )
     if given["seed"] is not None:
         changed["seed"] = broadcast_seed("seed", given["seed"], run.n_models)
-    given_importance = broadcast_importance(importance, run.n_models, run.model.n_features)
+    outputs, width = run.model.n_outputs, run.model.output_width
+    given_importance = broadcast_importance(importance, run.n_models, outputs, width=width)
     if not isinstance(importance, float) or importance != 1.0:
         changed["importance"] = given_importance
+    given_l1 = broadcast_l1(l1, run.n_models)
+    if not isinstance(given_l1, float) or given_l1 != 0:
+        changed["l1"] = given_l1
     if tuple(record) != ("loss",):
         changed["record"] = check_record(record)
     begun_with = run.settings

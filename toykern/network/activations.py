@@ -19,16 +19,18 @@ class Activation:
 
     Attributes:
         name: as users write it.
-        hidden, output: where a layer takes it: for its codes, for its outputs.
-        fitted: whether `toykern.fit` and `toykern.evaluate` take models with it.
-        cuda: which of "hidden", "output" and "fit" the CUDA kernels have too.
+        hidden, output: where a network may have it: for its codes, for its outputs.
+        layer: of these, where the fused layer has it, and so `TiedAutoencoder` and `Autoencoder`; an `MLP`
+            has all of them.
+        cuda: which of "hidden", "output" and "fit" the CUDA kernels have too. On the CPU `toykern.fit` and
+            `toykern.evaluate` take every network.
         option: the name of the number that it takes, an attribute of the model; or None.
     """
 
     name: str
     hidden: bool = True
     output: bool = True
-    fitted: bool = True
+    layer: frozenset[str] = frozenset({"hidden", "output"})
     cuda: frozenset[str] = frozenset({"hidden", "output", "fit"})
     option: str | None = None
 
@@ -38,20 +40,29 @@ class Activation:
         return number("activation", self.name)
 
 
+_NOWHERE: frozenset[str] = frozenset()
+
 ACTIVATIONS = {
     row.name: row
     for row in (
         Activation("none"),
         Activation("relu"),
-        Activation("topk", output=False, fitted=False, option="top_k"),
+        Activation("topk", output=False, cuda=frozenset({"hidden"}), option="top_k"),
         Activation("gelu"),
         Activation("leaky_relu", option="negative_slope"),
-        Activation("softplus", hidden=False),
+        Activation("softplus", layer=frozenset({"output"}), cuda=frozenset({"output", "fit"})),
+        Activation("square", layer=_NOWHERE, cuda=_NOWHERE),
+        Activation("x_exp", layer=_NOWHERE, cuda=_NOWHERE),
+        Activation("solu", output=False, layer=_NOWHERE, cuda=_NOWHERE),
     )
 }
 
 HIDDEN_ACTIVATIONS = tuple(name for name, row in ACTIVATIONS.items() if row.hidden)
 OUTPUT_ACTIVATIONS = tuple(name for name, row in ACTIVATIONS.items() if row.output)
+LAYER_HIDDEN_ACTIVATIONS = tuple(name for name in HIDDEN_ACTIVATIONS if "hidden" in ACTIVATIONS[name].layer)
+LAYER_OUTPUT_ACTIVATIONS = tuple(name for name in OUTPUT_ACTIVATIONS if "output" in ACTIVATIONS[name].layer)
+"""Those that the fused layer has."""
+
 NEGATIVE_SLOPE = 0.01
 """Of "leaky_relu", where none is given: that of PyTorch."""
 

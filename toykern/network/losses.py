@@ -19,15 +19,22 @@ from toykern.native.numbers import number
 
 @dataclass(frozen=True)
 class Loss:
-    """What may be told of a loss. Every loop of both backends has it, since all of them call the same struct.
+    """What may be told of a loss.
 
     Attributes:
         name: as users write it.
-        of: ρ of outputs and targets, elementwise, in torch operations: where no kernel is asked.
+        of: each output's part of it `[…, batch, n_outputs]`, of outputs and targets of that shape, in torch
+            operations: where no kernel is asked. Their sum, weighted by importance, is the loss before it is
+            divided (`Objective.divisor`).
+        over: what one term is a function of: "output" (an output and its target alone), "sample" (all
+            outputs of a sample) or "batch" (all outputs of all samples).
+        layer: whether the fused layer and the CUDA kernels have it.
     """
 
     name: str
     of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    over: str = "output"
+    layer: bool = True
 
     @functools.cached_property
     def number(self) -> int:
@@ -39,7 +46,26 @@ def _squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (target - output).square()
 
 
-LOSSES = {row.name: row for row in (Loss("squared_error", _squared_error),)}
+def _cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return target * (output.logsumexp(-1, keepdim=True) - output)
+
+
+def _batch_cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    share = target.flatten(-2).softmax(-1).view_as(target)
+    return share * (output.flatten(-2).logsumexp(-1)[..., None, None] - output)
+
+
+LOSSES = {
+    row.name: row
+    for row in (
+        Loss("squared_error", _squared_error),
+        Loss("cross_entropy", _cross_entropy, over="sample", layer=False),
+        Loss("batch_cross_entropy", _batch_cross_entropy, over="batch", layer=False),
+    )
+}
+
+LAYER_LOSSES = tuple(name for name, row in LOSSES.items() if row.layer)
+"""Those that the fused layer has."""
 
 
 def _itself(x: torch.Tensor) -> torch.Tensor:
@@ -49,8 +75,14 @@ def _itself(x: torch.Tensor) -> torch.Tensor:
 TARGETS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"identity": _itself, "abs": torch.abs}
 """What is made from the input without its noise, elementwise: by name."""
 
+EMBEDDED = "embedding"
+"""The target P x, of networks that have an embedding P and as many outputs as it has dimensions."""
+
 GIVEN = "tensor"
 """The target that the layer alone has: a tensor that its caller gives."""
+
+PROJECTED = "projection"
+"""What the kernels call "identity" where the data has a projection T: the target T x."""
 
 REDUCTIONS = ("mean", "sum")
 """A mean over batch and features, or the batch's mean of a sum over features."""
@@ -61,12 +93,12 @@ class Objective:
     """What a network is trained for, whatever its size.
 
     Attributes:
-        target: a name in `TARGETS`, or "tensor" for one that is given.
+        target: a name in `TARGETS`, "embedding", or "tensor" for one that is given.
         loss_reduction: a name in `REDUCTIONS`.
         loss: a name in `LOSSES`.
 
-    >>> Objective(target="abs").terms(5)
-    5
+    >>> Objective(target="abs").terms(5), Objective(loss="cross_entropy").terms(5)
+    (5, 1)
     """
 
     target: str = "identity"
@@ -77,12 +109,23 @@ class Objective:
         """As the operators take it, one after the other."""
         return (self.target, self.loss_reduction, self.loss)
 
-    def check_objective(self, given: bool = False) -> None:
-        """ValueError or TypeError for a name that is none; `given`: whether "tensor" is one."""
-        check_choice("target", self.target, (*TARGETS, GIVEN) if given else TARGETS)
-        check_choice("loss_reduction", self.loss_reduction, REDUCTIONS)
-        check_choice("loss", self.loss, LOSSES)
+    def check_objective(self, layer: bool = False) -> None:
+        """ValueError or TypeError for a name that is none.
 
-    def terms(self, n_features: int) -> int:
-        """What a sample's sum over features is divided by."""
-        return n_features if self.loss_reduction == "mean" else 1
+        `layer`: of the fused layer, which has a target "tensor" and elementwise losses alone.
+        """
+        check_choice("target", self.target, (*TARGETS, GIVEN if layer else EMBEDDED))
+        check_choice("loss_reduction", self.loss_reduction, REDUCTIONS)
+        check_choice("loss", self.loss, LAYER_LOSSES if layer else LOSSES)
+
+    def terms(self, n_outputs: int) -> int:
+        """What a sample's sum over outputs is divided by; a cross-entropy is always that sum."""
+        return n_outputs if self.loss_reduction == "mean" and LOSSES[self.loss].over == "output" else 1
+
+    def divisor(self, samples: int, n_outputs: int) -> int:
+        """What the sum over samples and outputs is divided by: the loss of a whole batch is that sum itself.
+
+        >>> Objective().divisor(8, 5), Objective(loss="batch_cross_entropy").divisor(8, 5)
+        (40, 1)
+        """
+        return 1 if LOSSES[self.loss].over == "batch" else samples * self.terms(n_outputs)

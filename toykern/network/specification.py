@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from toykern.arguments.errors import check_choice, check_flag, check_int, check_number
-from toykern.network.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, NEGATIVE_SLOPE, OUTPUT_ACTIVATIONS
-from toykern.network.losses import Objective
+from toykern.network.activations import (
+    ACTIVATIONS,
+    LAYER_HIDDEN_ACTIVATIONS,
+    LAYER_OUTPUT_ACTIVATIONS,
+    NEGATIVE_SLOPE,
+)
+from toykern.network.losses import EMBEDDED, LOSSES, Objective
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class TensorSpec:
     Attributes:
         name: as modules, runs and stores call it.
         dims: the names of its dimensions, without the models'.
-        role: what it is to the mathematics: "encoder" E, "decoder" D, "bias" b, "hidden_bias" c; or
-            "connections", which of E's entries exist.
+        role: what it is to the mathematics: "encoder" E, "decoder" D, "bias" b, "hidden_bias" c; "embedding"
+            P and "unembedding" Q, which are fixed; or "connections", which of E's entries exist.
     """
 
     name: str
@@ -32,15 +37,17 @@ class TensorSpec:
     role: str
 
 
-TENSORS = (
-    TensorSpec("weight", ("hidden", "feature"), "encoder"),  # E where D = Eᵀ
-    TensorSpec("encoder", ("hidden", "feature"), "encoder"),
-    TensorSpec("decoder", ("feature", "hidden"), "decoder"),
-    TensorSpec("bias", ("feature",), "bias"),
-    TensorSpec("hidden_bias", ("hidden",), "hidden_bias"),
-    TensorSpec("connections", ("hidden", "feature"), "connections"),
-)
-"""Of all kinds of network; which of them one has, it says itself (`NetworkSpec.tensors`)."""
+ROLES = {
+    "weight": "encoder",  # E where D = Eᵀ
+    "encoder": "encoder",
+    "decoder": "decoder",
+    "bias": "bias",
+    "hidden_bias": "hidden_bias",
+    "connections": "connections",
+    "embedding": "embedding",
+    "unembedding": "unembedding",
+}
+"""What a tensor of any network is, by its name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Options:
             sample stay as they are, the others become 0 (Gao et al. 2024).
         output_activation: a name there.
         top_k: for "topk"; else 0.
-        centered: the encoder sees x − b, as sparse autoencoders do (Bricken et al. 2023).
+        centered: the encoder sees e − b, as sparse autoencoders do (Bricken et al. 2023).
         negative_slope: of "leaky_relu", at 0 and below; finite, ≥ 0.
 
     >>> Options(hidden_activation="relu").output_activation
@@ -75,10 +82,10 @@ class Options:
             self.negative_slope,
         )
 
-    def check(self, n_hidden: int) -> None:
-        """ValueError or TypeError for a name that is none, or a top_k that does not fit."""
-        check_choice("hidden_activation", self.hidden_activation, HIDDEN_ACTIVATIONS)
-        check_choice("output_activation", self.output_activation, OUTPUT_ACTIVATIONS)
+    def check_layer(self, n_hidden: int) -> None:
+        """ValueError or TypeError for what the fused layer does not have, or a top_k that does not fit."""
+        check_choice("hidden_activation", self.hidden_activation, LAYER_HIDDEN_ACTIVATIONS)
+        check_choice("output_activation", self.output_activation, LAYER_OUTPUT_ACTIVATIONS)
         check_flag("centered", self.centered)
         check_top_k(self.hidden_activation, self.top_k, n_hidden)
         check_number("negative_slope", self.negative_slope, minimum=0.0)
@@ -86,13 +93,17 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec(Options, Objective):
-    """One network y = g(D f(E x + c) + b), without its weights, and what it is trained for.
+    """One network y = g(Q (D f(E (e − b·centered) + c) + e·residual) + b) with e = P x, without its weights,
+    and what it is trained for. Without P and Q, which are fixed, e is x and the output D h + b.
 
     Attributes:
-        n_features, n_hidden: the shape.
+        n_features, n_hidden, n_outputs: the shape; n_outputs 0 stands for n_features.
         tied: whether D = Eᵀ, the one "weight".
         sparse: whether only some connections of E exist.
         bias, hidden_bias: whether there is a b, a c.
+        n_embedding: d, the length of e where there is a P; else 0.
+        unembedding: whether there is a Q.
+        residual: whether e is added to what the decoder gives.
 
     The others are those of `Options` and of `Objective`, which a module does not have: whoever trains or
     evaluates it says so (`trained_for`).
@@ -104,19 +115,75 @@ class NetworkSpec(Options, Objective):
 
     n_features: int
     n_hidden: int
+    n_outputs: int = 0
     tied: bool = True
     sparse: bool = False
     bias: bool = True
     hidden_bias: bool = False
+    n_embedding: int = 0
+    unembedding: bool = False
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_outputs == 0:
+            object.__setattr__(self, "n_outputs", self.n_features)
+
+    def check_shape(self) -> None:
+        """ValueError for options that do not go together, by the name of the one that needs another."""
+        if self.unembedding and not self.n_embedding:
+            raise ValueError("unembedding needs an embedding, whose dimensions it reads")
+        if self.centered and not self.bias:
+            raise ValueError("centered takes the bias off the input, so it needs bias=True, not False")
+        if self.centered and self.unembedding:
+            raise ValueError(
+                "centered takes the bias off the input, so it needs a bias of its length: none "
+                "where there is an unembedding"
+            )
+        seen, given = self.sizes[self._seen], self.sizes[self._given]
+        for name in ("tied", "residual", "centered"):
+            if getattr(self, name) and seen != given:
+                what = "n_embedding" if self.n_embedding else "n_features"
+                raise ValueError(
+                    f"{name} needs as many outputs before the unembedding as the encoder has inputs "
+                    f"({what} = {seen}), not {given}"
+                    if self.unembedding
+                    else f"{name} needs n_outputs = {what} = {seen}, not {given}"
+                )
 
     @property
     def sizes(self) -> dict[str, int]:
         """The length of each dimension by its name."""
-        return {"feature": self.n_features, "hidden": self.n_hidden}
+        found = {"feature": self.n_features, "hidden": self.n_hidden}
+        if self.n_outputs != self.n_features:
+            found["output"] = self.n_outputs
+        return found | ({"embedding": self.n_embedding} if self.n_embedding else {})
+
+    @property
+    def output_dim(self) -> str:
+        """The dimension of the outputs: the features', where there are as many."""
+        return "output" if self.n_outputs != self.n_features else "feature"
+
+    @property
+    def _seen(self) -> str:
+        """The dimension of what the encoder sees."""
+        return "embedding" if self.n_embedding else "feature"
+
+    @property
+    def _given(self) -> str:
+        """The dimension of what the decoder gives."""
+        return "embedding" if self.unembedding else self.output_dim
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
-        """Those that the network has, in order: weights, biases, and what is no parameter."""
+        """Those that training changes, in order: weights, biases, and what is no parameter."""
+        dims = {
+            "weight": ("hidden", self._seen),
+            "encoder": ("hidden", self._seen),
+            "decoder": (self._given, "hidden"),
+            "bias": (self.output_dim,),
+            "hidden_bias": ("hidden",),
+            "connections": ("hidden", "feature"),
+        }
         there = {
             "weight": self.tied,
             "encoder": not self.tied,
@@ -125,7 +192,21 @@ class NetworkSpec(Options, Objective):
             "hidden_bias": self.hidden_bias,
             "connections": self.sparse,
         }
-        return tuple(tensor for tensor in TENSORS if there[tensor.name])
+        return tuple(TensorSpec(name, dims[name], ROLES[name]) for name, has in there.items() if has)
+
+    @property
+    def fixed(self) -> tuple[TensorSpec, ...]:
+        """Those that nothing trains, of each model or one for all: P and Q.
+
+        >>> spec = NetworkSpec(n_features=5, n_hidden=4, n_outputs=7, n_embedding=3, unembedding=True)
+        >>> {tensor.name: spec.shape(tensor) for tensor in spec.fixed}
+        {'embedding': (3, 5), 'unembedding': (7, 3)}
+        """
+        there = (
+            (self.n_embedding > 0, TensorSpec("embedding", ("embedding", "feature"), "embedding")),
+            (self.unembedding, TensorSpec("unembedding", (self.output_dim, "embedding"), "unembedding")),
+        )
+        return tuple(tensor for has, tensor in there if has)
 
     @property
     def parameters(self) -> tuple[TensorSpec, ...]:
@@ -165,29 +246,79 @@ class NetworkSpec(Options, Objective):
         """The options that are used, or differ from what they are where nobody gives them, by name."""
         rows = (ACTIVATIONS.get(name) for name in (self.hidden_activation, self.output_activation))
         taken = {row.option for row in rows if row is not None}
+        plain = _DEFAULTS | {"n_outputs": self.n_features}
         return {
             name: getattr(self, name)
             for name in OPTIONS
-            if name in taken or getattr(self, name) != _DEFAULTS[name]
+            if name in taken or getattr(self, name) != plain[name]
         }
 
-    def unfitted(self) -> dict[str, Any]:
-        """What `toykern.fit` does not know of it: activations and options that only the layer has, by name.
+    def unfitted(self, cuda: bool) -> dict[str, Any]:
+        """What keeps `toykern.fit` from training it, by name: the CPU takes every dense network; `cuda`, a
+        CUDA device, those that are autoencoders of the features without a hidden bias.
 
-        >>> NetworkSpec(n_features=5, n_hidden=3, hidden_activation="topk", top_k=2).unfitted()
+        >>> NetworkSpec(n_features=5, n_hidden=3, hidden_activation="topk", top_k=2).unfitted(cuda=True)
         {'hidden_activation': 'topk', 'top_k': 2}
         """
         found: dict[str, Any] = {}
-        for name in ("hidden_activation", "output_activation"):
+        names = {"hidden": "hidden_activation", "output": "output_activation"}
+        known = set()
+        for place, name in names.items():
             row = ACTIVATIONS.get(getattr(self, name))
-            if row is None or not row.fitted:
+            if row is None or (cuda and not {place, "fit"} <= row.cuda):
                 found[name] = getattr(self, name)
-        known = {row.option for row in ACTIVATIONS.values() if row.fitted}
-        return found | {name: value for name, value in self.options().items() if name not in known}
+            else:
+                known.add(row.option)
+        if cuda:
+            found |= {name: value for name, value in self.options().items() if name not in known}
+        return found
+
+    def untrained(self, l1: bool, device: str) -> dict[str, Any]:
+        """What of the objective, and of `l1` ≠ 0, is beyond the kernels for this network on a device of this
+        type, by name: the CPU's know all for dense networks.
+
+        >>> NetworkSpec(n_features=5, n_hidden=3, loss="cross_entropy").untrained(False, "cuda")
+        {'loss': 'cross_entropy'}
+        """
+        if device != "cuda" and not self.sparse:
+            return {}
+        found: dict[str, Any] = {} if LOSSES[self.loss].layer else {"loss": self.loss}
+        found |= {"target": self.target} if self.target == EMBEDDED else {}
+        return found | ({"l1": "other than 0"} if l1 else {})
 
     def config(self) -> dict[str, Any]:
         """JSON-able: what is always told, and the options that are used. Its class says the rest."""
         return {name: getattr(self, name) for name in ALWAYS} | self.options()
+
+    def check_loss(self) -> None:
+        """ValueError where the loss is not one of outputs with this activation: a cross-entropy has a softmax
+        of its own."""
+        if LOSSES[self.loss].over != "output" and self.output_activation != "none":
+            raise ValueError(
+                f"loss={self.loss!r} is of outputs without an activation: output_activation must be 'none', "
+                f"not {self.output_activation!r}"
+            )
+
+    def check_target(self, width: int | None = None) -> None:
+        """ValueError where the target does not have a number for each output.
+
+        `width`: of what it is made from where that are not the features, as the targets of a dataset.
+        """
+        if self.target == EMBEDDED:
+            if not self.n_embedding:
+                raise ValueError("target='embedding' is for a model with an embedding, which this one lacks")
+            if width is not None:
+                raise ValueError("target='embedding' is made of the features, but the data has own targets")
+            width = self.n_embedding
+            made_of = f"n_embedding = {width}"
+        else:
+            made_of = f"n_features = {self.n_features}" if width is None else f"the data's {width}"
+            width = self.n_features if width is None else width
+        if width != self.n_outputs:
+            raise ValueError(
+                f"target={self.target!r} has as many numbers as {made_of}, but the model has n_outputs = "
+                f"{self.n_outputs}"
+            )
 
 
 ALWAYS = ("n_features", "n_hidden", "hidden_activation", "output_activation", "bias")
@@ -195,8 +326,9 @@ ALWAYS = ("n_features", "n_hidden", "hidden_activation", "output_activation", "b
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(NetworkSpec)}
 
-OPTIONS = ("negative_slope", "hidden_bias", "centered", "top_k")
-"""What it tells where it is used."""
+LAYER_OPTIONS = ("negative_slope", "hidden_bias", "centered", "top_k")
+OPTIONS = (*LAYER_OPTIONS, "n_outputs", "n_embedding", "unembedding", "residual")
+"""What it tells where it is used; the first of them are those that the fused layer has."""
 
 
 def check_top_k(hidden_activation: str, top_k: Any, n_hidden: int) -> int:

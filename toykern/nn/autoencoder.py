@@ -26,7 +26,7 @@ class Autoencoder(StackedModel):
     torch.Size([2])
     """
 
-    tied: ClassVar[bool] = False
+    tied = False
     weight_names: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     encoder: nn.Parameter
     decoder: nn.Parameter

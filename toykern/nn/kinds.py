@@ -6,17 +6,19 @@ from typing import Any, TypeAlias, TypeGuard
 
 from toykern.arguments.errors import check_choice, describe
 from toykern.nn.autoencoder import Autoencoder
+from toykern.nn.dense_stack import DenseStack
+from toykern.nn.mlp import MLP
 from toykern.nn.sparse_tied_autoencoder import SparseTiedAutoencoder
-from toykern.nn.stacked import StackedModel
 from toykern.nn.tied_autoencoder import TiedAutoencoder
 
-AnyModel: TypeAlias = StackedModel | SparseTiedAutoencoder
+AnyModel: TypeAlias = DenseStack | SparseTiedAutoencoder
 """What the kernels train and evaluate."""
 
 KINDS: dict[str, type[AnyModel]] = {
     "TiedAutoencoder": TiedAutoencoder,
     "Autoencoder": Autoencoder,
     "SparseTiedAutoencoder": SparseTiedAutoencoder,
+    "MLP": MLP,
 }
 
 
@@ -35,20 +37,33 @@ def has_connections(model: AnyModel) -> TypeGuard[SparseTiedAutoencoder]:
 
 
 def model_from_config(
-    config: dict[str, Any], *, seed: Any = None, init: Any = None, device: Any = None, dtype: Any = None
-) -> StackedModel:
+    config: dict[str, Any],
+    *,
+    seed: Any = None,
+    init: Any = None,
+    device: Any = None,
+    dtype: Any = None,
+    embedding: Any = None,
+    unembedding: Any = None,
+) -> DenseStack:
     """The model that `model.config()` described, with weights drawn anew.
 
     `seed`, `init`, `device` and `dtype` as the classes take them; `init=None` takes the described one, which
-    must not be "per_model". To fill in stored weights, pass `init=0.0` (nothing is drawn) and use
-    `load_state_dict`.
+    must not be "per_model". `embedding` and `unembedding` of an `MLP` to which they were given as numbers. To
+    fill in stored weights, pass `init=0.0` (nothing is drawn) and use `load_state_dict`.
 
     >>> model_from_config(TiedAutoencoder(5, 2, n_models=3).config()).weight.shape
     torch.Size([3, 2, 5])
     """
-    dense = {name: kind for name, kind in KINDS.items() if issubclass(kind, StackedModel)}
+    dense = {name: kind for name, kind in KINDS.items() if issubclass(kind, DenseStack)}
     kind = dense[check_choice("the model's class", _class_of(config), dense)]
-    return kind.from_config(config, seed=seed, init=init, device=device, dtype=dtype)
+    how = {"seed": seed, "init": init, "device": device, "dtype": dtype}
+    if issubclass(kind, MLP):
+        return kind.from_config(config, **how, embedding=embedding, unembedding=unembedding)
+    for name, given in (("embedding", embedding), ("unembedding", unembedding)):
+        if given is not None:
+            raise ValueError(f"{name} is for an MLP, not for the config of {kind.__name__}")
+    return kind.from_config(config, **how)
 
 
 def model_from_state(config: dict[str, Any], state: dict[str, Any], drawn_from: dict[str, Any]) -> AnyModel:

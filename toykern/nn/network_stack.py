@@ -15,17 +15,19 @@ class NetworkStack(nn.Module):
     """Base of `n_models` networks of one shape, stacked. What they can do is asked of `network`.
 
     Attributes:
-        tied, sparse: what the class is.
-        n_features, n_hidden, n_models: the shape.
+        tied, sparse: what the class is; whether an `MLP` is tied, it is told.
+        n_features, n_hidden, n_outputs, n_models: the shape; only an `MLP` has other outputs than features.
         seed: int64 CPU `[models]`, the seeds that the initial weights were drawn from.
     """
 
-    tied: ClassVar[bool] = True
+    tied: bool = True
     sparse: ClassVar[bool] = False
 
     n_features: int
     n_hidden: int
     n_models: int
+    n_embedding: int = 0
+    residual: bool = False
     hidden_activation: str
     output_activation: str
     top_k: int = 0
@@ -37,14 +39,29 @@ class NetworkStack(nn.Module):
     hidden_bias: nn.Parameter | None
 
     @property
+    def n_outputs(self) -> int:
+        """Outputs of a model: as many as features, but for an `MLP`."""
+        return self.n_features
+
+    @property
+    def output_width(self) -> str:
+        """What the length of the outputs is called in messages."""
+        return "n_features" if self.n_outputs == self.n_features else "n_outputs"
+
+    @property
     def network(self) -> NetworkSpec:
         """What each of the models is."""
-        return self._specification(self.bias is not None, getattr(self, "hidden_bias", None) is not None)
+        return self._specification(
+            self.bias is not None,
+            getattr(self, "hidden_bias", None) is not None,
+            self._buffers.get("unembedding") is not None,
+        )
 
-    def _specification(self, bias: bool, hidden_bias: bool) -> NetworkSpec:
+    def _specification(self, bias: bool, hidden_bias: bool, unembedding: bool = False) -> NetworkSpec:
         return NetworkSpec(
             n_features=self.n_features,
             n_hidden=self.n_hidden,
+            n_outputs=self.n_outputs,
             tied=self.tied,
             sparse=self.sparse,
             hidden_activation=self.hidden_activation,
@@ -54,6 +71,9 @@ class NetworkStack(nn.Module):
             centered=self.centered,
             top_k=self.top_k,
             negative_slope=self.negative_slope,
+            n_embedding=self.n_embedding,
+            unembedding=unembedding,
+            residual=self.residual,
         )
 
     def __len__(self) -> int:
@@ -69,13 +89,23 @@ class NetworkStack(nn.Module):
         return described | self.network.config()
 
     def unfitted_options(self) -> dict[str, Any]:
-        """What keeps the resident trainer from running this model: options that only the layer has, by name.
+        """What keeps the resident trainer from running this model where it is, by name: the CPU takes all
+        options, CUDA devices do not have those of autoencoders with a hidden bias and of more than that.
 
         >>> from toykern.nn import TiedAutoencoder
         >>> TiedAutoencoder(5, 3, hidden_activation="topk", top_k=2).unfitted_options()
-        {'hidden_activation': 'topk', 'top_k': 2}
+        {}
         """
-        return self.network.unfitted()
+        return self.network.unfitted(any(p.device.type == "cuda" for p in self.parameters()))
+
+    def fixed_tensors(self) -> dict[str, torch.Tensor]:
+        """The network's tensors that nothing trains, by name, each `[models, …]`, or `[1, …]` where all
+        models share it."""
+        return {}
+
+    def shares(self, name: str) -> bool:
+        """Whether all models share the fixed tensor of this name."""
+        return False
 
     def parameter_shapes(self) -> dict[str, list[int]]:
         """What the module's own parameters must be, by name."""
@@ -89,6 +119,15 @@ class NetworkStack(nn.Module):
     def stacked_parameters(self) -> dict[str, torch.Tensor]:
         """The network's parameters by name, detached, each `[models, …]`."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def feature_weight(self, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What leads from features to hidden units, `[models, n_hidden, n_features]`, with these parameters
+        by name: the encoder, E P where there is an embedding."""
+        encoder = parameters["weight"] if "weight" in parameters else parameters["encoder"]
+        fixed = self.fixed_tensors()
+        if "embedding" not in fixed:
+            return encoder
+        return (encoder.double() @ fixed["embedding"].double()).to(encoder.dtype)
 
     def trained_arrays(self) -> dict[str, torch.Tensor]:
         """All tensors of the network, `[models, …]` each: the parameters, and which connections exist."""

@@ -12,10 +12,10 @@ from toykern.arguments.errors import check_choice, check_flag, check_size, descr
 from toykern.network.losses import LOSSES, TARGETS, Objective
 from toykern.network.specification import TensorSpec
 from toykern.nn.factory import factory_device_of_connections
+from toykern.nn.indexing import model_index
 from toykern.nn.network_stack import NetworkStack
 from toykern.nn.sparse_initialization import initial_values, random_topology
 from toykern.nn.sparse_weights import SparseWeights
-from toykern.nn.stacked import model_index
 from toykern.nn.tied_autoencoder import TiedAutoencoder
 from toykern.ops.sparse_linear import by_column, sparse_linear
 from toykern.ops.sparse_linear_schema import GradientCapture
@@ -241,8 +241,8 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         model its own gradient.
         """
         named = "identity" if target is None or isinstance(target, torch.Tensor) else target
-        objective = Objective(named, loss_reduction, loss)
-        objective.check_objective()
+        objective = Objective(check_choice("target", named, TARGETS), loss_reduction, loss)
+        objective.check_objective(layer=True)
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             raise TypeError(f"x must be a floating-point tensor, not {describe(x)}")
         if not x.numel():

@@ -73,7 +73,7 @@ class Call:
             )
         self.models, self.hidden, self.features, self.batch = models, m, n, int(batch)
         self.task, self.tied = task, decoder is None
-        options.check(m)
+        options.check_layer(m)
         self.kept: list[torch.Tensor] = []
         self._likeness = weight
         self.params = p = _native.LayerParams()
@@ -218,7 +218,7 @@ class Call:
             check_shape("l1", l1, [models], [1])
             self.l1 = self._take_floats("l1", l1)
             p.l1, p.l1_stride = self.at("l1", self.l1, self._floats), 1 if self.l1.shape[0] > 1 else 0
-        objective.check_objective(given=True)
+        objective.check_objective(layer=True)
         p.target, p.loss_function = number("target", objective.target), LOSSES[objective.loss].number
         if objective.target == GIVEN:
             if given is None:

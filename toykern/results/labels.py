@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from toykern.network.specification import TENSORS
+from toykern.network.specification import NetworkSpec
 from toykern.training.state import TrainingState
-
-_DIMENSIONS = {tensor.name: tensor.dims for tensor in TENSORS}
 
 
 def trained_arrays(run: TrainingState) -> dict[str, Tensor]:
@@ -16,10 +14,12 @@ def trained_arrays(run: TrainingState) -> dict[str, Tensor]:
     return run.model.trained_arrays()
 
 
-def trailing_dims(name: str, count: int) -> tuple[str, ...]:
-    """Names of the `count` dimensions after the models (and records) of the array called `name`."""
-    if name in _DIMENSIONS and len(_DIMENSIONS[name]) == count:
-        return _DIMENSIONS[name]
+def trailing_dims(name: str, count: int, network: NetworkSpec) -> tuple[str, ...]:
+    """Names of the `count` dimensions after the models (and records) of the array called `name`, of models of
+    this network."""
+    named = {tensor.name: tensor.dims for tensor in (*network.tensors, *network.fixed)}
+    if name in named and len(named[name]) == count:
+        return named[name]
     if name == "feature_dimensionality" and count == 1:
         return ("feature",)
     return tuple(f"{name}_dim_{k}" for k in range(count))

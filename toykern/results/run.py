@@ -80,7 +80,9 @@ class Run(TrainingState):
 
     def __repr__(self) -> str:
         config = self.config.get("model", {})
-        shape = ", ".join(f"{name}={config[name]}" for name in ("n_features", "n_hidden") if name in config)
+        shape = ", ".join(
+            f"{name}={config[name]}" for name in ("n_features", "n_hidden", "n_outputs") if name in config
+        )
         lines = [f"<toykern.Run of {_count(self.n_models, 'model')}: {type(self.model).__name__}({shape})>"]
         if self.grid is not None:
             axes = zip(self.grid.shape, self.grid.dims, strict=True)
@@ -124,6 +126,7 @@ class Run(TrainingState):
             ImportError: xarray is not installed (`pip install toykern[results]`).
         """
         xr = _import_xarray()
+        network = self.model.network
         dims: tuple[str, ...] = ("model",)
         coords: dict[str, Any] = {}
         if self.grid is not None:
@@ -149,9 +152,9 @@ class Run(TrainingState):
             ),
         }
         for name, values in self.records.items():
-            variables[name] = labelled(values, ("record", *trailing_dims(name, values.ndim - 2)))
+            variables[name] = labelled(values, ("record", *trailing_dims(name, values.ndim - 2, network)))
         for name, values in trained_arrays(self).items():
-            variables[name] = labelled(values, trailing_dims(name, values.ndim - 1))
+            variables[name] = labelled(values, trailing_dims(name, values.ndim - 1, network))
         if self.snapshots:
             coords["snapshot"] = (
                 "snapshot",
@@ -161,7 +164,7 @@ class Run(TrainingState):
             for name in next(iter(self.snapshots.values())):
                 stacked = torch.stack([snapshot[name] for snapshot in self.snapshots.values()], dim=1)
                 variables[f"{name}_snapshots"] = labelled(
-                    stacked, ("snapshot", *trailing_dims(name, stacked.ndim - 2))
+                    stacked, ("snapshot", *trailing_dims(name, stacked.ndim - 2, network))
                 )
         clash = sorted(set(variables) & set(dims))
         if clash:

@@ -20,7 +20,7 @@ from toykern.training.kernels import check_data, check_model, frozen_parameters
 from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config, rate_names, told_rate
 from toykern.training.resident_topology import ResidentTopology
 from toykern.training.schedule import schedule_from_config
-from toykern.training.settings import FEATURE_METRICS, Settings
+from toykern.training.settings import FEATURE_METRICS, Settings, l1_from
 from toykern.training.state import TrainingState
 
 State = TypeVar("State", bound=TrainingState)
@@ -89,7 +89,7 @@ def _check(run: TrainingState) -> None:
 def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimizer]:
     """The settings and the optimiser that `run.config` describes, after comparing it with the run."""
     config = run.config
-    optional = [name for name in ("frozen", "topology", "loss") if name in config]
+    optional = [name for name in ("frozen", "topology", "loss", "l1") if name in config]
     _check_names("config", config, [*_SETTINGS, *optional])
     for name, described in (("model", model.config()), ("data", run.data.config())):
         # A setting that the config does not have yet is one that came into being after it was written.
@@ -114,6 +114,17 @@ def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimi
                 f"config['optimizer'][{name!r}] is {describe(told)}, but arrays[{name!r}], which the run "
                 f"trains with, is not"
             )
+    own = {
+        name: values for name, values in given.items() if told_rate(config["optimizer"], name) == PER_MODEL
+    }
+    optimizer = optimizer_from_config(config["optimizer"], **own)
+    if "l1" in config:
+        _check_array("arrays['l1']", arrays.get("l1"), [model.n_models], torch.float64)
+        told = config["l1"]
+        if told != PER_MODEL and not bool((arrays["l1"] == check_number("l1", told, minimum=0.0)).all()):
+            raise ValueError(
+                f"config['l1'] is {describe(told)}, but arrays['l1'], which the run trains with, is not"
+            )
     schedule = run.schedule
     described = config["schedule"]
     if schedule is None and not (isinstance(described, dict) and described.get("name") == "callable"):
@@ -127,6 +138,7 @@ def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimi
         grid=run.grid,
         record_every=record_every,
         loss=config.get("loss", Objective.loss),
+        l1=l1_from(config, arrays),
         **{
             name: config[name]
             for name in ("steps", "batch_size", "target", "loss_reduction", "record", "snapshots")
@@ -156,7 +168,7 @@ def _check_inputs(
     run: TrainingState, model: AnyModel, shapes: dict[str, list[int]], optimizer: Optimizer
 ) -> None:
     """What went in: `run.arrays`."""
-    n_models, n = model.n_models, model.n_features
+    n_models, n = model.n_models, model.n_outputs
     arrays = run.arrays
     rows = ([1, n], [n_models, n])
     expected: dict[str, tuple[Sequence[list[int]], torch.dtype]] = {
@@ -167,6 +179,8 @@ def _check_inputs(
     }
     expected |= {name: ([list(held.shape)], held.dtype) for name, held in run.data.arrays().items()}
     expected |= {f"init/{name}": ([shape], _dtype_of(name)) for name, shape in shapes.items()}
+    if "l1" in run.config:
+        expected["l1"] = ([[n_models]], torch.float64)
     if "topology" in run.config:
         expected["topology_seed"] = ([[n_models]], torch.int64)
     _check_names("arrays", arrays, expected)
@@ -174,7 +188,7 @@ def _check_inputs(
         shape = next((s for s in allowed if list(getattr(arrays[name], "shape", ())) == s), allowed[0])
         _check_array(f"arrays[{name!r}]", arrays[name], shape, dtype)
     broadcast_seed("arrays['seed']", arrays["seed"], n_models)
-    broadcast_importance(arrays["importance"], n_models, n)
+    broadcast_importance(arrays["importance"], n_models, n, width=model.output_width)
     for name, held in run.data.arrays().items():
         if not torch.equal(held, arrays[name]):
             raise ValueError(f"arrays[{name!r}] is not that of the run's data")

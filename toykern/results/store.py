@@ -71,7 +71,6 @@ __all__ = [
 ]
 
 _CHUNK_BYTES = 8 << 20
-_OF_FEATURES = ("importance", "probability")  # [models, features], of the inputs
 _GROUPS = ("arrays", "records", "optimizer_state", "carry")
 
 
@@ -203,9 +202,11 @@ def _dimension_names(path: str, shape: tuple[int, ...], run: TrainingState) -> t
         if path == "loss" or path.startswith("records/"):
             leading.append("record")
     trailing = shape[len(leading) :]
-    sizes = run.model.network.sizes
+    network = run.model.network
+    sizes = network.sizes
     for name in reversed(path.split("/")):  # a moment of the weight has its dimensions
-        found = ("feature",) if name in _OF_FEATURES else trailing_dims(name, len(trailing))
+        of_inputs = {"probability": ("feature",), "importance": (network.output_dim,)}
+        found = of_inputs.get(name) or trailing_dims(name, len(trailing), network)
         if len(found) == len(trailing) and all(
             sizes.get(dim) == length for dim, length in zip(found, trailing, strict=False)
         ):

@@ -24,7 +24,7 @@ Plan = Callable[[Grid, Tensor], Mapping[str, Any]]
 Measure = Callable[[Run, Grid, Tensor], Mapping[str, Any]]
 
 OURS = ("progress", "resume", "stop_at", "grid")  # arguments of fit that a sweep sees to
-_INPUTS = ("seed", "importance", "lr", "weight_decay", "probability", "init_seed", "topology_seed")
+_INPUTS = ("seed", "importance", "lr", "weight_decay", "l1", "probability", "init_seed", "topology_seed")
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,23 @@ class Job:
     def results(self, run: Run, box: Box | Part) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
         """Everything of a finished run that is stored, `[models, …]`, and the names of the dimensions after
         the models'."""
+        network = run.model.network
         found: dict[str, Tensor] = {"loss": run.loss, "diverged_at": run.diverged_at, **run.records}
         dims = {"loss": ("record",), "diverged_at": ()}
-        dims |= {n: ("record", *trailing_dims(n, v.ndim - 2)) for n, v in run.records.items()}
+        dims |= {n: ("record", *trailing_dims(n, v.ndim - 2, network)) for n, v in run.records.items()}
         for name, trained in trained_arrays(run).items():
-            found[name], dims[name] = trained, trailing_dims(name, trained.ndim - 1)
+            found[name], dims[name] = trained, trailing_dims(name, trained.ndim - 1, network)
         for name in next(iter(run.snapshots.values()), {}):
             stacked = torch.stack([snapshot[name] for snapshot in run.snapshots.values()], dim=1)
             found[f"{name}_snapshots"] = stacked
-            dims[f"{name}_snapshots"] = ("snapshot", *trailing_dims(name, stacked.ndim - 2))
+            dims[f"{name}_snapshots"] = ("snapshot", *trailing_dims(name, stacked.ndim - 2, network))
         for name, value in self._measured(run, box, found).items():
-            found[name], dims[name] = value, trailing_dims(name, value.ndim - 1)
+            found[name], dims[name] = value, trailing_dims(name, value.ndim - 1, network)
         for name, value in inputs_of(run).items():
             found[f"inputs/{name}"] = value
-            dims[f"inputs/{name}"] = ("feature",) if value.ndim == 2 else ()
+            of_outputs = name == "importance"
+            whole = (network.output_dim if of_outputs else "feature",)
+            dims[f"inputs/{name}"] = whole if value.ndim == 2 else ()
         return {name: value.detach().cpu().numpy() for name, value in found.items()}, dims
 
     def _measured(self, run: Run, box: Box | Part, taken: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
+from toykern.arguments.broadcast import broadcast_importance, broadcast_l1, broadcast_seed
 from toykern.arguments.errors import check_choice, check_int
 from toykern.data.dataset import Dataset
 from toykern.data.philox import MAX_STEP
-from toykern.data.sources import Source
+from toykern.data.sources import Source, check_target_of
 from toykern.network.losses import Objective
 from toykern.nn.kinds import AnyModel
 from toykern.training.kernels import check_data, check_model, evaluate_models
+from toykern.training.settings import check_objective_of
 from toykern.training.stratified import stratified_loss
 
 METHODS = ("samples", "stratified")
@@ -31,6 +32,7 @@ def evaluate(
     loss_reduction: str = "mean",
     method: str = "samples",
     loss: str = Objective.loss,
+    l1: Any = 0.0,
 ) -> torch.Tensor:
     """Each model's loss over `samples` samples of a stream that training never draws from.
 
@@ -41,7 +43,7 @@ def evaluate(
     ones (`toykern.training.stratified`).
 
     Args:
-        model: a `TiedAutoencoder`, an `Autoencoder` or a `SparseTiedAutoencoder`.
+        model: a `TiedAutoencoder`, an `Autoencoder`, an `MLP` or a `SparseTiedAutoencoder`.
         data: the distribution; or a `Dataset`, all of whose samples are then taken, each once, whatever
             `samples` and `seed` say.
         samples: how many; "samples" rounds up to whole batches of 4,096 where it is larger than one,
@@ -65,7 +67,7 @@ def evaluate(
             | 20 → 10, 0.5 | 0.4 | 0.5 |
 
             Where many features are active at a time the two are alike, and "samples" is quicker.
-        loss: as in `toykern.fit`.
+        loss, l1: as in `toykern.fit`; "batch_cross_entropy" is of a whole batch, so not for "stratified".
 
     Returns:
         float64 `[models]`, the same bits for a model whatever stands beside it.
@@ -88,10 +90,18 @@ def evaluate(
         seed = 0
     settings: dict[str, Any] = {
         "seed": broadcast_seed("seed", seed, model.n_models),
-        "importance": broadcast_importance(importance, model.n_models, model.n_features),
+        "importance": broadcast_importance(
+            importance, model.n_models, model.n_outputs, width=model.output_width
+        ),
         "objective": Objective(target, loss_reduction, loss),
     }
     settings["objective"].check_objective()
+    prices = broadcast_l1(l1, model.n_models)
+    check_target_of(data, check_objective_of(model, settings["objective"], prices))
+    if not isinstance(prices, float):
+        settings["l1"] = prices
+    elif prices:
+        settings["l1"] = torch.full((model.n_models,), prices, dtype=torch.float64, device="cpu")
     if isinstance(data, Dataset):
         if method == "stratified":
             raise ValueError(

@@ -22,7 +22,7 @@ from toykern.native.devices import check_kernels
 from toykern.native.numbers import number
 from toykern.native.threads import kernel_threads
 from toykern.network.activations import ACTIVATIONS, option_of
-from toykern.network.losses import LOSSES, Objective
+from toykern.network.losses import EMBEDDED, LOSSES, PROJECTED, Objective
 from toykern.network.specification import NetworkSpec
 from toykern.nn.kinds import AnyModel, has_connections, kind_of
 from toykern.nn.model_checks import check_as_described
@@ -38,25 +38,21 @@ def check_model(model: Any, action: str) -> AnyModel:
     kind = kind_of(model)
     if kind is None:
         raise TypeError(
-            "model must be a TiedAutoencoder, an Autoencoder or a SparseTiedAutoencoder, not "
+            "model must be a TiedAutoencoder, an Autoencoder, an MLP or a SparseTiedAutoencoder, not "
             f"{describe(model)}"
         )
     check_as_described(model, kind, trains=action == "fit")
     options = model.unfitted_options()
-    on_cuda = any(parameter.device.type == "cuda" for parameter in model.parameters())
-    for name in ("hidden_activation", "output_activation"):
-        row = ACTIVATIONS.get(getattr(model, name))
-        if row is None or not row.fitted or (on_cuda and "fit" not in row.cuda):
-            options[name] = getattr(model, name)
     if options:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise ValueError(
-            f"model has options that the resident kernels cannot {action}: {given}; "
-            "train it in a loop of your own with model.loss"
+            f"model has options that the resident kernels cannot {action} on its device: {given}; "
+            "train it on the CPU, or in a loop of your own with model.loss"
         )
-    devices = {parameter.device for parameter in model.parameters()}
+    tensors = dict(model.named_parameters()) | model.fixed_tensors()
+    devices = {tensor.device for tensor in tensors.values()}
     if len(devices) > 1:
-        places = ", ".join(f"{name} on {str(p.device)!r}" for name, p in model.named_parameters())
+        places = ", ".join(f"{name} on {str(tensor.device)!r}" for name, tensor in tensors.items())
         raise ValueError(f"model must have all its parameters on one device, not {places}")
     device = next(iter(devices))
     try:
@@ -65,11 +61,9 @@ def check_model(model: Any, action: str) -> AnyModel:
         raise RuntimeError(
             f"model is on the device {str(device)!r}, where {action} cannot run: {error}"
         ) from None
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise TypeError(
-                f"model must have float32 parameters to {action}; {name} is {describe(parameter)}"
-            )
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"model must have float32 parameters to {action}; {name} is {describe(tensor)}")
     found: AnyModel = model
     _check_shapes(found)
     return found
@@ -95,10 +89,14 @@ def check_data(data: Any, model: AnyModel) -> Source:
     device = next(model.parameters()).device
     if isinstance(data, Dataset) and device.type == "cuda":
         raise ValueError(f"data is a Dataset, which is trained on the CPU; the model is on {str(device)!r}")
+    if isinstance(data, SparseFeatures) and data.projection is not None and device.type == "cuda":
+        raise ValueError(f"data has a projection, which is for the CPU; the model is on {str(device)!r}")
     if data.n_features != model.n_features:
         raise ValueError(f"data has n_features = {data.n_features}, the model has {model.n_features}")
     if data.n_models not in (None, model.n_models):
-        what = "probabilities" if isinstance(data, SparseFeatures) else "samples"
+        what = "samples"
+        if isinstance(data, SparseFeatures):
+            what = "probabilities" if len(data.probability) > 1 else "projections"
         raise ValueError(f"data has {what} for {data.n_models} models, the model stacks {model.n_models}")
     return data
 
@@ -115,6 +113,12 @@ def _check_shapes(model: AnyModel) -> None:
                 f"model.{name} must have the shape {shape}, that of its n_models, n_hidden and n_features, "
                 f"not {describe(parameters[name])}"
             )
+    fixed, network = model.fixed_tensors(), model.network
+    for tensor in network.fixed:
+        shape = [1 if model.shares(tensor.name) else model.n_models, *network.shape(tensor)]
+        held = fixed[tensor.name]
+        if list(held.shape) != shape:
+            raise ValueError(f"model.{tensor.name} must have the shape {shape}, not {describe(held)}")
 
 
 def network_params(spec: NetworkSpec) -> Any:
@@ -122,7 +126,12 @@ def network_params(spec: NetworkSpec) -> Any:
     network = _native.Network()
     network.n_features = spec.n_features
     network.n_hidden = spec.n_hidden
-    network.n_outputs = spec.n_features
+    network.n_outputs = spec.n_outputs
+    network.n_embedding = spec.n_embedding
+    network.unembedded = spec.unembedding
+    network.residual = spec.residual
+    network.centered = spec.centered
+    network.has_hidden_bias = spec.hidden_bias
     network.tied = spec.tied
     network.hidden_activation = ACTIVATIONS[spec.hidden_activation].number
     network.output_activation = ACTIVATIONS[spec.output_activation].number
@@ -130,7 +139,7 @@ def network_params(spec: NetworkSpec) -> Any:
     network.output_option = option_of(spec.output_activation, spec)
     network.has_bias = spec.bias
     network.loss = LOSSES[spec.loss].number
-    network.target = number("target", spec.target)
+    network.target = number("target", "projection" if spec.target == EMBEDDED else spec.target)
     network.reduction = number("reduction", spec.loss_reduction)
     return network
 
@@ -138,11 +147,19 @@ def network_params(spec: NetworkSpec) -> Any:
 def _set_tensors(
     params: Any, network: NetworkSpec, tensors: dict[str, torch.Tensor], device: torch.device
 ) -> None:
-    """The kernels' table of tensors, by role."""
+    """The kernels' table of tensors, by role, the fixed ones among them; and the target's matrix, P."""
     views = network.views()
     for tensor in network.parameters:
         found = address(f"model.{tensor.name}", tensors[tensor.name], torch.float32, device)
         params.set_tensor(tensor.role, found, *views[tensor.role])
+    for tensor in network.fixed:
+        held = tensors[tensor.name]
+        found, shared = address(f"model.{tensor.name}", held, torch.float32, device), len(held) == 1
+        params.set_fixed(tensor.role, found, *network.shape(tensor), shared)
+        if tensor.role == "embedding" and network.target == EMBEDDED:
+            projection = _native.TargetProjection()
+            projection.matrix, projection.per_model = found, not shared
+            params.projection = projection
 
 
 def costliest_first(data: Source) -> torch.Tensor | None:
@@ -162,13 +179,17 @@ def costliest_first(data: Source) -> torch.Tensor | None:
 
 
 def set_data(params: Any, data: Source, batch_size: int | None) -> SparseFeatures:
-    """The kernels' view of a stream or of a dataset on the CPU, and the samples of a step.
+    """The kernels' view of a stream or of a dataset on the CPU, and the samples of a step; after the network,
+    whose target is another where the stream has a projection.
 
     Returns the stream that the kernels hold addresses of, which must live as long as they are called. With a
     dataset it is one without active features, from which nothing is drawn.
     """
     if isinstance(data, SparseFeatures):
         stream = data
+        if data.projection is not None:
+            params.projection = data.projection.native()
+            params.network.target = number("target", PROJECTED)
     else:
         stream = SparseFeatures(data.n_features, 0.0)
         params.finite = data.native(full=batch_size is None)
@@ -233,11 +254,13 @@ class Resident:
         inputs = [arrays["seed"], arrays["importance"], *rates.values()]
         seed, importance, *values = inputs if launch is None else launch.moved(inputs)
         rates = dict(zip(rates, values, strict=True))
+        l1 = arrays.get("l1")  # which the CPU's kernels alone have
+        fixed = {name: held.contiguous() for name, held in model.fixed_tensors().items()}
         order = costliest_first(data)
         if order is not None and launch is not None:
             order = launch.moved([order])[0]
         # Everything whose address the kernels hold.
-        self._kept = [data, seed, importance, *rates.values(), order]
+        self._kept = [data, seed, importance, *rates.values(), l1, fixed, order]
 
         self._device = next(model.parameters()).device
         p = _native.TrainParams()
@@ -249,8 +272,10 @@ class Resident:
         p.n_models = model.n_models
         p.seed = self._at("seed", seed, torch.int64)
         p.importance = self._at("importance", importance, torch.float32)
-        p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
-        _set_tensors(p, network, self.tensors, self._device)
+        p.importance_stride = network.n_outputs if importance.shape[0] > 1 else 0
+        _set_tensors(p, network, self.tensors | fixed, self._device)
+        if l1 is not None:
+            p.l1 = self._at("l1", l1, torch.float64)
         set_update(p, optimizer, network, rates, state_there, self._device)
         for name in frozen_parameters(model):
             p.set_frozen(model.tensor_of(name).role)
@@ -330,10 +355,13 @@ def evaluate_models(
     seed: torch.Tensor,
     importance: torch.Tensor,
     objective: Objective,
+    l1: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """float64 `[models]`, on the model's device: the mean loss over batches of the evaluation stream, or over
     a whole dataset (batch_size None)."""
-    tensors = {name: p.contiguous() for name, p in model.stacked_parameters().items()}
+    tensors = {
+        name: p.contiguous() for name, p in (model.stacked_parameters() | model.fixed_tensors()).items()
+    }
     launch = device_launch(model, data, "evaluating")
     if launch is not None:
         seed, importance = launch.moved([seed, importance])
@@ -349,7 +377,9 @@ def evaluate_models(
     p.batches = batches
     p.seed = address("seed", seed, torch.int64, device)
     p.importance = address("importance", importance, torch.float32, device)
-    p.importance_stride = model.n_features if importance.shape[0] > 1 else 0
+    p.importance_stride = network.n_outputs if importance.shape[0] > 1 else 0
+    if l1 is not None:
+        p.l1 = address("l1", l1, torch.float64, device)
     _set_tensors(p, network, tensors, device)
     p.loss = address("loss", loss, torch.float64, device)
     p.threads = kernel_threads()

@@ -106,8 +106,7 @@ def _next_length(length: int, done: int, seconds: float) -> int:
 
 def _record(run: TrainingState, resident: Resident, names: list[str], at: int) -> None:
     """Measure the metrics `names` now, as record number `at`."""
-    parameters = resident.tensors
-    weight = parameters["weight"] if "weight" in parameters else parameters["encoder"]
+    weight = run.model.feature_weight(resident.tensors)
     for name in names:
         if name in METRICS:
             value = METRICS[name](weight).to("cpu", torch.float32)

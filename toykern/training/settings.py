@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from toykern import metrics
-from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
+from toykern.arguments.broadcast import broadcast_importance, broadcast_l1, broadcast_seed
 from toykern.arguments.errors import check_choice, check_dense_tensor, check_int, describe
 from toykern.arguments.grids import Grid
 from toykern.arguments.memory import check_free_memory
 from toykern.data.dataset import Dataset
 from toykern.data.philox import MAX_STEP
-from toykern.data.sources import Source, source_from_config
+from toykern.data.sources import Source, check_target_of, source_from_config
 from toykern.network.losses import Objective
 from toykern.network.specification import NetworkSpec
 from toykern.nn.kinds import AnyModel
@@ -75,6 +75,7 @@ class Settings:
     grid: Grid | None = None
     topology: Recipe | None = None
     loss: str = Objective.loss
+    l1: Any = 0.0
 
     def check(self, model: AnyModel, tracks_explored: bool | None = None) -> Settings:
         """The same with numbers checked, records and snapshots in order, and seed and importance as tensors;
@@ -97,6 +98,9 @@ class Settings:
         on_cuda = next(model.parameters()).device.type == "cuda"
         self.optimizer.check_for(model.network, model.n_models, on_cuda)
         self.objective.check_objective()
+        l1 = broadcast_l1(self.l1, model.n_models)
+        network = check_objective_of(model, self.objective, l1)
+        check_target_of(self.data, network)
         if self.schedule is not None:
             multipliers(self.schedule, steps, 0, 1)
         every = max(1, steps // 100)
@@ -119,7 +123,10 @@ class Settings:
             record=names,
             snapshots=kept,
             seed=broadcast_seed("seed", self.seed, model.n_models),
-            importance=broadcast_importance(self.importance, model.n_models, model.n_features).clone(),
+            importance=broadcast_importance(
+                self.importance, model.n_models, network.n_outputs, width=model.output_width
+            ).clone(),
+            l1=l1,
         )
 
     @property
@@ -153,6 +160,8 @@ class Settings:
         }
         if self.loss != Objective.loss:  # which stores that are older than the choice do not name
             described["loss"] = self.loss
+        if self._has_l1:
+            described["l1"] = PER_MODEL if isinstance(self.l1, torch.Tensor) else self.l1
         return described | ({} if self.topology is None else {"topology": topology_config(self.topology)})
 
     def arrays(self, n_models: int) -> dict[str, torch.Tensor]:
@@ -161,8 +170,18 @@ class Settings:
             "seed": self.seed,
             "importance": self.importance,
             **self.optimizer.arrays(n_models),
+            **({"l1": self._l1_of(n_models)} if self._has_l1 else {}),
             **self.data.arrays(),
         }
+
+    @property
+    def _has_l1(self) -> bool:
+        """Whether what a run keeps says something of it: in all chunks of a sweep where it is per model."""
+        return isinstance(self.l1, torch.Tensor) or self.l1 != 0
+
+    def _l1_of(self, n_models: int) -> torch.Tensor:
+        """float64 `[n_models]`."""
+        return torch.as_tensor(self.l1, dtype=torch.float64, device="cpu").expand(n_models).contiguous()
 
     @classmethod
     def from_config(
@@ -202,6 +221,7 @@ class Settings:
             grid=grid,
             topology=topology,
             loss=config.get("loss", Objective.loss),
+            l1=l1_from(config, arrays),
             **{name: config[name] for name in same},
         )
 
@@ -220,6 +240,7 @@ class Settings:
             optimizer=optimizer_from_config(described, **{name: rates[name][i : i + 1] for name in own}),
             seed=of(self.seed),
             importance=of(self.importance),
+            l1=of(self.l1),
             grid=None,
             topology=None
             if self.topology is None
@@ -232,7 +253,8 @@ class Settings:
         n_models = len(self.seed)
         ours, theirs = (
             {"optimizer_rates": s.optimizer.arrays(n_models), "seed": {"seed": s.seed},
-             "importance": {"importance": s.importance.expand(n_models, -1)}}
+             "importance": {"importance": s.importance.expand(n_models, -1)},
+             "l1": {"l1": s._l1_of(n_models)}}
             for s in (self, other)
         )  # fmt: skip
         unlike = {name for name in ours if not _equal(ours[name], theirs[name])}
@@ -243,6 +265,7 @@ class Settings:
             # A schedule that is not there any more is like every other.
             whole = settings if None not in (self.schedule, other.schedule) else _without_schedule(settings)
             config = whole.config() | {"grid": None if settings.grid is None else settings.grid.config()}
+            config.pop("l1", None)
             config["optimizer"] = without_rates(config["optimizer"])
             return config
 
@@ -250,6 +273,28 @@ class Settings:
         found = {of_arrays.get(name, name) for name in unlike}
         found |= set(described_differences(described(self), described(other))) - {"topology"}
         return [field.name for field in dataclasses.fields(self) if field.name in found]
+
+
+def check_objective_of(model: AnyModel, objective: Objective, l1: torch.Tensor | float) -> NetworkSpec:
+    """What each model is and is trained or evaluated for; ValueError for what it cannot be where it is."""
+    network = model.network.trained_for(objective)
+    network.check_loss()
+    device = next(model.parameters()).device
+    has_l1 = bool(torch.as_tensor(l1, device="cpu").any())
+    unknown = network.untrained(has_l1, device.type)
+    if unknown:
+        given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
+        where = "on the CPU alone" if device.type == "cuda" else f"not of a {type(model).__name__}"
+        raise ValueError(f"the kernels have no {given} for this model: that is {where}")
+    return network
+
+
+def l1_from(config: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Any:
+    """The weight of the codes' L1 norm in a run's config and arrays, as a number where it is still that."""
+    told = config.get("l1", 0.0)
+    if "l1" not in arrays or (told != PER_MODEL and bool((arrays["l1"] == told).all())):
+        return told
+    return arrays["l1"]
 
 
 def _equal(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:

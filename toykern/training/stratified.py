@@ -33,9 +33,9 @@ from torch.quasirandom import SobolEngine
 from toykern.data.features import SparseFeatures
 from toykern.data.groups import EXCLUSIVE
 from toykern.data.philox import half_normal
-from toykern.network.losses import TARGETS, Objective
+from toykern.network.losses import LOSSES, Objective
+from toykern.nn.dense_stack import DenseStack
 from toykern.nn.kinds import AnyModel
-from toykern.nn.stacked import StackedModel
 
 MAX_UNITS = 4096
 """More would be drawn one by one, and with so many the number of active ones says little."""
@@ -104,12 +104,19 @@ def stratified_loss(
     seed: torch.Tensor,
     importance: torch.Tensor,
     objective: Objective,
+    l1: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """float64 `[models]`, on the model's device; arguments as checked by `toykern.evaluate`.
 
     ValueError for a distribution of more than `MAX_UNITS` units.
     """
     data.refuse_dependence("method='stratified'; use method='samples'")
+    if LOSSES[objective.loss].over == "batch":
+        raise ValueError(
+            f"method='stratified' weights single samples, of which loss={objective.loss!r} is none"
+        )
+    if data.projection is not None:
+        raise ValueError("data with a projection cannot be used by method='stratified'; use method='samples'")
     options, on, off = _units(data)
     if len(options) > MAX_UNITS:
         raise ValueError(
@@ -131,6 +138,7 @@ def stratified_loss(
             own = importance if everyone or len(importance) == 1 else importance[chosen]
             work = _Strata(
                 part, data, drawn, value, options, [o[:, rows] for o in on], off[:, rows], own, objective,
+                None if l1 is None else l1[chosen],
             )  # fmt: skip
             loss[chosen] = work.loss()
     return loss.to(device)
@@ -152,12 +160,13 @@ class _Strata:
     """The models of one seed; `on` and `off` are the probabilities of options, `[…, models or 1]`."""
 
     def __init__(
-        self, network: StackedModel, data: SparseFeatures, drawn: Plan, seed: int, options: list[Options],
+        self, network: DenseStack, data: SparseFeatures, drawn: Plan, seed: int, options: list[Options],
         on: list[torch.Tensor], off: torch.Tensor, importance: torch.Tensor, objective: Objective,
+        l1: torch.Tensor | None,
     ) -> None:  # fmt: skip
         self._network, self._data, self._plan, self._seed = network, data, drawn, seed
         self._options, self._on, self._off = options, on, off
-        self._importance, self._objective = importance, objective
+        self._importance, self._objective, self._l1 = importance, objective, l1
         self._total = torch.zeros(network.n_models, dtype=torch.float64, device="cpu")
 
     def loss(self) -> torch.Tensor:
@@ -196,13 +205,13 @@ class _Strata:
         for first in range(0, len(self._total), at_once):
             models = slice(first, first + at_once)
             clean = batch.clean(models).to(device)
+            network = self._network if at_once >= len(self._total) else self._network[models]
             target: str | torch.Tensor = self._objective.target
             x = clean
             if batch.noise is not None:
                 x = clean + batch.noise.to(device)
-                target = TARGETS[self._objective.target](clean)
+                target = network.target_of(clean, self._objective.target)
             importance = self._importance if len(self._importance) == 1 else self._importance[models]
-            network = self._network if at_once >= len(self._total) else self._network[models]
             losses.append(
                 network.loss(
                     x,
@@ -210,6 +219,7 @@ class _Strata:
                     target=target,
                     loss_reduction=self._objective.loss_reduction,
                     loss=self._objective.loss,
+                    l1=0.0 if self._l1 is None else self._l1[models],
                 )
             )
         return torch.cat(losses).double().cpu()

@@ -102,6 +102,12 @@ struct GeneralModel {
         room = w.take<double>((size_t)step_room(net));
     }
 
+    // What the caller holds and the model only looks at: every rank has a model of its own in that.
+    void attach(const ModelArrays& a) {
+        embedding = a.parameter[Role::kEmbedding];
+        connected = a.connected;
+        l1 = a.l1;
+    }
     void load_model(const ModelArrays& a) {
         for (int i = 0; i < count; ++i) {
             FlatTensor& t = flat[i];
@@ -112,7 +118,6 @@ struct GeneralModel {
         zero(et, (n + kLanes) * mp), zero(d, (m + kLanes) * op), zero(dt, (o + kLanes) * mp);
         zero(c, mp), zero(b, op), zero(importance, op);
         for (int64_t j = 0; j < o; ++j) importance[j] = a.importance[j];
-        embedding = a.parameter[Role::kEmbedding];
         if (embedding) zero(narrow, (in + kLanes) * mp);
         if (const float* given = a.parameter[Role::kUnembedding]) {
             zero(q, (o + kLanes) * qp), zero(qt, (out + kLanes) * op);
@@ -130,8 +135,6 @@ struct GeneralModel {
             zero(projection, (n + kLanes) * op);
             transpose_exact(a.projection, n, projection, op, 0, o, n);
         }
-        connected = a.connected;
-        l1 = a.l1;
     }
     void store_model(const ModelArrays& a) const {
         for (int i = 0; i < count; ++i) {

@@ -34,7 +34,7 @@ struct GeneralOutputs {
     int64_t o, op;
     int32_t activation, loss;
     double option;
-    uint32_t target_bits;
+    uint32_t target_bits;  // elementwise losses and cross-entropy
     const float* importance;  // [op], pads 0
     float* room;              // [op]
     Normaliser outputs, targets;  // of a batch

@@ -82,6 +82,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
     const int64_t batch_size = shared.open(p, i);
     worker.set_up(i, p.seed[i], p.batch_size);
     worker.choose(shared.model, batch_size);
+    shared.model.attach(arrays);
     if (team.rank == 0) shared.model.load_model(arrays);
     team.meet();
     shared.model.prepare(team);
@@ -110,7 +111,9 @@ void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Wor
     const int64_t batch_size = shared.open(p, i);
     worker.set_up(i, p.seed[i], p.batch_size);
     worker.choose(shared.model, batch_size);
-    shared.model.load_model(model_arrays(p, i));
+    const ModelArrays arrays = model_arrays(p, i);
+    shared.model.attach(arrays);
+    shared.model.load_model(arrays);
     shared.model.prepare(Team());
     double sum = 0.0;
     for (int64_t step = 0; step < p.batches; ++step) {

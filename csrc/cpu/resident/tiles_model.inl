@@ -88,6 +88,7 @@ struct TilesModel {
         team.meet();
     }
 
+    void attach(const ModelArrays&) {}  // nothing stays with the caller
     void load_model(const ModelArrays& a) {
         import(a.parameter, d, et, b);
         import(a.state[0], d1, e1, b1);

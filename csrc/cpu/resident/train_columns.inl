@@ -246,6 +246,7 @@ struct ColumnsModel {
         return tensor(a, Role::kBias);
     }
 
+    void attach(const ModelArrays&) {}  // nothing stays with the caller
     void load_model(const ModelArrays& a) {
         import(p, a.parameter);
         import(s1, a.state[0]);

@@ -159,9 +159,9 @@ class GeneralWorker {
     }
     static void sum_rows_into(const float* from, int64_t width, int64_t rows, float* to) {
         for (int64_t j = 0; j < width; j += kLanes) {
-            F sum = load(to + j);
+            F sum = fzero();  // of the tile by itself: a long batch would lose digits in one running sum
             for (int64_t r = 0; r < rows; ++r) sum = sum + load(from + r * width + j);
-            store(to + j, sum);
+            store(to + j, load(to + j) + sum);
         }
     }
 
