@@ -368,7 +368,7 @@ def test_the_loops_of_a_device_refuse_what_they_do_not_know(optimizer):
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe"), itertools.product(["LAMB, all", "Adam, all"], [None, tk.SET(interval=5, end=30)])
+    ("name", "recipe"), [*itertools.product(["LAMB, all", "Adam, all"], [None, tk.SET(interval=5, end=30)])]
 )
 def test_sparse_models_keep_their_zeros(name, recipe):
     optimizer = dataclasses.replace(OPTIMIZERS[name], unit_norm=UnitNorm("weight", remove_parallel=True))
