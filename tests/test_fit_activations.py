@@ -195,19 +195,18 @@ def test_what_no_fast_loop_of_a_device_lists_goes_to_the_small_one():
         fit_case(case, steps=1)
 
 
-def test_the_native_side_refuses_what_its_closed_forms_do_not_hold_for():
-    """f(0) must be 0: an all-zero sample counts as one whose codes are 0."""
-    network = network_params(tk.TiedAutoencoder(5, 2).network)
+def test_the_native_side_refuses_what_is_no_activation_there():
     model = model_of(case_of_activations(5, 2, 0.1, True, "none", "relu", {}))
-    for number, allowed in (
-        (ACTIVATIONS["softplus"].number, "0 at 0"),
-        (99, "from 0 to"),
-        (2, "training loops"),
+    for place, number, allowed in (
+        ("hidden_activation", 99, "from 0 to"),
+        ("hidden_activation", ACTIVATIONS["topk"].number, "hidden_option must be from 1 to n_hidden"),
+        ("output_activation", ACTIVATIONS["solu"].number, "elementwise"),
+        ("output_activation", ACTIVATIONS["topk"].number, "elementwise"),
     ):
         params = _native.EvaluateParams()
-        params.data, params.network, params.n_models = tk.SparseFeatures(5, 0.1).native(), network, len(model)
-        params.batch_size = 8
-        params.network.hidden_activation = number
+        params.data, params.n_models = tk.SparseFeatures(5, 0.1).native(), len(model)
+        params.network, params.batch_size = network_params(tk.TiedAutoencoder(5, 2).network), 8
+        setattr(params.network, place, number)
         with pytest.raises(ValueError, match=allowed):
             _native.evaluate(params)
     with pytest.raises(ValueError, match="hidden_activation must be one of"):

@@ -162,7 +162,7 @@ def test_a_removed_hook_and_a_subclass_that_adds_to_its_base_are_fine():
 @pytest.mark.parametrize("which", ["hidden_activation", "output_activation"])
 def test_an_activation_that_someone_adds_to_a_list_is_not_trained_as_another(which, monkeypatch):
     for module, names in (
-        (stacked, ("HIDDEN_ACTIVATIONS", "OUTPUT_ACTIVATIONS")),
+        (stacked, ("LAYER_HIDDEN_ACTIVATIONS", "LAYER_OUTPUT_ACTIVATIONS")),
         (stacked_sparse, ("_ACTIVATIONS",)),
     ):
         for name in names:

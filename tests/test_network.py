@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+import xarray as xr
 
 import toykern as tk
 from toykern.native.numbers import number
@@ -22,6 +23,14 @@ STACKS = {
     "untied": lambda: tk.Autoencoder(5, 3, 2, centered=True),
     "sparse": lambda: tk.SparseTiedAutoencoder(5, 3, density=0.5, n_models=2),
 }
+FAMILY = {
+    "mlp": lambda: tk.MLP(5, 3, 2, 2, seed=[3, 4]),
+    "embedded": lambda: tk.MLP(5, 3, n_models=2, embedding=2, unembedding=True, residual=True),
+    "tied mlp": lambda: tk.MLP(5, 3, n_models=2, tied=True, centered=True, top_k=2, hidden_activation="topk"),
+    "given": lambda: tk.MLP(
+        5, 3, 4, 2, embedding=torch.ones(2, 5), unembedding=torch.ones(2, 4, 2), hidden_bias_init=-1.0
+    ),
+}
 
 CONFIGS = {
     "tied": {"bias": False},
@@ -33,6 +42,7 @@ CONFIGS = {
 
 
 def test_every_field_is_told_or_follows_from_the_class():
+    """Of an `MLP`, whether it is tied too, is an option."""
     fields = {field.name for field in dataclasses.fields(NetworkSpec)}
     objective = {field.name for field in dataclasses.fields(Objective)}  # told by a run's settings
     assert fields == {*ALWAYS, *OPTIONS, *objective, "tied", "sparse"}
@@ -53,14 +63,81 @@ def test_a_description_makes_the_same_network(name):
     assert model_from_config(model.config()).network == model.network
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", [*STACKS, *FAMILY])
 def test_the_table_of_tensors_is_what_the_stack_has(name):
-    model = STACKS[name]()
+    model = (STACKS | FAMILY)[name]()
     network = model.network
     named = {tensor.name: (2, *network.shape(tensor)) for tensor in network.tensors}
     assert {key: tuple(array.shape) for key, array in model.trained_arrays().items()} == named
     own = {key: list(p.shape) for key, p in model.named_parameters()}
     assert own == model.parameter_shapes()
+    fixed = {tensor.name: network.shape(tensor) for tensor in network.fixed}
+    assert {key: tuple(held.shape[1:]) for key, held in model.fixed_tensors().items()} == fixed
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_views_of_parameters_lie_one_behind_the_other(name):
+    """As common/tensors.h has them: encoder, decoder, bias, hidden bias."""
+    network = FAMILY[name]().network
+    views, end = network.views(), 0
+    assert list(views) == [r for r in ("encoder", "decoder", "bias", "hidden_bias") if r in views]
+    for tensor in network.parameters:
+        rows, columns, offset = views[tensor.role]
+        assert (rows, columns) == (1, *network.shape(tensor))[-2:]
+        assert offset == end
+        end += rows * columns
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tied": True, "n_outputs": 4}, "tied needs n_outputs = n_features = 5, not 4"),
+        ({"tied": True, "n_embedding": 3}, "tied needs n_outputs = n_embedding = 3, not 5"),
+        ({"residual": True, "n_outputs": 4}, "residual needs n_outputs = n_features = 5, not 4"),
+        ({"centered": True, "n_outputs": 4}, "centered needs n_outputs = n_features = 5, not 4"),
+        ({"centered": True, "bias": False}, "centered .* needs bias=True"),
+        (
+            {"centered": True, "n_embedding": 3, "unembedding": True},
+            "centered .* none where there is an unembedding",
+        ),
+        ({"unembedding": True}, "unembedding needs an embedding"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    network = NetworkSpec(**({"n_features": 5, "n_hidden": 3, "tied": False} | options))
+    with pytest.raises(ValueError, match=message):
+        network.check_shape()
+
+
+@pytest.mark.parametrize(
+    ("model", "dims"),
+    [
+        (tk.MLP(5, 3, 4), {"encoder": ("hidden", "feature"), "decoder": ("output", "hidden")}),
+        (tk.MLP(5, 3, 4), {"bias": ("output",), "hidden_bias": ("hidden",)}),
+        (tk.MLP(5, 3), {"decoder": ("feature", "hidden"), "bias": ("feature",)}),
+        (
+            tk.MLP(5, 3, embedding=2, unembedding=True),
+            {"encoder": ("hidden", "embedding"), "decoder": ("embedding", "hidden"), "bias": ("feature",)},
+        ),
+        (tk.MLP(5, 3, embedding=2, n_outputs=2, tied=True), {"weight": ("hidden", "embedding")}),
+    ],
+)
+def test_dimensions_of_the_family_have_their_names(model, dims, tmp_path):
+    data = tk.Dataset(torch.eye(5), torch.ones(5, model.n_outputs))
+    importance = torch.ones(1, model.n_outputs)
+    run = tk.fit(
+        model, data, steps=1, importance=importance, snapshots=[1], record=["feature_dimensionality"]
+    )
+    found = run.to_xarray()
+    run.save(tmp_path / "run")
+    stored = xr.open_zarr(tmp_path / "run", consolidated=False)
+    for name, named in dims.items():
+        assert found[name].dims == ("model", *named)
+        assert found[f"{name}_snapshots"].dims == ("model", "snapshot", *named)
+        in_store = xr.open_zarr(tmp_path / "run", group="model", consolidated=False)[name]
+        assert in_store.dims == ("model", *named)
+    assert found["feature_dimensionality"].dims == ("model", "record", "feature")
+    assert stored["loss"].sizes["record"] == 1
 
 
 def test_dimensions_have_their_names_in_a_run():
@@ -72,20 +149,62 @@ def test_dimensions_have_their_names_in_a_run():
 
 
 @pytest.mark.parametrize(
-    ("options", "unfitted"),
+    ("kind", "options", "unfitted"),
     [
-        ({}, {}),
-        ({"hidden_activation": "leaky_relu", "negative_slope": 0.5}, {}),
-        ({"hidden_bias": True}, {"hidden_bias": True}),
-        ({"hidden_activation": "topk", "top_k": 1}, {"hidden_activation": "topk", "top_k": 1}),
+        (tk.TiedAutoencoder, {}, {}),
+        (tk.TiedAutoencoder, {"hidden_activation": "leaky_relu", "negative_slope": 0.5}, {}),
+        (tk.TiedAutoencoder, {"hidden_bias": True}, {"hidden_bias": True}),
+        (tk.Autoencoder, {"centered": True}, {"centered": True}),
+        (
+            tk.TiedAutoencoder,
+            {"hidden_activation": "topk", "top_k": 1},
+            {"hidden_activation": "topk", "top_k": 1},
+        ),
+        (tk.MLP, {"hidden_bias": False}, {}),  # which is an Autoencoder
+        (tk.MLP, {}, {"hidden_bias": True}),
+        (tk.MLP, {"hidden_bias": False, "n_outputs": 3}, {"n_outputs": 3}),
+        (tk.MLP, {"hidden_bias": False, "embedding": 3}, {"n_embedding": 3}),
+        (tk.MLP, {"hidden_bias": False, "residual": True}, {"residual": True}),
+        (
+            tk.MLP,
+            {"hidden_bias": False, "embedding": 3, "unembedding": True},
+            {"n_embedding": 3, "unembedding": True},
+        ),
+        *(
+            (tk.MLP, {"hidden_bias": False, "hidden_activation": name}, {"hidden_activation": name})
+            for name in ("square", "x_exp", "solu", "softplus")
+        ),
+        (
+            tk.MLP,
+            {"hidden_bias": False, "output_activation": "square"},
+            {"output_activation": "square"},
+        ),
     ],
 )
-def test_what_fit_does_not_know_is_named(options, unfitted):
-    model = tk.TiedAutoencoder(4, 2, **options)
-    assert model.unfitted_options() == unfitted
-    if unfitted:
-        with pytest.raises(ValueError, match=next(iter(unfitted))):
+def test_what_a_device_does_not_fit_is_named(kind, options, unfitted, monkeypatch):
+    model = kind(4, 2, **options)
+    assert model.unfitted_options() == {}  # on the CPU
+    assert model.network.unfitted(cuda=True) == unfitted
+    if unfitted:  # a model on a device is refused before the device is asked for anything
+        monkeypatch.setattr(kind, "unfitted_options", lambda model: model.network.unfitted(cuda=True))
+        with pytest.raises(ValueError, match=f"{next(iter(unfitted))}=.*; train it on the CPU"):
             tk.fit(model, tk.SparseFeatures(4, 0.5), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "l1", "told"),
+    [
+        (Objective(), False, {}),
+        (Objective(), True, {"l1": "other than 0"}),
+        (Objective(loss="cross_entropy"), False, {"loss": "cross_entropy"}),
+        (Objective("embedding"), False, {"target": "embedding"}),
+    ],
+)
+def test_what_of_an_objective_a_device_and_sparse_models_do_not_have(objective, l1, told):
+    dense, sparse = STACKS["untied"]().network, STACKS["sparse"]().network
+    assert dense.trained_for(objective).untrained(l1, "cpu") == {}
+    assert dense.trained_for(objective).untrained(l1, "cuda") == told
+    assert sparse.trained_for(objective).untrained(l1, "cpu") == told
 
 
 def test_optimizer_states_follow_the_table():

@@ -134,7 +134,8 @@ inline void check(const Network& net, const Distribution& d, int64_t n_models, i
     check_activation("the network's output_activation", net.output_activation, net.output_option);
     if (is_rowwise(net.output_activation))
         refuse("the network's output_activation", net.output_activation, "one that is elementwise");
-    if (net.hidden_activation == (int32_t)Activation::kTopK && !(net.hidden_option >= 1.0 && net.hidden_option <= (double)net.n_hidden))
+    if (net.hidden_activation == (int32_t)Activation::kTopK &&
+        !(net.hidden_option >= 1.0 && net.hidden_option <= (double)net.n_hidden))
         throw std::invalid_argument("the network's hidden_option must be from 1 to n_hidden with top-k");
     check_range("the network's loss", net.loss, 0, last_number(kLossNames));
     check_range("the network's target", net.target, 0, last_number(kTargetNames));
@@ -162,15 +163,16 @@ void check_target(const Params& p, bool on_host) {
     const bool projected = net.target == (int32_t)Target::kProjection;
     check_address("projection", p.projection.matrix, projected);
     if (!on_host) {
-        if (!is_autoencoder(net)) throw std::invalid_argument("a device's kernels know tied and untied autoencoders alone");
+        if (!is_autoencoder(net))
+            throw std::invalid_argument("a device's kernels know tied and untied autoencoders alone");
         if (p.l1) throw std::invalid_argument("a device's kernels know no l1");
     }
     const bool own = p.finite.rows > 0 && (p.finite.target || p.finite.label);
     if (projected && own) throw std::invalid_argument("a dataset's own targets are not projected");
-    if (!projected && !own)
-        check_range("the network's n_outputs", net.n_outputs, net.n_features, net.n_features);
+    if (!projected && !own) check_range("the network's n_outputs", net.n_outputs, net.n_features, net.n_features);
     for (int64_t i = 0; p.l1 && on_host && i < p.n_models; ++i)
-        if (!(std::isfinite(p.l1[i]) && p.l1[i] >= 0.0)) throw std::invalid_argument("l1 must be finite and at least 0");
+        if (!(std::isfinite(p.l1[i]) && p.l1[i] >= 0.0))
+            throw std::invalid_argument("l1 must be finite and at least 0");
 }
 
 // The table of tensors has what the network has, in the shapes that follow from it.

@@ -90,7 +90,7 @@ void train(const TrainParams& given) {
     p.correction1 = corrections.first.data();
     p.correction2 = corrections.second.data();
     const LevelTable& l = level();
-    const TrainRegime regime = l.pick_regime(p.network, p.finite.rows > 0, plain_update(p) && !p.l1);
+    const TrainRegime regime = l.pick_regime(p.network, p.finite.rows > 0, !p.l1 && plain_update(p));
     const int parts = l.batch_parts(p.network, p.batch_size);
     guard_fork(p.threads);
     if (p.n_models < p.threads && parts > 1) {

@@ -37,6 +37,19 @@ class TensorSpec:
     role: str
 
 
+ROLES = {
+    "weight": "encoder",  # E where D = Eᵀ
+    "encoder": "encoder",
+    "decoder": "decoder",
+    "bias": "bias",
+    "hidden_bias": "hidden_bias",
+    "connections": "connections",
+    "embedding": "embedding",
+    "unembedding": "unembedding",
+}
+"""What a tensor of any network is, by its name."""
+
+
 @dataclass(frozen=True)
 class Options:
     """The functions of a network, whatever its size: f, g, and what the encoder sees.
@@ -163,16 +176,23 @@ class NetworkSpec(Options, Objective):
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Those that training changes, in order: weights, biases, and what is no parameter."""
-        encoder = ("hidden", self._seen)
-        there = (
-            (self.tied, TensorSpec("weight", encoder, "encoder")),  # E where D = Eᵀ
-            (not self.tied, TensorSpec("encoder", encoder, "encoder")),
-            (not self.tied, TensorSpec("decoder", (self._given, "hidden"), "decoder")),
-            (self.bias, TensorSpec("bias", (self.output_dim,), "bias")),
-            (self.hidden_bias, TensorSpec("hidden_bias", ("hidden",), "hidden_bias")),
-            (self.sparse, TensorSpec("connections", ("hidden", "feature"), "connections")),
-        )
-        return tuple(tensor for has, tensor in there if has)
+        dims = {
+            "weight": ("hidden", self._seen),
+            "encoder": ("hidden", self._seen),
+            "decoder": (self._given, "hidden"),
+            "bias": (self.output_dim,),
+            "hidden_bias": ("hidden",),
+            "connections": ("hidden", "feature"),
+        }
+        there = {
+            "weight": self.tied,
+            "encoder": not self.tied,
+            "decoder": not self.tied,
+            "bias": self.bias,
+            "hidden_bias": self.hidden_bias,
+            "connections": self.sparse,
+        }
+        return tuple(TensorSpec(name, dims[name], ROLES[name]) for name, has in there.items() if has)
 
     @property
     def fixed(self) -> tuple[TensorSpec, ...]:

@@ -69,29 +69,6 @@ def initial_std(init: Any, n_features: int, n_hidden: int, n_models: int) -> tor
     return stds
 
 
-def drawn_embedding(seed: torch.Tensor, n_embedding: int, n_features: int) -> torch.Tensor:
-    """Embeddings P as Jermyn et al. 2022 draw them, float32 CPU `[models, d, n]`, each of the model's seed.
-
-    G is d × n of normal draws (docs/data_stream.md §8), G = U S Vᵀ its thin singular value decomposition in
-    double precision, largest singular value first, each row of Vᵀ with the sign that makes its entry of
-    largest magnitude positive. P is Vᵀ with each column, a feature's direction, scaled to length 1. Its last
-    bits are those of the machine's linear algebra.
-
-    `seed` int64 `[models]`; n_embedding must be at most n_features.
-
-    >>> drawn_embedding(torch.tensor([0, 1]), 2, 5).norm(dim=1).round(decimals=5).unique()
-    tensor([1.])
-    """
-    found = np.empty((len(seed), n_embedding, n_features), dtype=np.float32)
-    for model, own in enumerate(seed.numpy()):
-        draws = normal(np.array([own]), n_embedding * n_features, purpose=1).astype(np.float64)
-        rows = np.linalg.svd(draws.reshape(n_embedding, n_features), full_matrices=False)[2]
-        largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
-        rows = rows * np.sign(largest)
-        found[model] = rows / np.linalg.norm(rows, axis=0)
-    return torch.from_numpy(found)
-
-
 def initial_weights(
     shape: tuple[int, ...], seed: torch.Tensor, std: torch.Tensor, member: int
 ) -> torch.Tensor:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
-from toykern.arguments.broadcast import as_tensor
 from toykern.arguments.errors import (
     check_choice,
     check_flag,
-    check_int,
     check_number,
     check_size,
     describe,
-    is_int,
 )
 from toykern.data.sparse_batch import SparseBatch
 from toykern.network.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from toykern.network.losses import EMBEDDED, LOSSES, REDUCTIONS, TARGETS, Objective
 from toykern.network.specification import check_negative_slope, check_top_k
 from toykern.nn.dense_stack import DenseStack
+from toykern.nn.embedding import TRANSPOSE, drawn_embedding, fixed_embedding, fixed_unembedding
 from toykern.nn.factory import factory_device, factory_dtype
 from toykern.nn.functions import activated
-from toykern.nn.initialization import drawn_embedding
-
-TRANSPOSE = "transpose"
+from toykern.nn.published import names_of, published, read
 
 
 class MLP(DenseStack):
@@ -49,7 +46,7 @@ class MLP(DenseStack):
         bias, hidden_bias: whether there is a b, which begins at 0, and a c.
         tied: whether D = Eᵀ, the one `weight`; the decoder gives as many numbers as the encoder sees.
         embedding: P, which is fixed: None; an int d ≤ n_features, drawn for each model from its seed as in
-            Jermyn et al. 2022 (`toykern.nn.initialization.drawn_embedding`); or given, `[d, n_features]` for
+            Jermyn et al. 2022 (`toykern.nn.embedding.drawn_embedding`); or given, `[d, n_features]` for
             all models or `[models, d, n_features]`.
         unembedding: Q, which is fixed: None; True or "transpose" for Pᵀ; or given, `[n_outputs, d]` or
             `[models, n_outputs, d]`.
@@ -74,8 +71,8 @@ class MLP(DenseStack):
     >>> model = MLP(n_features=5, n_hidden=8, n_models=3, embedding=2, n_outputs=5)
     >>> model(torch.zeros(4, 5)).shape, model.encoder.shape
     (torch.Size([3, 4, 5]), torch.Size([3, 8, 2]))
-    >>> MLP(5, 8, n_outputs=3).loss(torch.eye(5), target=torch.tensor([0, 1, 2, 0, 1]), loss="cross_entropy")
-    tensor([1.0986], grad_fn=<...>)
+    >>> MLP(5, 8, n_outputs=3).loss(torch.eye(5), target=torch.arange(5) % 3, loss="cross_entropy").shape
+    torch.Size([1])
     """
 
     weight_names: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
@@ -137,8 +134,11 @@ class MLP(DenseStack):
         if isinstance(init, str):
             check_choice("init", init, ("xavier",))
         dtype, device = factory_dtype(dtype), factory_device(device)
-        given = self._take_embedding(embedding), self._take_unembedding(unembedding)
-        if device.type == "meta" and any(tensor is not None for tensor in given):
+        p = fixed_embedding(embedding, self.n_models, self.n_features)
+        q = fixed_unembedding(unembedding, self.n_models, self.n_features, self.n_outputs, p)
+        self.n_embedding, self.embedding_from, self.unembedding_from = p.length, p.source, q.source
+        given = {"embedding": p.given, "unembedding": q.given}
+        if device.type == "meta" and any(tensor is not None for tensor in given.values()):
             raise ValueError(
                 "device must be one with memory where embedding or unembedding is given as numbers, not "
                 "'meta'"
@@ -149,64 +149,12 @@ class MLP(DenseStack):
         for name in ("embedding", "unembedding"):
             self.register_buffer(name, None)
         for tensor in network.fixed:
-            held = given[("embedding", "unembedding").index(tensor.name)]
+            held = given[tensor.name]
             models = 1 if self.shares(tensor.name) else self.n_models
             empty = torch.empty(models, *network.shape(tensor), dtype=dtype, device=device)
             self.register_buffer(tensor.name, empty if held is None else empty.copy_(held))
         if device.type != "meta":
             self.reset_parameters()
-
-    def _take_embedding(self, embedding: Any) -> torch.Tensor | None:
-        """Sets how long e is and where P comes from; P itself where it is given."""
-        self.n_embedding, self.embedding_from = 0, None
-        if embedding is None:
-            return None
-        if is_int(embedding):
-            self.n_embedding = check_int("embedding", embedding, minimum=1, maximum=self.n_features)
-            self.embedding_from = "drawn"
-            return None
-        given, self.embedding_from = self._fixed("embedding", embedding, "d", None, self.n_features)
-        self.n_embedding = given.shape[1]
-        return given
-
-    def _take_unembedding(self, unembedding: Any) -> torch.Tensor | None:
-        """Sets where Q comes from; Q itself where it is given."""
-        self.unembedding_from = None
-        if unembedding is None or unembedding is False:
-            return None
-        if not self.n_embedding:
-            raise ValueError("unembedding needs an embedding, whose dimensions it reads; embedding is None")
-        if unembedding is True or isinstance(unembedding, str):
-            if isinstance(unembedding, str):
-                check_choice("unembedding", unembedding, (TRANSPOSE,))
-            if self.n_outputs != self.n_features:
-                raise ValueError(
-                    f"unembedding={unembedding!r} is the transpose of the embedding, which gives n_features "
-                    f"= {self.n_features} outputs, not n_outputs = {self.n_outputs}"
-                )
-            self.unembedding_from = TRANSPOSE
-            return None
-        rows, columns = self.n_outputs, self.n_embedding
-        given, self.unembedding_from = self._fixed("unembedding", unembedding, "n_outputs", rows, columns)
-        return given
-
-    def _fixed(
-        self, name: str, value: Any, of: str, rows: int | None, columns: int
-    ) -> tuple[torch.Tensor, str]:
-        """A matrix for all models or one for each, float64 `[1 or models, rows, columns]`, and which."""
-        given = as_tensor(name, value, torch.float64)
-        wide = "n_features" if rows is None else "d"
-        fits = given.ndim in (2, 3) and given.shape[-1] == columns and 0 not in given.shape
-        fits = fits and given.shape[-2] == (rows or given.shape[-2])
-        if not fits or (given.ndim == 3 and len(given) != self.n_models):
-            told = f"{rows or of}, {columns}"
-            raise ValueError(
-                f"{name} must have the shape [{of}, {wide}] = [{told}] or [models, {of}, {wide}] = "
-                f"[{self.n_models}, {told}], not {describe(value)}"
-            )
-        if not bool(torch.isfinite(given).all()):
-            raise ValueError(f"{name} must be finite, not {describe(value)} with numbers that are not")
-        return (given, "per_model") if given.ndim == 3 else (given.unsqueeze(0), "shared")
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -313,6 +261,71 @@ class MLP(DenseStack):
         )
         model.embedding_from, model.unembedding_from = config["embedding"], config["unembedding"]
         return model
+
+    @classmethod
+    def from_published(
+        cls,
+        weights: Mapping[str, Any],
+        *,
+        hidden_activation: str = "relu",
+        output_activation: str = "none",
+        residual: bool = False,
+        centered: bool = False,
+        top_k: int | None = None,
+        negative_slope: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """A stack with published weights, by the names that their layout has; the others of the arguments
+        are the class's.
+
+        Args:
+            weights: of an untied network, the state of two `torch.nn.Linear`, "linear1.weight" `[models,
+                hidden, inputs]`, "linear1.bias", "linear2.weight" `[models, outputs, hidden]` and
+                "linear2.bias"; of a tied one "weight" `[models, features, hidden]`, "bias" and
+                "hidden_bias". Biases may be missing; there may be an "embedding" `[models, d, features]` and
+                an "unembedding" `[models, outputs, d]`. All of them without the first dimension are one
+                model. Values are copied.
+
+        ValueError or TypeError names the entry that does not fit the others.
+
+        >>> layer = torch.nn.Linear(5, 8), torch.nn.Linear(8, 3)
+        >>> state = {f"linear{i + 1}.{k}": v for i in (0, 1) for k, v in layer[i].state_dict().items()}
+        >>> MLP.from_published(state)(torch.zeros(4, 5)).shape
+        torch.Size([1, 4, 3])
+        """
+        found, tied = read(weights)
+        encoder = found["weight" if tied else "encoder"]
+        n_models, n_hidden, seen = encoder.shape
+        embedding, unembedding = found.pop("embedding", None), found.pop("unembedding", None)
+        n_features = seen if embedding is None else embedding.shape[2]
+        given = seen if tied else found["decoder"].shape[1]
+        n_outputs = given if unembedding is None else unembedding.shape[1]
+        model = cls(
+            n_features, n_hidden, n_outputs, n_models, hidden_activation, output_activation,
+            "bias" in found, "hidden_bias" in found, tied, embedding, unembedding, residual, centered, top_k,
+            negative_slope, 0.0, device=device, dtype=dtype,
+        )  # fmt: skip
+        theirs = {ours: name for name, ours in names_of(tied).items()}
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.shape != found[name].shape:
+                    raise ValueError(
+                        f"weights[{theirs[name]!r}] does not fit the others: {list(found[name].shape)} as "
+                        f"[models, …], not {list(parameter.shape)}"
+                    )
+                parameter.copy_(found[name])
+        return model
+
+    def to_published(self, model: int | None = None) -> dict[str, torch.Tensor]:
+        """The weights as `from_published` takes them, its inverse: copies, `[models, …]`; with `model` those
+        of that one alone, without the first dimension, for `load_state_dict` of two `torch.nn.Linear`.
+
+        >>> sorted(MLP(5, 8, 3).to_published(model=0))
+        ['linear1.bias', 'linear1.weight', 'linear2.bias', 'linear2.weight']
+        """
+        fixed = {name: held.detach() for name, held in self.fixed_tensors().items()}
+        return published(self.stacked_parameters(), fixed, model, self.n_models)
 
     def forward(self, x: torch.Tensor | SparseBatch) -> torch.Tensor:
         """Outputs `[models, batch, n_outputs]`.

@@ -9,6 +9,7 @@ from torch import nn
 
 from toykern.arguments.broadcast import as_tensor
 from toykern.arguments.errors import describe
+from toykern.nn.published import published
 from toykern.nn.stacked import StackedModel
 
 
@@ -35,7 +36,7 @@ class TiedAutoencoder(StackedModel):
         top_k: for hidden_activation="topk", 1 … n_hidden.
         negative_slope: of "leaky_relu" at 0 and below, finite and ≥ 0; None is 0.01.
 
-    `hidden_bias`, `centered` and "topk" are for loops of one's own: `toykern.fit` refuses them.
+    On a CUDA device `toykern.fit` refuses `hidden_bias`, `centered` and "topk".
 
     Parameters: `weight` `[models, n_hidden, n_features]`, `bias` `[models, n_features]` or None,
     and `hidden_bias` `[models, n_hidden]` or None.
@@ -73,12 +74,12 @@ output_activation='relu', bias=True, init='xavier')
         >>> TiedAutoencoder.from_published(torch.ones(10, 5, 2)).weight.shape
         torch.Size([10, 2, 5])
         """
-        published = as_tensor("weight", weight, torch.float64)
-        if published.ndim == 2:
-            published = published.unsqueeze(0)
-        if published.ndim != 3 or 0 in published.shape:
+        given = as_tensor("weight", weight, torch.float64)
+        if given.ndim == 2:
+            given = given.unsqueeze(0)
+        if given.ndim != 3 or 0 in given.shape:
             raise ValueError(f"weight must have the shape [models, features, hidden], not {describe(weight)}")
-        n_models, n_features, n_hidden = published.shape
+        n_models, n_features, n_hidden = given.shape
         model = cls(
             n_features,
             n_hidden,
@@ -91,7 +92,7 @@ output_activation='relu', bias=True, init='xavier')
             dtype=dtype,
         )
         with torch.no_grad():
-            model.weight.copy_(published.mT)
+            model.weight.copy_(given.mT)
             if bias is not None:
                 values = as_tensor("bias", bias, torch.float64)
                 if list(values.shape) not in ([n_models, n_features], [n_features]):
@@ -102,3 +103,16 @@ output_activation='relu', bias=True, init='xavier')
                 assert model.bias is not None
                 model.bias.copy_(values)
         return model
+
+    def to_published(self, model: int | None = None) -> dict[str, torch.Tensor]:
+        """The weights laid out as published notebooks have them: the inverse of `from_published`.
+
+        {"weight" `[models, features, hidden]`, "bias" `[models, features]`}, copies; with `model` those of
+        that one alone, without the first dimension. "bias" is missing where there is none, and so is
+        "hidden_bias", for which that layout has no place but an `MLP` has.
+
+        >>> model = TiedAutoencoder(10, 2, n_models=3)
+        >>> torch.equal(TiedAutoencoder.from_published(**model.to_published()).weight, model.weight)
+        True
+        """
+        return published(self.stacked_parameters(), {}, model, self.n_models)

@@ -11,17 +11,13 @@ import torch
 
 from toykern.arguments.broadcast import broadcast_seed
 from toykern.data.philox import KIND_LANGEVIN, normal
+from toykern.network.specification import ROLES
 from toykern.training.optim import LAMB, SGD, SGLD, Adam, AdamW, BiasDecay, Optimizer, UnitNorm
 
 Tensors = dict[str, torch.Tensor]
 
 _NUMBERED = ("encoder", "decoder", "bias", "hidden_bias")
 """Roles by their numbers in the data stream (docs/data_stream.md §12)."""
-
-
-def _role(name: str) -> str:
-    """What a parameter of this name is to the network."""
-    return "encoder" if name == "weight" else name
 
 
 def initial_state(optimizer: Optimizer, parameters: Tensors) -> Tensors:
@@ -90,7 +86,7 @@ def langevin_noise(name: str, parameter: torch.Tensor, step: int, seed: Any = No
     """
     n_models = parameter.shape[0]
     seeds = broadcast_seed("seed", seed, n_models).numpy()
-    member = _NUMBERED.index(_role(name))
+    member = _NUMBERED.index(ROLES[name])
     drawn = normal(seeds, parameter[0].numel(), member=member, kind=KIND_LANGEVIN, step=step)
     return torch.from_numpy(drawn).to(torch.float64).reshape(parameter.shape)
 
@@ -101,7 +97,7 @@ def _shrinks(decay: BiasDecay | None, name: str, step: int) -> bool:
 
 def _vectors(tensor: str) -> int:
     """Along which dimension the vector of a hidden unit lies."""
-    return -2 if _role(tensor) == "decoder" else -1
+    return -2 if ROLES[tensor] == "decoder" else -1
 
 
 def _without_parallel(tensor: str, parameters: Tensors, gradients: Tensors) -> torch.Tensor:

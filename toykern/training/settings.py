@@ -253,7 +253,8 @@ class Settings:
         n_models = len(self.seed)
         ours, theirs = (
             {"optimizer_rates": s.optimizer.arrays(n_models), "seed": {"seed": s.seed},
-             "importance": {"importance": s.importance.expand(n_models, -1)}, "l1": {"l1": s._l1_of(n_models)}}
+             "importance": {"importance": s.importance.expand(n_models, -1)},
+             "l1": {"l1": s._l1_of(n_models)}}
             for s in (self, other)
         )  # fmt: skip
         unlike = {name for name in ours if not _equal(ours[name], theirs[name])}
@@ -291,11 +292,9 @@ def check_objective_of(model: AnyModel, objective: Objective, l1: torch.Tensor |
 def l1_from(config: Mapping[str, Any], arrays: Mapping[str, torch.Tensor]) -> Any:
     """The weight of the codes' L1 norm in a run's config and arrays, as a number where it is still that."""
     told = config.get("l1", 0.0)
-    return (
-        told
-        if told != PER_MODEL and ("l1" not in arrays or bool((arrays["l1"] == told).all()))
-        else arrays["l1"]
-    )
+    if "l1" not in arrays or (told != PER_MODEL and bool((arrays["l1"] == told).all())):
+        return told
+    return arrays["l1"]
 
 
 def _equal(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:

@@ -49,7 +49,7 @@ class GeneralWorker {
         outputs_.o = net.n_outputs, outputs_.op = op_;
         outputs_.activation = net.output_activation, outputs_.option = net.output_option;
         outputs_.loss = net.loss, outputs_.target_bits = target_bits(net.target);
-        outputs_.room = w.take<float>((size_t)op_);
+        outputs_.room = w.take<float>((size_t)op_), outputs_.slope = w.take<float>((size_t)op_);
         selects_ = net.hidden_activation == (int32_t)Activation::kRelu ||
                    net.hidden_activation == (int32_t)Activation::kTopK;
         active_.carve(w, rows, m_, selects_ ? rows * m_ / kFewCodes : 0);
@@ -159,9 +159,9 @@ class GeneralWorker {
     }
     static void sum_rows_into(const float* from, int64_t width, int64_t rows, float* to) {
         for (int64_t j = 0; j < width; j += kLanes) {
-            F sum = load(to + j);
+            F sum = fzero();  // of the tile by itself: a long batch would lose digits in one running sum
             for (int64_t r = 0; r < rows; ++r) sum = sum + load(from + r * width + j);
-            store(to + j, sum);
+            store(to + j, load(to + j) + sum);
         }
     }
 
