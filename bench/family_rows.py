@@ -209,5 +209,6 @@ ROWS: dict[str, Callable[[], Row]] = {
     "saes": saes,
     "monosemanticity": lambda: monosemanticity(0.0),
     "monosemanticity-1": lambda: monosemanticity(-1.0),
+    "monosemanticity-0.1": lambda: monosemanticity(-0.1),
     "monosemanticity-lamb": lambda: monosemanticity(0.0, "lamb"),
 }
