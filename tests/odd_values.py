@@ -72,6 +72,9 @@ LASTS = {
     ("fit", "steps"),
     ("fit", "batch_size"),
     ("evaluate", "samples"),
+    ("fit of an MLP", "steps"),
+    ("fit of an MLP", "batch_size"),
+    ("evaluate of an MLP", "samples"),
     ("train_phase_diagram", "steps"),
     ("train_phase_diagram", "batch_size"),
 }
@@ -95,6 +98,10 @@ class PublicCall:
 
 def _model() -> tk.TiedAutoencoder:
     return tk.TiedAutoencoder(3, 2, 2, seed=[0, 1])
+
+
+def _mlp() -> tk.MLP:
+    return tk.MLP(3, 2, n_models=2, embedding=3, unembedding=True)
 
 
 def _data() -> tk.SparseFeatures:
@@ -291,6 +298,28 @@ CALLS: dict[str, PublicCall] = {
         drop=lambda: torch.tensor([True, False, False]),
     ),
     "TiedAutoencoder.from_published": _of(tk.TiedAutoencoder.from_published, weight=_weight),
+    "TiedAutoencoder.to_published": _method(_model, "to_published", model=0),
+    "MLP": _of(tk.MLP, **_SHAPE),
+    "MLP with an embedding": _of(tk.MLP, **_SHAPE, embedding=2, unembedding=True),
+    "MLP.from_published": _of(
+        tk.MLP.from_published,
+        weights=lambda: {"linear1.weight": torch.ones(4, 3), "linear2.weight": torch.ones(2, 4)},
+    ),
+    "MLP.to_published": _method(_mlp, "to_published", model=0),
+    "MLP.forward": _method(_mlp, "forward", x=lambda: torch.ones(4, 3)),
+    "MLP.encode": _method(_mlp, "encode", x=lambda: torch.ones(4, 3)),
+    "MLP.decode": _method(
+        lambda: tk.MLP(3, 2, residual=True),
+        "decode",
+        codes=lambda: torch.ones(4, 2),
+        x=lambda: torch.ones(4, 3),
+    ),
+    "MLP.loss": _method(_mlp, "loss", x=lambda: torch.ones(4, 3)),
+    "MLP[i]": _method(_mlp, "__getitem__", index=0),
+    "fit of an MLP": _of(
+        tk.fit, model=lambda: _mlp(), data=_data, steps=2, batch_size=4, l1=0.1, progress=False
+    ),
+    "evaluate of an MLP": _of(tk.evaluate, model=lambda: _mlp(), data=_data, samples=8, l1=0.1),
     "model[i]": _method(_model, "__getitem__", index=0),
     "model.forward": _method(_model, "forward", x=lambda: torch.ones(4, 3)),
     "model.loss": _method(_model, "loss", x=lambda: torch.ones(4, 3)),

@@ -16,7 +16,7 @@ from odd_values import CALLS, LARGE, LASTS, UNCALLED, VALUES
 import toykern as tk
 from toykern.arguments import memory
 
-INDEXED = ("model[i]", "SparseTiedAutoencoder[i]", "SparseLinear.to_linear", "Run.rerun")
+INDEXED = ("model[i]", "MLP[i]", "SparseTiedAutoencoder[i]", "SparseLinear.to_linear", "Run.rerun")
 """Callables that choose a model by its number: IndexError for one that is out of range."""
 
 
