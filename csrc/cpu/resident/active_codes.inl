@@ -1,6 +1,8 @@
 // The readout of a tile through the hidden units that are on alone: what is off costs nothing, forward or back.
 //
-//   z += h D        D's gradient += hᵀ d        dL/dh = d Dᵀ where a unit is on
+//   forward          z += h D
+//   backward         D's gradient += hᵀ d, and dL/dh = d Dᵀ where a unit is on, as a list
+//   then either      spread, dL/dh as dense rows; or, of few units and few entries, bias_gradient and input_gradient
 //
 // Layout     decoder D and its gradient [m][op], z and d [rows][op], codes and dL/dh [rows][mp]; what is on as a list by
 //            row and, for the gradient, sorted by unit
@@ -24,7 +26,7 @@ class ActiveCodes {
         m_ = n_hidden, most_ = most;
         const size_t room = (size_t)most + 2 * kLanes;
         unit_ = w.take<uint32_t>(room), row_ = w.take<uint32_t>(room);
-        value_ = w.take<float>(room), sorted_value_ = w.take<float>(room);
+        value_ = w.take<float>(room), sorted_value_ = w.take<float>(room), back_ = w.take<float>(room);
         row_start_ = w.take<int64_t>((size_t)rows + 1), unit_start_ = w.take<int64_t>((size_t)n_hidden + 1);
     }
     // Lists what is on; false, and nothing to be used, if that is more than there is room for.
@@ -49,17 +51,44 @@ class ActiveCodes {
         for (int64_t lane = 0; lane < op; lane += kActivePanel * kLanes)
             panels(op - lane, [&]<int kV>() { forward_panel<kV>(d + lane, op, z + lane); });
     }
-    // d [rows][op] is what goes back, dh is 0 where a unit is off.
-    void backward(const float* d, const float* decoder, int64_t op, float* decoder_gradient, float* dh, int64_t mp) {
+    // d [rows][op] is what goes back.
+    void backward(const float* d, const float* decoder, int64_t op, float* decoder_gradient) {
         sort();
         for (int64_t lane = 0; lane < op; lane += kActivePanel * kLanes)
             panels(op - lane, [&]<int kV>() { gradient_panel<kV>(d + lane, op, decoder_gradient + lane); });
-        for (int64_t i = 0; i < rows_ * mp; i += kLanes) store(dh + i, fzero());
         for (int64_t r = 0; r < rows_; ++r) {
             int64_t e = row_start_[r];
             const int64_t end = row_start_[r + 1];
-            for (; e + 4 <= end; e += 4) products<4>(d + r * op, decoder, op, e, dh + r * mp);
-            for (; e < end; ++e) products<1>(d + r * op, decoder, op, e, dh + r * mp);
+            for (; e + 4 <= end; e += 4) products<4>(d + r * op, decoder, op, e);
+            for (; e < end; ++e) products<1>(d + r * op, decoder, op, e);
+        }
+    }
+    // ± `slope` to dL/dh by the sign of h; returns Σ |h|.
+    double add_l1(float slope) {
+        double sum = 0.0;
+        for (int64_t e = 0; e < row_start_[rows_]; ++e) {
+            const float h = value_[e];
+            back_[e] += h > 0.0f ? slope : h < 0.0f ? -slope : 0.0f;
+            sum += __builtin_fabs((double)h);
+        }
+        return sum;
+    }
+    // Whether so few are on that an entry of the input had better visit them one by one.
+    bool rare(int64_t mp) const { return row_start_[rows_] * kLanes < rows_ * mp; }
+    void spread(float* dh, int64_t mp) const {
+        for (int64_t i = 0; i < rows_ * mp; i += kLanes) store(dh + i, fzero());
+        for (int64_t r = 0; r < rows_; ++r)
+            for (int64_t e = row_start_[r]; e < row_start_[r + 1]; ++e) dh[r * mp + unit_[e]] = back_[e];
+    }
+    void bias_gradient(float* gradient) const {
+        for (int64_t e = 0; e < row_start_[rows_]; ++e) gradient[unit_[e]] += back_[e];
+    }
+    // gradient [features][mp] += xᵀ dL/dh, x by its entries.
+    void input_gradient(int64_t entries, const uint32_t* row, const uint32_t* feature, const float* value,
+                        float* gradient, int64_t mp) const {
+        for (int64_t i = 0; i < entries; ++i) {
+            float* const to = gradient + (int64_t)feature[i] * mp;
+            for (int64_t e = row_start_[row[i]]; e < row_start_[row[i] + 1]; ++e) to[unit_[e]] += value[i] * back_[e];
         }
     }
 
@@ -129,9 +158,9 @@ class ActiveCodes {
             for (int v = 0; v < kV; ++v) store(gradient + k * op + v * kLanes, sum[v]);
         }
     }
-    // dh of units e … e + kU - 1 of the list, all of one row.
+    // dL/dh of units e … e + kU - 1 of the list, all of one row.
     template <int kU>
-    void products(const float* d, const float* decoder, int64_t op, int64_t e, float* dh) const {
+    void products(const float* d, const float* decoder, int64_t op, int64_t e) {
         F sum[kU];
         const float* from[kU];
 #pragma GCC unroll 4
@@ -142,12 +171,12 @@ class ActiveCodes {
             for (int u = 0; u < kU; ++u) sum[u] = fmadd(x, load(from[u] + j), sum[u]);
         }
 #pragma GCC unroll 4
-        for (int u = 0; u < kU; ++u) dh[unit_[e + u]] = fsum(sum[u]);
+        for (int u = 0; u < kU; ++u) back_[e + u] = fsum(sum[u]);
     }
 
     int64_t m_, most_, rows_;
     uint32_t *unit_, *row_;
-    float *value_, *sorted_value_;
+    float *value_, *sorted_value_, *back_;
     int64_t *row_start_, *unit_start_;
 };
 

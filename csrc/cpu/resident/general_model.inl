@@ -67,6 +67,12 @@ struct GeneralModel {
         for (int64_t i = 0; i < gradient_length(); i += kLanes) store(g.et + i, fzero());
     }
 
+    // Of a part, so that clearing and adding up its gradients, which wide models have in no cache, is little beside what
+    // its samples cost even where most hidden units are off.
+    static int64_t least_samples(const Network& net) {
+        const int64_t gradients = net.n_hidden * (net.n_features + net.n_outputs);
+        return gradients > 262144 ? 1024 : gradients > 65536 ? 256 : 32;
+    }
     void carve(Workspace& w, const Network& network) {
         net = network;
         n = net.n_features, m = net.n_hidden, o = net.n_outputs, in = encoder_columns(net), out = decoder_rows(net);

@@ -214,6 +214,7 @@ struct ColumnsModel {
     TensorShape shape[kRoles];
     Frozen frozen;
 
+    static int64_t least_samples(const Network& net) { return least_samples_of(net); }
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, weights = n * m;
         tied = net.tied, has_bias = net.has_bias, sparse = net.sparse;

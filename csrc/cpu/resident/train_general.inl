@@ -93,12 +93,13 @@ class GeneralWorker {
         const GeneralModel& w = *model_;
         const int64_t rows = tile.rows;
         const bool dense = tile.entries * kManyEntries > rows * n_;
-        fill_rows(w.c, mp_, rows, h_);
-        add_inputs(tile, dense, w.et, mp_, h_);
+        add_inputs_to(w.c, tile, dense, w.et, mp_, h_);
         codes_.forward(rows, h_, kept_);
         const bool few = selects_ && active_.list(rows, h_, kept_, mp_);
-        fill_rows(w.b, op_, rows, z_);
-        if (w.skip) add_inputs(tile, dense, w.skip, op_, z_);
+        if (w.skip)
+            add_inputs_to(w.b, tile, dense, w.skip, op_, z_);
+        else
+            fill_rows(w.b, op_, rows, z_);
         if (w.residual_itself)
             for (int64_t i = 0; i < rows * op_; i += kLanes) store(z_ + i, load(z_ + i) + load(tile.x + i));
         if (few)
@@ -110,21 +111,31 @@ class GeneralWorker {
         loss_ += outputs_.loss_of(rows, z_, target, times);
         sum_rows_into(z_, op_, rows, g_.b);
         if (few) {
-            active_.backward(z_, w.d, op_, g_.d, dh_, mp_);
+            active_.backward(z_, w.d, op_, g_.d);
+            if (w.l1 != 0.0) loss_ += active_.add_l1((float)((double)l1_back_ * times)) * l1_ * times;
+            if (!dense && active_.rare(mp_)) {
+                active_.bias_gradient(g_.c);
+                active_.input_gradient(tile.entries, tile.row, tile.feature, tile.value, g_.et, mp_);
+                return;
+            }
+            active_.spread(dh_, mp_);
         } else {
             multiply_all({z_, op_, 1, {w.dt, mp_, net_.n_outputs, nullptr}, dh_, mp_, false}, rows, mp_, panel_);
             multiply_all({h_, 1, mp_, {z_, op_, rows, nullptr}, g_.d, op_, true}, m_, op_, panel_);
+            if (w.l1 != 0.0) add_l1(rows, times);
+            codes_.backward(rows, h_, kept_, dh_);
         }
-        if (w.l1 != 0.0) add_l1(rows, times);
-        codes_.backward(rows, h_, kept_, dh_);
         sum_rows_into(dh_, mp_, rows, g_.c);
         if (dense)
             multiply_all({tile.x, 1, np_, {dh_, mp_, rows, nullptr}, g_.et, mp_, true}, n_, mp_, panel_);
         else
             add_rows(tile.entries, tile.feature, tile.row, tile.value, dh_, g_.et, mp_);
     }
-    // to [rows][width] += x A, A [n][width].
-    void add_inputs(const Tile& tile, bool dense, const float* a, int64_t width, float* to) {
+    // to [rows][width] = row + x A, A [n][width].
+    void add_inputs_to(const float* first, const Tile& tile, bool dense, const float* a, int64_t width, float* to) {
+        if (!dense && width >= 4 * kLanes)
+            return sum_rows_onto(first, tile.rows, tile.entries, tile.row, tile.feature, tile.value, a, to, width);
+        fill_rows(first, width, tile.rows, to);
         if (dense)
             multiply_all({tile.x, np_, 1, {a, width, n_, nullptr}, to, width, true}, tile.rows, width, panel_);
         else
@@ -134,12 +145,11 @@ class GeneralWorker {
     const float* targets(const Tile& tile, bool dense) {
         const float* a = model_->projection;
         if (!a) return tile.target;
-        fill_rows(zeros_, op_, tile.rows, target_);
         // Noise is on x alone; without it the target is made from the entries.
         if (tile.target != tile.x)
-            multiply_all({tile.target, np_, 1, {a, op_, n_, nullptr}, target_, op_, true}, tile.rows, op_, panel_);
+            multiply_all({tile.target, np_, 1, {a, op_, n_, nullptr}, target_, op_, false}, tile.rows, op_, panel_);
         else
-            add_inputs(tile, dense, a, op_, target_);
+            add_inputs_to(zeros_, tile, dense, a, op_, target_);
         return target_;
     }
     // loss += λ Σ |h|, and its slope to dL/dh.
