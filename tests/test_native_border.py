@@ -205,6 +205,64 @@ def test_a_dataset_that_would_leave_its_memory_is_a_value_error(call, field, val
         CALLS[call](p)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("clip_norm", [1.0, 1.0, 0.0], "clip_norm must be finite and above 0.*model 2"),
+        ("clip_norm", [1.0, float("nan"), 1.0], "clip_norm must be finite and above 0.*model 1"),
+        ("lr_scale", [1.0, -1.0, 1.0], "encoder's lr_scale must be finite and at least 0.*model 1"),
+        ("weight_decay_scale", [float("inf"), 1.0, 1.0], "weight_decay_scale must be finite"),
+        ("shrink", [0.1, 0.1, -0.1], "encoder's shrink must be finite"),
+        ("nbeta", [1.0, 1.0, 1.0], "nbeta must have none"),
+        ("localization", [1.0, 1.0, 1.0], "localization must have none"),
+        ("shrink_until", -1, "shrink_until must be from 0"),
+        ("unit_norm", "bias", "bias's unit_norm must be false"),
+        ("state", None, "bias's state must have an address"),
+        ("optimizer", "LAMB", "norm_clamp must be above 0"),
+        ("optimizer", "SGLD", "nbeta must have an address"),
+        ("debias", True, "debias_step and debias_moments"),
+    ],
+)
+def test_a_general_update_that_is_none_is_a_value_error(field, value, message):
+    """One that takes part, with what is wrong beside it; the good one passes first."""
+    p = Params()
+    kept = [torch.zeros_like(p.tensors[role]) for role in ("encoder", "bias") for _ in range(2)]
+    p.train.optimizer = number("optimizer", "Adam")
+    p.train.beta1, p.train.beta2, p.train.eps = 0.9, 0.999, 1e-8
+    for at, role in enumerate(("encoder", "bias")):
+        p.train.set_state(role, "exp_avg", kept[2 * at].data_ptr())
+        p.train.set_state(role, "exp_avg_sq", kept[2 * at + 1].data_ptr())
+    p.train.clip_norm = (clip := torch.ones(MODELS, dtype=torch.float64)).data_ptr()
+    _native.train(p.train)
+    assert clip.tolist() == [1.0] * MODELS and all(bool(state.any()) for state in kept)
+    rates = torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else None
+    if field in ("lr_scale", "weight_decay_scale", "shrink"):
+        p.train.set_rate("encoder", field, rates.data_ptr())
+    elif rates is not None:
+        setattr(p.train, field, rates.data_ptr())
+    elif field == "unit_norm":
+        p.train.set_unit_norm(value)
+    elif field == "state":
+        p.train.set_state("bias", "exp_avg", 0)
+    elif field == "optimizer":
+        p.train.optimizer = number("optimizer", value)
+    elif field == "debias":
+        p.train.debias_step = p.train.debias_moments = value
+    else:
+        setattr(p.train, field, value)
+    before = [tensor.clone() for tensor in kept]
+    with pytest.raises(ValueError, match=message):
+        _native.train(p.train)
+    assert all(map(torch.equal, kept, before))
+
+
+def test_rates_of_tensors_are_known_by_name_alone():
+    with pytest.raises(ValueError, match="rate must be one of lr_scale, weight_decay_scale, shrink, not lr"):
+        _native.TrainParams().set_rate("encoder", "lr", 64)
+    with pytest.raises(ValueError, match="role must be one of"):
+        _native.TrainParams().set_unit_norm("weight")
+
+
 def test_tensors_and_states_are_known_by_name_alone():
     params = _native.TrainParams()
     with pytest.raises(ValueError, match="role must be one of encoder, decoder, bias, not weight"):
@@ -223,7 +281,11 @@ def test_tensors_and_states_are_known_by_name_alone():
         params.set_state("encoder", "exp_avg", 64)
 
 
-@pytest.mark.parametrize("optimizer", [tk.SGD(momentum=0.9), tk.Adam(), tk.AdamW()], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "optimizer",
+    [tk.SGD(momentum=0.9), tk.Adam(), tk.AdamW(), tk.LAMB(), tk.SGLD(localization=1.0)],
+    ids=lambda o: o.name,
+)
 def test_the_kernels_keep_what_an_optimizer_says_that_it_keeps(optimizer):
     params = _native.TrainParams()
     params.optimizer = number("optimizer", optimizer.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import zlib
 from pathlib import Path
 from statistics import NormalDist
@@ -351,3 +352,18 @@ def test_the_bits_of_stream_version_1():
         name: zlib.crc32(dense(d, 3, 1000, 7 + 2**33).tobytes()) for name, d in magnitudes.items()
     } == PINNED
     assert zlib.crc32(oracle.initial_normal(7, 1000).tobytes()) == PINNED_INIT
+
+
+def test_the_pages_vectors_of_langevin_noise():
+    page = (Path(oracle.__file__).resolve().parent.parent / "docs" / "data_stream.md").read_text(
+        encoding="utf-8"
+    )
+    rows = re.findall(
+        r"^\| (.+) \| (.+) \| (encoder|decoder|bias) \| (.+) \|$", page.split("## 12.")[1], re.MULTILINE
+    )
+    assert len(rows) == 3
+    numbers = {"2⁴⁰ + 5": 2**40 + 5, "2³² − 2": 2**32 - 2}
+    for seed, step, role, values in rows:
+        seed, step = (numbers[n] if n in numbers else int(n) for n in (seed, step))
+        expected = [float(value.replace("−", "-")) for value in values.split(", ")]
+        assert oracle.langevin_noise(seed, step, role, [0, 1, 2, 64, 1000]).tolist() == expected

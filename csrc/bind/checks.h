@@ -138,6 +138,8 @@ inline void check(const Network& net, const Distribution& d, int64_t n_models, i
         !(net.hidden_option >= 1.0 && net.hidden_option <= (double)net.n_hidden))
         throw std::invalid_argument("the network's hidden_option must be from 1 to n_hidden with top-k");
     check_range("the network's loss", net.loss, 0, last_number(kLossNames));
+    if (!is_elementwise(net.loss) && net.output_activation != (int32_t)Activation::kNone)
+        refuse("the network's output_activation", net.output_activation, "0 with a cross-entropy");
     check_range("the network's target", net.target, 0, last_number(kTargetNames));
     if (net.target == (int32_t)Target::kTensor) refuse("the network's target", net.target, "one that training knows");
     check_range("the network's reduction", net.reduction, 0, last_number(kReductionNames));

@@ -66,8 +66,10 @@ def fit(
             samples (full batch). A number less than that takes minibatches of the dataset without
             replacement, each epoch in an order of its own that follows from the model's seed
             (`Dataset.rows_of`); batches run on from one epoch into the next.
-        optimizer: `AdamW()` by default; `SGD`, `Adam`, `AdamW`, with learning rate and weight decay per model
-            if need be.
+        optimizer: `AdamW()` by default; `SGD`, `Adam`, `AdamW`, and on the CPU `LAMB` and `SGLD`, with
+            learning rate and weight decay per model if need be. All of them take, on the CPU, factors of both
+            by tensor (`lr_scale={"decoder": 0.1}, weight_decay_scale={"bias": 0.0}`), `clip_norm`,
+            `bias_decay` and `unit_norm` (`toykern.training.Optimizer`).
         importance: of each output in the loss, ≥ 0: a number, `[n_outputs]`, `[models, 1]` or
             `[models, n_outputs]`.
         seed: of the data: int, or `[models]`; None means 0 … models−1.

@@ -114,6 +114,10 @@ def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimi
                 f"config['optimizer'][{name!r}] is {describe(told)}, but arrays[{name!r}], which the run "
                 f"trains with, is not"
             )
+    own = {
+        name: values for name, values in given.items() if told_rate(config["optimizer"], name) == PER_MODEL
+    }
+    optimizer = optimizer_from_config(config["optimizer"], **own)
     if "l1" in config:
         _check_array("arrays['l1']", arrays.get("l1"), [model.n_models], torch.float64)
         told = config["l1"]

@@ -1,8 +1,8 @@
 // The loss of a tile's outputs and the way back through them, for every loss: of each output, of a sample's outputs
 // together, or of those of a whole batch.
 //
-//   squared error         Σ_j I_j (y_j − t_j)², y = g(z)
-//   cross-entropy         Σ_j I_j t_j (lse(y) − y_j), y a sample's outputs; what goes back to y is softmax(y) Σ_j I_j t_j − I ⊙ t
+//   squared error         Σ_j I_j (g(z_j) − t_j)²
+//   cross-entropy         Σ_j I_j t_j (lse(z) − z_j), z a sample's outputs; what goes back is softmax(z) Σ_j I_j t_j − I ⊙ t
 //   batch cross-entropy   the same with one softmax over the outputs of all samples of the batch, and with targets
 //                         softmax(T) over all of theirs (Jermyn & Shlegeris 2022): a first round over the batch finds both
 //                         normalisers (survey), a second one the loss
@@ -34,17 +34,16 @@ struct GeneralOutputs {
     int64_t o, op;
     int32_t activation, loss;
     double option;
-    uint32_t target_bits;
+    uint32_t target_bits;  // elementwise losses and cross-entropy
     const float* importance;  // [op], pads 0
-    float *room, *slope;      // [op]
+    float* room;              // [op]
     Normaliser outputs, targets;  // of a batch
 
     bool surveys() const { return loss == (int32_t)Loss::kBatchCrossEntropy; }
     void begin() { outputs.begin(), targets.begin(); }
 
-    void survey(int64_t rows, float* z, const float* target, double times) {
+    void survey(int64_t rows, const float* z, const float* target, double times) {
         for (int64_t r = 0; r < rows; ++r, z += op, target += op) {
-            activate(z);
             outputs.rescale(row_maximum(z, o));
             outputs.sum += times * (double)exponentials(z, o, op, outputs.largest, room);
             targets.rescale(row_maximum(target, o));
@@ -58,9 +57,9 @@ struct GeneralOutputs {
     double loss_of(int64_t rows, float* z, const float* target, double times) {
         double sum = 0.0;
         if (loss == (int32_t)Loss::kCrossEntropy)
-            for (int64_t r = 0; r < rows; ++r) sum += through(z + r * op, sample(z + r * op, target + r * op));
+            for (int64_t r = 0; r < rows; ++r) sum += sample(z + r * op, target + r * op);
         else if (surveys())
-            for (int64_t r = 0; r < rows; ++r) sum += through(z + r * op, of_batch(z + r * op, target + r * op));
+            for (int64_t r = 0; r < rows; ++r) sum += of_batch(z + r * op, target + r * op);
         else
             sum = elementwise(rows, z, target);
         const F factor = bcast((float)times);
@@ -82,26 +81,7 @@ struct GeneralOutputs {
             }
         return (double)fsum(sum);
     }
-    // y = g(z) of one sample, in place, and the slopes.
-    void activate(float* z) const {
-        const auto g = AnyActivation<F>::of(activation, option);
-        for (int64_t j = 0; j < op && activation != (int32_t)Activation::kNone; j += kLanes) {
-            const Activated<F> a = g.at(load(z + j));
-            store(z + j, a.y);
-            store(slope + j, a.slope);
-        }
-    }
-    // From what goes back to y to what goes back to z, in place, after one of the two below; hands on its loss.
-    double through(float* back, double loss_of_sample) const {
-        const auto g = AnyActivation<F>::of(activation, option);
-        for (int64_t j = 0; j < op && activation != (int32_t)Activation::kNone; j += kLanes) {
-            const F s = load(slope + j);
-            store(back + j, g.back(s, s, load(back + j)));
-        }
-        return loss_of_sample;
-    }
     double sample(float* z, const float* target) const {
-        activate(z);
         const float largest = row_maximum(z, o), total = exponentials(z, o, op, largest, room);
         F mass = fzero(), below = fzero();  // Σ I t, Σ I t (largest − z)
         for (int64_t j = 0; j < o; j += kLanes) {
@@ -118,7 +98,6 @@ struct GeneralOutputs {
         return (double)all * __builtin_log((double)total) + (double)fsum(below);
     }
     double of_batch(float* z, const float* target) const {
-        activate(z);
         const float mass = (float)(targets.weighted / targets.sum);
         exponentials(target, o, op, targets.largest, room);
         const F normal = bcast((float)(1.0 / targets.sum));

@@ -49,7 +49,7 @@ class GeneralWorker {
         outputs_.o = net.n_outputs, outputs_.op = op_;
         outputs_.activation = net.output_activation, outputs_.option = net.output_option;
         outputs_.loss = net.loss, outputs_.target_bits = target_bits(net.target);
-        outputs_.room = w.take<float>((size_t)op_), outputs_.slope = w.take<float>((size_t)op_);
+        outputs_.room = w.take<float>((size_t)op_);
         selects_ = net.hidden_activation == (int32_t)Activation::kRelu ||
                    net.hidden_activation == (int32_t)Activation::kTopK;
         active_.carve(w, rows, m_, selects_ ? rows * m_ / kFewCodes : 0);
