@@ -84,6 +84,7 @@ class Optimizer:
         """All that may be given per model and is used, by the names that a run's arrays have for it: "lr",
         "weight_decay", "clip_norm", "lr_scale/bias", "bias_decay", ….
 
+        >>> from toykern.training.optim import SGD
         >>> list(SGD(lr_scale={"bias": 0.1}).rates())
         ['lr', 'weight_decay', 'lr_scale/bias']
         """
@@ -106,6 +107,7 @@ class Optimizer:
     def per_model(self, n_models: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(lr, weight_decay) as float64 CPU tensors `[n_models]`; ValueError if either has another length.
 
+        >>> from toykern.training.optim import SGD
         >>> SGD(lr=[0.1, 0.2]).per_model(2)[0]
         tensor([0.1000, 0.2000], dtype=torch.float64)
         """
@@ -118,6 +120,7 @@ class Optimizer:
     def extras(self) -> list[str]:
         """The names of the arguments that are used beyond those of the optimiser itself.
 
+        >>> from toykern.training.optim import SGD
         >>> SGD(clip_norm=1.0).extras()
         ['clip_norm']
         """
@@ -151,6 +154,7 @@ class Optimizer:
 
         `optimizer_from_config` is its inverse. What all optimisers may have is told where it is used.
 
+        >>> from toykern.training.optim import Adam
         >>> Adam(lr=0.01).config()
         {'name': 'Adam', 'lr': 0.01, 'betas': [0.9, 0.999], 'eps': 1e-08, 'weight_decay': 0.0}
         """
