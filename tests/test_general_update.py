@@ -182,6 +182,57 @@ def test_frozen_tensors_keep_their_norm_and_bias():
     assert not run.optimizer_state["decoder/exp_avg"].any() and run.optimizer_state["encoder/exp_avg"].any()
 
 
+# The family
+
+
+def jermyn() -> tk.MLP:
+    """Engineering monosemanticity (Jermyn et al. 2022), small."""
+    return tk.MLP(
+        20, 40, n_models=K, hidden_activation="relu", bias=False, embedding=8, hidden_bias_init=-0.1
+    )
+
+
+def sae() -> tk.MLP:
+    return tk.MLP(20, 70, n_models=K, centered=True)
+
+
+FAMILY = {
+    "LAMB and a bias that decays": (
+        jermyn,
+        tk.LAMB(lr=0.02, bias_decay=tk.BiasDecay([0.0, 1.0, 5.0], until=20)),
+        {"schedule": tk.PeriodicCosine(16), "loss_reduction": "sum"},
+    ),
+    "SGLD": (jermyn, tk.SGLD(lr=1e-4, nbeta=30.0, localization=100.0, lr_scale={"hidden_bias": 0.5}), {}),
+    "a sparse autoencoder": (
+        sae,
+        tk.Adam(
+            lr=1e-3,
+            clip_norm=[0.01, 0.1, 1.0],
+            unit_norm=UnitNorm("decoder", remove_parallel=True),
+            lr_scale={"hidden_bias": 10.0, "bias": [0.0, 1.0, 0.1]},
+        ),
+        {"l1": [1e-3, 1e-2, 0.0]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_members_of_the_family(name):
+    make, optimizer, options = FAMILY[name]
+    model = make()
+    network = reference.network_of(model)
+    batches = batches_of(data_of(model), BATCH, SEED, K)
+    expected = reference.train(
+        reference.parameters_of(model), batches, STEPS, optimizer, network, seed=SEED, **options
+    )
+    run = fitted(model, optimizer, **options)
+    assert_close(run, expected)
+    for i in range(K):
+        assert_same(run, run.rerun(i), slice(i, i + 1))
+    halves = fitted(make(), optimizer, stop_at=17, **options)
+    assert_same(run, tk.fit(resume=halves, progress=False))
+
+
 # SGLD
 
 
