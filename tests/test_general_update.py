@@ -160,7 +160,7 @@ def test_a_number_that_changes_nothing_changes_little():
 
 
 def test_small_gradients_are_clipped_with_torchs_constant():
-    """max_norm / (norm + 1e-6), where the constant is as large as the norm; the first buffer is the gradient."""
+    """max_norm / (norm + 1e-6), the constant as large as the norm; the first buffer is the gradient."""
     model, optimizer = untied(), tk.SGD(momentum=0.9, clip_norm=[1e-7, 1e-6, 1.0])
     batches = batches_of(data_of(model), BATCH, SEED, K)
     _, gradients = reference.loss_and_gradients(
