@@ -1,10 +1,10 @@
-"""Whole training steps of the family's members, beside PyTorch eager, torch.compile and JAX doing the same work.
+"""Whole training steps of the family's members, beside PyTorch eager, torch.compile and JAX on the same work.
 
-    python -m bench.bench_family [--only KEY …] [--repeats 5] [--no-compile] [--no-jax]
+    python -m bench.bench_family [--only KEY …] [--repeats 5] [--threads N] [--no-compile] [--no-jax]
 
-The rows are those of `bench/family_rows.py`, with the data generation of streams in the step. Of each peer the
-quickest of a few ways to write it stands for it. Contenders take turns from the same start; medians of wall and
-processor time of a step of all models, ratios to the best peer in the same run, and the counted roof
+The rows are those of `bench/family_rows.py`; drawing is part of the step of a stream. Of each peer the
+quickest of a few ways to write it stands for it. Contenders take turns from the same start; medians of wall
+and processor time of a step of all models, ratios to the best peer in the same run, and the counted roof
 (`Row.operations`) at this machine's measured peaks. Prints a table and writes a record to bench/results/.
 """
 
@@ -14,7 +14,6 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ import torch
 import toykern as tk
 from bench.family_rows import ROWS, Row
 from bench.load import Watch, add_option, mark
-from bench.peers.family import contenders, jax_is_here
+from bench.peers.family import Contender, Steps, contenders, jax_is_here
 from bench.record import head, save
 from bench.roof import Peaks, measure_peaks
 
@@ -31,47 +30,48 @@ KINDS = ("wall", "processor")
 TITLES = {"eager": "eager", "compile": "torch.compile", "jax": "JAX"}
 
 
-def fit_run(row: Row) -> Callable[[int], None]:
-    """Steps of `tk.fit`, from the same start each time."""
+def fit_contender(row: Row) -> Contender:
+    """`tk.fit`, with its checks and what it lays out at the beginning of a run."""
 
-    def run(steps: int) -> None:
+    def begin() -> Steps:
         model = row.model()
-        begin = time.perf_counter(), time.process_time()
-        tk.fit(
-            model, row.data, steps, batch_size=row.batch_size, optimizer=row.fit_optimizer(),
-            progress=False, **row.settings,
-        )  # fmt: skip
-        run.spent = time.perf_counter() - begin[0], time.process_time() - begin[1]  # type: ignore[attr-defined]
-        run.trained = dict(model.named_parameters())  # type: ignore[attr-defined]
 
-    return run
+        def run(steps: int) -> dict[str, torch.Tensor]:
+            tk.fit(
+                model, row.data, steps, batch_size=row.batch_size, optimizer=row.fit_optimizer(),
+                progress=False, **row.settings,
+            )  # fmt: skip
+            return {name: p.detach() for name, p in model.named_parameters()}
+
+        return run
+
+    return begin
 
 
-def timed(run: Callable[[int], None], steps: int) -> tuple[float, float]:
-    """Milliseconds of wall and processor time a step; without what a run says that it does not count."""
+def timed(contender: Contender, steps: int) -> tuple[float, float]:
+    """Milliseconds of wall and processor time a step."""
+    run = contender()
     begin = time.perf_counter(), time.process_time()
     run(steps)
-    spent = time.perf_counter() - begin[0], time.process_time() - begin[1]
-    wall, processor = getattr(run, "spent", spent)
-    return 1e3 * wall / steps, 1e3 * processor / steps
+    return 1e3 * (time.perf_counter() - begin[0]) / steps, 1e3 * (time.process_time() - begin[1]) / steps
 
 
 def measure(row: Row, repeats: int, compiled: bool, jax: bool) -> dict[str, Any]:
     """A line of the table: milliseconds a step of all models of each contender, every repeat."""
-    runs: dict[str, tuple[Callable[[int], None], int]] = {OURS: (fit_run(row), row.steps)}
+    at_work: dict[str, tuple[Contender, int]] = {OURS: (fit_contender(row), row.steps)}
     chosen: dict[str, str] = {}
     for name, ways in contenders(row, compiled, jax, torch.get_num_threads()).items():
         tried = {}
-        for label, run in ways.items():
-            timed(run, row.peer_steps)  # warms up
-            tried[label] = timed(run, row.peer_steps)[0] if len(ways) > 1 else 0.0
+        for label, way in ways.items():
+            timed(way, row.peer_steps)  # warms up
+            tried[label] = timed(way, row.peer_steps)[0] if len(ways) > 1 else 0.0
         chosen[name] = min(tried, key=tried.__getitem__)
-        runs[name] = ways[chosen[name]], row.peer_steps
-    found: dict[str, Any] = {name: {kind: [] for kind in KINDS} for name in runs}
-    timed(*runs[OURS])
+        at_work[name] = ways[chosen[name]], row.peer_steps
+    found: dict[str, Any] = {name: {kind: [] for kind in KINDS} for name in at_work}
+    timed(*at_work[OURS])
     for _ in range(repeats):
-        for name, (run, steps) in runs.items():
-            for kind, value in zip(KINDS, timed(run, steps), strict=True):
+        for name, (contender, steps) in at_work.items():
+            for kind, value in zip(KINDS, timed(contender, steps), strict=True):
                 found[name][kind].append(value)
     return {
         "key": row.key, "name": row.name, "asked": row.asked, "models": row.model().n_models,
@@ -80,14 +80,15 @@ def measure(row: Row, repeats: int, compiled: bool, jax: bool) -> dict[str, Any]
 
 
 def active_share(row: Row) -> float:
-    """Share of the codes that are not 0 at the start, over samples that are not all zeros."""
+    """Share of the codes that are not 0 at the start, over samples of the first model that are not all
+    zeros."""
     model = row.model()
-    x = row.data.sample(0, row.batch_size, n_models=1) if row.streams else row.data.batch(
-        0, n_models=row.data.n_models, n_outputs=model.network.n_outputs
-    )[0][:1]  # fmt: skip
-    x = x[:, (x != 0).any(dim=2)[0]]
+    if model.hidden_activation != "relu":
+        return 1.0
+    assert row.batch_size is not None
+    x = row.data.sample(0, row.batch_size, n_models=model.n_models)
     with torch.no_grad():
-        return float((model.encode(x[0]) != 0).float().mean())
+        return float((model.encode(x)[0][(x[0] != 0).any(dim=1)] != 0).float().mean())
 
 
 def add_roof(line: dict[str, Any], row: Row, peaks: Peaks) -> None:
@@ -132,12 +133,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="KEY", choices=list(ROWS), help="only these rows")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="cores to use (default: as many as PyTorch would)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--no-jax", action="store_true", help="leave out JAX")
     parser.add_argument("--no-record", action="store_true", help="only print")
     add_option(parser)
     options = parser.parse_args(arguments)
     watch = None if options.no_record else Watch.begin(options.busy)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     threads = torch.get_num_threads()
     peaks = measure_peaks(threads)
     record = head(

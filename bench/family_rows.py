@@ -1,7 +1,7 @@
-"""The rows of the family's bench: members of the family that the literature trains, at the sizes it has them.
+"""The rows of the family's bench: members of the family that the literature trains, at its sizes.
 
-A row says what is trained, on what and how, as `tk.fit` takes it; the peers read the same from it. What a step
-of all its models costs at least is counted in `Row.operations`.
+A row says what is trained, on what and how, as `tk.fit` takes it; the peers read the same from it. What a
+step of all its models costs at least is counted in `Row.operations`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Row:
         model: a fresh stack, at its start.
         data: a `tk.SparseFeatures`, or a `tk.Dataset` that is seen whole in every step.
         batch_size: of a stream; None of a dataset.
-        optimizer: "sgd", "adam" or "adamw", with `lr` and `weight_decay`.
+        optimizer: "sgd", "adam", "adamw" or "lamb", with `lr` and (not Adam, LAMB) `weight_decay`.
         settings: further arguments of `fit`: target, loss_reduction, l1.
         steps: of one repeat of ours; a peer makes `peer_steps`.
     """
@@ -52,7 +52,7 @@ class Row:
 
     def fit_optimizer(self) -> Any:
         """The optimiser as `fit` takes it."""
-        kinds = {"sgd": tk.SGD, "adam": tk.Adam, "adamw": tk.AdamW}
+        kinds = {"sgd": tk.SGD, "adam": tk.Adam, "adamw": tk.AdamW, "lamb": tk.LAMB}
         return kinds[self.optimizer](lr=self.lr, weight_decay=self.weight_decay)
 
     def l1(self) -> Any:
@@ -64,7 +64,8 @@ class Row:
 
         Multiply-adds of samples that are not all zeros, forward and back, each the cheaper of the known ways:
         encoding by the active entries and E P, made once a step, or by e = P x; reading out by active codes
-        alone, or (linear outputs, squared error) by the Gram matrix of the decoder and that of the codes. Two
+        alone, or (linear outputs, squared error) by the Gram matrices of the decoder and of the codes, and
+        the entries of the targets with both. Two
         operations for an output where it is made (the error, its square). Random words: a gap and a magnitude
         for each active entry of a stream. Nothing for the optimiser or for moving data.
         """
@@ -85,10 +86,18 @@ class Row:
         encoding = min(by_entries, by_embedding) if d else by_entries
         read_out, elementwise = 3 * samples * share * m * o, 2 * samples * o
         if network.output_activation == "none":
-            gram = 1.5 * models * o * m * m + 1.5 * samples * (share * m) ** 2 + 2 * entries * share * m
+            gram = 1.5 * models * o * m * m + 1.5 * samples * (share * m) ** 2
+            gram += 2 * share * m * self._target_entries(entries, samples, o)
             if gram < read_out:
                 read_out, elementwise = gram, 0.0
         return Operations(encoding + read_out, 2 * entries if self.streams else 0.0, elementwise)
+
+    def _target_entries(self, entries: float, samples: float, n_outputs: int) -> float:
+        """How many numbers of all targets are not 0."""
+        if isinstance(self.data, tk.Dataset) and self.data.label is not None:
+            return samples
+        own = self.data.target is not None if isinstance(self.data, tk.Dataset) else False
+        return samples * n_outputs if own or self.settings.get("target") == "embedding" else entries
 
 
 def s_curves(models: int = 64, n: int = 100, hidden: int = 2) -> Row:
@@ -169,17 +178,22 @@ def saes(
 
 
 def monosemanticity(
-    bias: float, n: int = 512, d: int = 64, hidden: int = 1024, batch_size: int = 8192
+    bias: float,
+    optimizer: str = "adam",
+    n: int = 512,
+    d: int = 64,
+    hidden: int = 1024,
+    batch_size: int = 8192,
 ) -> Row:
     """Engineering monosemanticity (Jermyn et al. 2022), decoding, at initialisation."""
     return Row(
         f"monosemanticity{bias:+g}" if bias else "monosemanticity",
-        f"Engineering monosemanticity: {n} → {d} → {hidden}, batch {batch_size}, bias {bias:g}",
+        f"Engineering monosemanticity: {n} → {d} → {hidden}, batch {batch_size}, bias {bias:g}, {optimizer}",
         8.0 if bias else 2.0,
         lambda: tk.MLP(n, hidden, bias=False, embedding=d, hidden_bias_init=bias),
         tk.SparseFeatures(n, 1 / 64),
         batch_size,
-        "adam",
+        optimizer,
         lr=1e-3,
         settings={"loss_reduction": "sum"},
         steps=4,
@@ -195,4 +209,6 @@ ROWS: dict[str, Callable[[], Row]] = {
     "saes": saes,
     "monosemanticity": lambda: monosemanticity(0.0),
     "monosemanticity-1": lambda: monosemanticity(-1.0),
+    "monosemanticity-0.1": lambda: monosemanticity(-0.1),
+    "monosemanticity-lamb": lambda: monosemanticity(0.0, "lamb"),
 }

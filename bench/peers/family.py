@@ -1,4 +1,4 @@
-"""A training step of any member of the family by PyTorch eager, torch.compile and JAX, as an expert writes it.
+"""A training step of any member of the family by PyTorch eager, torch.compile and JAX, as experts write it.
 
 The loss is written once, for both libraries, in what they share; which terms there are is known when it is
 traced. A stack is trained by batched products, with the libraries' own (PyTorch, fused) or a written-out
@@ -22,8 +22,11 @@ from bench.peers.jax_scan import _DRAWS as JAX_DRAWS
 from bench.peers.jax_scan import _import_jax as import_jax
 from bench.peers.torch_draw import DRAWS
 
-Run = Callable[[int], None]
-"""Makes so many steps from the same start each time."""
+Steps = Callable[[int], dict[str, torch.Tensor]]
+"""Makes so many steps, once; returns the parameters then, by name."""
+
+Contender = Callable[[], Steps]
+"""Sets everything to the same start; what it takes is not timed."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ def prices_of(row: Row, models: int) -> np.ndarray:
     return np.broadcast_to(np.asarray(row.l1(), dtype=np.float32), models).copy()
 
 
-def torch_run(row: Row, variant: Variant, compiled: bool) -> Run:
-    """Steps in PyTorch."""
+def torch_contender(row: Row, variant: Variant, compiled: bool) -> Contender:
+    """PyTorch, eager or with the loss and its gradient compiled."""
     network, parameters, fixed = start_of(row)
     models = row.model().n_models
     loss = loss_of(torch, row, network, variant.gather)
@@ -141,29 +144,57 @@ def torch_run(row: Row, variant: Variant, compiled: bool) -> Run:
         def batch() -> tuple[Any, Any]:
             return held
 
-    def run(steps: int) -> None:
+    def begin() -> Steps:
         tensors = {name: value.clone().requires_grad_() for name, value in parameters.items()}
         optimizer = _torch_optimizer(row, list(tensors.values()))
-        for _ in range(steps):
-            optimizer.zero_grad()
-            x, target = batch()
-            function(tensors | fixed, x, target, prices).backward()
-            optimizer.step()
-        run.trained = tensors  # type: ignore[attr-defined]
 
-    return run
+        def run(steps: int) -> dict[str, torch.Tensor]:
+            for _ in range(steps):
+                optimizer.zero_grad()
+                x, target = batch()
+                function(tensors | fixed, x, target, prices).backward()
+                optimizer.step()
+            return {name: value.detach() for name, value in tensors.items()}
+
+        return run
+
+    return begin
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB as the package pytorch-optimizer has it, for stacks: a trust ratio for each model's tensor."""
+
+    def __init__(self, tensors: list[torch.Tensor], lr: float) -> None:
+        super().__init__(tensors, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                state, gradient = self.state[p], p.grad
+                if not state:
+                    state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["mean"].lerp_(gradient, 0.1)
+                state["square"].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+                update = state["mean"] / state["square"].sqrt().add_(1e-6)
+                own = tuple(range(1, p.ndim))
+                size, length = (torch.linalg.vector_norm(t, dim=own, keepdim=True) for t in (p, update))
+                ratio = torch.where((size > 0) & (length > 0), size.clamp(max=10.0) / length, 1.0)
+                p.sub_(update.mul_(group["lr"] * ratio))
 
 
 def _torch_optimizer(row: Row, tensors: list[torch.Tensor]) -> torch.optim.Optimizer:
+    if row.optimizer == "lamb":
+        return Lamb(tensors, row.lr)
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     return kinds[row.optimizer](tensors, lr=row.lr, weight_decay=row.weight_decay, fused=True)
 
 
-def jax_run(row: Row, variant: Variant, threads: int) -> Run:
-    """Steps in JAX: jit(shard_map(scan(step))), models split over as many host devices as cores."""
+def jax_contender(row: Row, variant: Variant, threads: int) -> Contender:
+    """JAX: jit(shard_map(scan(step))), models split over as many host devices as cores."""
     jax = import_jax("cpu", threads)
     import jax.numpy as jnp
-    from jax.sharding import PartitionSpec
+    from jax.sharding import NamedSharding, PartitionSpec
 
     network, parameters, fixed = start_of(row)
     models = row.model().n_models
@@ -176,6 +207,11 @@ def jax_run(row: Row, variant: Variant, threads: int) -> Run:
         """What models have of their own is split; what they share is everywhere."""
         return split if len(value) == models and models > 1 else everywhere
 
+    def placed(values: Any, specs: Any) -> Any:
+        return jax.tree.map(
+            lambda spec, value: jax.device_put(value, NamedSharding(mesh, spec)), specs, values
+        )
+
     start = {name: jnp.asarray(value.numpy()) for name, value in parameters.items()}
     held = {name: jnp.asarray(value.numpy()) for name, value in fixed.items()}
     prices = jnp.asarray(prices_of(row, models))
@@ -186,13 +222,20 @@ def jax_run(row: Row, variant: Variant, threads: int) -> Run:
     data = {"prices": prices, "fixed": held} | ({} if target is None else {"target": target})
     data_spec = {"prices": own(prices), "fixed": {name: own(value) for name, value in held.items()}}
     data_spec |= {} if target is None else {"target": own(target)}
+    data = placed(data, data_spec)
     shape = (row.batch_size, network.n_features)
     probability = float(row.data.probability.flatten()[0]) if row.streams else 0.0
 
-    def update(name: str, p: Any, g: Any, state: Any, t: Any) -> Any:
+    def update(p: Any, g: Any, state: Any, t: Any) -> Any:
         if row.optimizer == "sgd":
             return p - row.lr * (g + row.weight_decay * p), state
         m, v = 0.9 * state[0] + 0.1 * g, 0.999 * state[1] + 0.001 * g * g
+        if row.optimizer == "lamb":
+            step = m / (jnp.sqrt(v) + 1e-6)
+            own = tuple(range(1, p.ndim))
+            size, length = (jnp.sqrt(jnp.square(a).sum(own, keepdims=True)) for a in (p, step))
+            ratio = jnp.where((size > 0) & (length > 0), jnp.minimum(size, 10.0) / length, 1.0)
+            return p - row.lr * ratio * step, (m, v)
         p = p * (1 - row.lr * row.weight_decay)  # Adam's rows have none
         step = (m / (1 - 0.9**t)) / (jnp.sqrt(v / (1 - 0.999**t)) + 1e-8)
         return p - row.lr * step, (m, v)
@@ -210,7 +253,7 @@ def jax_run(row: Row, variant: Variant, threads: int) -> Run:
                 lambda tensors: loss(tensors | data["fixed"], seen, data.get("target"), data["prices"])
             )(tensors)
             t = t + 1
-            moved = {name: update(name, p, gradient[name], state[name], t) for name, p in tensors.items()}
+            moved = {name: update(p, gradient[name], state[name], t) for name, p in tensors.items()}
             tensors = {name: new for name, (new, _) in moved.items()}
             return (tensors, {name: new for name, (_, new) in moved.items()}, key[None], t), None
 
@@ -218,9 +261,12 @@ def jax_run(row: Row, variant: Variant, threads: int) -> Run:
 
     functions: dict[int, Any] = {}
 
-    def run(steps: int) -> None:
+    of_models = dict.fromkeys(start, split)
+    of_states = dict.fromkeys(start, () if row.optimizer == "sgd" else (split, split))
+    specs = (of_models, of_states, split, everywhere)
+
+    def compiled(steps: int) -> Any:
         if steps not in functions:
-            specs = ({name: split for name in start}, {name: split for name in start}, split, everywhere)
             functions[steps] = jax.jit(
                 jax.shard_map(
                     lambda carry, data: run_steps(carry, data, steps),
@@ -230,18 +276,23 @@ def jax_run(row: Row, variant: Variant, threads: int) -> Run:
                     check_vma=False,
                 )
             )
-        state = {
-            name: () if row.optimizer == "sgd" else (jnp.zeros_like(p), jnp.zeros_like(p))
-            for name, p in start.items()
-        }
-        keys = jax.random.split(jax.random.key(0), devices)
-        found = functions[steps]((start, state, keys, jnp.zeros(())), data)
-        jax.block_until_ready(found)
-        run.trained = {  # type: ignore[attr-defined]
-            name: torch.from_numpy(np.array(value)) for name, value in found[0].items()
-        }
+        return functions[steps]
 
-    return run
+    def begin() -> Steps:
+        def state_of(p: Any) -> Any:
+            return () if row.optimizer == "sgd" else (jnp.zeros_like(p), jnp.zeros_like(p))
+
+        state = {name: state_of(p) for name, p in start.items()}
+        carry = placed((start, state, jax.random.split(jax.random.key(0), devices), jnp.zeros(())), specs)
+
+        def run(steps: int) -> dict[str, torch.Tensor]:
+            found = compiled(steps)(carry, data)
+            jax.block_until_ready(found)
+            return {name: torch.from_numpy(np.array(value)) for name, value in found[0].items()}
+
+        return run
+
+    return begin
 
 
 def _as_jax(value: torch.Tensor) -> Any:
@@ -255,11 +306,11 @@ def jax_is_here() -> bool:
     return importlib.util.find_spec("jax") is not None
 
 
-def contenders(row: Row, compiled: bool, jax: bool, threads: int) -> dict[str, dict[str, Run]]:
+def contenders(row: Row, compiled: bool, jax: bool, threads: int) -> dict[str, dict[str, Contender]]:
     """Every peer's variants, by the peer's name and the variant's."""
-    found = {"eager": {str(v): torch_run(row, v, False) for v in variants(row)}}
+    found = {"eager": {str(v): torch_contender(row, v, False) for v in variants(row)}}
     if compiled:
-        found["compile"] = {str(v): torch_run(row, v, True) for v in variants(row)}
+        found["compile"] = {str(v): torch_contender(row, v, True) for v in variants(row)}
     if jax:
-        found["jax"] = {str(v): jax_run(row, v, threads) for v in variants(row)}
+        found["jax"] = {str(v): jax_contender(row, v, threads) for v in variants(row)}
     return found

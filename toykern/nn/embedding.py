@@ -77,8 +77,8 @@ def _given(
     if not fits or (given.ndim == 3 and len(given) != n_models):
         told, lengths = ", ".join(dims), f"{sizes[0] or dims[0]}, {sizes[1]}"
         raise ValueError(
-            f"{name} must have the shape [{told}] = [{lengths}] or [models, {told}] = [{n_models}, {lengths}], "
-            f"not {describe(value)}"
+            f"{name} must have the shape [{told}] = [{lengths}] or [models, {told}] = [{n_models}, "
+            f"{lengths}], not {describe(value)}"
         )
     if not bool(torch.isfinite(given).all()):
         raise ValueError(f"{name} must be finite, not {describe(value)} with numbers that are not")

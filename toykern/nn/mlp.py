@@ -392,7 +392,8 @@ class MLP(DenseStack):
         """
         check_choice("loss_reduction", loss_reduction, REDUCTIONS)
         check_choice("loss", loss, LOSSES)
-        self.network.trained_for(Objective(loss=loss)).check_loss()
+        if LOSSES[loss].over != "output" and self.output_activation != "none":
+            self.network.trained_for(Objective(loss=loss)).check_loss()  # raises
         batch = self._input(x)
         samples = batch.shape[1]
         if samples == 0:
@@ -446,8 +447,12 @@ class MLP(DenseStack):
 
     def target_of(self, clean: torch.Tensor, target: str) -> torch.Tensor:
         """The target of this name, `[models or 1, batch, n_outputs]`, of inputs without noise."""
-        self.network.trained_for(Objective(target)).check_target()
+        self._check_target(target)
         return self._embedded(clean) if target == EMBEDDED else TARGETS[target](clean)
+
+    def _check_target(self, name: str) -> None:
+        if self.n_outputs != (self.n_embedding if name == EMBEDDED else self.n_features):
+            self.network.trained_for(Objective(name)).check_target()  # raises
 
     def _target(self, target: Any, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """`[models or 1, batch, n_outputs]`."""
@@ -463,7 +468,7 @@ class MLP(DenseStack):
                 )
             return wanted
         name = check_choice("target", "identity" if target is None else target, (*TARGETS, EMBEDDED))
-        self.network.trained_for(Objective(name)).check_target()
+        self._check_target(name)
         return seen if name == EMBEDDED else TARGETS[name](x)
 
     def _labels(self, target: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ def _slope(value: torch.Tensor, activation: str, options: Options) -> torch.Tens
         largest = value.sort(dim=-1, descending=True, stable=True).indices[..., : options.top_k]
         return torch.zeros_like(value).scatter(-1, largest, 1.0)
     if activation == "leaky_relu":
-        return torch.where(value > 0, 1.0, options.negative_slope)
+        return torch.where(value > 0, torch.ones_like(value), options.negative_slope)
     if activation == "relu":
         return (value > 0).to(value.dtype)
     if activation == "square":

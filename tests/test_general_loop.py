@@ -1,0 +1,103 @@
+"""The general loop against the float64 reference: any member of the family with any option."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from drawn_members import Member, members
+from hypothesis import given, settings
+from kit import LEVELS, batches_of, isa_level, relative_error
+
+import toykern as tk
+from toykern import _native, reference
+from toykern.training.kernels import network_params
+
+STEPS = 3
+
+
+def _fit(member: Member, **options: Any) -> tk.Run:
+    return tk.fit(
+        member.model(), member.data(), steps=STEPS, record_every=1, seed=[5, 6], progress=False,
+        **(member.fit | options),
+    )  # fmt: skip
+
+
+def _reference(member: Member) -> reference.Trained:
+    model, data = member.model(), member.data()
+    told = {name: member.fit[name] for name in member.fit if name not in ("batch_size", "optimizer")}
+    if isinstance(data, tk.Dataset):
+
+        def batches(step: int) -> Any:
+            return data.batch(step, n_models=2)
+    else:
+        batches = batches_of(data, member.fit["batch_size"], [5, 6], 2)
+    network = reference.network_of(model)
+    start = reference.parameters_of(model)
+    return reference.train(start, batches, STEPS, member.fit["optimizer"], network, **told)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=60)
+@given(member=members())
+def test_every_member_follows_the_reference(member, level):
+    with isa_level(level):
+        run = _fit(member)
+    expected = _reference(member)
+    assert (relative_error(run.loss, expected.losses) < 2e-5).all()
+    alone = member.shape[2] == 1 and member.fit["loss"] != "squared_error"
+    for name, value in reference.parameters_of(run.model).items():
+        if not (alone and name == "bias"):  # whose gradient is exactly 0: Adam divides rounding by rounding
+            torch.testing.assert_close(value, expected.parameters[name], rtol=2e-4, atol=2e-5)
+
+
+@settings(max_examples=40)
+@given(member=members())
+def test_a_model_is_the_same_alone_and_by_two_threads(member):
+    together = _fit(member)
+    before = torch.get_num_threads()
+    for i in range(2):
+        torch.set_num_threads(3 - before if before < 3 else 1)
+        try:
+            alone = tk.fit(
+                member.model()[i], member.data(), steps=STEPS, record_every=1, seed=5 + i, progress=False,
+                **(member.fit | _row(member.fit, i)),
+            )  # fmt: skip
+        finally:
+            torch.set_num_threads(before)
+        assert torch.equal(alone.loss[0], together.loss[i])
+        for name, value in alone.model.named_parameters():
+            assert torch.equal(value[0], together.model.get_parameter(name)[i]), name
+
+
+def _row(told: dict[str, Any], i: int) -> dict[str, Any]:
+    importance = told["importance"]
+    return {"importance": importance[i] if isinstance(importance, list) else importance}
+
+
+@settings(max_examples=25)
+@given(member=members())
+def test_an_interrupted_run_goes_on_with_the_same_bits(member):
+    whole = _fit(member)
+    begun = _fit(member, stop_at=1)
+    tk.fit(resume=begun, progress=False)
+    assert torch.equal(begun.loss, whole.loss)
+    for name, value in begun.model.named_parameters():
+        assert torch.equal(value, whole.model.get_parameter(name)), name
+
+
+def test_the_loops_of_autoencoders_take_what_they_took():
+    plain = tk.MLP(5, 2, hidden_activation="none", output_activation="relu", hidden_bias=False, tied=True)
+    assert _native.regime(network_params(plain.network)) == "columns"
+    wide = tk.MLP(100, 40, hidden_activation="gelu", hidden_bias=False)
+    assert _native.regime(network_params(wide.network)) == "tiles"
+    for options in (
+        {"hidden_bias": True},
+        {"embedding": 3},
+        {"residual": True},
+        {"hidden_activation": "solu"},
+    ):
+        other = tk.MLP(5, 2, **({"hidden_bias": False} | options))
+        assert _native.regime(network_params(other.network)) == "general", options
+    assert _native.regime(network_params(plain.network), plain=False) == "general"
