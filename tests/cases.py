@@ -281,8 +281,10 @@ class FitCase:
     anticorrelated: tuple[tuple[int, ...], ...] = ()
     features: dict[str, Any] = field(default_factory=dict)  # other options of SparseFeatures
     network: dict[str, Any] = field(default_factory=dict)  # options of the model's class
-    loss: dict[str, Any] = field(default_factory=dict)  # importance, target, loss_reduction
+    loss: dict[str, Any] = field(default_factory=dict)  # importance, target, loss_reduction, loss, l1
     schedule: Any = "constant"
+    kind: str = ""  # the model's class; "": an autoencoder, by `tied`
+    dataset: dict[str, Any] | None = None  # that of `kit.dataset_of`, in place of the stream
 
 
 def _fit(

@@ -13,6 +13,8 @@ from torch.nn import functional
 
 import toykern as tk
 from toykern import _native, reference
+from toykern.network import LOSSES, Objective
+from toykern.nn.functions import activated
 from toykern.training.kernels import network_params
 
 EVALUATION_FLOOR = 1e-6  # of a float32 evaluation, relative
@@ -46,16 +48,36 @@ def isa_level(name: str) -> Iterator[None]:
 
 def model_of(case: FitCase) -> Any:
     """The stack at its start; biases are not zero, so that outputs of empty samples take part."""
-    kind = tk.TiedAutoencoder if case.tied else tk.Autoencoder
-    model = kind(case.n_features, case.n_hidden, case.n_models, **case.network)
-    if model.bias is not None:
-        generator = torch.Generator().manual_seed(case.n_features)
-        with torch.no_grad():
-            model.bias.copy_(0.1 * torch.randn(model.bias.shape, generator=generator))
+    kind = getattr(tk, case.kind or ("TiedAutoencoder" if case.tied else "Autoencoder"))
+    model = kind(case.n_features, case.n_hidden, n_models=case.n_models, **case.network)
+    generator = torch.Generator().manual_seed(case.n_features)
+    for bias in (model.bias, model.hidden_bias):
+        if bias is not None:
+            with torch.no_grad():
+                bias.copy_(0.1 * torch.randn(bias.shape, generator=generator))
     return model
 
 
-def data_of(case: FitCase) -> tk.SparseFeatures:
+def dataset_of(case: FitCase) -> tk.Dataset:
+    """Rows of a stream, dense or as entries, shared or of each model, alone or with targets or labels."""
+    told = case.dataset
+    assert told is not None
+    stream = tk.SparseFeatures(case.n_features, case.probability, **case.features)
+    x = stream.sample(0, told["rows"], 5, n_models=case.n_models if told["per_model"] else 1)
+    inputs = tk.SparseBatch.from_dense(x) if told["entries"] else x
+    generator = torch.Generator().manual_seed(11)
+    outputs, shape = case.network.get("n_outputs", case.n_features), (case.n_models, told["rows"])
+    if told.get("own") == "targets":
+        targets = torch.randn(*shape, outputs, generator=generator)
+        return tk.Dataset(inputs, targets.abs() if case.loss.get("loss") == "cross_entropy" else targets)
+    if told.get("own") == "labels":
+        return tk.Dataset(inputs, labels=torch.randint(outputs, shape, generator=generator))
+    return tk.Dataset(inputs)
+
+
+def data_of(case: FitCase) -> Any:
+    if case.dataset is not None:
+        return dataset_of(case)
     groups = [tk.Correlated(group) for group in case.correlated]
     groups += [tk.Anticorrelated(group) for group in case.anticorrelated]
     return tk.SparseFeatures(case.n_features, case.probability, groups=groups, **case.features)
@@ -88,10 +110,15 @@ def fit_case(case: FitCase, **options: Any) -> tk.Run:
     return tk.fit(model_of(case), data_of(case), **(settings | options))
 
 
-def batches_of(data: tk.SparseFeatures, batch_size: int, seed: Any, n_models: int) -> Any:
-    """step -> (x, x without noise), the batches that `fit` trains on."""
+def batches_of(
+    data: tk.SparseFeatures | tk.Dataset, batch_size: int | None, seed: Any, n_models: int, n_outputs: int = 0
+) -> Any:
+    """step -> (x, what the target is made from: x without noise), the batches that `fit` trains on."""
 
     def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(data, tk.Dataset):
+            outputs = n_outputs if data.label is not None else None
+            return data.batch(step, batch_size, seed, n_models, n_outputs=outputs)
         x = data.sample(step, batch_size, seed, n_models=n_models)
         if data.noise == 0:
             return x, x
@@ -106,7 +133,7 @@ def reference_of(case: FitCase, steps: int | None = None, seed: int | None = Non
     model = model_of(case)
     return reference.train(
         reference.parameters_of(model),
-        batches_of(data_of(case), case.batch_size, seed, case.n_models),
+        batches_of(data_of(case), case.batch_size, seed, case.n_models, model.n_outputs),
         case.steps if steps is None else steps,
         case.optimizer,
         reference.network_of(model),
@@ -115,8 +142,49 @@ def reference_of(case: FitCase, steps: int | None = None, seed: int | None = Non
     )
 
 
+def _mlp_loss_options(case: FitCase, model: tk.MLP, clean: torch.Tensor) -> dict[str, Any]:
+    """Those of the case for `model.loss`, with the target as a tensor."""
+    options = {"target": "identity", **case.loss}
+    own = case.dataset is not None and "own" in case.dataset
+    if not own or options["target"] != "identity":
+        clean = model.target_of(clean, options["target"])
+    return options | {"target": clean}
+
+
+def folded_pytorch_loss(case: FitCase, model: tk.MLP, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """The same with its matrices multiplied first, y = g(Q P x + Q D f(E P x + c − E b) + b): one network is
+    as good a float32 evaluation as the other, and the kernels compute this one."""
+    options = _mlp_loss_options(case, model, clean)
+    e, p, q = model._encoder, model.embedding, model.unembedding
+    d = e.mT if model.tied else model.decoder
+    seen, given = (e if p is None else e @ p), (d if q is None else q @ d)
+    hidden = x @ seen.mT
+    if model.hidden_bias is not None:
+        hidden = hidden + model.hidden_bias.unsqueeze(1)
+    if model.centered:
+        hidden = hidden - (e @ model.bias.unsqueeze(2)).mT
+    codes = activated(hidden, model.hidden_activation, model)
+    output = codes @ given.mT
+    if model.residual:
+        skip = x if p is None else x @ (p if q is None else q @ p).mT
+        output = output + skip
+    if model.bias is not None:
+        output = output + model.bias.unsqueeze(1)
+    output = activated(output, model.output_activation, model)
+    loss, reduction = options.get("loss", "squared_error"), options.get("loss_reduction", "mean")
+    importance = torch.as_tensor(options.get("importance", 1.0), dtype=torch.float32)
+    terms = LOSSES[loss].of(output, options["target"].expand(output.shape)) * (
+        importance.expand(case.n_models, model.n_outputs).unsqueeze(1)
+    )
+    divisor = Objective(loss_reduction=reduction, loss=loss).divisor(x.shape[1], model.n_outputs)
+    l1 = torch.as_tensor(options.get("l1", 0.0), dtype=torch.float32)
+    return terms.sum((1, 2)) / divisor + l1 * codes.abs().sum((1, 2)) / x.shape[1]
+
+
 def plain_pytorch_loss(case: FitCase, model: Any, x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """Float32 `[models]` by PyTorch's own products: `model.loss` runs kernels of ours."""
+    """Float32 `[models]` by PyTorch's own products: `model.loss` runs kernels of ours, but for an `MLP`."""
+    if isinstance(model, tk.MLP):
+        return model.loss(x, **_mlp_loss_options(case, model, clean))
     parameters = dict(model.named_parameters())
     encoder = parameters["weight" if case.tied else "encoder"]
     decoder = encoder.transpose(1, 2) if case.tied else parameters["decoder"]
@@ -159,15 +227,21 @@ def assert_as_exact_as_pytorch(case: FitCase, *fits: Callable[..., tk.Run]) -> N
     the first step is the gradient.
     """
     model = model_of(case)
-    x, clean = batches_of(data_of(case), case.batch_size, None, case.n_models)(0)
+    x, clean = batches_of(data_of(case), case.batch_size, None, case.n_models, model.n_outputs)(0)
     loss, gradients = reference.loss_and_gradients(
         reference.parameters_of(model), x, reference.network_of(model), clean=clean, **case.loss
     )
-    torch_loss = plain_pytorch_loss(case, model, x, clean)
-    torch_loss.sum().backward()
-    plain = {"loss": length_error(torch_loss, loss)}
-    for name, expected in gradients.items():
-        plain[name] = length_error(model.get_parameter(name).grad, expected)
+    plain: dict[str, torch.Tensor] = {}
+    for plain_loss in (plain_pytorch_loss, *([folded_pytorch_loss] if isinstance(model, tk.MLP) else [])):
+        model.zero_grad()
+        torch_loss = plain_loss(case, model, x, clean)
+        torch_loss.sum().backward()
+        errors = {"loss": length_error(torch_loss, loss)}
+        for name, expected in gradients.items():
+            errors[name] = length_error(model.get_parameter(name).grad, expected)
+        plain = {name: torch.maximum(error, plain.get(name, error)) for name, error in errors.items()}
+    if isinstance(model, tk.MLP):  # what one model has by chance is not the rule
+        plain = {name: error.max().expand(case.n_models) for name, error in plain.items()}
     allowed = {}
     for name, error in plain.items():
         # Something else computed, and not the same in float32, would allow everything.

@@ -21,12 +21,12 @@ TOYKERN_INLINE M lanes_within(int64_t length, int64_t at) {
 }
 
 // The largest of a row's first `length` elements. One that is NaN may be passed over: it shows in what is summed.
-inline float row_maximum(const float* row, int64_t length) {
+inline float row_maximum(const float* row, int64_t length, uint32_t bits = 0xFFFFFFFFu) {
     float lanes[kLanes];
     F largest = bcast(-__builtin_inff());
     for (int64_t k = 0; k < length; k += kLanes) {
         const M m = lanes_within(length, k);
-        const F x = keep(m, load(row + k)) + keep(and_not(mask_first(kLanes), m), largest);
+        const F x = keep(m, and_bits(load(row + k), bits)) + keep(and_not(mask_first(kLanes), m), largest);
         largest = fmax(largest, x);
     }
     store(lanes, largest);
@@ -35,11 +35,14 @@ inline float row_maximum(const float* row, int64_t length) {
     return found;
 }
 
-// to = e^(row − largest) of the first `length` elements, and 0 behind; returns the sum.
-inline float exponentials(const float* row, int64_t length, int64_t padded, float largest, float* to) {
+// to = e^(row − largest) of the first `length` elements, and 0 behind; returns the sum. Both see the row's elements with
+// these bits alone.
+inline float exponentials(const float* row, int64_t length, int64_t padded, float largest, float* to,
+                          uint32_t bits = 0xFFFFFFFFu) {
     F sum = fzero();
     for (int64_t k = 0; k < padded; k += kLanes) {
-        const F e = k < length ? keep(lanes_within(length, k), toykern::exp_minus(bcast(largest) - load(row + k))) : fzero();
+        const F x = and_bits(load(row + k), bits);
+        const F e = k < length ? keep(lanes_within(length, k), toykern::exp_minus(bcast(largest) - x)) : fzero();
         store(to + k, e);
         sum = sum + e;
     }

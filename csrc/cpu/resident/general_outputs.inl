@@ -34,7 +34,7 @@ struct GeneralOutputs {
     int64_t o, op;
     int32_t activation, loss;
     double option;
-    uint32_t target_bits;  // elementwise losses and cross-entropy
+    uint32_t target_bits;
     const float* importance;  // [op], pads 0
     float* room;              // [op]
     Normaliser outputs, targets;  // of a batch
@@ -46,8 +46,8 @@ struct GeneralOutputs {
         for (int64_t r = 0; r < rows; ++r, z += op, target += op) {
             outputs.rescale(row_maximum(z, o));
             outputs.sum += times * (double)exponentials(z, o, op, outputs.largest, room);
-            targets.rescale(row_maximum(target, o));
-            targets.sum += times * (double)exponentials(target, o, op, targets.largest, room);
+            targets.rescale(row_maximum(target, o, target_bits));
+            targets.sum += times * (double)exponentials(target, o, op, targets.largest, room, target_bits);
             F weighted = fzero();
             for (int64_t j = 0; j < op; j += kLanes) weighted = fmadd(load(room + j), load(importance + j), weighted);
             targets.weighted += times * (double)fsum(weighted);
@@ -99,7 +99,7 @@ struct GeneralOutputs {
     }
     double of_batch(float* z, const float* target) const {
         const float mass = (float)(targets.weighted / targets.sum);
-        exponentials(target, o, op, targets.largest, room);
+        exponentials(target, o, op, targets.largest, room, target_bits);
         const F normal = bcast((float)(1.0 / targets.sum));
         const F lse = bcast((float)((double)outputs.largest + __builtin_log(outputs.sum)));
         const F share = bcast((float)((double)mass / outputs.sum));
