@@ -34,7 +34,7 @@ class GeneralWorker {
         n_ = net.n_features, m_ = net.n_hidden;
         np_ = round_up(n_), mp_ = round_up(m_), op_ = round_up(net.n_outputs);
         // As many rows as let codes and outputs stay in L2: a tile reads the weights once.
-        int64_t rows = ((int64_t)1 << 18) / (3 * mp_ + 2 * op_ + np_) & ~(int64_t)31;
+        int64_t rows = ((int64_t)1 << 19) / (3 * mp_ + 2 * op_ + np_) & ~(int64_t)31;
         rows = rows < 32 ? 32 : (rows > 256 ? 256 : rows);
         rows_max_ = rows;
         source_.carve(w, net, data, finite, rows, rows, rows);
