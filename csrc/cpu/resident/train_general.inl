@@ -8,7 +8,7 @@
 // Source     tile_source.inl
 // Zeros      empty samples are one row that counts as many; the first product and its gradient cost active entries alone
 //            where these are few; hidden units that are off cost nothing in the readout, its gradient and the way back
-//            where fewer than one in kFewCodes is on (active_codes.inl)
+//            where fewer than kFewCodes of them are on (active_codes.inl)
 // Owner      one worker a part
 // Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level and the
 //            model's own data
@@ -24,7 +24,7 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr int64_t kFewCodes = 4;
+constexpr double kFewCodes = 0.45;  // the share of units that are on, from which the dense products are no slower
 constexpr int64_t kManyEntries = 3;  // with more than one entry in three the dense product is no slower
 
 class GeneralWorker {
@@ -50,9 +50,10 @@ class GeneralWorker {
         outputs_.activation = net.output_activation, outputs_.option = net.output_option;
         outputs_.loss = net.loss, outputs_.target_bits = target_bits(net.target);
         outputs_.room = w.take<float>((size_t)op_);
-        selects_ = net.hidden_activation == (int32_t)Activation::kRelu ||
-                   net.hidden_activation == (int32_t)Activation::kTopK;
-        active_.carve(w, rows, m_, selects_ ? rows * m_ / kFewCodes : 0);
+        // Of narrow layers a row of codes is a few lane groups, and a list of them costs more than it leaves out.
+        selects_ = m_ >= 4 * kLanes && (net.hidden_activation == (int32_t)Activation::kRelu ||
+                                        net.hidden_activation == (int32_t)Activation::kTopK);
+        active_.carve(w, rows, m_, selects_ ? (int64_t)((double)(rows * m_) * kFewCodes) : 0);
     }
     void set_up(int64_t model, int64_t seed, int64_t batch_size) { source_.set_up(model, seed, batch_size); }
     void choose(GeneralModel&, int64_t batch_size) { batch_size_ = batch_size; }  // there is one form
@@ -167,11 +168,15 @@ class GeneralWorker {
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t j = 0; j < width; j += kLanes) store(to + r * width + j, load(row + j));
     }
+    // Four sums of the tile's rows, so that none waits for the addition before; a long batch would lose digits in one.
     static void sum_rows_into(const float* from, int64_t width, int64_t rows, float* to) {
         for (int64_t j = 0; j < width; j += kLanes) {
-            F sum = fzero();  // of the tile by itself: a long batch would lose digits in one running sum
-            for (int64_t r = 0; r < rows; ++r) sum = sum + load(from + r * width + j);
-            store(to + j, load(to + j) + sum);
+            F sum[4] = {fzero(), fzero(), fzero(), fzero()};
+            int64_t r = 0;
+            for (; r + 4 <= rows; r += 4)
+                for (int v = 0; v < 4; ++v) sum[v] = sum[v] + load(from + (r + v) * width + j);
+            for (; r < rows; ++r) sum[0] = sum[0] + load(from + r * width + j);
+            store(to + j, load(to + j) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
         }
     }
 
