@@ -151,7 +151,8 @@ class ActiveCodes {
         const int64_t keys = m_ * ((rows_ + slab_rows_ - 1) / slab_rows_);
         for (int64_t k = 0; k <= keys; ++k) unit_start_[k] = 0;
         for (int64_t r = 0; r < rows_; ++r)
-            for (int64_t e = row_start_[r]; e < row_start_[r + 1]; ++e) ++unit_start_[r / slab_rows_ * m_ + unit_[e] + 1];
+            for (int64_t e = row_start_[r]; e < row_start_[r + 1]; ++e)
+                ++unit_start_[r / slab_rows_ * m_ + unit_[e] + 1];
         for (int64_t k = 0; k < keys; ++k) unit_start_[k + 1] += unit_start_[k];
         for (int64_t r = 0; r < rows_; ++r) {
             int64_t* const next = unit_start_ + r / slab_rows_ * m_;

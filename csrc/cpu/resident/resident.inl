@@ -126,7 +126,9 @@ void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Wor
 
 template <class Model, class Worker>
 struct Regime {
-    static TrainRegime table(const char* name) { return {name, batch_parts<Model>, form, shared_bytes, worker_bytes, train, evaluate}; }
+    static TrainRegime table(const char* name) {
+        return {name, batch_parts<Model>, form, shared_bytes, worker_bytes, train, evaluate};
+    }
     static size_t shared_bytes(const Network& net, int64_t batch_size) {
         Workspace w;
         Shared<Model> shared;

@@ -24,7 +24,7 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr double kFewCodes = 0.45;  // the share of units that are on, from which the dense products are no slower
+constexpr double kFewCodes = 0.45;   // the share of units that are on, from which the dense products are no slower
 constexpr int64_t kManyEntries = 3;  // with more than one entry in three the dense product is no slower
 
 class GeneralWorker {
