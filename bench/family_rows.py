@@ -116,8 +116,8 @@ def s_curves(models: int = 64, n: int = 100, hidden: int = 2) -> Row:
         "sgd",
         lr=1e-3,
         settings={"loss_reduction": "sum"},
-        steps=100,
-        peer_steps=20,
+        steps=1000,
+        peer_steps=50,
     )  # fmt: skip
 
 
@@ -152,8 +152,8 @@ def toy_saes(models: int = 16, batch_size: int = 1024) -> Row:
         "adam",
         lr=1e-3,
         settings={"target": "embedding", "l1": 0.2},
-        steps=400,
-        peer_steps=40,
+        steps=4000,
+        peer_steps=100,
     )  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def monosemanticity(
     return Row(
         f"monosemanticity{bias:+g}" if bias else "monosemanticity",
         f"Engineering monosemanticity: {n} → {d} → {hidden}, batch {batch_size}, bias {bias:g}, {optimizer}",
-        8.0 if bias else 2.0,
+        {0.0: 2.0, -1.0: 8.0}.get(bias, 0.0),
         lambda: tk.MLP(n, hidden, bias=False, embedding=d, hidden_bias_init=bias),
         tk.SparseFeatures(n, 1 / 64),
         batch_size,

@@ -159,6 +159,27 @@ def test_a_number_that_changes_nothing_changes_little():
             assert (error <= TRAJECTORY).all()
 
 
+def test_small_gradients_are_clipped_with_torchs_constant():
+    """max_norm / (norm + 1e-6), the constant as large as the norm; the first buffer is the gradient."""
+    model, optimizer = untied(), tk.SGD(momentum=0.9, clip_norm=[1e-7, 1e-6, 1.0])
+    batches = batches_of(data_of(model), BATCH, SEED, K)
+    _, gradients = reference.loss_and_gradients(
+        reference.parameters_of(model), batches(0)[0], reference.network_of(model), importance=3e-6
+    )
+    leaves = [{name: value[k].clone() for name, value in gradients.items()} for k in range(K)]
+    run = fitted(model, optimizer, 1, importance=3e-6)
+    for k, most in enumerate([1e-7, 1e-6, 1.0]):
+        parameters = [torch.nn.Parameter(torch.zeros_like(value)) for value in leaves[k].values()]
+        for parameter, gradient in zip(parameters, leaves[k].values(), strict=True):
+            parameter.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(parameters, most)
+        assert 1e-7 < norm < 1e-5
+        for name, parameter in zip(leaves[k], parameters, strict=True):
+            found = run.optimizer_state[f"{name}/momentum_buffer"][k]
+            assert parameter.grad is not None
+            assert relative_error(found[None], parameter.grad[None]) < 1e-4, name
+
+
 def test_frozen_tensors_stay_and_do_not_count_in_the_norm():
     optimizer = tk.SGD(lr=1.0, clip_norm=0.01)
     model = untied()
@@ -180,6 +201,57 @@ def test_frozen_tensors_keep_their_norm_and_bias():
     run = fitted(model, optimizer, 5)
     assert torch.equal(run.model.decoder, decoder) and torch.equal(run.model.bias, bias)
     assert not run.optimizer_state["decoder/exp_avg"].any() and run.optimizer_state["encoder/exp_avg"].any()
+
+
+# The family
+
+
+def jermyn() -> tk.MLP:
+    """Engineering monosemanticity (Jermyn et al. 2022), small."""
+    return tk.MLP(
+        20, 40, n_models=K, hidden_activation="relu", bias=False, embedding=8, hidden_bias_init=-0.1
+    )
+
+
+def sae() -> tk.MLP:
+    return tk.MLP(20, 70, n_models=K, centered=True)
+
+
+FAMILY = {
+    "LAMB and a bias that decays": (
+        jermyn,
+        tk.LAMB(lr=0.02, bias_decay=tk.BiasDecay([0.0, 1.0, 5.0], until=20)),
+        {"schedule": tk.PeriodicCosine(16), "loss_reduction": "sum"},
+    ),
+    "SGLD": (jermyn, tk.SGLD(lr=1e-4, nbeta=30.0, localization=100.0, lr_scale={"hidden_bias": 0.5}), {}),
+    "a sparse autoencoder": (
+        sae,
+        tk.Adam(
+            lr=1e-3,
+            clip_norm=[0.01, 0.1, 1.0],
+            unit_norm=UnitNorm("decoder", remove_parallel=True),
+            lr_scale={"hidden_bias": 10.0, "bias": [0.0, 1.0, 0.1]},
+        ),
+        {"l1": [1e-3, 1e-2, 0.0]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_members_of_the_family(name):
+    make, optimizer, options = FAMILY[name]
+    model = make()
+    network = reference.network_of(model)
+    batches = batches_of(data_of(model), BATCH, SEED, K)
+    expected = reference.train(
+        reference.parameters_of(model), batches, STEPS, optimizer, network, seed=SEED, **options
+    )
+    run = fitted(model, optimizer, **options)
+    assert_close(run, expected)
+    for i in range(K):
+        assert_same(run, run.rerun(i), slice(i, i + 1))
+    halves = fitted(make(), optimizer, stop_at=17, **options)
+    assert_same(run, tk.fit(resume=halves, progress=False))
 
 
 # SGLD
@@ -309,6 +381,25 @@ def test_an_edited_rate_trains_and_a_bad_one_is_refused():
     del run.arrays["lr_scale/bias"]
     with pytest.raises(TypeError, match=r"arrays\['lr_scale/bias'\] must be a tensor, not None"):
         tk.fit(resume=run, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("lr_scale", 5, "lr_scale must be a dict"),
+        ("bias_decay", 5, "bias_decay must be a toykern BiasDecay"),
+        ("bias_decay", {"rate": 0.1}, "bias_decay must have the entries"),
+        ("unit_norm", 5, "unit_norm must be the name of a tensor"),
+        ("clip_norm", None, "clip_norm"),
+        ("momentum", 0.9, "unknown keys.*momentum"),
+    ],
+)
+def test_a_config_that_describes_none_is_refused(entry, value, message):
+    run = fitted(untied(), EVERYTHING["AdamW, all"], stop_at=3)
+    run.config["optimizer"][entry] = value
+    with pytest.raises((TypeError, ValueError), match=message):
+        tk.fit(resume=run, progress=False)
+    assert run.step == 3
 
 
 def test_a_sweep_keeps_what_every_model_was_told(tmp_path):

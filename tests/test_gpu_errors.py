@@ -51,6 +51,17 @@ def test_datasets_are_not_trained_on():
         tk.evaluate(model(), tk.Dataset(torch.eye(3)))
 
 
+@on_cuda
+def test_projections_are_not_trained_on():
+    data = tk.SparseFeatures(3, 0.5, projection=torch.eye(3))
+    with pytest.raises(ValueError, match="data has a projection, which is for the CPU"):
+        tk.fit(model(), data, 5, 8, progress=False)
+    with pytest.raises(ValueError, match="data has a projection, which is for the CPU"):
+        tk.evaluate(model(), data, 8)
+    # What is drawn is not what is made of it.
+    assert torch.equal(data.sample(0, 9, device=DEVICE).cpu(), tk.SparseFeatures(3, 0.5).sample(0, 9))
+
+
 def model(**options) -> tk.TiedAutoencoder:
     return tk.TiedAutoencoder(3, 2, 4, device=DEVICE, **options)
 

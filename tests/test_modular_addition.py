@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from stream_oracle import Words, mulhi
 
 import toykern as tk
@@ -111,3 +112,30 @@ def test_pairs_are_trained_on_equally_often() -> None:
 def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         tk.modular_addition(**({"p": 7} | arguments))
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_a_sweep_over_fractions_and_noise(batch_size: int | None, tmp_path: Any) -> None:
+    """A chunk's datasets are as long as its longest; a model's bits do not depend on that."""
+    pytest.importorskip("zarr")
+    p = 7
+
+    def plan(points: Any, index: torch.Tensor) -> dict[str, Any]:
+        data = tk.modular_addition(p, points.fraction, noise=points.noise, seed=3)[0]
+        model = tk.MLP(2 * p, 9, p, points.n_models, hidden_activation="square", bias=False, seed=index)
+        return {"model": model, "data": data}
+
+    points = tk.grid(fraction=[0.2, 0.5, 0.8], noise=[0.0, 0.3])
+    settings: dict[str, Any] = {"batch_size": batch_size, "progress": False}
+    made = tk.sweep(points, plan, tmp_path / "sweep", steps=30, chunk=2, **settings)
+    whole = tk.fit(**plan(points, torch.arange(6)), steps=30, **settings)
+    for name in ("encoder", "decoder", "hidden_bias"):
+        found = torch.as_tensor(made.read(name))
+        assert torch.equal(found.flatten(0, 1), getattr(whole.model, name).detach())
+    for i in range(6):
+        assert torch.equal(whole.rerun(i).model.encoder[0], whole.model.encoder[i])
+    # Alone, a model has a dataset of its own length.
+    alone = tk.modular_addition(p, 0.2, noise=0.3, seed=3)[0]
+    model = tk.MLP(2 * p, 9, p, hidden_activation="square", bias=False, seed=1)
+    tk.fit(model, alone, 30, seed=1, **settings)
+    assert torch.equal(model.encoder[0], whole.model.encoder[1])

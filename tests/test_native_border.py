@@ -15,7 +15,7 @@ from toykern.data.dependence import Copula, Hierarchy
 from toykern.data.features import MAGNITUDES, PURPOSES
 from toykern.native.numbers import number
 from toykern.network.activations import ACTIVATIONS
-from toykern.network.losses import GIVEN, LOSSES, REDUCTIONS, TARGETS
+from toykern.network.losses import GIVEN, LOSSES, PROJECTED, REDUCTIONS, TARGETS
 from toykern.training import kernels as resident
 from toykern.training.optim import OPTIMIZERS
 
@@ -124,7 +124,6 @@ for call in ("train", "evaluate"):
         for layer in ("hidden", "output")
         for number in (-1, 2, len(ACTIVATIONS))
     ]
-    BAD += [(call, "network.hidden_activation", ACTIVATIONS["softplus"].number)]  # it is not 0 at 0
     BAD += [(call, "network.target", value) for value in (-1, 2)]  # 2: the layer's
     BAD += [(call, f"network.{name}", value) for name in ("loss", "reduction") for value in (-1, 2)]
     BAD += [(call, "network.loss", 1), (call, "network.tied", False), (call, "network.has_bias", False)]
@@ -205,6 +204,56 @@ def test_a_dataset_that_would_leave_its_memory_is_a_value_error(call, field, val
         CALLS[call](p)
 
 
+def _labelled(p: Params, call: str, labels: list[int], targets: bool = False) -> None:
+    _dataset(p)
+    p.labels = torch.tensor(labels, dtype=torch.int32)
+    p.targets = torch.zeros(N, N)
+    finite = p.dataset.native(full=True)
+    finite.label, finite.label_per_model = p.labels.data_ptr(), len(labels) > N
+    finite.target = p.targets.data_ptr() if targets else 0
+    getattr(p, call).finite = finite
+
+
+def _projected(p: Params, call: str, matrix: bool, named: bool) -> None:
+    params = getattr(p, call)
+    p.projection = tk.SparseFeatures(N, 0.1, projection=torch.eye(N)).projection
+    if matrix:
+        params.projection = p.projection.native()
+    network = params.network
+    network.target = number("target", "projection" if named else "identity")
+    params.network = network
+
+
+@pytest.mark.parametrize("call", ["train", "evaluate"])
+def test_labels_and_projections_are_looked_at(call):
+    for labels in ([0, 1, 2, 3, N - 1], [0] * N + [N - 1] * N + [1] * N):
+        p = Params()
+        _labelled(p, call, labels)
+        CALLS[call](p)
+    for labels in ([0, 1, N, 3, 4], [0, 1, -1, 3, 4], [0] * (3 * N - 1) + [N]):
+        p = Params()
+        _labelled(p, call, labels)
+        with pytest.raises(ValueError, match="label must be from 0 to 4"):
+            CALLS[call](p)
+    p = Params()
+    _labelled(p, call, [0] * N, targets=True)
+    with pytest.raises(ValueError, match="targets or labels, not both"):
+        CALLS[call](p)
+    p = Params()
+    _projected(p, call, matrix=True, named=True)
+    CALLS[call](p)
+    for there in (True, False):
+        p = Params()
+        _projected(p, call, matrix=there, named=not there)
+        with pytest.raises(ValueError, match="projection must have"):
+            CALLS[call](p)
+    p = Params()
+    _labelled(p, call, [0] * N)
+    _projected(p, call, matrix=True, named=True)
+    with pytest.raises(ValueError, match="a dataset's own targets are not projected"):
+        CALLS[call](p)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -265,7 +314,10 @@ def test_rates_of_tensors_are_known_by_name_alone():
 
 def test_tensors_and_states_are_known_by_name_alone():
     params = _native.TrainParams()
-    with pytest.raises(ValueError, match="role must be one of encoder, decoder, bias, not weight"):
+    with pytest.raises(
+        ValueError,
+        match="role must be one of encoder, decoder, bias, hidden_bias, embedding, unembedding, not weight",
+    ):
         params.set_tensor("weight", 64, M, N, 0)
     params.optimizer = _native.numbers["optimizer"]["SGD"]
     params.set_state("encoder", "momentum_buffer", 64)
@@ -298,8 +350,8 @@ def test_the_kernels_keep_what_an_optimizer_says_that_it_keeps(optimizer):
 
 def test_every_name_of_a_table_has_a_number_of_its_own():
     tables = {
-        "activation": ACTIVATIONS, "loss": LOSSES, "target": (*TARGETS, GIVEN), "reduction": REDUCTIONS,
-        "optimizer": OPTIMIZERS, "magnitude": MAGNITUDES, "purpose": PURPOSES,
+        "activation": ACTIVATIONS, "loss": LOSSES, "target": (*TARGETS, GIVEN, PROJECTED),
+        "reduction": REDUCTIONS, "optimizer": OPTIMIZERS, "magnitude": MAGNITUDES, "purpose": PURPOSES,
         "joint": ("units", "subset", Hierarchy.kind, Copula.kind),
     }  # fmt: skip
     assert tables.keys() == _native.numbers.keys()

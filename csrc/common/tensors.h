@@ -28,9 +28,9 @@ TOYKERN_SHARED bool has_role(const Network& net, Role role) {
 // The rest is the general loop's.
 TOYKERN_SHARED bool is_autoencoder(const Network& net) {
     const int32_t f = net.hidden_activation;
-    return net.n_outputs == net.n_features && net.n_embedding == 0 && !net.unembedded && !net.residual && !net.centered &&
-           !net.has_hidden_bias && !is_rowwise(f) && activation_at_zero(f) == 0.0 && is_elementwise(net.loss) &&
-           net.target != (int32_t)Target::kProjection;
+    return net.n_outputs == net.n_features && net.n_embedding == 0 && !net.unembedded && !net.residual &&
+           !net.centered && !net.has_hidden_bias && !is_rowwise(f) && activation_at_zero(f) == 0.0 &&
+           is_elementwise(net.loss) && net.target != (int32_t)Target::kProjection;
 }
 
 // A model's part. The encoder is m × n and the decoder n × m (none where D = Eᵀ), n being the embedding's where there is

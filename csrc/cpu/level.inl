@@ -21,7 +21,6 @@ const LevelTable* TOYKERN_JOIN(level_, TOYKERN_LEVEL)() {
         TOYKERN_TEXT(TOYKERN_LEVEL),
         here::kLanes,
         here::pick_regime,
-        here::batch_parts,
         here::sample_bytes,
         here::sample_rows,
         here::sample_entries,

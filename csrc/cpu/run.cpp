@@ -91,7 +91,7 @@ void train(const TrainParams& given) {
     p.correction2 = corrections.second.data();
     const LevelTable& l = level();
     const TrainRegime regime = l.pick_regime(p.network, p.finite.rows > 0, !p.l1 && plain_update(p));
-    const int parts = l.batch_parts(p.network, p.batch_size);
+    const int parts = regime.parts(p.network, p.batch_size);
     guard_fork(p.threads);
     if (p.n_models < p.threads && parts > 1) {
         const int size = std::min(p.threads, parts);

@@ -38,7 +38,8 @@ class Run(TrainingState):
         config: plain dictionary (JSON-able) of the settings: steps, batch size (None: the whole dataset),
             optimiser, schedule, model, data, ….
         arrays: the exact per-model inputs: `seed` int64 `[K]`, `importance` float32 `[1 or K, n]`, `lr` and
-            `weight_decay` float64 `[K]`, `probability` float64 `[1 or K, n]`, ….
+            `weight_decay` float64 `[K]` (and `clip_norm`, `lr_scale/bias`, … where they are used),
+            `probability` float64 `[1 or K, n]`, ….
         step: updates done so far, of `config["steps"]`; with a `LotteryTicket` in the round at hand, the
             steps before it among them (`steps_made` counts all of them, of `steps_to_make`).
         loss: float32 `[K, R]`; record r is the mean of the batch losses of its steps, each taken before the

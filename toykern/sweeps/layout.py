@@ -6,7 +6,7 @@ Layout (Zarr format 3), with the grid's axes as the leading dimensions of every 
     attributes             format, version, the grid, the shape of a chunk, settings, provenance, a manifest,
                            and a digest of all that (`toykern/results/store_format.py`)
     loss, diverged_at, …   results: the records, the trained parameters, snapshots, what `measure` returned
-    inputs/<name>          seed, importance, lr, weight_decay, probability, init_seed: of every model
+    inputs/<name>          seed, importance, lr, weight_decay, probability, init_seed, …: of every model
     <axis>, record, snapshot     coordinates
     chunk_seconds          float64 [chunks]: the training time of a finished chunk
     chunk_seconds/work     claims and origins of chunks (`toykern/sweeps/claims.py`)

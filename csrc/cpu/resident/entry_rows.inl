@@ -1,7 +1,8 @@
 // Products with entries by row: what a sparse matrix [rows][features] adds to rows of another one.
 //
 //   add_rows    to[index[e]] += value[e] · from[other[e]]
-//   sum_rows    to[row] = Σ value[e] · from[feature[e]] over the entries of a row
+//   sum_rows    to[row] = Σ value[e] · from[feature[e]] over the entries of a row; sum_rows_onto the same onto a row that
+//               all begin with
 //
 // Layout     rows of `width` floats, whole lane groups
 // Order      entries in their order
@@ -59,6 +60,36 @@ inline void sum_rows(int64_t rows, int64_t count, const uint32_t* row, const uin
             }
             store(to + row[i] * width + k, a);
             if (two) store(to + row[i] * width + k + kLanes, b);
+        }
+    }
+}
+
+// The same in panels of four lane groups, for long rows: each is written once.
+inline void sum_rows_onto(const float* first, int64_t rows, int64_t count, const uint32_t* row, const uint32_t* feature,
+                          const float* value, const float* from, float* to, int64_t width) {
+    constexpr int kPanel = 4;
+    for (int64_t r = 0, i = 0, end; r < rows; ++r, i = end) {
+        for (end = i; end < count && row[end] == (uint32_t)r; ++end) {
+        }
+        int64_t k = 0;
+        for (; k + kPanel * kLanes <= width; k += kPanel * kLanes) {
+            F sum[kPanel];
+#pragma GCC unroll 4
+            for (int v = 0; v < kPanel; ++v) sum[v] = load(first + k + v * kLanes);
+            for (int64_t e = i; e < end; ++e) {
+                const float* f = from + (int64_t)feature[e] * width + k;
+                const F x = bcast(value[e]);
+#pragma GCC unroll 4
+                for (int v = 0; v < kPanel; ++v) sum[v] = fmadd(x, load(f + v * kLanes), sum[v]);
+            }
+#pragma GCC unroll 4
+            for (int v = 0; v < kPanel; ++v) store(to + r * width + k + v * kLanes, sum[v]);
+        }
+        for (; k < width; k += kLanes) {
+            F sum = load(first + k);
+            for (int64_t e = i; e < end; ++e)
+                sum = fmadd(bcast(value[e]), load(from + (int64_t)feature[e] * width + k), sum);
+            store(to + r * width + k, sum);
         }
     }
 }

@@ -42,20 +42,20 @@ struct GeneralModel {
     int64_t np, mp, op, qp;    // qp: `out` in whole lane groups
     FlatTensor flat[kRoles];   // those that the network has, the trained ones first
     int count, trained;
-    int at[kRoles];            // where a role stands among them
+    int at[kRoles];  // where a role stands among them
     Frozen frozen;
 
     float *et, *d, *dt, *c, *b;  // the network that follows
-    float *narrow;               // [in][mp] Eᵀ before P, then P dÊᵀ
-    float *wide;                 // [m][qp] dD̂ᵀ Q
+    float* narrow;               // [in][mp] Eᵀ before P, then P dÊᵀ
+    float* wide;                 // [m][qp] dD̂ᵀ Q
     float *q, *qt;               // [o][qp] Q and [out][op] Qᵀ
     float *skip, *projection;    // [n][op] Sᵀ and Tᵀ; null: none
     float* importance;           // [op]
     const float* embedding;      // [in][n] the caller's; null: none
     const uint8_t* connected;    // [m][n] the caller's; null: all
     double l1;
-    double* room;                // of the optimiser
-    bool residual_itself;        // S = 1: no P, no Q
+    double* room;          // of the optimiser
+    bool residual_itself;  // S = 1: no P, no Q
 
     // Gradients of one part.
     struct Gradient {
@@ -67,6 +67,12 @@ struct GeneralModel {
         for (int64_t i = 0; i < gradient_length(); i += kLanes) store(g.et + i, fzero());
     }
 
+    // Of a part, so that clearing and adding up its gradients, which wide models have in no cache, is little beside what
+    // its samples cost even where most hidden units are off.
+    static int64_t least_samples(const Network& net) {
+        const int64_t gradients = net.n_hidden * (net.n_features + net.n_outputs);
+        return gradients > 262144 ? 1024 : gradients > 65536 ? 256 : 32;
+    }
     void carve(Workspace& w, const Network& network) {
         net = network;
         n = net.n_features, m = net.n_hidden, o = net.n_outputs, in = encoder_columns(net), out = decoder_rows(net);
@@ -154,8 +160,9 @@ struct GeneralModel {
         if (net.unembedded) {  // D̂ᵀ [m][op] = Dᵀ Qᵀ
             const float* from = net.tied ? encoder : decoder;
             const int64_t row = net.tied ? in : 1, k = net.tied ? 1 : m;
-            multiply_all<float>({from + units.first * row, row, k, {qt, op, out, nullptr}, d + units.first * op, op, false},
-                                units.last - units.first, op, nullptr);
+            multiply_all<float>(
+                {from + units.first * row, row, k, {qt, op, out, nullptr}, d + units.first * op, op, false},
+                units.last - units.first, op, nullptr);
         } else if (net.tied) {
             for (int64_t i = units.first; i < units.last; ++i) copy(encoder + i * in, d + i * op, in);
         } else {
@@ -170,8 +177,9 @@ struct GeneralModel {
         if (team.rank == 0 && bias) copy(bias, b, o);
         team.meet();
         if (embedding)
-            multiply_all<float>({embedding + features.first, 1, n, {narrow, mp, in, nullptr}, et + features.first * mp, mp, false},
-                                features.last - features.first, mp, nullptr);
+            multiply_all<float>(
+                {embedding + features.first, 1, n, {narrow, mp, in, nullptr}, et + features.first * mp, mp, false},
+                features.last - features.first, mp, nullptr);
         transpose_exact(d, op, dt, mp, units.first, units.last, o);
         team.meet();
     }
@@ -217,14 +225,16 @@ struct GeneralModel {
         const float* from = g.et;
         if (embedding) {  // [in][mp] = P dÊᵀ
             from = narrow;
-            multiply_all<float>({embedding + inputs.first * n, n, 1, {g.et, mp, n, nullptr}, narrow + inputs.first * mp, mp, false},
-                                inputs.last - inputs.first, mp, nullptr);
+            multiply_all<float>(
+                {embedding + inputs.first * n, n, 1, {g.et, mp, n, nullptr}, narrow + inputs.first * mp, mp, false},
+                inputs.last - inputs.first, mp, nullptr);
         }
         const float* decoder = g.d;
         if (net.unembedded) {  // [m][qp] = dD̂ᵀ Q
             decoder = wide;
-            multiply_all<float>({g.d + units.first * op, op, 1, {q, qp, o, nullptr}, wide + units.first * qp, qp, false},
-                                units.last - units.first, qp, nullptr);
+            multiply_all<float>(
+                {g.d + units.first * op, op, 1, {q, qp, o, nullptr}, wide + units.first * qp, qp, false},
+                units.last - units.first, qp, nullptr);
         }
         const int64_t decoder_row = net.unembedded ? qp : op;
         float *const encoder_slope = slope(Role::kEncoder), *const bias_slope = slope(Role::kBias);
@@ -237,15 +247,13 @@ struct GeneralModel {
             transpose_exact(decoder, decoder_row, slope(Role::kDecoder), m, units.first, units.last, out);
         if (net.centered)
             for (int64_t k = units.first; k < units.last; ++k)
-                for (int64_t i = 0; i < in; ++i)
-encoder_slope[k * in + i] -= g.c[k] * b[i];
+                for (int64_t i = 0; i < in; ++i) encoder_slope[k * in + i] -= g.c[k] * b[i];
         if (team.rank) return;
         if (float* hidden = slope(Role::kHiddenBias)) copy(g.c, hidden, m);
         if (bias_slope) copy(g.b, bias_slope, o);
         const float* const encoder = value(Role::kEncoder);
         for (int64_t k = 0; k < m && net.centered; ++k)
-            for (int64_t i = 0; i < in; ++i)
-bias_slope[i] -= g.c[k] * encoder[k * in + i];
+            for (int64_t i = 0; i < in; ++i) bias_slope[i] -= g.c[k] * encoder[k * in + i];
     }
     // A sparse model's: 0 where there is no connection; the whole of it to gradient_out [m][n], unless that is null.
     bool sparse_gradient(const TrainParams&, float* gradient_out, float scale, const Team& team) const {

@@ -35,8 +35,8 @@ struct GeneralOutputs {
     int32_t activation, loss;
     double option;
     uint32_t target_bits;
-    const float* importance;  // [op], pads 0
-    float* room;              // [op]
+    const float* importance;      // [op], pads 0
+    float* room;                  // [op]
     Normaliser outputs, targets;  // of a batch
 
     bool surveys() const { return loss == (int32_t)Loss::kBatchCrossEntropy; }
@@ -108,7 +108,8 @@ struct GeneralOutputs {
             const F t = load(room + j) * normal * load(importance + j);
             const F out = keep(j < o ? lanes_within(o, j) : mask_first(0), load(z + j));
             sum = fmadd(t, lse - out, sum);
-            const F e = keep(j < o ? lanes_within(o, j) : mask_first(0), toykern::exp_minus(bcast(outputs.largest) - out));
+            const F e =
+                keep(j < o ? lanes_within(o, j) : mask_first(0), toykern::exp_minus(bcast(outputs.largest) - out));
             store(z + j, fmadd(e, share, fzero() - t));
         }
         return (double)fsum(sum);

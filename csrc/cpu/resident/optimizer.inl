@@ -40,6 +40,10 @@ ModelArrays model_arrays(const Params& p, int64_t model) {
     return arrays;
 }
 
+// A part of a batch has gradients of its own: where they do not fit the cache, it must have samples enough to be worth
+// them.
+inline int64_t least_samples_of(const Network& net) { return net.n_features * net.n_hidden > 65536 ? 128 : 32; }
+
 // Which tensors stay as they are.
 struct Frozen {
     bool of[kRoles];

@@ -13,13 +13,13 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 // Parts of a batch: enough that cores can share a large model, one where a step is shorter than a meeting of threads.
-inline int batch_parts(const Network& net, int64_t batch_size) {
+template <class Model>
+int batch_parts(const Network& net, int64_t batch_size) {
     if (net.loss == (int32_t)Loss::kBatchCrossEntropy) return 1;  // which looks at the batch twice, as a whole
     const int64_t widest = net.n_features > net.n_outputs ? net.n_features : net.n_outputs;
     const double work = 3.0 * (double)batch_size * (double)widest * (double)net.n_hidden;
     int64_t parts = work < 2e6 ? 1 : work < 16e6 ? 2 : work < 64e6 ? 4 : work < 512e6 ? 8 : 16;
-    // A part has gradients of its own: where they do not fit the cache, it must have samples enough to be worth them.
-    const int64_t least = widest * net.n_hidden > 65536 ? 128 : 32;
+    const int64_t least = Model::least_samples(net);
     const int64_t most = (batch_size + least - 1) / least;
     return (int)(parts < most ? parts : most);
 }
@@ -41,7 +41,7 @@ struct Shared {
     // Room for batches of up to `batch_size` samples.
     void carve(Workspace& w, const Network& net, int64_t batch_size) {
         model.carve(w, net);
-        parts = batch_parts(net, batch_size);
+        parts = batch_parts<Model>(net, batch_size);
         stride = (model.gradient_length() + 63) / 16 * 16;
         gradients = w.take<float>((size_t)(stride * parts));
         loss = w.take<double>((size_t)parts);
@@ -53,7 +53,7 @@ struct Shared {
     int64_t open(const Params& p, int64_t i) {
         const FiniteData& finite = p.finite;
         const int64_t samples = finite.rows && finite.full && finite.samples ? finite.samples[i] : p.batch_size;
-        parts = batch_parts(p.network, samples);
+        parts = batch_parts<Model>(p.network, samples);
         return samples;
     }
 
@@ -126,7 +126,9 @@ void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Wor
 
 template <class Model, class Worker>
 struct Regime {
-    static TrainRegime table(const char* name) { return {name, form, shared_bytes, worker_bytes, train, evaluate}; }
+    static TrainRegime table(const char* name) {
+        return {name, batch_parts<Model>, form, shared_bytes, worker_bytes, train, evaluate};
+    }
     static size_t shared_bytes(const Network& net, int64_t batch_size) {
         Workspace w;
         Shared<Model> shared;

@@ -61,6 +61,7 @@ struct TilesModel {
         for (int64_t i = 0; i < np; i += kLanes) store(g.b + i, fzero());
     }
 
+    static int64_t least_samples(const Network& net) { return least_samples_of(net); }
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, np = round_up(n), mp = round_up(m);
         tied = net.tied, has_bias = net.has_bias, sparse = net.sparse;

@@ -214,6 +214,7 @@ struct ColumnsModel {
     TensorShape shape[kRoles];
     Frozen frozen;
 
+    static int64_t least_samples(const Network& net) { return least_samples_of(net); }
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, weights = n * m;
         tied = net.tied, has_bias = net.has_bias, sparse = net.sparse;
@@ -285,8 +286,8 @@ struct ColumnsModel {
 
     // One optimiser step from the gradients of all parts, [parts][stride], added in order. The weights' gradient goes
     // to `gradient_out` [m][n] too, unless that is null.
-    void update(const TrainParams& params, int64_t model, int64_t step, float scale, float* g, int64_t stride, int parts,
-                const Team& team, float* gradient_out) const {
+    void update(const TrainParams& params, int64_t model, int64_t step, float scale, float* g, int64_t stride,
+                int parts, const Team& team, float* gradient_out) const {
         if (team.rank) return;
         const UpdateConstants constants = step_constants(params, model, step);
         for (int part = 1; part < parts; ++part)

@@ -8,7 +8,7 @@
 // Source     tile_source.inl
 // Zeros      empty samples are one row that counts as many; the first product and its gradient cost active entries alone
 //            where these are few; hidden units that are off cost nothing in the readout, its gradient and the way back
-//            where fewer than one in kFewCodes is on (active_codes.inl)
+//            where fewer than kFewCodes of them are on (active_codes.inl)
 // Owner      one worker a part
 // Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level and the
 //            model's own data
@@ -24,7 +24,7 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr int64_t kFewCodes = 4;
+constexpr double kFewCodes = 0.45;   // the share of units that are on, from which the dense products are no slower
 constexpr int64_t kManyEntries = 3;  // with more than one entry in three the dense product is no slower
 
 class GeneralWorker {
@@ -34,7 +34,7 @@ class GeneralWorker {
         n_ = net.n_features, m_ = net.n_hidden;
         np_ = round_up(n_), mp_ = round_up(m_), op_ = round_up(net.n_outputs);
         // As many rows as let codes and outputs stay in L2: a tile reads the weights once.
-        int64_t rows = ((int64_t)1 << 18) / (3 * mp_ + 2 * op_ + np_) & ~(int64_t)31;
+        int64_t rows = ((int64_t)1 << 19) / (3 * mp_ + 2 * op_ + np_) & ~(int64_t)31;
         rows = rows < 32 ? 32 : (rows > 256 ? 256 : rows);
         rows_max_ = rows;
         source_.carve(w, net, data, finite, rows, rows, rows);
@@ -50,9 +50,10 @@ class GeneralWorker {
         outputs_.activation = net.output_activation, outputs_.option = net.output_option;
         outputs_.loss = net.loss, outputs_.target_bits = target_bits(net.target);
         outputs_.room = w.take<float>((size_t)op_);
-        selects_ = net.hidden_activation == (int32_t)Activation::kRelu ||
-                   net.hidden_activation == (int32_t)Activation::kTopK;
-        active_.carve(w, rows, m_, selects_ ? rows * m_ / kFewCodes : 0);
+        // Of narrow layers a row of codes is a few lane groups, and a list of them costs more than it leaves out.
+        selects_ = m_ >= 4 * kLanes && (net.hidden_activation == (int32_t)Activation::kRelu ||
+                                        net.hidden_activation == (int32_t)Activation::kTopK);
+        active_.carve(w, rows, m_, selects_ ? (int64_t)((double)(rows * m_) * kFewCodes) : 0);
     }
     void set_up(int64_t model, int64_t seed, int64_t batch_size) { source_.set_up(model, seed, batch_size); }
     void choose(GeneralModel&, int64_t batch_size) { batch_size_ = batch_size; }  // there is one form
@@ -93,12 +94,13 @@ class GeneralWorker {
         const GeneralModel& w = *model_;
         const int64_t rows = tile.rows;
         const bool dense = tile.entries * kManyEntries > rows * n_;
-        fill_rows(w.c, mp_, rows, h_);
-        add_inputs(tile, dense, w.et, mp_, h_);
+        add_inputs_to(w.c, tile, dense, w.et, mp_, h_);
         codes_.forward(rows, h_, kept_);
         const bool few = selects_ && active_.list(rows, h_, kept_, mp_);
-        fill_rows(w.b, op_, rows, z_);
-        if (w.skip) add_inputs(tile, dense, w.skip, op_, z_);
+        if (w.skip)
+            add_inputs_to(w.b, tile, dense, w.skip, op_, z_);
+        else
+            fill_rows(w.b, op_, rows, z_);
         if (w.residual_itself)
             for (int64_t i = 0; i < rows * op_; i += kLanes) store(z_ + i, load(z_ + i) + load(tile.x + i));
         if (few)
@@ -110,21 +112,31 @@ class GeneralWorker {
         loss_ += outputs_.loss_of(rows, z_, target, times);
         sum_rows_into(z_, op_, rows, g_.b);
         if (few) {
-            active_.backward(z_, w.d, op_, g_.d, dh_, mp_);
+            active_.backward(z_, w.d, op_, g_.d);
+            if (w.l1 != 0.0) loss_ += active_.add_l1((float)((double)l1_back_ * times)) * l1_ * times;
+            if (!dense && active_.rare(mp_)) {
+                active_.bias_gradient(g_.c);
+                active_.input_gradient(tile.entries, tile.row, tile.feature, tile.value, g_.et, mp_);
+                return;
+            }
+            active_.spread(dh_, mp_);
         } else {
             multiply_all({z_, op_, 1, {w.dt, mp_, net_.n_outputs, nullptr}, dh_, mp_, false}, rows, mp_, panel_);
             multiply_all({h_, 1, mp_, {z_, op_, rows, nullptr}, g_.d, op_, true}, m_, op_, panel_);
+            if (w.l1 != 0.0) add_l1(rows, times);
+            codes_.backward(rows, h_, kept_, dh_);
         }
-        if (w.l1 != 0.0) add_l1(rows, times);
-        codes_.backward(rows, h_, kept_, dh_);
         sum_rows_into(dh_, mp_, rows, g_.c);
         if (dense)
             multiply_all({tile.x, 1, np_, {dh_, mp_, rows, nullptr}, g_.et, mp_, true}, n_, mp_, panel_);
         else
             add_rows(tile.entries, tile.feature, tile.row, tile.value, dh_, g_.et, mp_);
     }
-    // to [rows][width] += x A, A [n][width].
-    void add_inputs(const Tile& tile, bool dense, const float* a, int64_t width, float* to) {
+    // to [rows][width] = row + x A, A [n][width].
+    void add_inputs_to(const float* first, const Tile& tile, bool dense, const float* a, int64_t width, float* to) {
+        if (!dense && width >= 4 * kLanes)
+            return sum_rows_onto(first, tile.rows, tile.entries, tile.row, tile.feature, tile.value, a, to, width);
+        fill_rows(first, width, tile.rows, to);
         if (dense)
             multiply_all({tile.x, np_, 1, {a, width, n_, nullptr}, to, width, true}, tile.rows, width, panel_);
         else
@@ -134,12 +146,11 @@ class GeneralWorker {
     const float* targets(const Tile& tile, bool dense) {
         const float* a = model_->projection;
         if (!a) return tile.target;
-        fill_rows(zeros_, op_, tile.rows, target_);
         // Noise is on x alone; without it the target is made from the entries.
         if (tile.target != tile.x)
-            multiply_all({tile.target, np_, 1, {a, op_, n_, nullptr}, target_, op_, true}, tile.rows, op_, panel_);
+            multiply_all({tile.target, np_, 1, {a, op_, n_, nullptr}, target_, op_, false}, tile.rows, op_, panel_);
         else
-            add_inputs(tile, dense, a, op_, target_);
+            add_inputs_to(zeros_, tile, dense, a, op_, target_);
         return target_;
     }
     // loss += λ Σ |h|, and its slope to dL/dh.
@@ -157,11 +168,15 @@ class GeneralWorker {
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t j = 0; j < width; j += kLanes) store(to + r * width + j, load(row + j));
     }
+    // Four sums of the tile's rows, so that none waits for the addition before; a long batch would lose digits in one.
     static void sum_rows_into(const float* from, int64_t width, int64_t rows, float* to) {
         for (int64_t j = 0; j < width; j += kLanes) {
-            F sum = fzero();  // of the tile by itself: a long batch would lose digits in one running sum
-            for (int64_t r = 0; r < rows; ++r) sum = sum + load(from + r * width + j);
-            store(to + j, load(to + j) + sum);
+            F sum[4] = {fzero(), fzero(), fzero(), fzero()};
+            int64_t r = 0;
+            for (; r + 4 <= rows; r += 4)
+                for (int v = 0; v < 4; ++v) sum[v] = sum[v] + load(from + (r + v) * width + j);
+            for (; r < rows; ++r) sum[0] = sum[0] + load(from + r * width + j);
+            store(to + j, load(to + j) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
         }
     }
 

@@ -38,6 +38,7 @@ struct EntrySink {
 // A regime: the loop that a class of shapes is given to, here of the trainer. Sizes in bytes.
 struct TrainRegime {
     const char* name;
+    int (*parts)(const Network&, int64_t batch_size);  // of a batch, which as many threads may share
     // Which of its forms one model takes: that follows from the model's own distribution, too.
     const char* (*form)(const Network&, const Distribution&, int64_t batch_size, int64_t model, void* worker);
     size_t (*shared_bytes)(const Network&, int64_t batch_size);
@@ -61,7 +62,6 @@ struct LevelTable {
     int lanes;
     // finite: the data are a finite dataset; plain: see resident.inl
     TrainRegime (*pick_regime)(const Network&, bool finite, bool plain);
-    int (*batch_parts)(const Network&, int64_t batch_size);
     size_t (*sample_bytes)(const Distribution&);
     void (*sample_rows)(const SampleParams&, int64_t model, void* memory);
     void (*sample_entries)(const SampleParams&, int64_t model, void* memory, const EntrySink&);

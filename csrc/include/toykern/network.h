@@ -19,7 +19,7 @@ enum class Activation : int32_t {
     kXExp = 7,    // z e^z
     kSolu = 8,    // z softmax(z) over a sample's codes: of codes alone, and not elementwise
 };
-constexpr const char* kActivationNames[] = {"none", "relu", "topk", "gelu", "leaky_relu",
+constexpr const char* kActivationNames[] = {"none",     "relu",   "topk",  "gelu", "leaky_relu",
                                             "softplus", "square", "x_exp", "solu"};
 
 // Cross-entropy is not elementwise: the softmax is over a sample's outputs, or over all outputs of the batch together.
@@ -43,12 +43,12 @@ constexpr int32_t kRoles = sizeof(kRoleNames) / sizeof(*kRoleNames);
 // where it is centered.
 struct Network {
     int64_t n_features, n_hidden;
-    int64_t n_outputs;            // n_features, unless the decoder is given another length
-    int64_t n_embedding;          // d, the length of e where there is a P; else 0
-    bool unembedded;              // there is a Q; then there is a P
-    bool residual;                // D h and e have one length
-    bool centered;                // so have b and e, and there is no Q
-    bool has_hidden_bias;         // c
+    int64_t n_outputs;                                // n_features, unless the decoder is given another length
+    int64_t n_embedding;                              // d, the length of e where there is a P; else 0
+    bool unembedded;                                  // there is a Q; then there is a P
+    bool residual;                                    // D h and e have one length
+    bool centered;                                    // so have b and e, and there is no Q
+    bool has_hidden_bias;                             // c
     bool tied;                                        // decoder = encoderᵀ
     int32_t hidden_activation, output_activation;     // Activation
     double hidden_option = 0.0, output_option = 0.0;  // what the activation takes, if it takes something

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from toykern.training.optim.around import BiasDecay, UnitNorm
-from toykern.training.optim.base import Optimizer, from_config, rate_names, told_rate, without_rates
+from toykern.training.optim.base import Optimizer
+from toykern.training.optim.descriptions import from_config, rate_names, told_rate, without_rates
 from toykern.training.optim.lamb import LAMB
 from toykern.training.optim.plain import SGD, Adam, AdamW
 from toykern.training.optim.rates import PER_MODEL

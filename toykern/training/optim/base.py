@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 
 from toykern.arguments.broadcast import broadcast_per_model
-from toykern.arguments.errors import check_choice, describe
 from toykern.network.specification import NetworkSpec
 from toykern.training.optim.around import BiasDecay, UnitNorm, bias_decay_of, unit_norm_of
-from toykern.training.optim.rates import PER_MODEL, Rate, Scales, check_rate, check_scales, described, shown
-
-SomeOptimizer = TypeVar("SomeOptimizer", bound="Optimizer")
-
-SCALES = ("lr_scale", "weight_decay_scale")
+from toykern.training.optim.rates import (
+    SCALES,
+    Rate,
+    Scales,
+    check_rate,
+    check_scales,
+    described,
+    shown,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -84,6 +86,7 @@ class Optimizer:
         """All that may be given per model and is used, by the names that a run's arrays have for it: "lr",
         "weight_decay", "clip_norm", "lr_scale/bias", "bias_decay", ….
 
+        >>> from toykern.training.optim import SGD
         >>> list(SGD(lr_scale={"bias": 0.1}).rates())
         ['lr', 'weight_decay', 'lr_scale/bias']
         """
@@ -106,6 +109,7 @@ class Optimizer:
     def per_model(self, n_models: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(lr, weight_decay) as float64 CPU tensors `[n_models]`; ValueError if either has another length.
 
+        >>> from toykern.training.optim import SGD
         >>> SGD(lr=[0.1, 0.2]).per_model(2)[0]
         tensor([0.1000, 0.2000], dtype=torch.float64)
         """
@@ -118,6 +122,7 @@ class Optimizer:
     def extras(self) -> list[str]:
         """The names of the arguments that are used beyond those of the optimiser itself.
 
+        >>> from toykern.training.optim import SGD
         >>> SGD(clip_norm=1.0).extras()
         ['clip_norm']
         """
@@ -151,6 +156,7 @@ class Optimizer:
 
         `optimizer_from_config` is its inverse. What all optimisers may have is told where it is used.
 
+        >>> from toykern.training.optim import Adam
         >>> Adam(lr=0.01).config()
         {'name': 'Adam', 'lr': 0.01, 'betas': [0.9, 0.999], 'eps': 1e-08, 'weight_decay': 0.0}
         """
@@ -197,81 +203,3 @@ def _check_tensor(option: str, given: str, allowed: list[str], kind: str = "tens
     if given not in allowed:
         there = ", ".join(map(repr, allowed)) if allowed else "none"
         raise ValueError(f"optimizer: {option} must name one of the model's {kind} ({there}), not {given!r}")
-
-
-# Descriptions
-
-
-def rate_names(config: Any) -> list[str]:
-    """The names of `rates()` of the optimiser that a `config()` describes; "lr" and "weight_decay" whatever
-    it is.
-
-    >>> rate_names({"name": "SGD", "clip_norm": 1.0, "lr_scale": {"bias": "per_model"}})
-    ['lr', 'weight_decay', 'lr_scale/bias', 'clip_norm']
-    """
-    found = ["lr", "weight_decay"]
-    if not isinstance(config, Mapping):
-        return found
-    found += [name for name in ("nbeta", "localization") if name in config]
-    for name in SCALES:
-        if isinstance(config.get(name), Mapping):
-            found += [f"{name}/{tensor}" for tensor in config[name]]
-    found += [name for name in ("clip_norm", "bias_decay") if name in config]
-    return found
-
-
-def told_rate(config: Mapping[str, Any], name: str) -> Any:
-    """What a description says of a rate by its name in `rates()`; None where it says nothing.
-
-    >>> told_rate({"lr_scale": {"bias": 0.5}}, "lr_scale/bias")
-    0.5
-    """
-    first, _, tensor = name.partition("/")
-    told = config.get(first)
-    if first in SCALES:
-        return told.get(tensor) if isinstance(told, Mapping) else None
-    if first == "bias_decay" and isinstance(told, Mapping):
-        return told.get("rate")
-    return told
-
-
-def with_rates(config: Mapping[str, Any], rates: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a description with these rates in place of what it says of them."""
-    changed = dict(config)
-    for name, rate in rates.items():
-        first, _, tensor = name.partition("/")
-        if first in SCALES:
-            changed[first] = {**changed.get(first, {}), tensor: rate}
-        elif first == "bias_decay":
-            changed[first] = {**changed.get(first, {}), "rate": rate}
-        else:
-            changed[first] = rate
-    return changed
-
-
-def without_rates(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A description in which nothing is said of rates but that they are there: what two optimisers have in
-    common whose rates are compared as arrays."""
-    return with_rates(config, dict.fromkeys(rate_names(config), PER_MODEL))
-
-
-def from_config(
-    kinds: Mapping[str, type[SomeOptimizer]], config: Any, rates: Mapping[str, Any]
-) -> SomeOptimizer:
-    """See `toykern.training.optim.optimizer_from_config`."""
-    if not isinstance(config, dict) or "name" not in config:
-        raise ValueError(f"the optimizer's config must be a dict with the key 'name', not {describe(config)}")
-    kind = kinds[check_choice("the optimizer's name", config["name"], kinds)]
-    given = {name: rate for name, rate in rates.items() if rate is not None}
-    known = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted({name.partition("/")[0] for name in (*config, *given)} - known - {"name"}):
-        raise ValueError(
-            f"the config of {kind.__name__} has unknown keys {unknown}; known are {sorted(known)}"
-        )
-    for name in rate_names(config):
-        if name not in given and told_rate(config, name) == PER_MODEL:
-            raise ValueError(f"{name} was given per model: pass it, [models], to optimizer_from_config")
-    arguments = with_rates({key: value for key, value in config.items() if key != "name"}, given)
-    if isinstance(arguments.get("betas"), list):
-        arguments["betas"] = tuple(arguments["betas"])
-    return kind(**arguments)

@@ -32,6 +32,8 @@ class LAMB(Optimizer):
             √(1 − β2ᵗ) / (1 − β1ᵗ)). "paper", that of the paper with φ = identity: no clamp, moments corrected
             (m̂ and v̂ in u).
 
+    Further arguments are those of all optimisers (`toykern.training.Optimizer`).
+
     >>> LAMB(lr=0.01)
     LAMB(lr=0.01, betas=(0.9, 0.999), eps=1e-06, weight_decay=0.0, clamp=10.0, debias=False, form='pytorch')
     >>> LAMB(form="paper").debias

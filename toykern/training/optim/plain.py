@@ -15,7 +15,8 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD`.
 
     `lr` and `weight_decay` are numbers, or `[models]`. Weight decay is added to the gradient. `nesterov`
-    needs momentum > 0 and dampening 0 (ValueError). A learning-rate schedule multiplies `lr`.
+    needs momentum > 0 and dampening 0 (ValueError). A learning-rate schedule multiplies `lr`. Further
+    arguments are those of all optimisers (`toykern.training.Optimizer`).
 
     >>> SGD(lr=0.1, momentum=0.9).state_names
     ('momentum_buffer',)
@@ -52,7 +53,8 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2015), as `torch.optim.Adam`: weight decay is added to the gradient (L2).
 
-    `lr` and `weight_decay` are numbers, or `[models]`; `betas` two numbers in [0, 1); `eps` ≥ 0.
+    `lr` and `weight_decay` are numbers, or `[models]`; `betas` two numbers in [0, 1); `eps` ≥ 0. Further
+    arguments are those of all optimisers (`toykern.training.Optimizer`).
 
     >>> Adam(lr=[1e-3, 1e-2])
     Adam(lr=<per model, [2]>, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0)
@@ -82,7 +84,8 @@ class Adam(Optimizer):
 class AdamW(Optimizer):
     """AdamW (Loshchilov & Hutter 2019), as `torch.optim.AdamW`: decoupled weight decay, of the biases too.
 
-    `lr` and `weight_decay` are numbers, or `[models]`; `betas` two numbers in [0, 1); `eps` ≥ 0.
+    `lr` and `weight_decay` are numbers, or `[models]`; `betas` two numbers in [0, 1); `eps` ≥ 0. Further
+    arguments are those of all optimisers (`toykern.training.Optimizer`).
 
     >>> AdamW().weight_decay
     0.01

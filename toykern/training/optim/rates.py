@@ -14,6 +14,9 @@ from toykern.arguments.errors import check_number, describe, is_number
 PER_MODEL = "per_model"
 """What a description says of numbers that are given per model."""
 
+SCALES = ("lr_scale", "weight_decay_scale")
+"""What is given by the names of tensors."""
+
 Rate: TypeAlias = "float | torch.Tensor | np.ndarray | list[float]"
 """One number for all models, or `[models]`."""
 

@@ -31,6 +31,8 @@ class SGLD(Optimizer):
 
     The last three are numbers or `[models]`, too.
 
+    Further arguments are those of all optimisers (`toykern.training.Optimizer`).
+
     >>> SGLD(lr=1e-4, nbeta=100.0, localization=10.0).state_names
     ('initial',)
     """
