@@ -174,6 +174,7 @@ def test_default_device_changes_no_bit(core: str, context: bool, tmp_path: Path)
 MADE: dict[str, Callable[..., nn.Module]] = {
     "TiedAutoencoder": lambda **how: tk.TiedAutoencoder(5, 2, 3, hidden_bias=True, **how),
     "Autoencoder": lambda **how: tk.Autoencoder(5, 2, 3, hidden_bias=True, **how),
+    "MLP": lambda **how: tk.MLP(5, 3, n_models=3, embedding=2, unembedding=True, **how),
     "from_published": lambda **how: tk.TiedAutoencoder.from_published(np.ones((3, 5, 2)), np.ones(5), **how),
     "SparseTiedAutoencoder": lambda **how: tk.SparseTiedAutoencoder(5, 4, 0.5, n_models=3, **how),
     "SparseLinear": lambda **how: tk.SparseLinear(5, 4, 0.5, n_models=3, **how),
@@ -181,7 +182,8 @@ MADE: dict[str, Callable[..., nn.Module]] = {
 
 
 def dtypes(module: nn.Module) -> set[torch.dtype]:
-    return {parameter.dtype for parameter in module.parameters()}
+    floats = [held for held in module.buffers() if held.is_floating_point()]
+    return {tensor.dtype for tensor in (*module.parameters(), *floats)}
 
 
 @pytest.mark.parametrize("kind", MADE)

@@ -1,6 +1,6 @@
 """The activations there are: one row each, read by the models, the ops and the trainer.
 
-The mathematics of a row stands in `csrc/common/activation.h` (for the kernels) and in `toykern/reference.py`
+The mathematics of a row stands in `csrc/common/activation.h` (for the kernels) and in `toykern/reference/`
 (float64); its number is that of `toykern::Activation` in `csrc/include/toykern/network.h`, by its name.
 """
 

@@ -1,7 +1,7 @@
 """The losses there are, the targets that are made from an input, and how a loss is summed up: one row each,
 read by the models, the ops, the trainer and the reference.
 
-The mathematics of a loss stands in `csrc/common/loss.h` (for the kernels) and in `toykern/reference.py`
+The mathematics of a loss stands in `csrc/common/loss.h` (for the kernels) and in `toykern/reference/`
 (float64); its number is that of `toykern::Loss` in `csrc/include/toykern/network.h`, by its name.
 """
 

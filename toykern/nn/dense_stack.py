@@ -133,7 +133,8 @@ class DenseStack(NetworkStack):
             weights = [math.prod(network.shape(tensor)) for tensor in network.weights]
             needed += 4 * (self.n_models * sum(weights) + max(weights))  # float32, and one model's words
         check_free_memory(
-            f"n_models={self.n_models:,} of n_features={self.n_features:,} and n_hidden={self.n_hidden:,}",
+            f"n_models={self.n_models:,} of n_features={self.n_features:,} and n_hidden={self.n_hidden:,}"
+            + (f" and n_outputs={self.n_outputs:,}" if self.n_outputs != self.n_features else ""),
             needed,
             "take fewer or smaller models",
         )
