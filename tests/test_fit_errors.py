@@ -60,7 +60,7 @@ BAD = [
     ("seed", [0.0, 1.0, 2.0], TypeError, "integers"),
     ("seed", 2**63, ValueError, "9223372036854775808"),
     ("seed", "x", TypeError, "'x'"),
-    ("target", "square", ValueError, "'identity', 'abs', not 'square'"),
+    ("target", "square", ValueError, "'identity', 'abs', 'embedding', not 'square'"),
     ("target", torch.ones(5), TypeError, "one of"),
     ("schedule", "exponential", ValueError, "'quarter_cosine'"),
     ("schedule", 0.5, TypeError, "0.5"),
@@ -89,7 +89,7 @@ BAD = [
     ("data", tk.SparseFeatures(5, torch.full((4, 1), 0.1)), ValueError, "4 models, the model stacks 3"),
     ("data", None, TypeError, "fit needs model, data and steps"),
     ("model", None, TypeError, "fit needs model, data and steps"),
-    ("model", torch.nn.Linear(5, 2), TypeError, "an Autoencoder or a SparseTiedAutoencoder"),
+    ("model", torch.nn.Linear(5, 2), TypeError, "an Autoencoder, an MLP or a SparseTiedAutoencoder"),
 ]
 
 
