@@ -17,7 +17,7 @@ import toykern
 import toykern as tk
 from toykern import sparse
 from toykern.experiments.phase_diagram import train_phase_diagram
-from toykern.nn.stacked import StackedModel
+from toykern.nn.dense_stack import DenseStack
 
 PLAIN = {"dtype": torch.float32, "device": "cpu"}
 DTYPES = (torch.float64, torch.bfloat16, torch.float16)
@@ -212,7 +212,7 @@ def test_models_made_on_meta_begin_as_others_do(kind: str) -> None:
     with torch.device("meta"):
         model = MADE[kind](seed=[3, 1, 2])
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    assert isinstance(model, StackedModel) and model.seed.tolist() == [3, 1, 2]
+    assert isinstance(model, DenseStack) and model.seed.tolist() == [3, 1, 2]
     model.to_empty(device="cpu")
     for parameter in model.parameters():
         nn.init.constant_(parameter, torch.nan)
