@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -122,8 +123,9 @@ class Objective:
         """What a sample's sum over outputs is divided by; a cross-entropy is always that sum."""
         return n_outputs if self.loss_reduction == "mean" and LOSSES[self.loss].over == "output" else 1
 
-    def divisor(self, samples: int, n_outputs: int) -> int:
+    def divisor(self, samples: Any, n_outputs: int) -> Any:
         """What the sum over samples and outputs is divided by: the loss of a whole batch is that sum itself.
+        `samples` is a number, or a tensor of one for each model.
 
         >>> Objective().divisor(8, 5), Objective(loss="batch_cross_entropy").divisor(8, 5)
         (40, 1)
