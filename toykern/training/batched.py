@@ -27,7 +27,7 @@ from toykern.network.losses import Objective
 from toykern.network.specification import NetworkSpec
 from toykern.nn.kinds import AnyModel, has_connections
 from toykern.nn.two_layer import Tensors, codes_of, embedded, outputs_of, summed_loss
-from toykern.training.batches import Batch, Batches
+from toykern.training.batches import Batch, Batches, own
 from toykern.training.kernels import check_own_memory, frozen_parameters
 from toykern.training.optim import SGLD
 from toykern.training.resident_topology import DenseLayer
@@ -66,7 +66,7 @@ class BatchedResident:
         self._network = network = settings.network(model)
         self._run_tensors = [*state.values(), loss, loss_carry, diverged_at]
         with _explained(device, _bytes_of(self._run_tensors), model.n_models, "training"):
-            self._there = [tensor.to(device) for tensor in self._run_tensors]
+            self._there = [own(tensor, device) for tensor in self._run_tensors]
             self._begin(model, data, network, arrays, dict(zip(state, self._there, strict=False)))
 
     def _begin(
@@ -89,16 +89,16 @@ class BatchedResident:
             self.layer = DenseLayer(model, moments)
             self.tensors["weight"] = self.layer.weight
             frozen = ["weight" if name == "values" else name for name in frozen]
-        self.tensors |= {name: p.detach().contiguous() for name, p in self._parameters.items()}
+        self.tensors |= {name: own(p.detach(), device).contiguous() for name, p in self._parameters.items()}
         self._trained = [name for name in self.tensors if name not in frozen]
-        self._fixed = {name: held.contiguous() for name, held in model.fixed_tensors().items()}
+        self._fixed = {name: own(held, device).contiguous() for name, held in model.fixed_tensors().items()}
         # All that training changes, where it changes it, by a path.
         self.changing = {f"parameters/{name}": tensor for name, tensor in self.tensors.items()}
         self.changing |= {f"state/{name}": tensor for name, tensor in state.items()}
         self.changing["carry/loss"] = self._carry
-        self._rates = {name: arrays[name].to(device) for name in optimizer.rates()}
-        self._importance = arrays["importance"].to(device)
-        self._l1 = arrays["l1"].to(device, torch.float32) if "l1" in arrays else None
+        self._rates = {name: own(arrays[name], device) for name in optimizer.rates()}
+        self._importance = own(arrays["importance"], device)
+        self._l1 = own(arrays["l1"], device).float() if "l1" in arrays else None
         self._seed = arrays["seed"]
         self._batches = Batches(
             data, network, n_models=model.n_models, seed=self._seed, batch_size=self._settings.batch_size,
@@ -195,13 +195,17 @@ class BatchedResident:
 
     def write_back(self) -> None:
         """Bring the module's parameters and the run's arrays up to date."""
+        theirs = [*self._parameters.values(), *self._run_tensors]
+        with torch.inference_mode(any(tensor.is_inference() for tensor in theirs)), torch.no_grad():
+            self._write_back()
+
+    def _write_back(self) -> None:
         if self.layer is not None:
             assert has_connections(self._model)
             self.layer.write_to(self._model)
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                if storage_address(self.tensors[name]) != storage_address(parameter):
-                    parameter.copy_(self.tensors[name])
+        for name, parameter in self._parameters.items():
+            if storage_address(self.tensors[name]) != storage_address(parameter):
+                parameter.copy_(self.tensors[name])
         for kept, trained in zip(self._run_tensors, self._there, strict=True):
             if kept is not trained:
                 kept.copy_(trained)

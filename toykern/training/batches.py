@@ -128,7 +128,7 @@ class Batches:
         # Whether noise is left out of what is drawn: of the inputs; and of the targets, where that differs.
         self._kinds = (False, True) if data.noise > 0 else (True,)
         if data.projection is not None:
-            self._matrix = data.projection.matrix.to(self._device)
+            self._matrix = own(data.projection.matrix, self._device)
         if self._device.type != "cuda" or not data.drawn_on_devices:
             return
         self._launch = DeviceLaunch(data, self._n_models, self._device, f"drawing for {self._purpose} of")
@@ -170,9 +170,9 @@ class Batches:
         self._samples = data.rows if self._batch_size is None else self._batch_size
         dense = data.input if data.entries is None else data.entries.to_dense()
         assert dense is not None
-        self._input = dense.to(self._device)
-        self._target = None if data.target is None else data.target.to(self._device)
-        self._label = None if data.label is None else data.label.to(self._device).long()
+        self._input = own(dense, self._device)
+        self._target = None if data.target is None else own(data.target, self._device)
+        self._label = None if data.label is None else own(data.label, self._device).long()
         if self._batch_size is not None:
             return
         if data.samples is None:
@@ -196,6 +196,12 @@ class Batches:
         if label is not None:
             return one_hot(label, self._network.n_outputs, torch.float32)
         return self._wanted(x if target is None else target)
+
+
+def own(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; a copy where it was made in inference mode: autograd takes none such."""
+    there = tensor.to(device)
+    return there.clone() if there.is_inference() else there
 
 
 def _at(held: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
