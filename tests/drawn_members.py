@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from kit import batches_of, relative_error
 
 import toykern as tk
+from toykern import reference
 from toykern.network import HIDDEN_ACTIVATIONS, LOSSES, OUTPUT_ACTIVATIONS
 
 OPTIMIZERS = (
@@ -87,3 +89,39 @@ def members(draw: Any) -> Member:
         "importance": draw(st.sampled_from([1.0, [[0.5], [2.0]]])),
     }
     return Member(network, features, fit, kept, (n, m, o))
+
+
+STEPS = 3
+
+
+def fit_member(member: Member, **options: Any) -> tk.Run:
+    """`tk.fit` of it, for three steps; `options` replace its own."""
+    return tk.fit(
+        member.model(), member.data(), steps=STEPS, record_every=1, seed=[5, 6], progress=False,
+        **(member.fit | options),
+    )  # fmt: skip
+
+
+def reference_of_member(member: Member) -> reference.Trained:
+    """The float64 reference on the batches of `fit_member`."""
+    model, data = member.model(), member.data()
+    told = {name: member.fit[name] for name in member.fit if name not in ("batch_size", "optimizer")}
+    if isinstance(data, tk.Dataset):
+
+        def batches(step: int) -> Any:
+            return data.batch(step, n_models=2)
+    else:
+        batches = batches_of(data, member.fit["batch_size"], [5, 6], 2)
+    network = reference.network_of(model)
+    start = reference.parameters_of(model)
+    return reference.train(start, batches, STEPS, member.fit["optimizer"], network, **told)
+
+
+def assert_follows(member: Member, run: tk.Run) -> None:
+    """Losses and weights of `fit_member` are the reference's."""
+    expected = reference_of_member(member)
+    assert (relative_error(run.loss, expected.losses) < 2e-5).all()
+    alone = member.shape[2] == 1 and member.fit["loss"] != "squared_error"
+    for name, value in reference.parameters_of(run.model).items():
+        if not (alone and name == "bias"):  # whose gradient is exactly 0: Adam divides rounding by rounding
+            torch.testing.assert_close(value, expected.parameters[name], rtol=2e-4, atol=2e-5)

@@ -6,36 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from drawn_members import Member, members
+from drawn_members import STEPS, assert_follows, fit_member, members
 from hypothesis import given, settings
-from kit import LEVELS, batches_of, isa_level, relative_error
+from kit import LEVELS, isa_level
 
 import toykern as tk
-from toykern import _native, reference
+from toykern import _native
 from toykern.training.kernels import network_params
-
-STEPS = 3
-
-
-def _fit(member: Member, **options: Any) -> tk.Run:
-    return tk.fit(
-        member.model(), member.data(), steps=STEPS, record_every=1, seed=[5, 6], progress=False,
-        **(member.fit | options),
-    )  # fmt: skip
-
-
-def _reference(member: Member) -> reference.Trained:
-    model, data = member.model(), member.data()
-    told = {name: member.fit[name] for name in member.fit if name not in ("batch_size", "optimizer")}
-    if isinstance(data, tk.Dataset):
-
-        def batches(step: int) -> Any:
-            return data.batch(step, n_models=2)
-    else:
-        batches = batches_of(data, member.fit["batch_size"], [5, 6], 2)
-    network = reference.network_of(model)
-    start = reference.parameters_of(model)
-    return reference.train(start, batches, STEPS, member.fit["optimizer"], network, **told)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -43,19 +20,14 @@ def _reference(member: Member) -> reference.Trained:
 @given(member=members())
 def test_every_member_follows_the_reference(member, level):
     with isa_level(level):
-        run = _fit(member)
-    expected = _reference(member)
-    assert (relative_error(run.loss, expected.losses) < 2e-5).all()
-    alone = member.shape[2] == 1 and member.fit["loss"] != "squared_error"
-    for name, value in reference.parameters_of(run.model).items():
-        if not (alone and name == "bias"):  # whose gradient is exactly 0: Adam divides rounding by rounding
-            torch.testing.assert_close(value, expected.parameters[name], rtol=2e-4, atol=2e-5)
+        run = fit_member(member)
+    assert_follows(member, run)
 
 
 @settings(max_examples=40)
 @given(member=members())
 def test_a_model_is_the_same_alone_and_by_two_threads(member):
-    together = _fit(member)
+    together = fit_member(member)
     before = torch.get_num_threads()
     for i in range(2):
         torch.set_num_threads(3 - before if before < 3 else 1)
@@ -79,8 +51,8 @@ def _row(told: dict[str, Any], i: int) -> dict[str, Any]:
 @settings(max_examples=25)
 @given(member=members())
 def test_an_interrupted_run_goes_on_with_the_same_bits(member):
-    whole = _fit(member)
-    begun = _fit(member, stop_at=1)
+    whole = fit_member(member)
+    begun = fit_member(member, stop_at=1)
     tk.fit(resume=begun, progress=False)
     assert torch.equal(begun.loss, whole.loss)
     for name, value in begun.model.named_parameters():

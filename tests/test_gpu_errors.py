@@ -33,33 +33,20 @@ def test_features_that_depend_on_each_other_are_drawn_and_moved(options):
     )
 
 
-@on_cuda
-@pytest.mark.parametrize("options", DEPENDENT)
-def test_features_that_depend_on_each_other_are_not_trained_on(options):
-    data = tk.SparseFeatures(3, **options)
-    with pytest.raises(ValueError, match="training on a CUDA device.* use the CPU"):
-        tk.fit(model(), data, 5, 8, progress=False)
-    with pytest.raises(ValueError, match="evaluating on a CUDA device.* use the CPU"):
-        tk.evaluate(model(), data, 8)
-
-
-@on_cuda
-def test_datasets_are_not_trained_on():
-    with pytest.raises(ValueError, match="data is a Dataset, which is trained on the CPU"):
-        tk.fit(model(), tk.Dataset(torch.eye(3)), 5, progress=False)
-    with pytest.raises(ValueError, match="data is a Dataset, which is trained on the CPU"):
-        tk.evaluate(model(), tk.Dataset(torch.eye(3)))
-
-
-@on_cuda
-def test_projections_are_not_trained_on():
+def test_projections_are_of_the_target_alone():
     data = tk.SparseFeatures(3, 0.5, projection=torch.eye(3))
-    with pytest.raises(ValueError, match="data has a projection, which is for the CPU"):
-        tk.fit(model(), data, 5, 8, progress=False)
-    with pytest.raises(ValueError, match="data has a projection, which is for the CPU"):
-        tk.evaluate(model(), data, 8)
     # What is drawn is not what is made of it.
     assert torch.equal(data.sample(0, 9, device=DEVICE).cpu(), tk.SparseFeatures(3, 0.5).sample(0, 9))
+
+
+@on_cuda
+def test_what_sparse_models_do_not_have_is_refused_on_a_device_too():
+    sparse, data = tk.SparseTiedAutoencoder(3, 2, density=0.5).to(DEVICE), tk.SparseFeatures(3, 0.5)
+    for options, name in (({"loss": "cross_entropy"}, "loss|output_activation"), ({"l1": 0.1}, "l1")):
+        with pytest.raises(ValueError, match=name):
+            tk.fit(sparse, data, 5, 8, progress=False, **options)
+    with pytest.raises(ValueError, match="SGLD for sparse models"):
+        tk.fit(sparse, data, 5, 8, tk.SGLD(), progress=False)
 
 
 def model(**options) -> tk.TiedAutoencoder:

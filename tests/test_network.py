@@ -149,7 +149,7 @@ def test_dimensions_have_their_names_in_a_run():
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "unfitted"),
+    ("kind", "options", "beyond"),
     [
         (tk.TiedAutoencoder, {}, {}),
         (tk.TiedAutoencoder, {"hidden_activation": "leaky_relu", "negative_slope": 0.5}, {}),
@@ -181,14 +181,8 @@ def test_dimensions_have_their_names_in_a_run():
         ),
     ],
 )
-def test_what_a_device_does_not_fit_is_named(kind, options, unfitted, monkeypatch):
-    model = kind(4, 2, **options)
-    assert model.unfitted_options() == {}  # on the CPU
-    assert model.network.unfitted(cuda=True) == unfitted
-    if unfitted:  # a model on a device is refused before the device is asked for anything
-        monkeypatch.setattr(kind, "unfitted_options", lambda model: model.network.unfitted(cuda=True))
-        with pytest.raises(ValueError, match=f"{next(iter(unfitted))}=.*; train it on the CPU"):
-            tk.fit(model, tk.SparseFeatures(4, 0.5), steps=1)
+def test_what_no_kernel_of_a_device_takes_is_named(kind, options, beyond):
+    assert kind(4, 2, **options).network.without_kernels() == beyond
 
 
 @pytest.mark.parametrize(
@@ -200,11 +194,11 @@ def test_what_a_device_does_not_fit_is_named(kind, options, unfitted, monkeypatc
         (Objective("embedding"), False, {"target": "embedding"}),
     ],
 )
-def test_what_of_an_objective_a_device_and_sparse_models_do_not_have(objective, l1, told):
+def test_what_of_an_objective_kernels_of_a_device_and_sparse_models_do_not_have(objective, l1, told):
     dense, sparse = STACKS["untied"]().network, STACKS["sparse"]().network
-    assert dense.trained_for(objective).untrained(l1, "cpu") == {}
-    assert dense.trained_for(objective).untrained(l1, "cuda") == told
-    assert sparse.trained_for(objective).untrained(l1, "cpu") == told
+    assert dense.trained_for(objective).untrained(l1) == {}
+    assert dense.trained_for(objective).without_kernels(l1) == told
+    assert sparse.trained_for(objective).untrained(l1) == told
 
 
 def test_optimizer_states_follow_the_table():

@@ -13,7 +13,7 @@ import torch
 
 import toykern as tk
 from toykern import reference
-from toykern.reference.step import langevin_noise
+from toykern.training.step import langevin_noise
 
 SHAPES = {"encoder": (4, 6), "decoder": (6, 4), "bias": (6,), "hidden_bias": (4,)}
 K = 3

@@ -63,10 +63,10 @@ class SparseFeatures:
         dependence: instead of groups, a `Hierarchy` or a `Copula` of all features.
         projection: a fixed matrix T, `[n_outputs, n_features]` or `[models, n_outputs, n_features]`, finite:
             the target of a sample x is T x, of the features without noise. `fit` and `evaluate` take it with
-            target="identity", on the CPU, for models of as many outputs.
+            target="identity", for models of as many outputs.
 
-    Samples with `active` or `dependence` are drawn on the CPU; training and evaluation on a CUDA device
-    refuse them, and so does `evaluate(method="stratified")`.
+    Samples with `active` or `dependence` are drawn on the CPU, and moved from there where models are trained
+    or evaluated on a CUDA device; `evaluate(method="stratified")` refuses them.
 
     Raises:
         ValueError, TypeError: naming the argument, for probabilities that are NaN or outside [0, 1], unequal
@@ -177,7 +177,7 @@ class SparseFeatures:
         models = self.models_of(seed, n_models)
         seeds = broadcast_seed("seed", seed, models)
         wanted = check_kernels("cpu" if device is None else device)
-        there = wanted if self._joint() == "units" else torch.device("cpu")
+        there = wanted if self.drawn_on_devices else torch.device("cpu")
         if layout == "dense" and there.type == "cpu":
             check_free_memory(
                 f"a batch of n_models={models:,}, batch_size={batch_size:,}, n_features={self.n_features:,}",
@@ -364,9 +364,14 @@ class SparseFeatures:
             raise ValueError(f"n_models must be {self.n_models}, those of the distribution, not {models}")
         return models
 
+    @property
+    def drawn_on_devices(self) -> bool:
+        """Whether CUDA devices have kernels that draw it: those of single features and of groups."""
+        return self._joint() == "units"
+
     def refuse_dependence(self, what: str) -> None:
         """ValueError where `what` knows single features and groups alone."""
-        if self._joint() != "units":
+        if not self.drawn_on_devices:
             given = f"active={self.active}" if self.active is not None else f"dependence={self.dependence!r}"
             raise ValueError(f"data with {given} cannot be used by {what}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,7 +52,8 @@ def _cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _batch_cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    share = target.flatten(-2).softmax(-1).view_as(target)
+    # Not torch's softmax, whose float32 sums over a long row on the CPU are 1e-5 off.
+    share = (target - target.flatten(-2).logsumexp(-1)[..., None, None]).exp()
     return share * (output.flatten(-2).logsumexp(-1)[..., None, None] - output)
 
 
@@ -122,8 +124,9 @@ class Objective:
         """What a sample's sum over outputs is divided by; a cross-entropy is always that sum."""
         return n_outputs if self.loss_reduction == "mean" and LOSSES[self.loss].over == "output" else 1
 
-    def divisor(self, samples: int, n_outputs: int) -> int:
+    def divisor(self, samples: Any, n_outputs: int) -> Any:
         """What the sum over samples and outputs is divided by: the loss of a whole batch is that sum itself.
+        `samples` is a number, or a tensor of one for each model.
 
         >>> Objective().divisor(8, 5), Objective(loss="batch_cross_entropy").divisor(8, 5)
         (40, 1)

@@ -253,35 +253,35 @@ class NetworkSpec(Options, Objective):
             if name in taken or getattr(self, name) != plain[name]
         }
 
-    def unfitted(self, cuda: bool) -> dict[str, Any]:
-        """What keeps `toykern.fit` from training it, by name: the CPU takes every dense network; `cuda`, a
-        CUDA device, those that are autoencoders of the features without a hidden bias.
+    def without_kernels(self, l1: bool = False) -> dict[str, Any]:
+        """What of it, of its objective, and of `l1` ≠ 0 no CUDA kernel of ours trains or evaluates, by name:
+        they have autoencoders of the features without a hidden bias.
 
-        >>> NetworkSpec(n_features=5, n_hidden=3, hidden_activation="topk", top_k=2).unfitted(cuda=True)
+        >>> NetworkSpec(n_features=5, n_hidden=3, hidden_activation="topk", top_k=2).without_kernels()
         {'hidden_activation': 'topk', 'top_k': 2}
         """
         found: dict[str, Any] = {}
-        names = {"hidden": "hidden_activation", "output": "output_activation"}
         known = set()
-        for place, name in names.items():
-            row = ACTIVATIONS.get(getattr(self, name))
-            if row is None or (cuda and not {place, "fit"} <= row.cuda):
-                found[name] = getattr(self, name)
-            else:
+        for place, name in (("hidden", "hidden_activation"), ("output", "output_activation")):
+            row = ACTIVATIONS[getattr(self, name)]
+            if {place, "fit"} <= row.cuda:
                 known.add(row.option)
-        if cuda:
-            found |= {name: value for name, value in self.options().items() if name not in known}
-        return found
+            else:
+                found[name] = getattr(self, name)
+        found |= {name: value for name, value in self.options().items() if name not in known}
+        return found | self._beyond_squares(l1)
 
-    def untrained(self, l1: bool, device: str) -> dict[str, Any]:
-        """What of the objective, and of `l1` ≠ 0, is beyond the kernels for this network on a device of this
-        type, by name: the CPU's know all for dense networks.
+    def untrained(self, l1: bool) -> dict[str, Any]:
+        """What of the objective, and of `l1` ≠ 0, this network cannot be trained for, by name: dense ones can
+        for all.
 
-        >>> NetworkSpec(n_features=5, n_hidden=3, loss="cross_entropy").untrained(False, "cuda")
+        >>> NetworkSpec(n_features=5, n_hidden=3, sparse=True, loss="cross_entropy").untrained(False)
         {'loss': 'cross_entropy'}
         """
-        if device != "cuda" and not self.sparse:
-            return {}
+        return self._beyond_squares(l1) if self.sparse else {}
+
+    def _beyond_squares(self, l1: bool) -> dict[str, Any]:
+        """What of the objective is more than the squared error of features, or their magnitudes."""
         found: dict[str, Any] = {} if LOSSES[self.loss].layer else {"loss": self.loss}
         found |= {"target": self.target} if self.target == EMBEDDED else {}
         return found | ({"l1": "other than 0"} if l1 else {})

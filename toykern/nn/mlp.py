@@ -18,12 +18,12 @@ from toykern.arguments.errors import (
 from toykern.data.sparse_batch import SparseBatch
 from toykern.network.activations import HIDDEN_ACTIVATIONS, OUTPUT_ACTIVATIONS
 from toykern.network.losses import EMBEDDED, LOSSES, REDUCTIONS, TARGETS, Objective
-from toykern.network.specification import check_negative_slope, check_top_k
+from toykern.network.specification import ROLES, check_negative_slope, check_top_k
 from toykern.nn.dense_stack import DenseStack
 from toykern.nn.embedding import TRANSPOSE, drawn_embedding, fixed_embedding, fixed_unembedding
 from toykern.nn.factory import factory_device, factory_dtype
-from toykern.nn.functions import activated
 from toykern.nn.published import names_of, published, read
+from toykern.nn.two_layer import codes_of, embedded, one_hot, outputs_of, summed_loss
 
 
 class MLP(DenseStack):
@@ -403,13 +403,8 @@ class MLP(DenseStack):
         weights = self._importance(importance, self.n_outputs, batch.device)
         prices = self._l1(l1, weights)
         codes = self._codes(seen)
-        output = self._outputs(codes, seen).to(weights.dtype)
-        wanted = wanted.to(weights.dtype).expand(output.shape)
-        divisor = Objective("identity", loss_reduction, loss).divisor(samples, self.n_outputs)
-        found = (LOSSES[loss].of(output, wanted) * weights.unsqueeze(1)).sum(dim=(1, 2)) / divisor
-        if prices is None:
-            return found
-        return found + prices * codes.to(weights.dtype).abs().sum(dim=(1, 2)) / samples
+        objective = Objective("identity", loss_reduction, loss)
+        return summed_loss(codes, self._outputs(codes, seen), wanted, weights, prices, objective)
 
     def _input(self, x: torch.Tensor | SparseBatch) -> torch.Tensor:
         """`[models or 1, batch, n_features]`, of the weights' dtype or that of autocast."""
@@ -422,28 +417,18 @@ class MLP(DenseStack):
 
     def _embedded(self, x: torch.Tensor) -> torch.Tensor:
         """e, `[models or 1, batch, n_features or d]`."""
-        return x if self.embedding is None else x @ self.embedding.mT
+        return embedded(x, self._tensors())
 
     def _codes(self, seen: torch.Tensor) -> torch.Tensor:
-        if self.centered:
-            assert self.bias is not None
-            seen = seen - self.bias.unsqueeze(1)
-        found = seen @ self._encoder.mT
-        if self.hidden_bias is not None:
-            found = found + self.hidden_bias.unsqueeze(1)
-        return activated(found, self.hidden_activation, self)
+        return codes_of(seen, self._tensors(), self)
 
     def _outputs(self, codes: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
-        decoder = self.weight.mT if self.tied else self.decoder
-        found = codes @ decoder.mT
-        if self.residual:
-            assert seen is not None
-            found = found + seen
-        if self.unembedding is not None:
-            found = found @ self.unembedding.mT
-        if self.bias is not None:
-            found = found + self.bias.unsqueeze(1)
-        return activated(found, self.output_activation, self)
+        return outputs_of(codes, seen, self._tensors(), self)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters, P and Q by name, as far as there are some."""
+        found = {name: getattr(self, name, None) for name in ROLES}
+        return {name: held for name, held in found.items() if held is not None}
 
     def target_of(self, clean: torch.Tensor, target: str) -> torch.Tensor:
         """The target of this name, `[models or 1, batch, n_outputs]`, of inputs without noise."""
@@ -487,8 +472,7 @@ class MLP(DenseStack):
                 raise ValueError(
                     f"target must hold labels from 0 to {self.n_outputs - 1}, not {int(labels[outside][0])}"
                 )
-        number = torch.arange(self.n_outputs, dtype=torch.int64, device=labels.device)
-        return (labels.unsqueeze(-1) == number).to(x.dtype)
+        return one_hot(labels, self.n_outputs, x.dtype)
 
     def extra_repr(self) -> str:
         """Shape and options, for `repr(model)`."""

@@ -88,16 +88,6 @@ class NetworkStack(nn.Module):
         described = {"class": type(self).__name__, "n_models": self.n_models, "init": self.init}
         return described | self.network.config()
 
-    def unfitted_options(self) -> dict[str, Any]:
-        """What keeps the resident trainer from running this model where it is, by name: the CPU takes all
-        options, CUDA devices do not have those of autoencoders with a hidden bias and of more than that.
-
-        >>> from toykern.nn import TiedAutoencoder
-        >>> TiedAutoencoder(5, 3, hidden_activation="topk", top_k=2).unfitted_options()
-        {}
-        """
-        return self.network.unfitted(any(p.device.type == "cuda" for p in self.parameters()))
-
     def fixed_tensors(self) -> dict[str, torch.Tensor]:
         """The network's tensors that nothing trains, by name, each `[models, …]`, or `[1, …]` where all
         models share it."""

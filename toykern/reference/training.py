@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import torch
 
 from toykern.arguments.errors import check_non_negative_int, check_positive_int
-from toykern.reference import step as step_of
 from toykern.reference.network import PLAIN, Network, Parameters, loss_and_gradients
+from toykern.training import step as step_of
 from toykern.training.optim import Optimizer
 from toykern.training.schedule import Schedule, multipliers
 

@@ -20,6 +20,7 @@ from toykern.training.resident_topology import ResidentTopology, check_recipe
 from toykern.training.schedule import check_schedule
 from toykern.training.settings import Settings, check_memory
 from toykern.training.state import TrainingState
+from toykern.training.ways import trainer_of
 
 State = TypeVar("State", bound=TrainingState)
 
@@ -63,7 +64,7 @@ def begin(kind: type[State], model: AnyModel, settings: Settings) -> State:
             for suffix in optimizer.state_names
         },
         carry={"loss": torch.zeros(n_models, dtype=torch.float64, device="cpu")},
-        provenance=_provenance(next(model.parameters()).device),
+        provenance=_provenance(next(model.parameters()).device) | trainer_of(model, data, settings),
         grid=settings.grid,
         optimizer=optimizer,
         schedule=settings.schedule,

@@ -13,9 +13,10 @@ from toykern.data.philox import MAX_STEP
 from toykern.data.sources import Source, check_target_of
 from toykern.network.losses import Objective
 from toykern.nn.kinds import AnyModel
-from toykern.training.kernels import check_data, check_model, evaluate_models
+from toykern.training.kernels import check_data, check_model
 from toykern.training.settings import check_objective_of
 from toykern.training.stratified import stratified_loss
+from toykern.training.ways import evaluated
 
 METHODS = ("samples", "stratified")
 
@@ -107,8 +108,8 @@ def evaluate(
             raise ValueError(
                 "method='stratified' is for a SparseFeatures; of a Dataset all samples are taken"
             )
-        return evaluate_models(model, data, batches=1, batch_size=None, **settings)
+        return evaluated(model, data, batches=1, batch_size=None, **settings)
     if method == "stratified":
         return stratified_loss(model, data, samples=samples, **settings)
     batch_size = min(samples, _BATCH)
-    return evaluate_models(model, data, batches=-(-samples // batch_size), batch_size=batch_size, **settings)
+    return evaluated(model, data, batches=-(-samples // batch_size), batch_size=batch_size, **settings)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,13 +42,6 @@ def check_model(model: Any, action: str) -> AnyModel:
             f"{describe(model)}"
         )
     check_as_described(model, kind, trains=action == "fit")
-    options = model.unfitted_options()
-    if options:
-        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise ValueError(
-            f"model has options that the resident kernels cannot {action} on its device: {given}; "
-            "train it on the CPU, or in a loop of your own with model.loss"
-        )
     tensors = dict(model.named_parameters()) | model.fixed_tensors()
     devices = {tensor.device for tensor in tensors.values()}
     if len(devices) > 1:
@@ -81,16 +74,20 @@ def freeze(model: AnyModel, names: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
+def check_own_memory(parameters: Mapping[str, torch.Tensor]) -> None:
+    """ValueError where several elements of a parameter are one in memory."""
+    for name, parameter in parameters.items():
+        if any(d > 1 and s == 0 for d, s in zip(parameter.shape, parameter.stride(), strict=True)):
+            raise ValueError(
+                f"model.{name} is an expanded tensor; training needs memory of its own (clone it)"
+            )
+
+
 def check_data(data: Any, model: AnyModel) -> Source:
     """`data` if it fits the model; TypeError or ValueError that names what differs."""
     if not isinstance(data, SparseFeatures | Dataset):
         more = ": make a Dataset of it" if isinstance(data, torch.Tensor | np.ndarray) else ""
         raise TypeError(f"data must be a SparseFeatures or a Dataset, not {describe(data)}{more}")
-    device = next(model.parameters()).device
-    if isinstance(data, Dataset) and device.type == "cuda":
-        raise ValueError(f"data is a Dataset, which is trained on the CPU; the model is on {str(device)!r}")
-    if isinstance(data, SparseFeatures) and data.projection is not None and device.type == "cuda":
-        raise ValueError(f"data has a projection, which is for the CPU; the model is on {str(device)!r}")
     if data.n_features != model.n_features:
         raise ValueError(f"data has n_features = {data.n_features}, the model has {model.n_features}")
     if data.n_models not in (None, model.n_models):
@@ -226,11 +223,7 @@ class Resident:
     ) -> None:
         self._model = model
         self._parameters = dict(model.named_parameters())
-        for name, parameter in self._parameters.items():
-            if any(d > 1 and s == 0 for d, s in zip(parameter.shape, parameter.stride(), strict=True)):
-                raise ValueError(
-                    f"model.{name} is an expanded tensor; training needs memory of its own (clone it)"
-                )
+        check_own_memory(self._parameters)
         launch = device_launch(model, data, "training")
         self._launch = launch
         self._run_tensors = [*state.values(), loss, loss_carry, diverged_at]

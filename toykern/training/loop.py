@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from toykern.training.kernels import Resident
 from toykern.training.progress import BarMaker, bar_for
 from toykern.training.schedule import multipliers, schedule_from_config
 from toykern.training.settings import METRICS
 from toykern.training.state import TrainingState
+from toykern.training.ways import AnyResident, resident_of
 
 _STRETCH_SECONDS = 0.4  # of work in one native call: how often progress shows and Ctrl-C is heard
 _STRETCH_STEPS = 8  # fewer would spend their time on moving models in and out of the cache
@@ -27,7 +27,7 @@ def train(run: TrainingState, stop: int, progress: bool | None | BarMaker) -> No
     steps, every, schedule = settings.steps, settings.record_every, settings.schedule
     if schedule is None:
         schedule = schedule_from_config(run.config["schedule"])  # raises: it was a callable
-    resident = Resident(
+    resident = resident_of(
         run.model, run.data, settings, arrays=run.arrays, state=run.optimizer_state, loss=run.loss,
         loss_carry=run.carry["loss"], diverged_at=run.diverged_at,
     )  # fmt: skip
@@ -104,7 +104,7 @@ def _next_length(length: int, done: int, seconds: float) -> int:
     return max(shortest, min(fitting, 4 * length))
 
 
-def _record(run: TrainingState, resident: Resident, names: list[str], at: int) -> None:
+def _record(run: TrainingState, resident: AnyResident, names: list[str], at: int) -> None:
     """Measure the metrics `names` now, as record number `at`."""
     weight = run.model.feature_weight(resident.tensors)
     for name in names:
@@ -145,7 +145,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _topology_metric(name: str, run: TrainingState, resident: Resident) -> torch.Tensor:
+def _topology_metric(name: str, run: TrainingState, resident: AnyResident) -> torch.Tensor:
     """One of `TOPOLOGY_METRICS`, float32 `[models]`."""
     if name == "density":
         assert resident.layer is not None

@@ -95,8 +95,7 @@ class Settings:
             raise TypeError(
                 f"optimizer must be a toykern SGD, Adam, AdamW, LAMB or SGLD, not {describe(self.optimizer)}"
             )
-        on_cuda = next(model.parameters()).device.type == "cuda"
-        self.optimizer.check_for(model.network, model.n_models, on_cuda)
+        self.optimizer.check_for(model.network, model.n_models)
         self.objective.check_objective()
         l1 = broadcast_l1(self.l1, model.n_models)
         network = check_objective_of(model, self.objective, l1)
@@ -276,16 +275,15 @@ class Settings:
 
 
 def check_objective_of(model: AnyModel, objective: Objective, l1: torch.Tensor | float) -> NetworkSpec:
-    """What each model is and is trained or evaluated for; ValueError for what it cannot be where it is."""
+    """What each model is and is trained or evaluated for; ValueError for what it cannot be."""
     network = model.network.trained_for(objective)
     network.check_loss()
-    device = next(model.parameters()).device
-    has_l1 = bool(torch.as_tensor(l1, device="cpu").any())
-    unknown = network.untrained(has_l1, device.type)
+    unknown = network.untrained(bool(torch.as_tensor(l1, device="cpu").any()))
     if unknown:
         given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
-        where = "on the CPU alone" if device.type == "cuda" else f"not of a {type(model).__name__}"
-        raise ValueError(f"the kernels have no {given} for this model: that is {where}")
+        raise ValueError(
+            f"the kernels have no {given} for this model: that is not of a {type(model).__name__}"
+        )
     return network
 
 

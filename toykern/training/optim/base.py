@@ -26,7 +26,7 @@ from toykern.training.optim.rates import (
 class Optimizer:
     """Base of `SGD`, `Adam`, `AdamW`, `LAMB` and `SGLD`; not to be made directly.
 
-    All of them take these, by keyword; on CUDA devices `fit` refuses them.
+    All of them take these, by keyword.
 
     Args:
         lr_scale: factors of the learning rate by the names of tensors, as in {"decoder": 0.1}; each ≥ 0, a
@@ -39,7 +39,9 @@ class Optimizer:
         unit_norm: a `UnitNorm`, or the name of its tensor.
     """
 
-    plain: ClassVar[bool] = True  # the loops of today and CUDA devices know it, without the arguments above
+    plain: ClassVar[bool] = (
+        True  # loops of tiles and columns and CUDA kernels know it without the arguments above
+    )
 
     lr_scale: Scales = None
     weight_decay_scale: Scales = None
@@ -129,9 +131,18 @@ class Optimizer:
         names = (*SCALES, "clip_norm", "bias_decay", "unit_norm")
         return [name for name in names if getattr(self, name) not in (None, {})]
 
-    def check_for(self, network: NetworkSpec, n_models: int, on_cuda: bool = False) -> None:
+    def without_kernels(self) -> list[str]:
+        """The names of what no CUDA kernel of ours knows.
+
+        >>> from toykern.training.optim import LAMB
+        >>> LAMB(clip_norm=1.0).without_kernels()
+        ['LAMB', 'clip_norm']
+        """
+        return [*([] if self.plain else [self.name]), *self.extras()]
+
+    def check_for(self, network: NetworkSpec, n_models: int) -> None:
         """ValueError or TypeError where these models cannot be trained so: names of tensors they do not have,
-        numbers of other models, what a device does not know."""
+        numbers of other models."""
         self.arrays(n_models)
         names = [tensor.name for tensor in network.parameters]
         for name in SCALES:
@@ -144,12 +155,6 @@ class Optimizer:
             assert isinstance(self.unit_norm, UnitNorm)
             weights = [tensor.name for tensor in network.weights]
             _check_tensor("unit_norm", self.unit_norm.tensor, weights, "matrices")
-        if on_cuda and (not self.plain or self.extras()):
-            what = [*([] if self.plain else [self.name]), *self.extras()]
-            raise ValueError(
-                f"optimizer has {', '.join(what)}, for which there are no kernels on a CUDA device; train on "
-                "the CPU, or with SGD, Adam or AdamW"
-            )
 
     def config(self) -> dict[str, Any]:
         """JSON-able description; numbers given per model appear as "per_model".

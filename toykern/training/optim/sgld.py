@@ -55,9 +55,9 @@ class SGLD(Optimizer):
         """A copy of the parameter, on the CPU."""
         return parameter.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
-    def check_for(self, network: NetworkSpec, n_models: int, on_cuda: bool = False) -> None:
+    def check_for(self, network: NetworkSpec, n_models: int) -> None:
         """As of all optimisers; ValueError for sparse models too."""
-        super().check_for(network, n_models, on_cuda)
+        super().check_for(network, n_models)
         if network.sparse:
             raise ValueError(
                 "optimizer must not be SGLD for sparse models: noise has no place where no connection is"

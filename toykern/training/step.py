@@ -1,6 +1,8 @@
-"""One optimiser step in float64, written out: the part of the reference that optimisers are compared with.
+"""One optimiser step in torch operations, written out.
 
-`toykern.reference` hands out what is public.
+In float64 it is the part of the reference that optimisers are compared with (`toykern.reference` hands out
+what is public); in float32 what trains on a device where no kernel of ours does. Numbers per model are
+float64 and rounded to the parameters' dtype where they meet them.
 """
 
 from __future__ import annotations
@@ -37,13 +39,21 @@ def optimizer_step(
     step: int,
     multiplier: float = 1.0,
     seed: Any = None,
+    *,
+    rates: Tensors | None = None,
+    noise: Tensors | None = None,
 ) -> tuple[Tensors, Tensors]:
-    """See `toykern.reference.optimizer_step`."""
+    """See `toykern.reference.optimizer_step`.
+
+    `rates`: `optimizer.arrays(n_models)` on the parameters' device; `noise`: of SGLD, by parameter. What is
+    not given is made on the CPU. A tensor that is not among `parameters` is not trained.
+    """
     n_models = next(iter(parameters.values())).shape[0]
-    rates = optimizer.arrays(n_models)
+    rates = optimizer.arrays(n_models) if rates is None else rates
     gradients = {name: gradients[name] for name in parameters}
     unit = optimizer.unit_norm
-    if isinstance(unit, UnitNorm) and unit.remove_parallel:
+    unit = unit if isinstance(unit, UnitNorm) and unit.tensor in parameters else None
+    if unit is not None and unit.remove_parallel:
         gradients[unit.tensor] = _without_parallel(unit.tensor, parameters, gradients)
     if "clip_norm" in rates:
         gradients = _clipped(gradients, rates["clip_norm"])
@@ -61,15 +71,16 @@ def optimizer_step(
         elif isinstance(optimizer, LAMB):
             update = _lamb(optimizer, parameter, gradient, old_state, step, lr, decay)
         elif isinstance(optimizer, SGLD):
-            noise = langevin_noise(name, parameter, step, seed)
-            update = _sgld(parameter, gradient, old_state, lr, decay, shaped, noise)
+            drawn = langevin_noise(name, parameter, step, seed) if noise is None else noise[name]
+            update = _sgld(parameter, gradient, old_state, lr, decay, shaped, drawn)
         else:
             raise TypeError(f"optimizer must be an SGD, Adam, AdamW, LAMB or SGLD, not {optimizer!r}")
         new_parameters[name] = update[0]
         new_state.update({f"{name}/{key}": value for key, value in update[1].items()})
         if _shrinks(optimizer.bias_decay, name, step):
-            new_parameters[name] = new_parameters[name] * (1 - shaped["bias_decay"] * lr)
-    if isinstance(unit, UnitNorm):
+            left = _like(parameter, 1 - shaped["bias_decay"] * lr)
+            new_parameters[name] = new_parameters[name] * left
+    if unit is not None:
         value, dim = new_parameters[unit.tensor], _vectors(unit.tensor)
         norm = value.norm(dim=dim, keepdim=True)
         new_parameters[unit.tensor] = value / torch.where(norm == 0, 1.0, norm)
@@ -89,6 +100,11 @@ def langevin_noise(name: str, parameter: torch.Tensor, step: int, seed: Any = No
     member = _NUMBERED.index(ROLES[name])
     drawn = normal(seeds, parameter[0].numel(), member=member, kind=KIND_LANGEVIN, step=step)
     return torch.from_numpy(drawn).to(torch.float64).reshape(parameter.shape)
+
+
+def _like(parameter: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
+    """A number per model, float64, as it meets the parameter."""
+    return rate.to(parameter.dtype)
 
 
 def _shrinks(decay: BiasDecay | None, name: str, step: int) -> bool:
@@ -113,7 +129,7 @@ def _clipped(gradients: Tensors, most: torch.Tensor) -> Tensors:
     for gradient in gradients.values():
         squares = squares + gradient.square().flatten(1).sum(dim=1)
     factor = (most / (squares.sqrt() + 1e-6)).clamp(max=1.0)
-    return {name: g * factor.reshape(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
+    return {name: g * _like(g, factor.reshape(-1, *[1] * (g.ndim - 1))) for name, g in gradients.items()}
 
 
 def _sgd(
@@ -125,7 +141,8 @@ def _sgd(
     lr: torch.Tensor,
     weight_decay: torch.Tensor,
 ) -> tuple[torch.Tensor, Tensors]:
-    direction = gradient + weight_decay * parameter
+    lr = _like(parameter, lr)
+    direction = gradient + _like(parameter, weight_decay) * parameter
     if optimizer.momentum == 0:
         return parameter - lr * direction, {}
     if step == 0:
@@ -146,16 +163,16 @@ def _adam(
     weight_decay: torch.Tensor,
 ) -> tuple[torch.Tensor, Tensors]:
     if isinstance(optimizer, AdamW):
-        parameter = parameter * (1 - lr * weight_decay)
+        parameter = parameter * _like(parameter, 1 - lr * weight_decay)
     else:
-        gradient = gradient + weight_decay * parameter
+        gradient = gradient + _like(parameter, weight_decay) * parameter
     beta1, beta2 = optimizer.betas
     mean = beta1 * state["exp_avg"] + (1 - beta1) * gradient
     square = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient**2
     unbiased_mean = mean / (1 - beta1 ** (step + 1))
     unbiased_square = square / (1 - beta2 ** (step + 1))
     update = unbiased_mean / (unbiased_square.sqrt() + optimizer.eps)
-    return parameter - lr * update, {"exp_avg": mean, "exp_avg_sq": square}
+    return parameter - _like(parameter, lr) * update, {"exp_avg": mean, "exp_avg_sq": square}
 
 
 def _lamb(
@@ -176,14 +193,14 @@ def _lamb(
     else:
         direction = mean / (square.sqrt() + optimizer.eps)
         lr = lr * (left2**0.5 / left1 if optimizer.debias else 1.0)
-    direction = torch.where(mean == 0, 0.0, direction) + weight_decay * parameter
+    direction = torch.where(mean == 0, 0.0, direction) + _like(parameter, weight_decay) * parameter
     dims = tuple(range(1, parameter.ndim))
     weight_norm = parameter.square().sum(dim=dims, keepdim=True).sqrt()
     if optimizer.clamp is not None:
         weight_norm = weight_norm.clamp(max=optimizer.clamp)
     norm = direction.square().sum(dim=dims, keepdim=True).sqrt()
     trust = torch.where((weight_norm == 0) | (norm == 0), 1.0, weight_norm / norm)
-    return parameter - lr * trust * direction, {"exp_avg": mean, "exp_avg_sq": square}
+    return parameter - _like(parameter, lr) * trust * direction, {"exp_avg": mean, "exp_avg_sq": square}
 
 
 def _sgld(
@@ -195,7 +212,9 @@ def _sgld(
     rates: Tensors,
     noise: torch.Tensor,
 ) -> tuple[torch.Tensor, Tensors]:
-    force = rates["nbeta"] * gradient + weight_decay * parameter
+    nbeta, decay = _like(parameter, rates["nbeta"]), _like(parameter, weight_decay)
+    force = nbeta * gradient + decay * parameter
     if "initial" in state:
-        force = force + rates["localization"] * (parameter - state["initial"])
-    return parameter - lr / 2 * force + lr.sqrt() * noise, state
+        force = force + _like(parameter, rates["localization"]) * (parameter - state["initial"])
+    moved = parameter - _like(parameter, lr / 2) * force
+    return moved + _like(parameter, lr.sqrt()) * noise, state
