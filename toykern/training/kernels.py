@@ -42,6 +42,12 @@ def check_model(model: Any, action: str) -> AnyModel:
             f"{describe(model)}"
         )
     check_as_described(model, kind, trains=action == "fit")
+    for name in ("hidden_activation", "output_activation"):
+        if getattr(model, name) not in ACTIVATIONS:
+            raise ValueError(
+                f"model has an activation that nothing here can {action}: {name}={getattr(model, name)!r}; "
+                "use a loop of your own"
+            )
     tensors = dict(model.named_parameters()) | model.fixed_tensors()
     devices = {tensor.device for tensor in tensors.values()}
     if len(devices) > 1:
