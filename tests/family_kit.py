@@ -164,7 +164,7 @@ FAMILY = [
     ),
     Family(
         "SGLD", ["SGLD"], _tied(), _stream(),
-        {"optimizer": tk.SGLD(lr=[1e-3, 1e-4, 3e-3], nbeta=[10.0, 100.0, 3.0], localization=[0, 10, 1])},
+        {"optimizer": tk.SGLD(lr=[1e-3, 1e-4, 3e-3], nbeta=[10.0, 100.0, 3.0], localization=[0.0, 9.0, 1.0])},
     ),
     Family(
         "extras", [*_EXTRAS], _untied(), _stream(),

@@ -1,4 +1,4 @@
-"""On a GPU: what no kernel takes is trained and evaluated by batched products, as the reference has it.
+"""On a GPU: what no kernel takes is trained and evaluated by batched products, as reference and CPU do.
 
 With TOYKERN_GPU_TESTS_ON=cpu the same loop runs on the CPU's tensors.
 """

@@ -53,23 +53,31 @@ def fit(
     model's bits depend on itself alone: not on its neighbours in the stack, the number of threads
     (`torch.set_num_threads`), or interruptions; only on the version and the instruction-set level.
 
+    On a CUDA device our kernels train tied, untied and sparse autoencoders with `SGD`, `Adam` or `AdamW` on
+    streams of single features and of groups, with the same promise. Everything else (other networks, hidden
+    biases, centring, top-k, datasets, projections, dependent features, l1, cross-entropies, other optimisers
+    and what all of them may do beside a step) is trained there by batched products of torch's library, in
+    float32: correct, a step to some dozens of launches, memory for a whole step of all models at once, and
+    without a promise about bits; minibatches' rows, dependent features and SGLD's noise are drawn on the CPU.
+    `run.provenance["trainer"]` says which way a run began, "kernels" or "batched products", and
+    `run.provenance["trainer_because"]` what asked for the latter (docs/gpu_trainer.md).
+
     Args:
         model: a `TiedAutoencoder`, an `Autoencoder` or an `MLP` with float32 parameters, all on the CPU or
-            all on one CUDA device, which is where it is trained; a CUDA device has autoencoders without
-            hidden bias, centring and top-k alone. Everything else that the run keeps lies on the CPU. Or a
-            `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0. Parameters without
+            all on one CUDA device, which is where it is trained. Everything else that the run keeps lies on
+            the CPU. Or a `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0. Parameters without
             `requires_grad` and their optimiser state stay as they are, for the whole run.
         data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of
-            them. Or a `Dataset` of as many features, shared or of as many models (on the CPU).
+            them. Or a `Dataset` of as many features, shared or of as many models.
         steps: updates of each model, at most 2³² − 1. Training starts at step 0 with a fresh optimiser state.
         batch_size: samples per update; None is 1,024 drawn afresh, and of a `Dataset` all of a model's
             samples (full batch). A number less than that takes minibatches of the dataset without
             replacement, each epoch in an order of its own that follows from the model's seed
             (`Dataset.rows_of`); batches run on from one epoch into the next.
-        optimizer: `AdamW()` by default; `SGD`, `Adam`, `AdamW`, and on the CPU `LAMB` and `SGLD`, with
-            learning rate and weight decay per model if need be. All of them take, on the CPU, factors of both
-            by tensor (`lr_scale={"decoder": 0.1}, weight_decay_scale={"bias": 0.0}`), `clip_norm`,
-            `bias_decay` and `unit_norm` (`toykern.training.Optimizer`).
+        optimizer: `AdamW()` by default; `SGD`, `Adam`, `AdamW`, `LAMB` or `SGLD`, with learning rate and
+            weight decay per model if need be. All of them take factors of both by tensor
+            (`lr_scale={"decoder": 0.1}, weight_decay_scale={"bias": 0.0}`), `clip_norm`, `bias_decay` and
+            `unit_norm` (`toykern.training.Optimizer`).
         importance: of each output in the loss, ≥ 0: a number, `[n_outputs]`, `[models, 1]` or
             `[models, n_outputs]`.
         seed: of the data: int, or `[models]`; None means 0 … models−1.
@@ -101,12 +109,12 @@ def fit(
             it did is in `run.topology`. With a `LotteryTicket` the run's steps, data, schedule and records go
             back with the weights at the end of every round: what remains is the training of the last ticket,
             and `steps` is how long that is, counted from the initial weights. Each round takes time.
-        loss: with outputs y, targets t and importance I, "squared_error", Σ_j I_j (t_j − y_j)²; or, on the
-            CPU, "cross_entropy", Σ_j I_j t_j (log Σ_i e^{y_i} − y_j), a mean over the batch; or
+        loss: with outputs y, targets t and importance I, "squared_error", Σ_j I_j (t_j − y_j)²;
+            "cross_entropy", Σ_j I_j t_j (log Σ_i e^{y_i} − y_j), a mean over the batch; or
             "batch_cross_entropy", with one softmax over all outputs of the batch and one over all its targets
             (see `MLP.loss`).
         l1: a number or `[models]`, ≥ 0: the weight of Σ_k |h_k|, a mean over the batch, which the recorded
-            loss includes. On the CPU, for dense models.
+            loss includes. For dense models.
 
     Returns:
         A `Run`. After Ctrl-C, what has been trained so far (`run.interrupted`); a second Ctrl-C raises.

@@ -22,8 +22,8 @@ class Activation:
         hidden, output: where a network may have it: for its codes, for its outputs.
         layer: of these, where the fused layer has it, and so `TiedAutoencoder` and `Autoencoder`; an `MLP`
             has all of them.
-        cuda: which of "hidden", "output" and "fit" the CUDA kernels have too. On the CPU `toykern.fit` and
-            `toykern.evaluate` take every network.
+        cuda: which of "hidden", "output" and "fit" the CUDA kernels have too; what these lack, `toykern.fit`
+            and `toykern.evaluate` do by batched products. The CPU's kernels take every network.
         option: the name of the number that it takes, an attribute of the model; or None.
     """
 

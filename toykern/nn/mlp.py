@@ -30,8 +30,7 @@ class MLP(DenseStack):
     """`n_models` two-layer networks y = g(Q (D f(E (e − b·centered) + c) + e·residual) + b), e = P x.
 
     Without an embedding P, e is x; without an un-embedding Q, the output is g(D h + e·residual + b) of codes
-    h. An ordinary differentiable module, computed by batched products; `toykern.fit` trains the whole family
-    on the CPU.
+    h. An ordinary differentiable module, computed by batched products; `toykern.fit` trains the whole family.
 
     Args:
         n_features: n, the size of x.

@@ -36,7 +36,8 @@ class TiedAutoencoder(StackedModel):
         top_k: for hidden_activation="topk", 1 … n_hidden.
         negative_slope: of "leaky_relu" at 0 and below, finite and ≥ 0; None is 0.01.
 
-    On a CUDA device `toykern.fit` refuses `hidden_bias`, `centered` and "topk".
+    On a CUDA device `toykern.fit` has no kernels for `hidden_bias`, `centered` and "topk": batched products
+    train such models there.
 
     Parameters: `weight` `[models, n_hidden, n_features]`, `bias` `[models, n_features]` or None,
     and `hidden_bias` `[models, n_hidden]` or None.

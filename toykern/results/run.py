@@ -51,7 +51,8 @@ class Run(TrainingState):
         carry: partial sums of a record begun and not finished, so that a resumed run has the same bits.
         diverged_at: int64 `[K]`, the step at which a model stopped being finite; −1 = never.
         seconds: wall-clock time of the training.
-        provenance: versions, stream version, instruction set, threads, commit, platform, date.
+        provenance: versions, stream version, instruction set, threads, commit, platform, date; "trainer":
+            whether kernels or batched products began it (`toykern.fit`).
         interrupted: True if Ctrl-C cut it short.
         grid: the grid the models came from, or None.
         optimizer, schedule: as given to `fit`; a callable schedule is None in a run read from a store.

@@ -8,6 +8,8 @@ from toykern.data.dataset import Dataset
 from toykern.results.labels import trained_arrays
 from toykern.results.run import Run
 from toykern.results.store import tensors_of
+from toykern.training.batched import bytes_of_step
+from toykern.training.ways import BATCHED
 
 _CHUNKS = 16  # at least, of a large sweep: what Ctrl-C or a crash can cost
 _FEWEST = {"cuda": 65_536, "cpu": 4_096}  # models that keep all of a device, or all cores, busy
@@ -29,7 +31,12 @@ def default_chunk(probe: Run, n_models: int, at_once: int = 1) -> int:
 
 def memory_per_model(probe: Run) -> int:
     """Memory that one model takes at the busiest moment of a chunk."""
-    return _COPIES * bytes_per_model(probe)
+    total = _COPIES * bytes_per_model(probe)
+    if probe.provenance.get("trainer") == BATCHED:  # which holds a whole step of all models
+        size = probe.config["batch_size"]
+        samples = probe.data.rows if isinstance(probe.data, Dataset) and size is None else int(size)
+        total += bytes_of_step(probe.settings.network(probe.model), 1, samples)
+    return total
 
 
 def bytes_per_model(probe: Run) -> int:

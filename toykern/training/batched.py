@@ -119,7 +119,7 @@ class BatchedResident:
         last = first + len(factors) - 1
         with (
             _explained(
-                self._device, _bytes_of_step(network, models, self._batches.samples), models, "training"
+                self._device, bytes_of_step(network, models, self._batches.samples), models, "training"
             ),
             torch.autocast(self._device.type, enabled=False),
         ):
@@ -241,7 +241,7 @@ def evaluate_batched(
     tensors = {name: held.contiguous() for name, held in model.stacked_parameters().items()} | fixed
     samples = data.rows if batch_size is None else batch_size  # type: ignore[union-attr]
     with (
-        _explained(device, _bytes_of_step(network, models, samples), models, "evaluating"),
+        _explained(device, bytes_of_step(network, models, samples), models, "evaluating"),
         torch.autocast(device.type, enabled=False),
     ):
         prices = None if l1 is None else l1.to(device, torch.float32)
@@ -289,7 +289,7 @@ def _bytes_of(tensors: list[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _bytes_of_step(network: NetworkSpec, n_models: int, samples: int) -> int:
+def bytes_of_step(network: NetworkSpec, n_models: int, samples: int) -> int:
     """About what a step keeps for its gradients: inputs, what the encoder sees, codes, outputs, targets."""
     widths = network.n_features + 2 * network.n_embedding + 4 * network.n_hidden + 6 * network.n_outputs
     return 4 * n_models * samples * widths

@@ -71,7 +71,8 @@ def evaluate(
         loss, l1: as in `toykern.fit`; "batch_cross_entropy" is of a whole batch, so not for "stratified".
 
     Returns:
-        float64 `[models]`, the same bits for a model whatever stands beside it.
+        float64 `[models]`, the same bits for a model whatever stands beside it; but for what a CUDA device
+        evaluates by batched products (`toykern.fit` says what), which has no promise about bits.
 
     Raises:
         ValueError, TypeError: an argument that does not fit, by name; among them data of more than 4,096
