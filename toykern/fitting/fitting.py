@@ -65,8 +65,8 @@ def fit(
     Args:
         model: a `TiedAutoencoder`, an `Autoencoder` or an `MLP` with float32 parameters, all on the CPU or
             all on one CUDA device, which is where it is trained. Everything else that the run keeps lies on
-            the CPU. Or a `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0. Parameters without
-            `requires_grad` and their optimiser state stay as they are, for the whole run.
+            the CPU. Or a `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0.
+            Parameters without `requires_grad` and their optimiser state stay as they are, for the whole run.
         data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of
             them. Or a `Dataset` of as many features, shared or of as many models.
         steps: updates of each model, at most 2³² − 1. Training starts at step 0 with a fresh optimiser state.
