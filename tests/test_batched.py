@@ -14,7 +14,9 @@ from fit_topology_kit import assert_follows_masked_dense, updates_of
 from fit_topology_kit import data_of as sparse_data_of
 from fit_topology_kit import model_of as sparse_model_of
 from hypothesis import given, settings
-from kit import assert_same_bits
+from kit import TRAJECTORY, assert_same_bits, relative_error
+from test_general_update import OPTIMIZERS, UNIT, expected_of, fitted, tied, untied
+from test_general_update import assert_close as assert_follows_steps
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import toykern as tk
@@ -32,6 +34,25 @@ CALM = [
 def test_every_member_follows_the_reference(member):
     with batched():
         assert_follows(member, fit_member(member))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("make", [tied, untied])
+def test_every_optimizer_follows_the_reference(make, name):
+    optimizer = OPTIMIZERS[name]
+    with batched():
+        run = fitted(make(), optimizer, schedule="cosine", record_every=1)
+    expected = expected_of(make(), optimizer, schedule="cosine")
+    assert_follows_steps(run, expected)
+    assert (relative_error(run.loss, expected.losses) <= TRAJECTORY).all()
+
+
+@pytest.mark.parametrize("unit", UNIT)
+def test_vectors_of_unit_norm(unit):
+    optimizer = dataclasses.replace(OPTIMIZERS["Adam, all"], unit_norm=UNIT[unit])
+    with batched():
+        run = fitted(untied(), optimizer, 15)
+    assert_follows_steps(run, expected_of(untied(), optimizer, 15))
 
 
 @pytest.mark.parametrize("case", FAMILY, ids=str)

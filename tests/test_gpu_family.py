@@ -11,7 +11,7 @@ import pytest
 import torch
 from family_kit import FAMILY, Family, assert_close, batched
 from gpu_kit import DEVICE, TINY, assert_same_runs, fit_on_gpu, ids, on_cuda
-from kit import assert_as_exact_as_pytorch, assert_follows_the_reference
+from kit import EVALUATION_FLOOR, assert_as_exact_as_pytorch, assert_follows_the_reference
 from mlp_cases import MLP_CASES
 
 import toykern as tk
@@ -44,6 +44,18 @@ def test_evaluation_is_that_of_the_cpu(case: Family):
         found = case.evaluated(DEVICE)
     assert found.dtype == torch.float64 and found.device.type == torch.device(DEVICE).type
     torch.testing.assert_close(found.cpu(), case.evaluated(), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["a network", "embedded", "top-k, l1", "hidden bias"])
+def test_the_stratified_loss_is_that_of_the_cpu(name):
+    case = BY_NAME[name]
+    options = {name: value for name, value in case.fit.items() if name in ("l1", "target", "importance")}
+    losses = [
+        tk.evaluate(case.start().to(device), case.data(), 2000, method="stratified", **options)
+        for device in (DEVICE, "cpu")
+    ]
+    assert losses[0].device.type == torch.device(DEVICE).type
+    torch.testing.assert_close(losses[0].cpu(), losses[1], rtol=EVALUATION_FLOOR, atol=0)
 
 
 @pytest.mark.parametrize("case", MLP_CASES[::4], ids=ids)

@@ -97,6 +97,8 @@ CORE = [  # the longest first
         ),
         twins=True, steps=8,
     ),
+    # Draws by our kernels, everything else by torch: what no training kernel takes.
+    Share("family", ("tests/test_gpu_family.py",), twins=True),
     Share(
         "sparse",
         (

@@ -57,16 +57,16 @@ def fit(
     streams of single features and of groups, with the same promise. Everything else (other networks, hidden
     biases, centring, top-k, datasets, projections, dependent features, l1, cross-entropies, other optimisers
     and what all of them may do beside a step) is trained there by batched products of torch's library, in
-    float32: correct, a step to some dozens of launches, memory for a whole step of all models at once, and
-    without a promise about bits; minibatches' rows, dependent features and SGLD's noise are drawn on the CPU.
+    float32: in many small launches to a step, with memory for a whole step of all models at once, and without
+    a promise about bits; minibatches' rows, dependent features and SGLD's noise are drawn on the CPU.
     `run.provenance["trainer"]` says which way a run began, "kernels" or "batched products", and
     `run.provenance["trainer_because"]` what asked for the latter (docs/gpu_trainer.md).
 
     Args:
         model: a `TiedAutoencoder`, an `Autoencoder` or an `MLP` with float32 parameters, all on the CPU or
             all on one CUDA device, which is where it is trained. Everything else that the run keeps lies on
-            the CPU. Or a `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0.
-            Parameters without `requires_grad` and their optimiser state stay as they are, for the whole run.
+            the CPU. Or a `SparseTiedAutoencoder`, float32: its missing connections stay exactly 0. Parameters
+            without `requires_grad` and their optimiser state stay as they are, for the whole run.
         data: a `SparseFeatures` with as many features; its probabilities are for one model or for all of
             them. Or a `Dataset` of as many features, shared or of as many models.
         steps: updates of each model, at most 2³² − 1. Training starts at step 0 with a fresh optimiser state.
