@@ -419,11 +419,10 @@ def test_a_batch_for_other_models_is_refused():
 
 
 @pytest.mark.parametrize("network", [network for _, network in KINDS[2:]])
-def test_the_trainer_refuses_what_only_the_layer_has(network):
-    model, data = _model(**network), tk.SparseFeatures(6, 0.1)
-    for call in (lambda: tk.fit(model, data, steps=1), lambda: tk.evaluate(model, data)):
-        with pytest.raises(ValueError, match="model has options that the resident kernels cannot"):
-            call()
+def test_the_trainer_evaluates_what_the_layer_computes(network):
+    model, x = _model(**network), _batch(2, 40, 6)
+    expected = model.loss(x).double()
+    torch.testing.assert_close(tk.evaluate(model, tk.Dataset(x)), expected.detach(), rtol=1e-5, atol=1e-7)
 
 
 def test_out_of_memory_says_what_was_asked():
