@@ -14,6 +14,8 @@ import toykern as tk
 from toykern import _native
 from toykern.training.kernels import network_params
 
+pytestmark = pytest.mark.sanitize
+
 
 @pytest.mark.parametrize("level", LEVELS)
 @settings(max_examples=60)

@@ -134,7 +134,7 @@ class BatchedResident:
     def _advance(self, step: int, factor: float, noise: dict[str, torch.Tensor], keep_gradient: bool) -> None:
         """One step of all models."""
         optimizer = self._settings.optimizer
-        # In this thread: that of autograd for a device would free tensors of a step while the next is drawn.
+        # In this thread: autograd's own for a device would free tensors of a step while the next is drawn.
         with torch.enable_grad(), torch.autograd.set_multithreading_enabled(False):
             leaves = {name: self.tensors[name].detach().requires_grad_() for name in self._trained}
             tensors = self.tensors | leaves | self._fixed
