@@ -196,7 +196,7 @@ def monosemanticity(
         optimizer,
         lr=1e-3,
         settings={"loss_reduction": "sum"},
-        steps=4,
+        steps=16,
         peer_steps=2,
     )  # fmt: skip
 
