@@ -3,9 +3,12 @@
 //   y = g(Q (e + D f(E (e − b) + c)) + b), e = P x      is      y = g(S x + D̂ f(Ê x + ĉ) + b)
 //   with Ê = E P, D̂ = Q D, S = Q P, ĉ = c − E b, each of P, Q, the residual e and −b where the network has it
 //
-// so that the passes know neither P nor Q: an entry of x costs a row of Êᵀ whatever the embedding's dimension, and with
+// so that the passes do not know Q, nor P where it is folded: an entry of x costs a row of Êᵀ whatever the embedding's
+// dimension, and with
 // dÊ and dD̂ summed over the batch, dE = dÊ Pᵀ − dĉ bᵀ, dD = Qᵀ dD̂, dc = dĉ, db += −Eᵀ dĉ.
 //
+// Folded     P is, unless it has more features than the batch has samples: folding costs d n m multiply-adds forward and back,
+//            leaving it with the samples d m for each of them
 // Layout     tensors, states and their gradients flat, [rows][columns] as the caller has them; Êᵀ [n][mp], D̂ᵀ as D [m][op]
 //            and its transpose [o][mp], Sᵀ and Tᵀ (projected targets) [n][op], biases padded; pads are zeros
 // Owner      the team: matrices are shared in blocks of rows, so that the bits do not depend on its size
@@ -39,7 +42,7 @@ inline void transpose_exact(const float* from, int64_t from_row, float* to, int6
 struct GeneralModel {
     Network net;
     int64_t n, m, o, in, out;  // in, out: the dimension of E's columns and of D's rows
-    int64_t np, mp, op, qp;    // qp: `out` in whole lane groups
+    int64_t np, mp, op, ip, qp;  // ip, qp: `in`, `out` in whole lane groups
     FlatTensor flat[kRoles];   // those that the network has, the trained ones first
     int count, trained;
     int at[kRoles];  // where a role stands among them
@@ -49,6 +52,7 @@ struct GeneralModel {
     float* narrow;               // [in][mp] Eᵀ before P, then P dÊᵀ
     float* wide;                 // [m][qp] dD̂ᵀ Q
     float *q, *qt;               // [o][qp] Q and [out][op] Qᵀ
+    float* pt;                   // [n][ip] Pᵀ
     float *skip, *projection;    // [n][op] Sᵀ and Tᵀ; null: none
     float* importance;           // [op]
     const float* embedding;      // [in][n] the caller's; null: none
@@ -56,16 +60,20 @@ struct GeneralModel {
     double l1;
     double* room;          // of the optimiser
     bool residual_itself;  // S = 1: no P, no Q
+    bool folded;
 
     // Gradients of one part.
     struct Gradient {
-        float *et, *d, *b, *c;  // [n][mp] [m][op] [op] [mp]
+        float *d, *b, *c, *et;  // [m][op] [op] [mp] [n][mp] (not folded: [in][mp], of e)
     };
-    int64_t gradient_length() const { return n * mp + m * op + op + mp; }
-    Gradient gradient(float* g) const { return {g, g + n * mp, g + n * mp + m * op, g + n * mp + m * op + op}; }
+    int64_t gradient_length() const { return m * op + op + mp + (n > in ? n : in) * mp; }
+    int64_t used_length() const { return m * op + op + mp + (folded ? n : in) * mp; }
+    Gradient gradient(float* g) const { return {g, g + m * op, g + m * op + op, g + m * op + op + mp}; }
     void clear(const Gradient& g) const {
-        for (int64_t i = 0; i < gradient_length(); i += kLanes) store(g.et + i, fzero());
+        for (int64_t i = 0; i < used_length(); i += kLanes) store(g.d + i, fzero());
     }
+    // By what a batch of so many samples costs less. Without a P there is nothing to fold, and the inputs are e.
+    void choose(int64_t samples) { folded = net.n_embedding == 0 || samples >= n; }
 
     // Of a part, so that clearing and adding up its gradients, which wide models have in no cache, is little beside what
     // its samples cost even where most hidden units are off.
@@ -76,7 +84,7 @@ struct GeneralModel {
     void carve(Workspace& w, const Network& network) {
         net = network;
         n = net.n_features, m = net.n_hidden, o = net.n_outputs, in = encoder_columns(net), out = decoder_rows(net);
-        np = round_up(n), mp = round_up(m), op = round_up(o), qp = round_up(out);
+        np = round_up(n), mp = round_up(m), op = round_up(o), ip = round_up(in), qp = round_up(out);
         count = 0;
         for (int32_t role = 0; role < kRoles; ++role) {
             at[role] = -1;
@@ -92,10 +100,11 @@ struct GeneralModel {
             for (int s = 0; s < kMostStates; ++s) t.state[s] = w.take<float>(length);
         }
         const bool embedded = net.n_embedding > 0, unembedded = net.unembedded;
-        et = w.take<float>((size_t)((n + kLanes) * mp)), d = w.take<float>((size_t)((m + kLanes) * op));
+        et = w.take<float>((size_t)(((n > in ? n : in) + kLanes) * mp)), d = w.take<float>((size_t)((m + kLanes) * op));
         dt = w.take<float>((size_t)((o + kLanes) * mp));
         c = w.take<float>((size_t)mp), b = w.take<float>((size_t)op), importance = w.take<float>((size_t)op);
         narrow = w.take<float>(embedded ? (size_t)((in + kLanes) * mp) : 0);
+        pt = w.take<float>(embedded ? (size_t)((n + kLanes) * ip) : 0);
         wide = w.take<float>(unembedded ? (size_t)((m + kLanes) * qp) : 0);
         q = w.take<float>(unembedded ? (size_t)((o + kLanes) * qp) : 0);
         qt = w.take<float>(unembedded ? (size_t)((out + kLanes) * op) : 0);
@@ -121,10 +130,13 @@ struct GeneralModel {
             copy(a.parameter[t.role], t.value, length);
             for (int s = 0; s < kMostStates; ++s) copy(a.state[s][t.role], t.state[s], length);
         }
-        zero(et, (n + kLanes) * mp), zero(d, (m + kLanes) * op), zero(dt, (o + kLanes) * mp);
+        zero(et, ((n > in ? n : in) + kLanes) * mp), zero(d, (m + kLanes) * op), zero(dt, (o + kLanes) * mp);
         zero(c, mp), zero(b, op), zero(importance, op);
         for (int64_t j = 0; j < o; ++j) importance[j] = a.importance[j];
-        if (embedding) zero(narrow, (in + kLanes) * mp);
+        if (embedding) {
+            zero(narrow, (in + kLanes) * mp), zero(pt, (n + kLanes) * ip);
+            transpose_exact(embedding, n, pt, ip, 0, in, n);
+        }
         if (const float* given = a.parameter[Role::kUnembedding]) {
             zero(q, (o + kLanes) * qp), zero(qt, (out + kLanes) * op);
             for (int64_t j = 0; j < o; ++j)
@@ -155,7 +167,7 @@ struct GeneralModel {
     void prepare(const Team& team) const {
         const float *encoder = value(Role::kEncoder), *decoder = value(Role::kDecoder);
         const Share units = share(team, m), features = share(team, n), outputs = share(team, o);
-        float* const first = embedding ? narrow : et;
+        float* const first = embedding && folded ? narrow : et;
         transpose_exact(encoder, in, first, mp, units.first, units.last, in);
         if (net.unembedded) {  // D̂ᵀ [m][op] = Dᵀ Qᵀ
             const float* from = net.tied ? encoder : decoder;
@@ -176,7 +188,7 @@ struct GeneralModel {
         }
         if (team.rank == 0 && bias) copy(bias, b, o);
         team.meet();
-        if (embedding)
+        if (embedding && folded)
             multiply_all<float>(
                 {embedding + features.first, 1, n, {narrow, mp, in, nullptr}, et + features.first * mp, mp, false},
                 features.last - features.first, mp, nullptr);
@@ -187,7 +199,7 @@ struct GeneralModel {
     // One optimiser step from the gradients of all parts, [parts][stride], added in order.
     void update(const TrainParams& p, int64_t model, int64_t step, float scale, float* g, int64_t stride, int parts,
                 const Team& team, float* gradient_out) {
-        const Share lanes = share(team, (gradient_length() + kLanes - 1) / kLanes);
+        const Share lanes = share(team, (used_length() + kLanes - 1) / kLanes);
         for (int64_t i = lanes.first * kLanes; i < lanes.last * kLanes; i += kLanes) {
             F sum = load(g + i);
             for (int part = 1; part < parts; ++part) sum = sum + load(g + part * stride + i);
@@ -223,7 +235,7 @@ struct GeneralModel {
     void to_tensors(const Gradient& g, const Team& team) const {
         const Share inputs = share(team, in), units = share(team, m);
         const float* from = g.et;
-        if (embedding) {  // [in][mp] = P dÊᵀ
+        if (embedding && folded) {  // [in][mp] = P dÊᵀ
             from = narrow;
             multiply_all<float>(
                 {embedding + inputs.first * n, n, 1, {g.et, mp, n, nullptr}, narrow + inputs.first * mp, mp, false},

@@ -41,8 +41,13 @@ class GeneralWorker {
         h_ = w.take<float>((size_t)(rows * mp_)), kept_ = w.take<float>((size_t)(rows * mp_));
         dh_ = w.take<float>((size_t)(rows * mp_)), z_ = w.take<float>((size_t)(rows * op_));
         target_ = w.take<float>(net.target == (int32_t)Target::kProjection ? (size_t)(rows * op_) : 0);
-        zeros_ = w.take<float>((size_t)(np_ > op_ ? np_ : op_));
-        const int64_t deepest = m_ > net.n_outputs ? m_ : net.n_outputs;
+        in_ = encoder_columns(net), ip_ = round_up(in_);
+        embedded_ = w.take<float>(net.n_embedding > 0 ? (size_t)(rows * ip_) : 0);
+        longest_ = np_ > op_ ? np_ : op_;
+        longest_ = longest_ > ip_ ? longest_ : ip_;
+        zeros_ = w.take<float>((size_t)longest_);
+        int64_t deepest = m_ > net.n_outputs ? m_ : net.n_outputs;
+        deepest = deepest > in_ ? deepest : in_;
         panel_ = w.take<float>((size_t)((deepest > n_ ? deepest : n_) + kPanelDepth) * kBlockVectors * kLanes);
         codes_ = {m_, mp_, net.hidden_activation, net.hidden_option, w.take<int32_t>((size_t)m_)};
         outputs_ = {};
@@ -56,7 +61,10 @@ class GeneralWorker {
         active_.carve(w, rows, m_, selects_ ? (int64_t)((double)(rows * m_) * kFewCodes) : 0);
     }
     void set_up(int64_t model, int64_t seed, int64_t batch_size) { source_.set_up(model, seed, batch_size); }
-    void choose(GeneralModel&, int64_t batch_size) { batch_size_ = batch_size; }  // there is one form
+    void choose(GeneralModel& model, int64_t batch_size) {
+        batch_size_ = batch_size;
+        model.choose(batch_size);
+    }
     const char* form(int64_t) const { return "general"; }
 
     // As ColumnsWorker::accumulate; g is a GeneralModel::Gradient array.
@@ -69,7 +77,7 @@ class GeneralWorker {
         // What the sums are multiplied by in the end, taken off again: L1's mean is over the batch alone.
         l1_ = model.l1 / ((double)batch_size_ * mean_factor(net_, batch_size_));
         l1_back_ = (float)(model.l1 / ((double)batch_size_ * (double)gradient_factor(net_, batch_size_)));
-        for (int64_t i = 0; i < (np_ > op_ ? np_ : op_); i += kLanes) store(zeros_ + i, fzero());
+        for (int64_t i = 0; i < longest_; i += kLanes) store(zeros_ + i, fzero());
         if (outputs_.surveys()) round(key, first, last, true);
         loss_ = 0.0;
         round(key, first, last, false);
@@ -94,7 +102,13 @@ class GeneralWorker {
         const GeneralModel& w = *model_;
         const int64_t rows = tile.rows;
         const bool dense = tile.entries * kManyEntries > rows * n_;
-        add_inputs_to(w.c, tile, dense, w.et, mp_, h_);
+        if (w.folded) {
+            add_inputs_to(w.c, tile, dense, w.et, mp_, h_);
+        } else {
+            add_inputs_to(zeros_, tile, dense, w.pt, ip_, embedded_);
+            fill_rows(w.c, mp_, rows, h_);
+            multiply_all({embedded_, ip_, 1, {w.et, mp_, in_, nullptr}, h_, mp_, true}, rows, mp_, panel_);
+        }
         codes_.forward(rows, h_, kept_);
         const bool few = selects_ && active_.list(rows, h_, kept_, mp_);
         if (w.skip)
@@ -114,7 +128,7 @@ class GeneralWorker {
         if (few) {
             active_.backward(z_, w.d, op_, g_.d);
             if (w.l1 != 0.0) loss_ += active_.add_l1((float)((double)l1_back_ * times)) * l1_ * times;
-            if (!dense && active_.rare(mp_)) {
+            if (w.folded && !dense && active_.rare(mp_)) {
                 active_.bias_gradient(g_.c);
                 active_.input_gradient(tile.entries, tile.row, tile.feature, tile.value, g_.et, mp_);
                 return;
@@ -127,7 +141,9 @@ class GeneralWorker {
             codes_.backward(rows, h_, kept_, dh_);
         }
         sum_rows_into(dh_, mp_, rows, g_.c);
-        if (dense)
+        if (!w.folded)
+            multiply_all({embedded_, 1, ip_, {dh_, mp_, rows, nullptr}, g_.et, mp_, true}, in_, mp_, panel_);
+        else if (dense)
             multiply_all({tile.x, 1, np_, {dh_, mp_, rows, nullptr}, g_.et, mp_, true}, n_, mp_, panel_);
         else
             add_rows(tile.entries, tile.feature, tile.row, tile.value, dh_, g_.et, mp_);
@@ -187,11 +203,11 @@ class GeneralWorker {
     ActiveCodes active_;
     const GeneralModel* model_;
     GeneralModel::Gradient g_;
-    int64_t n_, m_, np_, mp_, op_, rows_max_, batch_size_, visited_;
+    int64_t n_, m_, in_, np_, mp_, op_, ip_, longest_, rows_max_, batch_size_, visited_;
     bool selects_, survey_;
     double loss_, l1_;
     float l1_back_;
-    float *h_, *kept_, *dh_, *z_, *target_, *zeros_, *panel_;
+    float *embedded_, *h_, *kept_, *dh_, *z_, *target_, *zeros_, *panel_;
 };
 
 }  // namespace TOYKERN_LEVEL
