@@ -172,7 +172,7 @@ def saes(
         "adam",
         lr=1e-3,
         settings={"target": "embedding", "loss_reduction": "sum", "l1": l1},
-        steps=4,
+        steps=32,
         peer_steps=2,
     )  # fmt: skip
 

@@ -41,9 +41,9 @@ inline void transpose_exact(const float* from, int64_t from_row, float* to, int6
 
 struct GeneralModel {
     Network net;
-    int64_t n, m, o, in, out;  // in, out: the dimension of E's columns and of D's rows
+    int64_t n, m, o, in, out;    // in, out: the dimension of E's columns and of D's rows
     int64_t np, mp, op, ip, qp;  // ip, qp: `in`, `out` in whole lane groups
-    FlatTensor flat[kRoles];   // those that the network has, the trained ones first
+    FlatTensor flat[kRoles];     // those that the network has, the trained ones first
     int count, trained;
     int at[kRoles];  // where a role stands among them
     Frozen frozen;
