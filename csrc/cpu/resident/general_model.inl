@@ -43,9 +43,9 @@ struct GeneralModel {
     Network net;
     int64_t n, m, o, in, out;    // in, out: the dimension of E's columns and of D's rows
     int64_t np, mp, op, ip, qp;  // ip, qp: `in`, `out` in whole lane groups
-    FlatTensor flat[kRoles];     // those that the network has, the trained ones first
-    int count, trained;
-    int at[kRoles];  // where a role stands among them
+    FlatTensor flat[kRoles];     // those that are trained, by role
+    int count;
+    int at[kRoles];  // where a role stands among them; -1: nowhere
     Frozen frozen;
 
     float *et, *d, *dt, *c, *b;  // the network that follows

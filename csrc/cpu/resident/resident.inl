@@ -173,7 +173,7 @@ using TilesRegime = Regime<TilesModel, TilesWorker>;
 using GeneralRegime = Regime<GeneralModel, GeneralWorker>;
 
 // The one place where the loop is picked. `plain`: of data, loss and optimiser the run asks for nothing that the general
-// loop alone has (plain_run in run.cpp).
+// loop alone has (no l1, and plain_update of common/optimizer_step.h).
 inline TrainRegime pick_regime(const Network& net, bool finite, bool plain) {
     if (!plain || !is_autoencoder(net)) return GeneralRegime::table("general");
     if (!finite && columns_fit(net)) return ColumnsRegime::table("columns");

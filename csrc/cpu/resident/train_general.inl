@@ -13,6 +13,7 @@
 // Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level and the
 //            model's own data
 // Limits     none but memory: it is what all others may fall back to
+// Twin       none on a device, where toykern/training/batched.py does the same by products of torch's library
 // Roof       fused multiply-adds: o m forward and 2 o m backward a row when dense, three times o for a unit that is on else
 #pragma once
 #include "cpu/resident/active_codes.inl"
