@@ -48,7 +48,7 @@ class Job:
         """The run of a chunk, or of a part of one, at step 0."""
         return fit(**self._arguments(box), stop_at=0, progress=False)
 
-    def train(self, box: Box | Part, progress: bool | BarMaker = False) -> Run:
+    def train(self, box: Box | Part, progress: bool | None | BarMaker = False) -> Run:
         """The run of a chunk, or of a part of one, to its end or to Ctrl-C."""
         try:
             return fit(**self._arguments(box), progress=progress)

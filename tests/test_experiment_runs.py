@@ -1,0 +1,112 @@
+"""Every experiment by one call: its form, its stores, and at its quick size what was published."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from toykern import experiments
+from toykern.experiments.experiment import Findings, labelled
+from toykern.experiments.registry import MODULES
+
+each_experiment = pytest.mark.parametrize("name", experiments.names())
+SMALL = {"steps": 20, "densities": (1.0, 0.1), "seeds": 2}
+
+
+@each_experiment
+def test_an_experiment_says_what_it_is(name):
+    experiment = experiments.get(name)
+    assert experiment.name == name
+    assert experiment.title and experiment.source and len(experiment.summary) > 80
+    assert type(experiment.quick) is type(experiment.settings)
+    assert dataclasses.fields(experiment.settings), "it has no settings"
+    assert experiment.settings.__dataclass_params__.frozen
+    assert experiment.quick != experiment.settings
+    assert "seed" in {field.name for field in dataclasses.fields(experiment.settings)}
+    for entry in dataclasses.fields(experiment.settings):
+        value = getattr(experiment.settings, entry.name)
+        parts = value if isinstance(value, tuple) else (value,)
+        assert parts and all(type(part) in (int, float, str, bool) for part in parts), entry.name
+    stages = experiment.stages(experiment.quick)
+    assert len({stage.name for stage in stages}) == len(stages)
+    assert all(stage.name.replace("-", "_").isidentifier() for stage in stages)
+
+
+@pytest.mark.slow
+@each_experiment
+def test_the_quick_version_shows_what_was_published(name, tmp_path):
+    torch.set_num_threads(2)
+    result = experiments.run(name, quick=True, progress=False)
+    assert result.findings.outcomes
+    differ = [outcome for outcome in result.findings.outcomes if outcome.agrees is False]
+    assert not differ, str(result)
+    assert any(outcome.agrees for outcome in result.findings.outcomes), "the quick version can tell nothing"
+    assert all(outcome.note for outcome in result.findings.outcomes if outcome.agrees is None)
+    picture = tmp_path / "picture.png"
+    result.figure().savefig(picture)
+    assert picture.stat().st_size > 5000
+    assert set(result.findings.arrays) == set(result.findings.to_xarray().data_vars)
+    json.dumps(result.summary())
+
+
+def test_the_modules_that_are_registered_are_those_that_hold_an_experiment():
+    from pathlib import Path
+
+    room = Path(experiments.__file__).parent
+    holding = {
+        path.stem for path in room.glob("*.py") if "\nEXPERIMENT = " in path.read_text(encoding="utf-8")
+    }
+    assert holding == set(MODULES)
+
+
+def test_a_store_gives_what_memory_gives_and_is_gone_on_with(tmp_path):
+    store = tmp_path / "polygons"
+    plain = experiments.run("intro-polygons", quick=True, **SMALL)
+    stored = experiments.run("intro-polygons", quick=True, store=store, **SMALL)
+    again = experiments.run("intro-polygons", quick=True, store=store, resume=True, **SMALL)
+    for other in (stored, again):
+        for name in plain.findings.arrays:
+            np.testing.assert_array_equal(other.findings[name], plain.findings[name])
+        models = [result.trained["polygons"].model() for result in (other, plain)]
+        assert torch.equal(models[0].weight, models[1].weight)
+    assert [path.name for path in store.iterdir()] == ["polygons.zarr"]
+
+
+def test_a_plan_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plans = experiments.plan("intro-polygons", quick=True, **SMALL)
+    assert plans["polygons"].models == 4
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"stepps": 3}, TypeError, "no setting 'stepps'; it has batch_size, densities"),
+        ({"steps": 2.5}, TypeError, "steps must be int as"),
+        ({"steps": True}, TypeError, "steps must be int as"),
+        ({"densities": 0.5}, TypeError, "densities must be some values"),
+        ({"densities": ("a",)}, TypeError, "densities must be float"),
+        ({"lr": "a"}, TypeError, "lr must be float"),
+        ({"resume": True}, ValueError, "resume and overwrite are for a store"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(given, error, message):
+    with pytest.raises(error, match=message):
+        experiments.run("intro-polygons", **given)
+
+
+def test_an_unknown_experiment_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="name must be one of intro-polygons.*not 'no-such'"):
+        experiments.run("no-such")
+
+
+def test_findings_are_labelled_as_they_are_shaped():
+    with pytest.raises(ValueError, match="weight has 1 names for 2"):
+        Findings({"weight": labelled("density", np.zeros((2, 3)))})
+    with pytest.raises(ValueError, match="loss has 3 along 'density', others 2"):
+        Findings({"loss": labelled("density", np.zeros(3))}, {"density": np.zeros(2)})
