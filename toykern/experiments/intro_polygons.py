@@ -31,7 +31,7 @@ N_FEATURES, N_HIDDEN = 5, 2
 class Settings:
     """What may be set."""
 
-    densities: tuple[float, ...] = tuple(20.0 ** -np.linspace(0, 1, 10))
+    densities: tuple[float, ...] = tuple((20.0 ** -np.linspace(0, 1, 10)).tolist())
     seeds: int = 20
     steps: int = 10_000
     batch_size: int = 1024
