@@ -345,7 +345,7 @@ def test_help_names_every_option_and_gives_examples(capsys):
 
 
 def test_info_and_the_module_run_as_a_program():
-    root = Path(cli.__file__).parents[1]
+    root = Path(cli.__file__).parents[2]
     command = [sys.executable, "-m", "toykern", "info"]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert finished.returncode == 0, finished.stderr

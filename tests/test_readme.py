@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench.table import BEGIN, END
-from toykern.cli import _parser
+from toykern.cli.command_line import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -107,7 +107,7 @@ def test_commands_exist(page):
                 assert {word for word in rest if "=" not in word} <= targets, words
             case ["toykern", *rest]:
                 arguments = [word for word in rest if word != "--help"]
-                _parser().parse_args(arguments)  # exits where the command line would refuse
+                parser().parse_args(arguments)  # exits where the command line would refuse
             case ["python", "-m", module, *_]:
                 assert find_spec(module) is not None, words
             case ["python", file, *_] if file.endswith(".py"):

@@ -243,7 +243,7 @@ def test_executors_that_cannot_be_are_refused_before_anything_starts(tmp_path):
 @pytest.mark.slow
 def test_dask_leaves_the_same_bits(whole, tmp_path, capsys, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="dask distributed is not installed")
-    monkeypatch.setattr("toykern.cli._PATIENCE", "1s")
+    monkeypatch.setattr("toykern.cli.workers.PATIENCE", "1s")
     tiny = {"shape": (3, 2), "seeds": 2, "steps": 6, "batch_size": 8, "progress": False}
     command = [
         "phase-diagram",

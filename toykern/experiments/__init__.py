@@ -12,7 +12,7 @@ from toykern.experiments.phase_diagram import (
     train_phase_diagram,
 )
 from toykern.experiments.registry import get, names
-from toykern.experiments.running import Result, plan, run
+from toykern.experiments.running import Result, Unfinished, check, plan, run
 
 __all__ = [
     "Experiment",
@@ -22,6 +22,8 @@ __all__ = [
     "Result",
     "Stage",
     "Trained",
+    "Unfinished",
+    "check",
     "diagram_of",
     "get",
     "names",

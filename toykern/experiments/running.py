@@ -20,11 +20,15 @@ from toykern.experiments.registry import get
 from toykern.nn.kinds import AnyModel
 from toykern.results.store_format import check_path
 from toykern.sweeps import Sweep, SweepPlan, sweep
-from toykern.sweeps.boxes import boxes_of
+from toykern.sweeps.boxes import Box, boxes_of
 from toykern.sweeps.job import Job
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+class Unfinished(RuntimeError):
+    """Other processes are still training a part of a stage, in the same store."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ def run(
     Raises:
         ValueError, TypeError: there is no such experiment or setting; an argument that does not fit.
         KeyboardInterrupt: Ctrl-C; with a `store`, what was finished is there.
+        Unfinished: a share of several (`toykern.sweep`) is done, and other processes are not.
 
     Example:
         >>> from toykern import experiments
@@ -123,6 +128,20 @@ def run(
             trained[stage.name] = _in_store(stage, folder, resume, overwrite, progress)
     findings = experiment.look(chosen, trained)
     return Result(experiment, chosen, quick, findings, trained, time.perf_counter() - began)
+
+
+def check(experiment: Experiment, settings: Any) -> int:
+    """How many models the stages of an experiment train, after beginning one of each.
+
+    Raises:
+        ValueError, TypeError: a setting with which that cannot be done.
+    """
+    stages = experiment.stages(settings)
+    for stage in stages:
+        job = Job(stage.grid, stage.plan, stage.measure, stage.fit)
+        axes = len(stage.grid.shape)
+        job.begin(Box(0, (0,) * axes, (1,) * axes, 0))
+    return sum(stage.grid.n_models for stage in stages)
 
 
 def plan(name: str, *, quick: bool = False, **settings: Any) -> dict[str, SweepPlan]:
@@ -190,6 +209,8 @@ def _in_store(stage: Stage, folder: Path, resume: bool, overwrite: bool, progres
         progress=progress, **stage.fit,
     )  # fmt: skip
     if not done.complete:
-        finished = f"{int(done.finished.sum())} of {len(done.boxes)} chunks"
-        raise KeyboardInterrupt(f"stopped in {stage.name} with {finished} finished; resume goes on")
+        finished = f"{stage.name} has {int(done.finished.sum())} of its {len(done.boxes)} chunks"
+        if done.interrupted:
+            raise KeyboardInterrupt(f"stopped: {finished}; resume goes on")
+        raise Unfinished(f"{finished}, and others are training the rest; resume when they are done")
     return _InStore(stage, done)

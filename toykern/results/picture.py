@@ -1,6 +1,6 @@
 """Pictures that a command writes: whole or not at all, and never in the place of somebody else's.
 
-A picture says what it shows: `picture_of` is a digest of the grid and the settings of a sweep, which decide
+A picture says what it shows: `picture_of` is a digest of the grid and the settings, which decide
 what is drawn, and it stands in the file's own metadata (PNG, SVG and PDF have room for it). So a command that
 goes on with a sweep can tell the picture that it drew of it before, which it may draw anew, from any other.
 """
@@ -23,10 +23,9 @@ __all__ = ["check_writable", "is_picture_of", "picture_of", "write_picture"]
 _WHERE = {".png": "Source", ".svg": "Source", ".pdf": "Keywords"}  # entries of the formats' metadata
 
 
-def picture_of(grid: Any, settings: Mapping[str, Any]) -> str:
-    """What the picture of a sweep says that it shows; the device does not change it."""
-    shown = {"grid": grid.config(), **{k: v for k, v in settings.items() if k != "device"}}
-    return f"toykern phase-diagram {digest(shown)}"
+def picture_of(what: str, settings: Mapping[str, Any]) -> str:
+    """What a picture says that it shows: a digest of all that decides what is drawn."""
+    return f"toykern {what} {digest(dict(settings))}"
 
 
 def is_picture_of(path: Path, shown: str) -> bool:
