@@ -355,6 +355,21 @@ CALLS: dict[str, PublicCall] = {
     "metrics.best_solution": _of(metrics.best_solution, density=0.5, relative_importance=1.0),
     "metrics.phase_boundary": _of(metrics.phase_boundary, relative_importance=1.0),
     "metrics.polygon": _of(metrics.polygon, n_vertices=5),
+    "metrics.leverage": _of(metrics.leverage, matrix=_weight),
+    "metrics.sample_dimensionality": _of(metrics.sample_dimensionality, codes=_weight),
+    "metrics.mean_max_cosine_similarity": _of(
+        metrics.mean_max_cosine_similarity, dictionary=_weight, truth=_weight
+    ),
+    "metrics.match_directions": _of(metrics.match_directions, dictionary=_weight, truth=_weight),
+    "metrics.explained_variance": _of(metrics.explained_variance, target=_weight, reconstruction=_weight),
+    "metrics.l0": _of(metrics.l0, codes=_weight),
+    "metrics.dead_units": _of(metrics.dead_units, codes=_weight),
+    "metrics.single_feature_activations": _of(metrics.single_feature_activations, model=lambda: _mlp()),
+    "metrics.monosemanticity": _of(metrics.monosemanticity, activations=_weight),
+    "metrics.monosemantic_share": _of(metrics.monosemantic_share, activations=_weight),
+    "metrics.fourier_power": _of(metrics.fourier_power, weights=_weight),
+    "metrics.inverse_participation_ratio": _of(metrics.inverse_participation_ratio, weights=_weight),
+    "metrics.key_frequencies": _of(metrics.key_frequencies, weights=_weight),
     "train_phase_diagram": _of(
         train_phase_diagram, shape=[2, 2], seeds=1, steps=1, batch_size=2, progress=False
     ),

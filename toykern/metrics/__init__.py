@@ -5,6 +5,14 @@ given one. Sums are in double precision.
 """
 
 from toykern.metrics.critical_points import MAX_VERTICES, CriticalPoint, polygon
+from toykern.metrics.dictionaries import (
+    Matching,
+    dead_units,
+    explained_variance,
+    l0,
+    match_directions,
+    mean_max_cosine_similarity,
+)
 from toykern.metrics.exact_losses import (
     antipodal_loss,
     best_solution,
@@ -12,6 +20,7 @@ from toykern.metrics.exact_losses import (
     phase_boundary,
     solution_losses,
 )
+from toykern.metrics.fourier import fourier_power, inverse_participation_ratio, key_frequencies
 from toykern.metrics.geometry import (
     DEDICATED,
     NOT_REPRESENTED,
@@ -23,6 +32,8 @@ from toykern.metrics.geometry import (
     interference,
     superposition,
 )
+from toykern.metrics.neurons import monosemantic_share, monosemanticity, single_feature_activations
+from toykern.metrics.samples import leverage, sample_dimensionality
 
 __all__ = [
     "DEDICATED",
@@ -31,15 +42,29 @@ __all__ = [
     "SUPERPOSITION",
     "UNDEFINED",
     "CriticalPoint",
+    "Matching",
     "antipodal_loss",
     "best_solution",
     "classify_phase",
+    "dead_units",
+    "explained_variance",
     "feature_dimensionality",
     "features_per_dimension",
+    "fourier_power",
     "ignored_loss",
     "interference",
+    "inverse_participation_ratio",
+    "key_frequencies",
+    "l0",
+    "leverage",
+    "match_directions",
+    "mean_max_cosine_similarity",
+    "monosemantic_share",
+    "monosemanticity",
     "phase_boundary",
     "polygon",
+    "sample_dimensionality",
+    "single_feature_activations",
     "solution_losses",
     "superposition",
 ]

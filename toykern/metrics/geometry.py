@@ -66,10 +66,7 @@ def feature_dimensionality(weight: Any) -> torch.Tensor:
     [0.5, 0.5, 0.0]
     """
     w = _check_weight(weight)
-    norm, shared = _norm_and_shared(w)
-    represented = shared != 0  # a diverged model's NaN stays NaN
-    own = torch.where(represented, norm.square() / torch.where(represented, shared, 1.0), 0.0)
-    return models_first(own, w)
+    return models_first(dimensionality(w), w)
 
 
 def classify_phase(
@@ -98,6 +95,13 @@ def classify_phase(
     phase = torch.where(norm < norm_threshold, NOT_REPRESENTED, phase)
     phase = torch.where(torch.isfinite(shared) & torch.isfinite(norm), phase, UNDEFINED)
     return phase if w.ndim == 3 else phase[0]
+
+
+def dimensionality(weight: torch.Tensor) -> torch.Tensor:
+    """Of each column, float64 `[columns, models]`."""
+    norm, shared = _norm_and_shared(weight)
+    represented = shared != 0  # a diverged model's NaN stays NaN
+    return torch.where(represented, norm.square() / torch.where(represented, shared, 1.0), 0.0)
 
 
 def _norm_and_shared(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
