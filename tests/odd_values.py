@@ -128,6 +128,10 @@ def _weight() -> torch.Tensor:
     return torch.linspace(-1, 1, 12).reshape(2, 2, 3)
 
 
+def _network_weights() -> dict[str, torch.Tensor]:
+    return {"encoder": _weight(), "decoder": _weight().mT, "bias": torch.zeros(2, 3)}
+
+
 def _place(name: str) -> Path:
     return Path(tempfile.mkdtemp()) / name
 
@@ -370,6 +374,16 @@ CALLS: dict[str, PublicCall] = {
     "metrics.fourier_power": _of(metrics.fourier_power, weights=_weight),
     "metrics.inverse_participation_ratio": _of(metrics.inverse_participation_ratio, weights=_weight),
     "metrics.key_frequencies": _of(metrics.key_frequencies, weights=_weight),
+    "metrics.match_units": _of(metrics.match_units, first=_network_weights, second=_network_weights),
+    "metrics.permute_units": _of(
+        metrics.permute_units, parameters=_network_weights, order=lambda: torch.tensor([1, 0])
+    ),
+    "metrics.linear_path": _of(metrics.linear_path, first=_network_weights, second=_network_weights),
+    "metrics.loss_barrier": _of(metrics.loss_barrier, losses=lambda: torch.tensor([1.0, 3.0, 2.0])),
+    "metrics.packing_interference": _of(metrics.packing_interference, n=100.0, d=200.0),
+    "metrics.packing_loss": _of(metrics.packing_loss, n=100.0, d=200.0),
+    "metrics.packing_slope": _of(metrics.packing_slope, n=100.0, d=200.0),
+    "metrics.best_packing": _of(metrics.best_packing, n=100.0, d=200.0),
     "train_phase_diagram": _of(
         train_phase_diagram, shape=[2, 2], seeds=1, steps=1, batch_size=2, progress=False
     ),

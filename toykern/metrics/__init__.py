@@ -33,6 +33,8 @@ from toykern.metrics.geometry import (
     superposition,
 )
 from toykern.metrics.neurons import monosemantic_share, monosemanticity, single_feature_activations
+from toykern.metrics.packings import best_packing, packing_interference, packing_loss, packing_slope
+from toykern.metrics.paths import linear_path, loss_barrier, match_units, permute_units
 from toykern.metrics.samples import leverage, sample_dimensionality
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "CriticalPoint",
     "Matching",
     "antipodal_loss",
+    "best_packing",
     "best_solution",
     "classify_phase",
     "dead_units",
@@ -57,10 +60,17 @@ __all__ = [
     "key_frequencies",
     "l0",
     "leverage",
+    "linear_path",
+    "loss_barrier",
     "match_directions",
+    "match_units",
     "mean_max_cosine_similarity",
     "monosemantic_share",
     "monosemanticity",
+    "packing_interference",
+    "packing_loss",
+    "packing_slope",
+    "permute_units",
     "phase_boundary",
     "polygon",
     "sample_dimensionality",
