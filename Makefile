@@ -18,7 +18,7 @@ EXTRAS_bench := test,jax
 # What `make test-newest` runs, about two minutes on two quiet cores: what has met a newer Python, NumPy, Zarr or xarray
 # and failed, and one file for each part of the package.
 CORE := $(addprefix tests/test_, import.py info.py broadcast.py models.py metrics.py plot.py cli.py readme.py \
-	metrics_exact.py run_store.py optim.py schedule.py sparse_modules.py sparsify.py topology_attached.py lottery.py \
+	metrics_exact.py metrics_dictionaries.py run_store.py optim.py schedule.py sparse_modules.py sparsify.py topology_attached.py lottery.py \
 	fit_topology.py fit_results.py sweep_topology.py store_place.py store_damage.py evaluate.py evaluate_methods.py \
 	odd_values.py)
 

@@ -89,6 +89,33 @@ def stored(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def measured() -> dict[str, torch.Tensor]:
+    """Metrics of all subjects, of tensors and of arrays."""
+    ramp = torch.linspace(-1, 1, 40, **PLAIN).square().view(2, 4, 5)
+    array, m = ramp.numpy(), tk.metrics
+    weights = {"weight": ramp, "bias": ramp[:, 0]}
+    turned = m.permute_units(weights, m.match_units(weights, {"weight": ramp.flip(1), "bias": ramp[:, 1]}))
+    of_one = (
+        "feature_dimensionality", "classify_phase", "sample_dimensionality", "leverage", "l0", "dead_units",
+        "monosemanticity", "monosemantic_share", "fourier_power", "inverse_participation_ratio",
+        "key_frequencies", "loss_barrier",
+    )  # fmt: skip
+    kinds = {"tensor": ramp, "array": array}
+    found = {f"{name}/{kind}": getattr(m, name)(kinds[kind]) for name in of_one for kind in kinds}
+    matching = m.match_directions(array, ramp[:, :, :3])
+    found |= {f"turned/{name}": held for name, held in turned.items()}
+    found |= {f"path/{name}": held for name, held in m.linear_path(weights, turned, points=3).items()}
+    return found | {
+        "mmcs": m.mean_max_cosine_similarity(ramp, array[0]),
+        "index": matching.index,
+        "cosine": matching.cosine,
+        "explained": m.explained_variance(ramp, array),
+        "single": m.single_feature_activations(tk.MLP(5, 3, n_models=2, **PLAIN)).detach(),
+        "polygon": m.polygon(5).weight,
+        "packing": torch.from_numpy(m.best_packing(1000, 400, [1.0, 4.0])),
+    }
+
+
 def network() -> nn.Sequential:
     parts = nn.Linear(12, 8, **PLAIN), nn.ReLU(), nn.Linear(8, 3, **PLAIN)
     with torch.no_grad():
@@ -119,6 +146,7 @@ GUIDED = sparse.SampledGradient(distribution="graest")
 CORE: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     "sample": lambda path: sampled(),
     "layers": lambda path: layers(),
+    "metrics": lambda path: measured(),
     "fit": lambda path: trained(),
     "store": stored,
     "SET": lambda path: updated(tk.SET(interval=2, end=6)),
