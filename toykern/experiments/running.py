@@ -62,13 +62,14 @@ class Result:
         return figure
 
     def summary(self) -> dict[str, Any]:
-        """What a page says of it, JSON-able: settings, models, steps, seconds, outcomes, version."""
+        """What a page says of it, JSON-able: settings, models, seconds, threads, outcomes, version."""
         return {
             "experiment": self.experiment.name,
             "quick": self.quick,
             "settings": dataclasses.asdict(self.settings),
             "models": sum(trained.stage.grid.n_models for trained in self.trained.values()),
             "seconds": round(self.seconds, 1),
+            "threads": torch.get_num_threads(),
             "outcomes": [dataclasses.asdict(outcome) for outcome in self.findings.outcomes],
             "toykern": _native.build_info()["version"],
         }
