@@ -247,14 +247,35 @@ class Dataset:
 
     def row(self, i: int) -> Dataset:
         """That of model `i` alone; what all models share stays whole."""
+        return self.of_models(slice(i, i + 1))
+
+    def of_models(self, chosen: slice | torch.Tensor) -> Dataset:
+        """That of the models `chosen` (int64, or a slice); what all models share stays whole."""
         inputs: Any = self.input if self.entries is None else self.entries
         if self._inputs_of_models() > 1:
-            inputs = inputs.of_model(i) if self.input is None else self.input[i : i + 1]
+            inputs = _entries_of(inputs, chosen) if self.input is None else self.input[chosen]
         target, label, samples = (
-            held[i : i + 1] if held is not None and len(held) > 1 else held
+            held[chosen] if held is not None and len(held) > 1 else held
             for held in (self.target, self.label, self.samples)
         )
         return type(self)(inputs, target, labels=label, samples=samples)
+
+    def dense_rows(self, models: slice, rows: slice) -> torch.Tensor:
+        """The inputs of some models (0 … 1 where all share them) at some rows, float32 `[models, rows,
+        n_features]`, without making others dense."""
+        if self.entries is None:
+            assert self.input is not None
+            return self.input[models, rows]
+        entries = _entries_of(self.entries, models) if self._inputs_of_models() > 1 else self.entries
+        starts = entries.row_start[:-1].view(entries.n_models, -1)[:, rows]
+        counts = entries.row_start.diff().view(entries.n_models, -1)[:, rows]
+        row = torch.arange(counts.numel(), dtype=torch.int64, device="cpu").repeat_interleave(counts.flatten())
+        within = torch.arange(len(row), dtype=torch.int64, device="cpu")
+        within -= (counts.flatten().cumsum(0) - counts.flatten())[row]
+        at = starts.flatten()[row] + within
+        x = torch.zeros(counts.numel(), self.n_features, dtype=torch.float32, device="cpu")
+        x[row, entries.feature[at].long()] = entries.value[at]
+        return x.view(*counts.shape, self.n_features)
 
     def __repr__(self) -> str:
         whose = "shared by all models" if self._models is None else f"of {self._models} models"
@@ -298,6 +319,21 @@ class Dataset:
         if self._models not in (None, models):
             raise ValueError(f"n_models must be {self._models}, those of the dataset, not {models}")
         return models
+
+
+def _entries_of(entries: SparseBatch, chosen: slice | torch.Tensor) -> SparseBatch:
+    """The entries of the models `chosen`."""
+    numbers = torch.arange(entries.n_models, dtype=torch.int64, device="cpu")[chosen].tolist()
+    parts = [entries.of_model(i) for i in numbers]
+    ends = torch.tensor([0, *(int(part.row_start[-1]) for part in parts)], dtype=torch.int64, device="cpu")
+    starts = [part.row_start[:-1] + before for part, before in zip(parts, ends.cumsum(0), strict=False)]
+    return SparseBatch(
+        torch.cat([*starts, ends.sum().view(1)]),
+        torch.cat([part.feature for part in parts]),
+        torch.cat([part.value for part in parts]),
+        entries.n_features,
+        len(parts),
+    )
 
 
 def _chosen(held: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

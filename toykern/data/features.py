@@ -278,7 +278,11 @@ class SparseFeatures:
 
     def row(self, i: int) -> SparseFeatures:
         """That of model `i` alone; what all models share stays as it is."""
-        own = {name: held[i : i + 1] if len(held) > 1 else held for name, held in self.arrays().items()}
+        return self.of_models(slice(i, i + 1))
+
+    def of_models(self, chosen: slice | torch.Tensor) -> SparseFeatures:
+        """That of the models `chosen` (int64, or a slice); what all models share stays as it is."""
+        own = {name: held[chosen] if len(held) > 1 else held for name, held in self.arrays().items()}
         return features_from_config(self.config(), own)
 
     def native(self) -> Any:

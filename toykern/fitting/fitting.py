@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from toykern.arguments.errors import check_int, check_positive_int
+from toykern.arguments.errors import check_function, check_int, check_positive_int
 from toykern.arguments.grids import Grid
+from toykern.data.dataset import Dataset
 from toykern.data.sources import Source
 from toykern.fitting.longer import check_longer, make_longer
 from toykern.fitting.resume import check_resume
@@ -23,6 +24,8 @@ from toykern.training.optim import AdamW, Optimizer
 from toykern.training.progress import BarMaker
 from toykern.training.schedule import Schedule
 from toykern.training.settings import Settings
+
+Callback = Callable[[Run], bool | None]
 
 
 def fit(
@@ -46,6 +49,8 @@ def fit(
     topology: Recipe | None = None,
     loss: str = Objective.loss,
     l1: Any = 0.0,
+    test: Dataset | None = None,
+    callback: Callback | None = None,
 ) -> Run:
     """Train every model of a stack, in place, each on its own stream of fresh batches, or on a dataset.
 
@@ -88,10 +93,22 @@ def fit(
         loss_reduction: "mean" over batch and features, or "sum" over features and mean over the batch.
         record_every: steps to a record, e; max(1, steps // 100) by default. Record r is the mean of the batch
             losses of steps r·e … (r+1)·e − 1, each taken before its update.
-        record: "loss", and any of "features_per_dimension", "feature_dimensionality", "superposition"
-            (measured after the last update of each record; of the encoder where the model is untied). Of
-            sparse models "density" too, and with `topology` "explored", the fraction of positions that ever
-            had a connection.
+        record: "loss", and any of these, measured after the last update of each record, NaN for models that
+            diverged; training has the same bits whether they are recorded or not:
+
+            * "features_per_dimension", "feature_dimensionality", "superposition": the geometry of the encoder
+              (`toykern.metrics`).
+            * "weight_norm", "encoder_norm", "decoder_norm", "bias_norm", "hidden_bias_norm": the Frobenius
+              norm of a parameter; "norms" stands for those of all that the models have.
+            * "test_loss": the loss that is trained, l1 included, on all of `test`, as `toykern.evaluate` has
+              it.
+            * "accuracy", "test_accuracy": the share of the samples of `data` (a `Dataset`), of `test`, whose
+              class has the largest output; of equal ones the first counts. For targets that are classes:
+              labels, or a single 1 among zeros in every sample. Computed in float64.
+            * "dead_units": the share of hidden units that are 0 on every sample of `test`; for codes that can
+              be, "relu" and "topk" (and "leaky_relu" of slope 0). Computed in float64.
+            * "density", of sparse models, and "explored", with a `topology` that tracks it: the fraction of
+              positions that have, ever had, a connection.
         snapshots: steps t at which to keep all parameters, after t updates (0 … steps); `log_spaced_steps`
             helps.
         resume: a `Run` that was cut short (by `stop_at`, Ctrl-C, or loaded from a store): go on where it
@@ -115,6 +132,14 @@ def fit(
             (see `MLP.loss`).
         l1: a number or `[models]`, ≥ 0: the weight of Σ_k |h_k|, a mean over the batch, which the recorded
             loss includes. For dense models.
+        test: a second `Dataset`, shared or of as many models, that nothing is trained on; `record` says what
+            is looked at.
+        callback: called with the run after every record, with all that is in it up to date: after the
+            steps e, 2e, … and the last (not after a step that a `LotteryTicket` takes back). It may look,
+            evaluate and save, and must leave the run as it is; then no bit of the training depends on it.
+            If it returns True, the run ends there as with `stop_at`, and `resume` goes on; else it must
+            return False or None. What it raises comes out of `fit`, and the run that it was given can be
+            resumed.
 
     Returns:
         A `Run`. After Ctrl-C, what has been trained so far (`run.interrupted`); a second Ctrl-C raises.
@@ -134,10 +159,12 @@ def fit(
         >>> run.loss.shape
         torch.Size([8, 50])
     """
+    if callback is not None:
+        check_function("callback", callback, ("run",))
     if resume is not None:
         given = {
             "model": model, "data": data, "optimizer": optimizer, "seed": seed,
-            "record_every": record_every, "grid": grid, "topology": topology,
+            "record_every": record_every, "grid": grid, "topology": topology, "test": test,
         }  # fmt: skip
         defaults = {
             "batch_size": (batch_size, None), "target": (target, "identity"),
@@ -169,6 +196,7 @@ def fit(
             topology=topology,
             loss=loss,
             l1=l1,
+            test=test,
         )
         run = begin(Run, model, settings)
         length, kept = int(run.config["steps"]), run.config["snapshots"]
@@ -176,7 +204,7 @@ def fit(
     stop = total if stop_at is None else check_int("stop_at", stop_at, minimum=run.steps_made, maximum=total)
     if length != run.config["steps"]:
         make_longer(run, length, kept)
-    train(run, stop, progress)
+    train(run, stop, progress, callback)
     return run
 
 

@@ -21,11 +21,12 @@ from toykern.results.run import Run
 from toykern.training.optim import Optimizer
 from toykern.training.resident_topology import ResidentTopology, check_recipe
 from toykern.training.schedule import schedule_config
-from toykern.training.settings import check_record, topology_config
+from toykern.training.records import check_record
+from toykern.training.settings import topology_config
 
 _AS_GIVEN = (
     "data", "optimizer", "grid", "schedule", "batch_size", "target", "loss_reduction", "record_every",
-    "loss",
+    "loss", "test",
 )  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def check_resume(
     if given["model"] is not None and given["model"] is not run.model:
         raise ValueError("model must be the run's own (run.model) when resuming, or be left out")
     changed = {name: given[name] for name in _AS_GIVEN if given.get(name) is not None}
-    for name, kind in (("data", SparseFeatures | Dataset), ("grid", Grid)):
+    for name, kind in (("data", SparseFeatures | Dataset), ("grid", Grid), ("test", Dataset)):
         if not isinstance(changed.get(name), kind | None):
             raise disagree(name)
     if not isinstance(changed.get("optimizer"), Optimizer | None):
@@ -62,7 +63,7 @@ def check_resume(
     if not isinstance(given_l1, float) or given_l1 != 0:
         changed["l1"] = given_l1
     if tuple(record) != ("loss",):
-        changed["record"] = check_record(record)
+        changed["record"] = check_record(record, run.model.network)
     begun_with = run.settings
     if "schedule" in changed and schedule_config(changed["schedule"]) != config["schedule"]:
         raise disagree("schedule")

@@ -7,7 +7,7 @@ network's parameters and fixed matrices by name, `[models or 1, …]`; `describe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -16,35 +16,43 @@ from toykern.network.losses import LOSSES, Objective
 from toykern.nn.functions import activated
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
+Product: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Matrix products `[models, a, c]`, `[models, c, b]`: `[models, a, b]`."""
 
 
-def embedded(x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+def embedded(x: torch.Tensor, tensors: Tensors, product: Product = torch.matmul) -> torch.Tensor:
     """e = P x, `[models or 1, batch, n_features or d]`."""
-    return x @ tensors["embedding"].mT if "embedding" in tensors else x
+    return product(x, tensors["embedding"].mT) if "embedding" in tensors else x
 
 
-def codes_of(seen: torch.Tensor, tensors: Tensors, described: Any) -> torch.Tensor:
+def codes_of(
+    seen: torch.Tensor, tensors: Tensors, described: Any, product: Product = torch.matmul
+) -> torch.Tensor:
     """h = f(E (e − b·centered) + c), `[models, batch, n_hidden]`, of e."""
     if described.centered:
         seen = seen - tensors["bias"].unsqueeze(1)
     encoder = tensors["weight"] if "weight" in tensors else tensors["encoder"]
-    found = seen @ encoder.mT
+    found = product(seen, encoder.mT)
     if "hidden_bias" in tensors:
         found = found + tensors["hidden_bias"].unsqueeze(1)
     return activated(found, described.hidden_activation, described)
 
 
 def outputs_of(
-    codes: torch.Tensor, seen: torch.Tensor | None, tensors: Tensors, described: Any
+    codes: torch.Tensor,
+    seen: torch.Tensor | None,
+    tensors: Tensors,
+    described: Any,
+    product: Product = torch.matmul,
 ) -> torch.Tensor:
     """y = g(Q (D h + e·residual) + b), `[models, batch, n_outputs]`; `seen` is e, where it is residual."""
     decoder = tensors["weight"].mT if "weight" in tensors else tensors["decoder"]
-    found = codes @ decoder.mT
+    found = product(codes, decoder.mT)
     if described.residual:
         assert seen is not None
         found = found + seen
     if "unembedding" in tensors:
-        found = found @ tensors["unembedding"].mT
+        found = product(found, tensors["unembedding"].mT)
     if "bias" in tensors:
         found = found + tensors["bias"].unsqueeze(1)
     return activated(found, described.output_activation, described)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from toykern.network.specification import NetworkSpec
+from toykern.training.records import records_of
 from toykern.training.state import TrainingState
 
 
@@ -20,6 +21,7 @@ def trailing_dims(name: str, count: int, network: NetworkSpec) -> tuple[str, ...
     named = {tensor.name: tensor.dims for tensor in (*network.tensors, *network.fixed)}
     if name in named and len(named[name]) == count:
         return named[name]
-    if name == "feature_dimensionality" and count == 1:
-        return ("feature",)
+    record = records_of(network).get(name)
+    if record is not None and len(record.dims) == count:
+        return record.dims
     return tuple(f"{name}_dim_{k}" for k in range(count))

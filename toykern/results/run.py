@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from toykern.arguments.broadcast import as_tensor
 from toykern.arguments.errors import check_int, describe
 from toykern.results.labels import trailing_dims, trained_arrays
+from toykern.results.part import by_label, by_place, part_of
 from toykern.results.store import load_run, save_run
 from toykern.training.beginning import begin
 from toykern.training.kernels import freeze
@@ -55,6 +56,7 @@ class Run(TrainingState):
             whether kernels or batched products began it (`toykern.fit`).
         interrupted: True if Ctrl-C cut it short.
         grid: the grid the models came from, or None.
+        test: the dataset it was looked at on, or None.
         optimizer, schedule: as given to `fit`; a callable schedule is None in a run read from a store.
         topology: the recipe at work on sparse models (`toykern.sparse.AttachedTopology`): its `history` says
             what every update did, `plot()` draws it. None without one, and in a run read from a store whose
@@ -216,6 +218,54 @@ class Run(TrainingState):
         chosen[np.isinf(ranked.min(axis=1))] = -1
         return chosen.reshape(remaining)
 
+    def sel(
+        self, points: Mapping[str, Any] | None = None, *, method: str | None = None, **axes: Any
+    ) -> Run:
+        """The run of the models at some points of the grid, alone: their results, weights and all else.
+
+        Everything of it is a copy of its own: it can be saved, trained further (to the same bits as among the
+        others) and compared. `seconds` and `provenance` stay those of the whole.
+
+        Args:
+            points: the axes below as a dictionary, for an axis that is called "points" or "method".
+            method: None for points of the axis as they are (floats to one part in 10⁹), "nearest" for the
+                nearest ones.
+            **axes: by the names of the grid's axes (of a run without a grid "model", the models' numbers)
+                one value, and the axis goes; several, which stay in this order; or a slice, of all points
+                from its start to its end, both included. Axes that are not named stay whole. Those of vectors
+                are chosen by their number.
+
+        Returns:
+            A run with the grid that is left; without one, if no axis is.
+
+        Raises:
+            ValueError: no such axis, no such point (the message says which there are), the same point twice,
+                or a run with a topology recipe.
+
+        Example:
+            >>> import toykern as tk
+            >>> g = tk.grid(density=[0.3, 0.1], seed=range(3))
+            >>> model = tk.TiedAutoencoder(n_features=5, n_hidden=2, n_models=g.n_models)
+            >>> run = tk.fit(model, tk.SparseFeatures(5, g.density[:, None]), steps=5, grid=g)
+            >>> run.sel(density=0.1).grid
+            <toykern.Grid 3 = 3 models: seed=0…2>
+            >>> bool((run.sel(density=0.1, seed=2).loss[0] == run.loss[5]).all())
+            True
+        """
+        return part_of(self, *by_label(self, _together("sel", points, axes), method))
+
+    def isel(self, places: Mapping[str, Any] | None = None, **axes: Any) -> Run:
+        """As `sel`, with places on the axes in place of values: an integer (from 0, or from −1 backwards),
+        several, a mask, or a slice as of a list.
+
+        >>> import toykern as tk
+        >>> model = tk.TiedAutoencoder(n_features=5, n_hidden=2, n_models=4)
+        >>> run = tk.fit(model, tk.SparseFeatures(5, 0.1), steps=5)
+        >>> run.isel(model=[0, 3]).n_models
+        2
+        """
+        return part_of(self, *by_place(self, _together("isel", places, axes)))
+
     def rerun(self, i: int, *, progress: bool | None = False) -> Run:
         """Train model `i` again, alone, from the same start, data and settings, to the same bits.
 
@@ -299,6 +349,18 @@ class Run(TrainingState):
         flat = np.arange(self.n_models, dtype=np.int64).reshape(self.grid.shape).transpose(kept + reduced)
         remaining = tuple(self.grid.shape[at] for at in kept)
         return flat.reshape(int(np.prod(remaining, dtype=np.int64)), -1), remaining
+
+
+def _together(method: str, given: Any, axes: dict[str, Any]) -> dict[str, Any]:
+    """Axes that are given as a dictionary and those given by name."""
+    if given is None:
+        return axes
+    first = "points" if method == "sel" else "places"
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"{first} must be a dictionary from axes to values, not {describe(given)}")
+    for name in given.keys() & axes.keys():
+        raise ValueError(f"{first} has {name!r}, which is given by name too")
+    return {**given, **axes}
 
 
 def _count(n: int, noun: str) -> str:

@@ -14,13 +14,16 @@ import torch
 
 from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_int, check_number, describe
+from toykern.data.dataset import Dataset
 from toykern.network.losses import Objective
 from toykern.nn.kinds import AnyModel
 from toykern.training.kernels import check_data, check_model, frozen_parameters
 from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config, rate_names, told_rate
 from toykern.training.resident_topology import ResidentTopology
 from toykern.training.schedule import schedule_from_config
-from toykern.training.settings import FEATURE_METRICS, Settings, l1_from
+from toykern.training.held_out import held_out_arrays
+from toykern.training.records import records_of
+from toykern.training.settings import Settings, l1_from
 from toykern.training.state import TrainingState
 
 State = TypeVar("State", bound=TrainingState)
@@ -61,7 +64,7 @@ def _check(run: TrainingState) -> None:
     step = check_int("step", run.step, minimum=0, maximum=settings.steps)
     check_number("seconds", run.seconds, minimum=0.0)
 
-    n_models, n = model.n_models, model.n_features
+    n_models = model.n_models
     network = model.network
     shapes = {tensor.name: [n_models, *network.shape(tensor)] for tensor in network.tensors}
     parameters = {tensor.name: shapes[tensor.name] for tensor in network.parameters}
@@ -78,10 +81,11 @@ def _check(run: TrainingState) -> None:
     for name, state in run.optimizer_state.items():
         _check_array(f"optimizer_state[{name!r}]", state, parameters[name.split("/")[0]])
 
+    records = records_of(network)
     for name, values in run.records.items():
         if name not in settings.record or name == "loss":
             raise ValueError(f"records has {name!r}, which config['record'] {list(settings.record)} does not")
-        trailing = [n] if name in FEATURE_METRICS else []
+        trailing = [network.sizes[dim] for dim in records[name].dims]
         _check_array(f"records[{name!r}]", values, [n_models, settings.n_records, *trailing])
     _check_snapshots(run, settings, shapes)
 
@@ -89,9 +93,14 @@ def _check(run: TrainingState) -> None:
 def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimizer]:
     """The settings and the optimiser that `run.config` describes, after comparing it with the run."""
     config = run.config
-    optional = [name for name in ("frozen", "topology", "loss", "l1") if name in config]
+    optional = [name for name in ("frozen", "topology", "loss", "l1", "test") if name in config]
     _check_names("config", config, [*_SETTINGS, *optional])
-    for name, described in (("model", model.config()), ("data", run.data.config())):
+    if run.test is not None and not isinstance(run.test, Dataset):
+        raise TypeError(f"test must be a Dataset, not {describe(run.test)}")
+    if (run.test is None) != ("test" not in config):
+        raise ValueError("test must be there where config has 'test', and there alone")
+    compared = {"model": model.config(), "data": run.data.config()}
+    for name, described in (compared | ({} if run.test is None else {"test": run.test.config()})).items():
         # A setting that the config does not have yet is one that came into being after it was written.
         told = config[name]
         if not isinstance(told, dict) or any(k not in described or described[k] != told[k] for k in told):
@@ -136,6 +145,7 @@ def _check_config(run: TrainingState, model: AnyModel) -> tuple[Settings, Optimi
         schedule=schedule,
         optimizer=optimizer,
         grid=run.grid,
+        test=run.test,
         record_every=record_every,
         loss=config.get("loss", Objective.loss),
         l1=l1_from(config, arrays),
@@ -177,7 +187,8 @@ def _check_inputs(
         **{name: ([[n_models]], torch.float64) for name in optimizer.rates()},
         "init_seed": ([[n_models]], torch.int64),
     }
-    expected |= {name: ([list(held.shape)], held.dtype) for name, held in run.data.arrays().items()}
+    datasets = run.data.arrays() | held_out_arrays(run.test)
+    expected |= {name: ([list(held.shape)], held.dtype) for name, held in datasets.items()}
     expected |= {f"init/{name}": ([shape], _dtype_of(name)) for name, shape in shapes.items()}
     if "l1" in run.config:
         expected["l1"] = ([[n_models]], torch.float64)
@@ -189,9 +200,10 @@ def _check_inputs(
         _check_array(f"arrays[{name!r}]", arrays[name], shape, dtype)
     broadcast_seed("arrays['seed']", arrays["seed"], n_models)
     broadcast_importance(arrays["importance"], n_models, n, width=model.output_width)
-    for name, held in run.data.arrays().items():
+    for name, held in datasets.items():
         if not torch.equal(held, arrays[name]):
-            raise ValueError(f"arrays[{name!r}] is not that of the run's data")
+            whose = "data" if name in run.data.arrays() else "test"
+            raise ValueError(f"arrays[{name!r}] is not that of the run's {whose}")
 
 
 def _check_snapshots(run: TrainingState, settings: Settings, shapes: dict[str, list[int]]) -> None:

@@ -276,6 +276,7 @@ def _rebuild(attributes: dict[str, Any], tensors: dict[str, Tensor], kind: type[
         grid=None if attributes["grid"] is None else Grid.from_config(attributes["grid"]),
         optimizer=settings.optimizer,
         schedule=settings.schedule,
+        test=settings.test,
     )
     freeze(run.model, config.get("frozen", []))
     if "topology" in config:

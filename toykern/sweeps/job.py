@@ -23,7 +23,7 @@ from toykern.training.progress import BarMaker
 Plan = Callable[[Grid, Tensor], Mapping[str, Any]]
 Measure = Callable[[Run, Grid, Tensor], Mapping[str, Any]]
 
-OURS = ("progress", "resume", "stop_at", "grid")  # arguments of fit that a sweep sees to
+OURS = ("progress", "resume", "stop_at", "grid", "callback")  # arguments of fit that a sweep sees to
 _INPUTS = ("seed", "importance", "lr", "weight_decay", "l1", "probability", "init_seed", "topology_seed")
 
 
@@ -105,12 +105,24 @@ class Job:
         planned = self.plan(points, box.index)
         if not isinstance(planned, Mapping):
             raise TypeError(f"plan must return a dictionary of arguments of fit, not {describe(planned)}")
+        if "callback" in planned:
+            raise TypeError(f"plan must not give callback: {why_not('callback')}")
         twice = sorted((planned.keys() & self.settings.keys()) | (planned.keys() & set(OURS)))
         if twice:
             raise TypeError(f"plan must not give {twice[0]}: sweep gives it to all chunks")
         if self.device is not None and isinstance(planned.get("model"), torch.nn.Module):
             planned = {**planned, "model": planned["model"].to(self.device)}
         return {"seed": box.index, **planned, **self.settings, "grid": points}
+
+
+def why_not(name: str) -> str:
+    """Why an argument of `fit` that is in `OURS` is not for a sweep."""
+    if name == "callback":
+        return (
+            "a finished chunk is one that was trained to its end, and is the same whoever trains it, often "
+            "another process; measure= looks at finished chunks"
+        )
+    return "it sees to that itself"
 
 
 def inputs_of(run: Run) -> dict[str, Tensor]:

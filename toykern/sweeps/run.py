@@ -22,7 +22,7 @@ from toykern.sweeps.boxes import Box, box_shape, boxes_of, models_of
 from toykern.sweeps.claims import WORK, Claims, clear_left
 from toykern.sweeps.executors import Crew
 from toykern.sweeps.extending import check_grown, check_source, extended, is_being_extended
-from toykern.sweeps.job import OURS, Job, Measure, Plan, inputs_of
+from toykern.sweeps.job import OURS, Job, Measure, Plan, inputs_of, why_not
 from toykern.sweeps.layout import CHUNK_SECONDS, create
 from toykern.sweeps.memory import default_chunk
 from toykern.sweeps.planning import SweepPlan, plan_of
@@ -151,7 +151,7 @@ def sweep(
     chunk = None if chunk is None else check_positive_int("chunk", chunk)
     for name in OURS:
         if name in settings:
-            raise TypeError(f"sweep takes no {name}: it sees to that itself")
+            raise TypeError(f"sweep takes no {name}: {why_not(name)}")
     part = share_of(share)
     if part.n > 1 and overwrite:
         raise ValueError(f"overwrite would have every share replace the store, and this is {part}")

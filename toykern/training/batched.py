@@ -234,12 +234,14 @@ def evaluate_batched(
     importance: torch.Tensor,
     objective: Objective,
     l1: torch.Tensor | None = None,
+    parameters: Tensors | None = None,
 ) -> torch.Tensor:
     """As `toykern.training.kernels.evaluate_models`, by batched products."""
     device, models = next(model.parameters()).device, model.n_models
     network = model.network.trained_for(objective)
     fixed = {name: held.contiguous() for name, held in model.fixed_tensors().items()}
-    tensors = {name: held.contiguous() for name, held in model.stacked_parameters().items()} | fixed
+    given = model.stacked_parameters() if parameters is None else parameters
+    tensors = {name: held.contiguous() for name, held in given.items()} | fixed
     samples = data.rows if batch_size is None else batch_size  # type: ignore[union-attr]
     with (
         _explained(device, bytes_of_step(network, models, samples), models, "evaluating"),

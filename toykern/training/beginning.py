@@ -69,6 +69,7 @@ def begin(kind: type[State], model: AnyModel, settings: Settings) -> State:
         optimizer=optimizer,
         schedule=settings.schedule,
         topology=attached,
+        test=settings.test,
     )
 
 

@@ -355,12 +355,12 @@ def evaluate_models(
     importance: torch.Tensor,
     objective: Objective,
     l1: torch.Tensor | None = None,
+    parameters: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """float64 `[models]`, on the model's device: the mean loss over batches of the evaluation stream, or over
-    a whole dataset (batch_size None)."""
-    tensors = {
-        name: p.contiguous() for name, p in (model.stacked_parameters() | model.fixed_tensors()).items()
-    }
+    a whole dataset (batch_size None). `parameters`, by name, stand for the model's own."""
+    held = model.stacked_parameters() if parameters is None else parameters
+    tensors = {name: p.contiguous() for name, p in ({**held, **model.fixed_tensors()}).items()}
     launch = device_launch(model, data, "evaluating")
     if launch is not None:
         seed, importance = launch.moved([seed, importance])

@@ -7,22 +7,42 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
+from toykern.arguments.errors import describe
 from toykern.training.progress import BarMaker, bar_for
 from toykern.training.schedule import multipliers, schedule_from_config
-from toykern.training.settings import METRICS
+from toykern.training.records import Moment, records_of
 from toykern.training.state import TrainingState
-from toykern.training.ways import AnyResident, resident_of
+from toykern.training.ways import AnyResident, evaluated, resident_of
+
+State = TypeVar("State", bound=TrainingState)
+
+_IN_TRAINING: set[int] = set()  # the runs, by what Python knows them by
 
 _STRETCH_SECONDS = 0.4  # of work in one native call: how often progress shows and Ctrl-C is heard
 _STRETCH_STEPS = 8  # fewer would spend their time on moving models in and out of the cache
 
 
-def train(run: TrainingState, stop: int, progress: bool | None | BarMaker) -> None:
-    """Advance a run until `stop` steps were made (or Ctrl-C), stretch by stretch."""
+def train(
+    run: State, stop: int, progress: bool | None | BarMaker, callback: Callable[[State], bool | None] | None = None
+) -> None:
+    """Advance a run until `stop` steps were made (or Ctrl-C, or `callback` returns True), stretch by stretch."""
+    if id(run) in _IN_TRAINING:
+        raise RuntimeError("this run is being trained just now: a callback cannot train it further")
+    _IN_TRAINING.add(id(run))
+    try:
+        _train(run, stop, progress, callback)
+    finally:
+        _IN_TRAINING.discard(id(run))
+
+
+def _train(
+    run: State, stop: int, progress: bool | None | BarMaker, callback: Callable[[State], bool | None] | None
+) -> None:
     settings = run.settings
     steps, every, schedule = settings.steps, settings.record_every, settings.schedule
     if schedule is None:
@@ -36,7 +56,7 @@ def train(run: TrainingState, stop: int, progress: bool | None | BarMaker) -> No
     wanted = sorted(settings.snapshots)
     bar = bar_for(progress, run.steps_to_make, run.steps_made, run.n_models)
     length = max(1, 4096 // run.n_models)
-    run.interrupted = False
+    run.interrupted = stopped = False
     if topology is not None:
         assert resident.layer is not None
         topology.begin(resident.layer, resident.changing, run.step)
@@ -44,9 +64,9 @@ def train(run: TrainingState, stop: int, progress: bool | None | BarMaker) -> No
         run.snapshots[0] = resident.snapshot()
     try:
         with _interruptible() as interrupted:
-            while run.steps_made < stop and not interrupted():
+            while run.steps_made < stop and not stopped and not interrupted():
                 ends = [run.step + min(length, stop - run.steps_made), steps]
-                ends += [min((run.step // every + 1) * every, steps)] if others else []
+                ends += [min((run.step // every + 1) * every, steps)] if others or callback else []
                 ends += [t for t in wanted if t > run.step][:1]
                 end = min(ends) if topology is None else topology.next_stop(run.step, min(ends))
                 factors = multipliers(schedule, steps, run.step, end)
@@ -62,20 +82,39 @@ def train(run: TrainingState, stop: int, progress: bool | None | BarMaker) -> No
                     _go_back(run, update.rewound_to)
                     bar.update(run.steps_made)
                     continue
-                if others and (end % every == 0 or end == steps):
+                at_record = end % every == 0 or end == steps
+                if others and at_record:
                     _record(run, resident, others, (end - 1) // every)
                 if end in wanted:
                     run.snapshots[end] = resident.snapshot()
                 bar.update(run.steps_made)
+                if callback is not None and at_record:
+                    stopped = _call(callback, run, resident)
                 length = _next_length(length, done, seconds)
     finally:
         resident.write_back()
         if topology is not None:
             topology.end()
         bar.close()
+        if run.complete:
+            _mark_what_the_last_update_broke(run)
+        run.interrupted = run.steps_made < stop and not stopped
+
+
+def _call(callback: Callable[[State], bool | None], run: State, resident: AnyResident) -> bool:
+    """Show the run to `callback`, with everything in it as it is now; whether it wants an end."""
+    resident.write_back()
+    if run.topology is not None:
+        run.topology.end()
     if run.complete:
         _mark_what_the_last_update_broke(run)
-    run.interrupted = run.steps_made < stop
+    wants = callback(run)
+    if wants is not None and not isinstance(wants, bool | np.bool_):
+        raise TypeError(f"callback must return True, False or None, not {describe(wants)}")
+    if run.topology is not None:
+        assert resident.layer is not None
+        run.topology.begin(resident.layer, resident.changing, run.step)
+    return bool(wants)
 
 
 def _go_back(run: TrainingState, step: int) -> None:
@@ -105,14 +144,30 @@ def _next_length(length: int, done: int, seconds: float) -> int:
 
 
 def _record(run: TrainingState, resident: AnyResident, names: list[str], at: int) -> None:
-    """Measure the metrics `names` now, as record number `at`."""
-    weight = run.model.feature_weight(resident.tensors)
+    """Measure the records `names` now, as record number `at`."""
+    settings = run.settings
+    network = settings.network(run.model)
+    known = records_of(network)
+
+    def test_loss() -> torch.Tensor:
+        assert run.test is not None
+        return evaluated(
+            run.model, run.test, batches=1, batch_size=None, parameters=resident.tensors,
+            seed=run.arrays["seed"], importance=run.arrays["importance"], objective=settings.objective,
+            l1=run.arrays.get("l1"),
+        )  # fmt: skip
+
+    moment = Moment(
+        run.model, network, resident.tensors, run.data, run.test, test_loss, resident.layer, run.topology
+    )
+    # As in the loss; the weights of a model that is marked may still be finite, and the last update may have
+    # broken one that is not.
+    gone = (resident.diverged_at >= 0) | ~moment.finite
     for name in names:
-        if name in METRICS:
-            value = METRICS[name](weight).to("cpu", torch.float32)
-        else:
-            value = _topology_metric(name, run, resident)
-        value[resident.diverged_at >= 0] = torch.nan  # as in the loss; the weights may still be finite
+        measure = known[name].measure
+        assert measure is not None
+        value = measure(moment).to("cpu", torch.float32, copy=True)
+        value[gone] = torch.nan
         if name not in run.records:
             shape = (run.n_models, run.loss.shape[1], *value.shape[1:])
             run.records[name] = torch.full(shape, torch.nan, dtype=torch.float32, device="cpu")
@@ -143,12 +198,3 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _topology_metric(name: str, run: TrainingState, resident: AnyResident) -> torch.Tensor:
-    """One of `TOPOLOGY_METRICS`, float32 `[models]`."""
-    if name == "density":
-        assert resident.layer is not None
-        return resident.layer.topology.density.float().cpu()
-    assert run.topology is not None
-    return run.topology.explored.float()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from toykern import metrics
 from toykern.arguments.broadcast import broadcast_importance, broadcast_l1, broadcast_seed
 from toykern.arguments.errors import check_choice, check_dense_tensor, check_int, describe
 from toykern.arguments.grids import Grid
@@ -23,6 +22,7 @@ from toykern.network.specification import NetworkSpec
 from toykern.nn.kinds import AnyModel
 from toykern.sparse.config import recipe_config
 from toykern.sparse.recipe import Recipe
+from toykern.training.held_out import check_held_out, held_out_arrays, held_out_from
 from toykern.training.optim import (
     PER_MODEL,
     Optimizer,
@@ -31,20 +31,8 @@ from toykern.training.optim import (
     told_rate,
     without_rates,
 )
+from toykern.training.records import Asked, check_record, check_records, values_per_model
 from toykern.training.schedule import Schedule, multipliers, schedule_config, schedule_from_config
-
-METRICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "features_per_dimension": metrics.features_per_dimension,
-    "feature_dimensionality": metrics.feature_dimensionality,
-    "superposition": metrics.superposition,
-}
-"""What `record` may name beside the loss: functions of the weights `[models, n_hidden, n_features]`."""
-
-FEATURE_METRICS = ("feature_dimensionality", "superposition")
-"""Those with a value for each feature, `[models, n_features]`; the others have one for each model."""
-
-TOPOLOGY_METRICS = ("density", "explored")
-"""What `record` may name where models are sparse: the fraction of connections that exist, or ever did."""
 
 MAX_BATCH = 2**31 - 1
 
@@ -76,6 +64,7 @@ class Settings:
     topology: Recipe | None = None
     loss: str = Objective.loss
     l1: Any = 0.0
+    test: Dataset | None = None
 
     def check(self, model: AnyModel, tracks_explored: bool | None = None) -> Settings:
         """The same with numbers checked, records and snapshots in order, and seed and importance as tensors;
@@ -105,10 +94,12 @@ class Settings:
         every = max(1, steps // 100)
         if self.record_every is not None:
             every = check_int("record_every", self.record_every, 1)
-        names = check_record(self.record)
+        names = check_record(self.record, network)
         if tracks_explored is None:
             tracks_explored = self.topology is not None and self.topology.track_explored
-        _check_topology_metrics(names, model, tracks_explored)
+        if self.test is not None:
+            check_held_out(self.test, model.n_models, network)
+        check_records(names, Asked(network, type(model).__name__, self.data, self.test, tracks_explored))
         kept = check_snapshots(self.snapshots, steps)
         if self.grid is not None and (
             not isinstance(self.grid, Grid) or self.grid.n_models != model.n_models
@@ -159,6 +150,8 @@ class Settings:
         }
         if self.loss != Objective.loss:  # which stores that are older than the choice do not name
             described["loss"] = self.loss
+        if self.test is not None:
+            described["test"] = self.test.config()
         if self._has_l1:
             described["l1"] = PER_MODEL if isinstance(self.l1, torch.Tensor) else self.l1
         return described | ({} if self.topology is None else {"topology": topology_config(self.topology)})
@@ -171,6 +164,7 @@ class Settings:
             **self.optimizer.arrays(n_models),
             **({"l1": self._l1_of(n_models)} if self._has_l1 else {}),
             **self.data.arrays(),
+            **held_out_arrays(self.test),
         }
 
     @property
@@ -189,13 +183,14 @@ class Settings:
         arrays: dict[str, torch.Tensor],
         *,
         data: Source | None = None,
+        test: Dataset | None = None,
         schedule: Schedule | None = None,
         topology: Recipe | None = None,
         grid: Grid | None = None,
     ) -> Settings:
         """The settings of a run with this config and these arrays.
 
-        `data` is that described, where it is at hand. `schedule` is needed where it was a callable (else it
+        `data` and `test` are those described, where they are at hand. `schedule` is needed where it was a callable (else it
         stays None), `topology` where there is a recipe: neither can be made of its description. Rates of the
         optimizer are the arrays', as numbers where they are still those described.
         """
@@ -221,6 +216,7 @@ class Settings:
             topology=topology,
             loss=config.get("loss", Objective.loss),
             l1=l1_from(config, arrays),
+            test=held_out_from(config, arrays) if test is None else test,
             **{name: config[name] for name in same},
         )
 
@@ -236,6 +232,7 @@ class Settings:
         return dataclasses.replace(
             self,
             data=self.data.row(i),
+            test=None if self.test is None else self.test.row(i),
             optimizer=optimizer_from_config(described, **{name: rates[name][i : i + 1] for name in own}),
             seed=of(self.seed),
             importance=of(self.importance),
@@ -259,6 +256,8 @@ class Settings:
         unlike = {name for name in ours if not _equal(ours[name], theirs[name])}
         if not _equal(self.data.arrays(), other.data.arrays()):
             unlike.add("data")
+        if not _equal(held_out_arrays(self.test), held_out_arrays(other.test)):
+            unlike.add("test")
 
         def described(settings: Settings) -> dict[str, Any]:
             # A schedule that is not there any more is like every other.
@@ -317,7 +316,7 @@ def check_memory(model: AnyModel, settings: Settings, *, state_names: Sequence[s
     """MemoryError, before anything is allocated, if what the run keeps on the CPU would not fit there."""
     models, network = model.n_models, model.network
     n = network.n_features
-    values = sum(n if name in FEATURE_METRICS else 1 for name in settings.record)
+    values = values_per_model(settings.record, network)
     weights = 4 * models * sum(math.prod(network.shape(tensor)) for tensor in network.parameters)
     connections = models * n * network.n_hidden if network.sparse else 0
     copies = len(settings.snapshots) + 1  # the initial weights are kept too
@@ -337,14 +336,6 @@ def topology_config(recipe: Recipe) -> dict[str, Any]:
     return {"recipe": recipe_config(recipe), **own}
 
 
-def check_record(record: Any) -> tuple[str, ...]:
-    """The names of what to record, "loss" first and each once; TypeError or ValueError for others."""
-    if isinstance(record, str) or not isinstance(record, Iterable):
-        raise TypeError(f"record must be a sequence of names such as ('loss',), not {describe(record)}")
-    names = [check_choice("record", name, ["loss", *METRICS, *TOPOLOGY_METRICS]) for name in record]
-    return tuple(dict.fromkeys(["loss", *names]))
-
-
 def check_snapshots(snapshots: Any, steps: int) -> list[int]:
     """The steps of snapshots in order, each once; TypeError or ValueError for what is no step of the run."""
     if isinstance(snapshots, str) or not isinstance(snapshots, Iterable):
@@ -353,10 +344,3 @@ def check_snapshots(snapshots: Any, steps: int) -> list[int]:
         check_dense_tensor("snapshots", snapshots)  # the numbers in it, not tensors of no dimension
         snapshots = snapshots.tolist() if snapshots.ndim == 1 else [snapshots]
     return sorted({check_int("snapshots", t, minimum=0, maximum=steps) for t in snapshots})
-
-
-def _check_topology_metrics(names: Sequence[str], model: AnyModel, tracks_explored: bool) -> None:
-    if "density" in names and not model.network.sparse:
-        raise ValueError(f"record: 'density' is of sparse models, not of {type(model).__name__}")
-    if "explored" in names and not tracks_explored:
-        raise ValueError("record: 'explored' needs topology=, a recipe with track_explored=True")

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from toykern.arguments.grids import Grid
+from toykern.data.dataset import Dataset
 from toykern.data.sources import Source
 from toykern.nn.kinds import AnyModel
 from toykern.training.optim import Optimizer
@@ -45,13 +46,14 @@ class TrainingState:
     schedule: Schedule | None = None
     topology: ResidentTopology | None = None
     topology_state: dict[str, Any] | None = None
+    test: Dataset | None = None
 
     @property
     def settings(self) -> Settings:
         """What the run was told, as its config and arrays have it."""
         recipe = None if self.topology is None else self.topology.recipe
         return Settings.from_config(
-            self.config, self.arrays, data=self.data, schedule=self.schedule, topology=recipe, grid=self.grid
+            self.config, self.arrays, data=self.data, test=self.test, schedule=self.schedule, topology=recipe, grid=self.grid
         )
 
     @property
