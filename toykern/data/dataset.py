@@ -269,7 +269,9 @@ class Dataset:
         entries = _entries_of(self.entries, models) if self._inputs_of_models() > 1 else self.entries
         starts = entries.row_start[:-1].view(entries.n_models, -1)[:, rows]
         counts = entries.row_start.diff().view(entries.n_models, -1)[:, rows]
-        row = torch.arange(counts.numel(), dtype=torch.int64, device="cpu").repeat_interleave(counts.flatten())
+        row = torch.arange(counts.numel(), dtype=torch.int64, device="cpu").repeat_interleave(
+            counts.flatten()
+        )
         within = torch.arange(len(row), dtype=torch.int64, device="cpu")
         within -= (counts.flatten().cumsum(0) - counts.flatten())[row]
         at = starts.flatten()[row] + within

@@ -12,7 +12,8 @@ from toykern.data.features import SparseFeatures, features_from_config
 from toykern.network.specification import NetworkSpec
 
 Source: TypeAlias = SparseFeatures | Dataset
-"""Both say `n_features`, `n_outputs`, `n_models`, `config()`, `arrays()`, `row(i)` and `of_models(…)` of themselves."""
+"""Both say `n_features`, `n_outputs`, `n_models`, `config()`, `arrays()`, `row(i)` and `of_models(…)` of
+themselves."""
 
 
 def check_target_of(data: Source, network: NetworkSpec) -> None:

@@ -19,9 +19,9 @@ from toykern.native.devices import arch_of
 from toykern.nn.kinds import has_connections
 from toykern.results.run import Run
 from toykern.training.optim import Optimizer
+from toykern.training.records import check_record
 from toykern.training.resident_topology import ResidentTopology, check_recipe
 from toykern.training.schedule import schedule_config
-from toykern.training.records import check_record
 from toykern.training.settings import topology_config
 
 _AS_GIVEN = (

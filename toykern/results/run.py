@@ -218,9 +218,7 @@ class Run(TrainingState):
         chosen[np.isinf(ranked.min(axis=1))] = -1
         return chosen.reshape(remaining)
 
-    def sel(
-        self, points: Mapping[str, Any] | None = None, *, method: str | None = None, **axes: Any
-    ) -> Run:
+    def sel(self, points: Mapping[str, Any] | None = None, *, method: str | None = None, **axes: Any) -> Run:
         """The run of the models at some points of the grid, alone: their results, weights and all else.
 
         Everything of it is a copy of its own: it can be saved, trained further (to the same bits as among the
@@ -252,7 +250,7 @@ class Run(TrainingState):
             >>> bool((run.sel(density=0.1, seed=2).loss[0] == run.loss[5]).all())
             True
         """
-        return part_of(self, *by_label(self, _together("sel", points, axes), method))
+        return part_of(self, *by_label(self, _together("points", points, axes, self._dims), method))
 
     def isel(self, places: Mapping[str, Any] | None = None, **axes: Any) -> Run:
         """As `sel`, with places on the axes in place of values: an integer (from 0, or from −1 backwards),
@@ -264,7 +262,7 @@ class Run(TrainingState):
         >>> run.isel(model=[0, 3]).n_models
         2
         """
-        return part_of(self, *by_place(self, _together("isel", places, axes)))
+        return part_of(self, *by_place(self, _together("places", places, axes, self._dims)))
 
     def rerun(self, i: int, *, progress: bool | None = False) -> Run:
         """Train model `i` again, alone, from the same start, data and settings, to the same bits.
@@ -305,6 +303,11 @@ class Run(TrainingState):
         again = begin(Run, model, settings.row(i))
         train(again, again.steps_to_make if self.complete else self.steps_made, progress)
         return again
+
+    @property
+    def _dims(self) -> tuple[str, ...]:
+        """The names of the dimensions of models in `to_xarray`."""
+        return ("model",) if self.grid is None else self.grid.dims
 
     def _last(self, records: Tensor) -> Tensor:
         """The last finished record `[K, …]` of `[K, R, …]`."""
@@ -351,15 +354,17 @@ class Run(TrainingState):
         return flat.reshape(int(np.prod(remaining, dtype=np.int64)), -1), remaining
 
 
-def _together(method: str, given: Any, axes: dict[str, Any]) -> dict[str, Any]:
-    """Axes that are given as a dictionary and those given by name."""
+def _together(argument: str, given: Any, axes: dict[str, Any], dims: Sequence[str]) -> dict[str, Any]:
+    """What is given as a dictionary, by the name of that argument, and by the names of axes."""
     if given is None:
         return axes
-    first = "points" if method == "sel" else "places"
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise TypeError(f"{first} must be a dictionary from axes to values, not {describe(given)}")
-    for name in given.keys() & axes.keys():
-        raise ValueError(f"{first} has {name!r}, which is given by name too")
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{argument} must be a dictionary from axes to values, not {describe(given)}")
+    for name in given:
+        if name not in dims:
+            raise ValueError(f"{argument} has {name!r}, which is no axis of the run: {', '.join(dims)}")
+        if name in axes:
+            raise ValueError(f"{argument} has {name!r}, which is given by name too")
     return {**given, **axes}
 
 

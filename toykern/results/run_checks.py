@@ -17,12 +17,12 @@ from toykern.arguments.errors import check_int, check_number, describe
 from toykern.data.dataset import Dataset
 from toykern.network.losses import Objective
 from toykern.nn.kinds import AnyModel
+from toykern.training.held_out import held_out_arrays
 from toykern.training.kernels import check_data, check_model, frozen_parameters
 from toykern.training.optim import PER_MODEL, Optimizer, optimizer_from_config, rate_names, told_rate
+from toykern.training.records import records_of
 from toykern.training.resident_topology import ResidentTopology
 from toykern.training.schedule import schedule_from_config
-from toykern.training.held_out import held_out_arrays
-from toykern.training.records import records_of
 from toykern.training.settings import Settings, l1_from
 from toykern.training.state import TrainingState
 

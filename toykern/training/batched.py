@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from toykern import _native
+from toykern.data.dataset import Dataset
 from toykern.data.sources import Source
 from toykern.native.address import storage_address
 from toykern.native.devices import explained_out_of_memory
@@ -34,6 +35,7 @@ from toykern.training.resident_topology import DenseLayer
 from toykern.training.settings import Settings
 from toykern.training.step import langevin_noise, optimizer_step
 
+_LOOKED_BYTES = 2**31  # of what a dataset that is evaluated whole takes on the device
 _MADE_BYTES = 2**26  # of what the CPU makes for some steps before they are taken
 
 
@@ -236,12 +238,48 @@ def evaluate_batched(
     l1: torch.Tensor | None = None,
     parameters: Tensors | None = None,
 ) -> torch.Tensor:
-    """As `toykern.training.kernels.evaluate_models`, by batched products."""
-    device, models = next(model.parameters()).device, model.n_models
+    """As `toykern.training.kernels.evaluate_models`, by batched products; where all of a dataset is looked at,
+    some models at a time."""
     network = model.network.trained_for(objective)
     fixed = {name: held.contiguous() for name, held in model.fixed_tensors().items()}
     given = model.stacked_parameters() if parameters is None else parameters
     tensors = {name: held.contiguous() for name, held in given.items()} | fixed
+    at_once = model.n_models
+    if isinstance(data, Dataset) and batch_size is None:
+        at_once = max(1, _LOOKED_BYTES // bytes_of_step(network, 1, data.rows))
+    if at_once >= model.n_models:
+        return _evaluate(tensors, network, data, batches, batch_size, seed, importance, l1)
+    found = []
+    for first in range(0, model.n_models, at_once):
+        some = slice(first, min(first + at_once, model.n_models))
+
+        def of(held: torch.Tensor, some: slice = some) -> torch.Tensor:
+            return held[some] if len(held) == model.n_models else held
+
+        own = {name: of(held) for name, held in tensors.items()}
+        prices = None if l1 is None else of(l1)
+        found.append(
+            _evaluate(
+                own, network, data.of_models(some), batches, batch_size, seed[some], of(importance), prices
+            )
+        )
+    return torch.cat(found)
+
+
+def _evaluate(
+    tensors: Tensors,
+    network: NetworkSpec,
+    data: Source,
+    batches: int,
+    batch_size: int | None,
+    seed: torch.Tensor,
+    importance: torch.Tensor,
+    l1: torch.Tensor | None,
+) -> torch.Tensor:
+    """The losses of the models that these tensors are of, all at once."""
+    first = tensors[network.parameters[0].name]
+    device, models = first.device, len(first)
+    fixed = {tensor.name: tensors[tensor.name] for tensor in network.fixed}
     samples = data.rows if batch_size is None else batch_size  # type: ignore[union-attr]
     with (
         _explained(device, bytes_of_step(network, models, samples), models, "evaluating"),

@@ -1,9 +1,9 @@
-"""What models make of a whole dataset, beside the loss: their accuracy, and which hidden units are never active.
+"""What models make of a whole dataset, beside the loss: their accuracy, and which hidden units are dead.
 
-Outputs and codes are computed in float64 by batched products, some models and rows at a time. The last bits of
-such products depend on what stands beside a model, on the threads and on the device; what is counted here does
-not, but for activations that make a thousandfold million of a rounding error: a sample whose answer hangs on
-less than `_CLEAR` is done again, in sums whose order follows from the shape of one model.
+Outputs and codes are computed in float64 by batched products, some models and rows at a time. The last bits
+of such products depend on what stands beside a model, on the threads and on the device. What is counted here
+does not, but for networks that make a rounding error 10⁶ times as large: a sample whose answer hangs on less
+than `_CLEAR` is done again, in sums whose order follows from the shape of one model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from toykern.data.dataset import Dataset
 from toykern.data.sources import Source
-from toykern.metrics import folded_sum
+from toykern.metrics.stacks import total
 from toykern.network.losses import EMBEDDED
 from toykern.network.specification import NetworkSpec
 from toykern.nn.functions import activated
@@ -72,7 +72,7 @@ def accuracy(tensors: Tensors, network: NetworkSpec, data: Dataset) -> torch.Ten
     equal outputs the first counts.
 
     `tensors` has the network's parameters and fixed matrices by name, `[models, …]`, on one device;
-    `why_no_classes` has nothing against `data`.
+    `why_no_classes` has nothing against `data`. What is found of a model that is not finite says nothing.
     """
     models = _models_of(tensors, network)
     classes = _classes(data)
@@ -81,9 +81,11 @@ def accuracy(tensors: Tensors, network: NetworkSpec, data: Dataset) -> torch.Ten
         whole = classes[block.own(classes)][:, block.rows].to(block.x.device)
         output = block.output(network)
         wanted = whole.expand(len(output), -1)
-        hit, clear = _hits(output, wanted)
+        lead, clear = _lead(output, wanted)
+        hit = lead > 0
         for part in block.pairs(~clear & block.present):
-            hit[part.model, part.row] = _hits(part.output(network), wanted[part.model, part.row][:, None])[0][:, 0]
+            own = wanted[part.model, part.row][:, None]
+            hit[part.model, part.row] = _is_first(part.output(network), own)[:, 0]
         right[block.models] += (hit & block.present).sum(dim=1).cpu()
     return right.double() / _samples(data)
 
@@ -98,39 +100,56 @@ def dead_units(tensors: Tensors, network: NetworkSpec, data: Dataset) -> torch.T
     in_any_order = not network.n_embedding and not network.centered
     for block in _blocks(tensors, network, data):
         before = block.codes(linear)
+        found = alive[block.models].to(before.device)
+        if network.hidden_activation != "topk" and _all_clear(before, block.present, found):
+            alive[block.models] = found.cpu()
+            continue
         active, idle = _activity(before, network)
         if in_any_order:
             exact = ((block.x != 0).sum(dim=2) <= 2).unsqueeze(2)
             fires = activated(before, network.hidden_activation, network) != 0
             active, idle = torch.where(exact, fires, active), torch.where(exact, ~fires, idle)
         there = block.present.unsqueeze(2)
-        found = alive[block.models].to(active.device) | (active & there).any(dim=1)
+        found |= (active & there).any(dim=1)
         open_ones = (~active & ~idle & there & ~found.unsqueeze(1)).any(dim=2)
-        for part in block.pairs(open_ones):
+        for part in block.pairs(open_ones & ~before.isnan().any(dim=2)):
             fires = (part.codes(network) != 0)[:, 0]
             found |= torch.zeros_like(found, dtype=torch.float32).index_add(0, part.model, fires.float()) > 0
         alive[block.models] = found.cpu()
     return (~alive).double().mean(dim=1)
 
 
-def _hits(output: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of outputs `[models, rows, n_outputs]` and classes `[models, rows]`: which are right, and of which that
-    is clear, bool `[models, rows]`."""
+def _lead(output: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """By how much the outputs `[models, rows, n_outputs]` of the classes `[models, rows]` are larger than all
+    others, and whether that is clear, `[models, rows]`; `output` is used up."""
+    wanted = wanted.unsqueeze(2)
+    own = output.gather(2, wanted)
+    lead = own.sub(output.scatter_(2, wanted, -torch.inf).amax(dim=2, keepdim=True)).squeeze(2)
+    return lead, (lead.abs() > _CLEAR * (1 + own.squeeze(2).abs())) | lead.isnan()
+
+
+def _is_first(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Which of the classes `[models, rows]` have the largest output, before others as large; bool."""
     number = torch.arange(output.shape[2], dtype=torch.int64, device=output.device)
     wanted = wanted.unsqueeze(2)
     own = output.gather(2, wanted)
-    lead = (own - output.masked_fill(number == wanted, -torch.inf).amax(dim=2, keepdim=True)).squeeze(2)
-    first = ~((output == own) & (number < wanted)).any(dim=2)
-    clear = lead.abs() > _CLEAR * (1 + own.squeeze(2).abs())
-    return (lead > 0) | ((lead == 0) & first), clear
+    return ~((output > own) | ((output == own) & (number < wanted))).any(dim=2)
+
+
+def _all_clear(before: torch.Tensor, present: torch.Tensor, found: torch.Tensor) -> bool:
+    """Whether the largest codes before a ReLU leave no question; units that are active are added to `found`,
+    bool `[models, n_hidden]`. The quick way, which most blocks go."""
+    most = torch.where(present.unsqueeze(2), before, -torch.inf).amax(dim=1)
+    found |= most > _CLEAR
+    return not bool((~found & (most >= -_CLEAR)).any())
 
 
 def _activity(before: torch.Tensor, network: NetworkSpec) -> tuple[torch.Tensor, torch.Tensor]:
     """Of codes before their activation, `[models, rows, n_hidden]`: which are clearly not 0 after it, and
     which clearly are."""
-    margin = _CLEAR * (1 + before.abs())
     if network.hidden_activation != "topk":
-        return before > margin, before < -margin
+        return before > _CLEAR, before < -_CLEAR
+    margin = _CLEAR * (1 + before.abs())
     ordered = before.sort(dim=2, descending=True).values
     least = ordered[:, :, network.top_k - 1, None]
     if network.top_k == network.n_hidden:
@@ -175,7 +194,7 @@ class _Pairs(_Part):
 
     @staticmethod
     def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        return folded_sum((left.mT * right).movedim(1, 0)).unsqueeze(1)
+        return total((left.mT * right).movedim(1, 0)).unsqueeze(1)
 
 
 @dataclass(frozen=True)

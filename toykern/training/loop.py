@@ -14,8 +14,8 @@ import torch
 
 from toykern.arguments.errors import describe
 from toykern.training.progress import BarMaker, bar_for
-from toykern.training.schedule import multipliers, schedule_from_config
 from toykern.training.records import Moment, records_of
+from toykern.training.schedule import multipliers, schedule_from_config
 from toykern.training.state import TrainingState
 from toykern.training.ways import AnyResident, evaluated, resident_of
 
@@ -28,9 +28,12 @@ _STRETCH_STEPS = 8  # fewer would spend their time on moving models in and out o
 
 
 def train(
-    run: State, stop: int, progress: bool | None | BarMaker, callback: Callable[[State], bool | None] | None = None
+    run: State,
+    stop: int,
+    progress: bool | None | BarMaker,
+    callback: Callable[[State], bool | None] | None = None,
 ) -> None:
-    """Advance a run until `stop` steps were made (or Ctrl-C, or `callback` returns True), stretch by stretch."""
+    """Advance a run until `stop` steps were made, Ctrl-C, or `callback` returns True, stretch by stretch."""
     if id(run) in _IN_TRAINING:
         raise RuntimeError("this run is being trained just now: a callback cannot train it further")
     _IN_TRAINING.add(id(run))

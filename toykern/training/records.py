@@ -1,7 +1,7 @@
-"""What `fit(record=…)` may name: of each record what it is, what it needs, its shape, and how it is measured.
+"""What `fit(record=…)` may name: of each record what it is, what it needs, its shape, how it is measured.
 
-`Settings.check` refuses by it, the loop measures by it, runs and stores name dimensions by it. A new record is
-a row of `RECORDS`.
+`Settings.check` refuses by it, the loop measures by it, runs and stores name dimensions by it. A new record
+is a row of `RECORDS`.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def _never_idle(asked: Asked) -> str | None:
         return None
     given = asked.network.hidden_activation
     return (
-        "codes that can be exactly 0 (hidden_activation 'relu', 'topk', or 'leaky_relu' with negative_slope=0), "
-        f"not hidden_activation={given!r}"
+        "codes that can be exactly 0 (hidden_activation 'relu', 'topk', or 'leaky_relu' with "
+        f"negative_slope=0), not hidden_activation={given!r}"
     )
 
 
@@ -198,7 +198,12 @@ RECORDS = {
             _geometry(metrics.superposition),
             dims=("feature",),
         ),
-        Record("density", "of sparse models, the fraction of connections there are", _density, lacks=_no_connections),
+        Record(
+            "density",
+            "of sparse models, the fraction of connections there are",
+            _density,
+            lacks=_no_connections,
+        ),
         Record(
             "explored",
             "of sparse models, the fraction of positions that ever had a connection",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from toykern.arguments.broadcast import broadcast_importance, broadcast_l1, broadcast_seed
-from toykern.arguments.errors import check_choice, check_dense_tensor, check_int, describe
+from toykern.arguments.errors import check_dense_tensor, check_int, describe
 from toykern.arguments.grids import Grid
 from toykern.arguments.memory import check_free_memory
 from toykern.data.dataset import Dataset
@@ -190,9 +190,9 @@ class Settings:
     ) -> Settings:
         """The settings of a run with this config and these arrays.
 
-        `data` and `test` are those described, where they are at hand. `schedule` is needed where it was a callable (else it
-        stays None), `topology` where there is a recipe: neither can be made of its description. Rates of the
-        optimizer are the arrays', as numbers where they are still those described.
+        `data` and `test` are those described, where they are at hand. `schedule` is needed where it was a
+        callable (else it stays None), `topology` where there is a recipe: neither can be made of its
+        description. Rates of the optimizer are the arrays', as numbers where they are still those described.
         """
         described = config["optimizer"]
         told = {name: told_rate(described, name) for name in rate_names(described)}

@@ -53,7 +53,13 @@ class TrainingState:
         """What the run was told, as its config and arrays have it."""
         recipe = None if self.topology is None else self.topology.recipe
         return Settings.from_config(
-            self.config, self.arrays, data=self.data, test=self.test, schedule=self.schedule, topology=recipe, grid=self.grid
+            self.config,
+            self.arrays,
+            data=self.data,
+            test=self.test,
+            schedule=self.schedule,
+            topology=recipe,
+            grid=self.grid,
         )
 
     @property
