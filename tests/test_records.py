@@ -15,7 +15,7 @@ from torch.nn import functional
 import toykern as tk
 from toykern.network.activations import OUTPUT_ACTIVATIONS
 from toykern.results.labels import trailing_dims
-from toykern.training import looking
+from toykern.training import batched, looking, ways
 from toykern.training.records import RECORDS, norms_of, records_of
 
 STEPS, EVERY = 14, 4
@@ -416,3 +416,19 @@ def test_leaky_relu_of_slope_0_is_idle_too():
     model = mlp("leaky_relu", negative_slope=0.0)
     run = tk.fit(model, of_labels(), 2, record=["dead_units"], test=of_labels(), progress=False)
     assert bool(((run.records["dead_units"] >= 0) & (run.records["dead_units"] <= 1)).all())
+
+
+# ---- by batched products, as on a CUDA device --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2**31, 1])
+@pytest.mark.parametrize("case", CASES)
+def test_records_of_what_batched_products_train(case, size, monkeypatch):
+    """Here on the CPU: the same ways of reading weights, and blocks of models in the loss."""
+    monkeypatch.setattr(ways, "way_of", lambda device, asked: ways.BATCHED)
+    monkeypatch.setattr(batched, "_LOOKED_BYTES", size)
+    run = trained(case, snapshots=ENDS)
+    assert run.provenance["trainer"] == ways.BATCHED
+    for name, values in run.records.items():
+        wanted = [[expected(run, name, run.snapshots[end], i) for end in ENDS] for i in range(run.n_models)]
+        np.testing.assert_allclose(values, np.array(wanted), rtol=5e-6, err_msg=name)

@@ -238,8 +238,8 @@ def evaluate_batched(
     l1: torch.Tensor | None = None,
     parameters: Tensors | None = None,
 ) -> torch.Tensor:
-    """As `toykern.training.kernels.evaluate_models`, by batched products; where all of a dataset is looked at,
-    some models at a time."""
+    """As `toykern.training.kernels.evaluate_models`, by batched products; of a whole dataset, some models
+    at a time."""
     network = model.network.trained_for(objective)
     fixed = {name: held.contiguous() for name, held in model.fixed_tensors().items()}
     given = model.stacked_parameters() if parameters is None else parameters

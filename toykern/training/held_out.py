@@ -1,4 +1,4 @@
-"""The dataset on which a training is looked at, `fit(test=…)`: its check and its place in what a run keeps."""
+"""The dataset on which a training is looked at, `fit(test=…)`: its check, its place in what a run keeps."""
 
 from __future__ import annotations
 
