@@ -116,6 +116,21 @@ def measured() -> dict[str, torch.Tensor]:
     }
 
 
+def looked_at(path: Path) -> dict[str, torch.Tensor]:
+    """All records of a network that is looked at on a second dataset, and a part of its run."""
+    x = tk.SparseFeatures(6, 0.5).sample(0, 12, n_models=2)
+    labels = [0, 1, 2] * 4
+    sets = tk.Dataset(x[:1], labels=labels), tk.Dataset(tk.SparseBatch.from_dense(x), labels=labels)
+    model = tk.MLP(6, 4, n_models=2, n_outputs=3, hidden_activation="relu", dtype=torch.float32, device="cpu")
+    run = tk.fit(
+        model, sets[0], 6, record=["accuracy", "test_loss", "test_accuracy", "dead_units", "norms"],
+        test=sets[1], loss="cross_entropy", progress=False, callback=lambda run: False,
+    )  # fmt: skip
+    run.isel(model=[1, 0]).save(path / "part")
+    part = tk.Run.load(path / "part")
+    return run.records | {f"part/{name}": values for name, values in part.records.items()}
+
+
 def network() -> nn.Sequential:
     parts = nn.Linear(12, 8, **PLAIN), nn.ReLU(), nn.Linear(8, 3, **PLAIN)
     with torch.no_grad():
@@ -149,6 +164,7 @@ CORE: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     "metrics": lambda path: measured(),
     "fit": lambda path: trained(),
     "store": stored,
+    "looked at": looked_at,
     "SET": lambda path: updated(tk.SET(interval=2, end=6)),
     "RigL, groups": lambda path: updated(tk.RigL(interval=2, end=6), grouped=True),
     "SRigL": lambda path: updated(tk.SRigL(interval=2, end=6, ablation=0.5)),
