@@ -12,12 +12,14 @@
 // Owner      one worker a part
 // Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level and the
 //            model's own data
+//            networks of a few units: samples in lanes, one pass over a tile (general_lanes.inl)
 // Limits     none but memory: it is what all others may fall back to
 // Twin       none on a device, where toykern/training/batched.py does the same by products of torch's library
 // Roof       fused multiply-adds: o m forward and 2 o m backward a row when dense, three times o for a unit that is on else
 #pragma once
 #include "cpu/resident/active_codes.inl"
 #include "cpu/resident/entry_rows.inl"
+#include "cpu/resident/general_lanes.inl"
 #include "cpu/resident/general_model.inl"
 #include "cpu/resident/general_outputs.inl"
 #include "cpu/resident/tile_source.inl"
@@ -47,6 +49,7 @@ class GeneralWorker {
         longest_ = np_ > op_ ? np_ : op_;
         longest_ = longest_ > ip_ ? longest_ : ip_;
         zeros_ = w.take<float>((size_t)longest_);
+        lanes_.carve(w, net, finite, rows);
         int64_t deepest = m_ > net.n_outputs ? m_ : net.n_outputs;
         deepest = deepest > in_ ? deepest : in_;
         panel_ = w.take<float>((size_t)((deepest > n_ ? deepest : n_) + kPanelDepth) * kBlockVectors * kLanes);
@@ -65,6 +68,7 @@ class GeneralWorker {
     void choose(GeneralModel& model, int64_t batch_size) {
         batch_size_ = batch_size;
         model.choose(batch_size);
+        in_lanes_ = lanes_.fits() && model.folded;
     }
     const char* form(int64_t) const { return "general"; }
 
@@ -80,8 +84,10 @@ class GeneralWorker {
         l1_back_ = (float)(model.l1 / ((double)batch_size_ * (double)gradient_factor(net_, batch_size_)));
         for (int64_t i = 0; i < longest_; i += kLanes) store(zeros_ + i, fzero());
         if (outputs_.surveys()) round(key, first, last, true);
+        if (in_lanes_) lanes_.begin();
         loss_ = 0.0;
         round(key, first, last, false);
+        if (in_lanes_) lanes_.finish(g_);
         return loss_;
     }
     void take(const Tile& tile) {
@@ -94,12 +100,19 @@ class GeneralWorker {
     void round(const StreamKey& key, int64_t first, int64_t last, bool survey) {
         survey_ = survey;
         visited_ = 0;
-        source_.each_tile(key, first, last, rows_max_, true, *this);
+        source_.each_tile(key, first, last, rows_max_, !in_lanes_, *this);
         if (last - first > visited_)
             pass(Tile{1, 0, nullptr, nullptr, nullptr, zeros_, zeros_}, (double)(last - first - visited_));
     }
+    // The same in lanes.
+    void pass_in_lanes(const Tile& tile, double times) {
+        double norm = 0.0;
+        loss_ += lanes_.pass(*model_, tile, source_.listed() || times != 1.0, times, l1_back_, norm);
+        loss_ += norm * l1_;
+    }
     // A tile, whose rows count `times` each (more than once: there is one row).
     void pass(const Tile& tile, double times) {
+        if (in_lanes_) return pass_in_lanes(tile, times);
         const GeneralModel& w = *model_;
         const int64_t rows = tile.rows;
         const bool dense = tile.entries * kManyEntries > rows * n_;
@@ -202,10 +215,11 @@ class GeneralWorker {
     GeneralCodes codes_;
     GeneralOutputs outputs_;
     ActiveCodes active_;
+    GeneralLanes lanes_;
     const GeneralModel* model_;
     GeneralModel::Gradient g_;
     int64_t n_, m_, in_, np_, mp_, op_, ip_, longest_, rows_max_, batch_size_, visited_;
-    bool selects_, survey_;
+    bool selects_, survey_, in_lanes_;
     double loss_, l1_;
     float l1_back_;
     float *embedded_, *h_, *kept_, *dh_, *z_, *target_, *zeros_, *panel_;
