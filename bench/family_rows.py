@@ -140,6 +140,24 @@ def grokking(p: int = 97, width: int = 500, models: int = 8, fraction: float = 0
     )  # fmt: skip
 
 
+def double_descent(n: int = 10_000, samples: int = 5_000, p: float = 1e-3) -> Row:
+    """Double descent (Henighan et al. 2023) at its published width: one model of two dimensions, full batch."""
+    return Row(
+        "double-descent",
+        f"Double descent: {n:,} → 2, {samples:,} samples, full batch",
+        20.0,
+        lambda: tk.TiedAutoencoder(n, 2),
+        tk.SparseFeatures(n, p).dataset(samples, seed=0, normalize="unit"),
+        None,
+        "adamw",
+        lr=1e-3,
+        weight_decay=1e-2,
+        settings={"loss_reduction": "sum"},
+        steps=40,
+        peer_steps=3,
+    )  # fmt: skip
+
+
 def toy_saes(models: int = 16, batch_size: int = 1024) -> Row:
     """Sparse autoencoders over a toy model's two dimensions (ARENA): 2 → 5 → 2 on e = P x, five features."""
     return Row(
@@ -205,6 +223,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     "s-curves": s_curves,
     "s-curves-full": lambda: s_curves(hidden=100),
     "grokking": grokking,
+    "double-descent": double_descent,
     "toy-saes": toy_saes,
     "saes": saes,
     "monosemanticity": lambda: monosemanticity(0.0),

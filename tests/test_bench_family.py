@@ -26,12 +26,13 @@ pytestmark = pytest.mark.slow
 TINY: dict[str, Callable[[], family_rows.Row]] = {
     "s-curves": lambda: family_rows.s_curves(models=4, n=6),
     "grokking": lambda: family_rows.grokking(p=5, width=6, models=2, fraction=0.5),
+    "double-descent": lambda: family_rows.double_descent(n=12, samples=20, p=0.3),
     "toy-saes": lambda: family_rows.toy_saes(models=4, batch_size=64),
     "saes": lambda: family_rows.saes(models=3, d=4, hidden=6, directions=8, batch_size=16),
     "monosemanticity": lambda: family_rows.monosemanticity(-0.1, n=16, d=4, hidden=8, batch_size=32),
     "lamb": lambda: family_rows.monosemanticity(0.0, "lamb", n=16, d=4, hidden=8, batch_size=32),
 }
-OF_DATASETS = ("s-curves", "grokking")
+OF_DATASETS = ("s-curves", "grokking", "double-descent")
 
 
 @pytest.mark.parametrize("key", OF_DATASETS)

@@ -13,7 +13,7 @@ from toykern import experiments
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-import gallery  # noqa: E402
+import gallery
 
 each_record = pytest.mark.parametrize("name", gallery.recorded())
 

@@ -66,7 +66,8 @@ def loss_of(xp: Any, row: Row, network: Any, gather: bool) -> Callable[..., Any]
         return a * a if network.hidden_activation == "square" else a
 
     def loss(tensors: dict[str, Any], x: Any, target: Any, prices: Any) -> Any:
-        encoder, decoder = tensors["encoder"], tensors["decoder"]
+        encoder = tensors["weight" if network.tied else "encoder"]
+        decoder = encoder.mT if network.tied else tensors["decoder"]
         if x is None:
             codes = encoder.mT
         elif gather:
@@ -86,6 +87,8 @@ def loss_of(xp: Any, row: Row, network: Any, gather: bool) -> Callable[..., Any]
         output = codes @ decoder.mT
         if "bias" in tensors:
             output = output + tensors["bias"][:, None]
+        if network.output_activation == "relu":
+            output = xp.clip(output, 0)
         samples = codes.shape[1]
         total = xp.square(output - target).sum() / (samples * (network.n_outputs if mean else 1))
         if prices is None:
@@ -247,7 +250,7 @@ def jax_contender(row: Row, variant: Variant, threads: int) -> Contender:
             seen = x
             if row.streams:
                 seen = JAX_DRAWS[variant.draw](
-                    jax, batch_key, shape, probability, n_models=tensors["encoder"].shape[0]
+                    jax, batch_key, shape, probability, n_models=next(iter(tensors.values())).shape[0]
                 )
             gradient = jax.grad(
                 lambda tensors: loss(tensors | data["fixed"], seen, data.get("target"), data["prices"])
