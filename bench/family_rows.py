@@ -141,7 +141,7 @@ def grokking(p: int = 97, width: int = 500, models: int = 8, fraction: float = 0
 
 
 def double_descent(n: int = 10_000, samples: int = 5_000, p: float = 1e-3) -> Row:
-    """Double descent (Henighan et al. 2023) at its published width: one model of two dimensions, full batch."""
+    """Double descent (Henighan et al. 2023) at its published width: two hidden dimensions, full batch."""
     return Row(
         "double-descent",
         f"Double descent: {n:,} → 2, {samples:,} samples, full batch",
