@@ -185,14 +185,16 @@ def judge(
         opposite = _share_opposite(weight[1, at], shared[1, at])
         ranks = places[single[1, at]].mean(), places[shared[1, at]].mean()
         seen = (
-            f"at p = {densities[at]:g} mean rank {ranks[0]:.1f} with a dimension of their own, {ranks[1]:.1f} in "
+            f"at p = {densities[at]:g} mean rank {ranks[0]:.1f} with a dimension of their own, "
+            f"{ranks[1]:.1f} in "
             f"superposition; {100 * opposite:.0f}% of these in an antipodal pair"
         )
         agrees, note = bool(ranks[0] < ranks[1] and opposite > 0.5), ""
     outcomes.append(
         Outcome(
             f"Where superposition begins, {size}",
-            "with the less important features, in antipodal pairs; the most important ones keep dimensions of "
+            "with the less important features, in antipodal pairs; the most important ones keep "
+            "dimensions of "
             "their own (same section)",
             seen,
             agrees,
@@ -258,7 +260,11 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     figure.supxlabel("feature i, by falling importance", fontsize=10)
     figure.colorbar(image, ax=panels[: len(all_sizes)].ravel().tolist(), label="Wᵢ·Wⱼ, bias bᵢ", aspect=30)
     figure.colorbar(
-        shades, ax=panels[len(all_sizes) :].ravel().tolist(), label="superposition Σⱼ (Ŵᵢ·Wⱼ)²", aspect=30, extend="max"
+        shades,
+        ax=panels[len(all_sizes) :].ravel().tolist(),
+        label="superposition Σⱼ (Ŵᵢ·Wⱼ)²",
+        aspect=30,
+        extend="max",
     )
 
 
@@ -268,7 +274,8 @@ EXPERIMENT = Experiment(
     source="Elhage et al. 2022, Toy Models of Superposition, section Demonstrating superposition",
     summary=(
         "Tied autoencoders with a linear and with a ReLU output, 20 features in 5 dimensions (importance "
-        "0.7^i) and 80 in 20 (0.9^i), at densities from 1 to 0.001. The linear model keeps the most important "
+        "0.7^i) and 80 in 20 (0.9^i), at densities from 1 to 0.001. The linear model keeps the most "
+        "important "
         "features, one a dimension, at every density; the ReLU model does so for dense features, and puts "
         "more and more of them into superposition as they grow rarer."
     ),

@@ -109,7 +109,8 @@ def judge(
     )
     if level.any():
         first, last = rarity[level][[0, -1]]
-        where = f"D* = {dimensions[level].max():.2f} … {dimensions[level].min():.2f} for 1/p = {first:.2f} … {last:.2f}"
+        high, low = dimensions[level].max(), dimensions[level].min()
+        where = f"D* = {high:.2f} … {low:.2f} for 1/p = {first:.2f} … {last:.2f}"
     else:
         where = "D* is nowhere within 0.05 of 1/2"
     values = own[represented]
@@ -147,7 +148,8 @@ def judge(
         ),
         Outcome(
             "Other polytopes",
-            "features gather at the dimensionalities of tetrahedra, triangles, pentagons and square antiprisms "
+            "features gather at the dimensionalities of tetrahedra, triangles, pentagons and square "
+            "antiprisms "
             "as well (same section)",
             f"of all represented features, within {_NEAR} of: "
             + ", ".join(f"{name} {100 * share:.1f}%" for name, share in shares.items()),

@@ -1,4 +1,4 @@
-"""One of five features more or less often active than the others: a pentagon gives way to two opposite pairs."""
+"""One of five features rarer or denser than the others: a pentagon gives way to two opposite pairs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PUBLISHED_CHANGE = 0.4
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set: `points` relative densities of the varied feature, 0.1 … 10, and `seeds` of each start."""
+    """What may be set: `points` relative densities of the varied feature, 0.1 … 10; `seeds` of each start."""
 
     density: float = 0.05
     points: int = 41
@@ -120,7 +120,7 @@ def kind_of(weight: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def neighbour_angle(weight: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean angle between the varied feature and its neighbours on either side, degrees; weight `[…, 2, 5]`."""
+    """Mean angle between the varied feature and its two neighbours, degrees; weight `[…, 2, 5]`."""
     angle = np.arctan2(weight[..., 1, :], weight[..., 0, :]).astype(np.float64)
     ahead = np.mod(angle - angle[..., VARIED : VARIED + 1], 2 * np.pi)
     others = np.sort(np.delete(ahead, VARIED, axis=-1), axis=-1)
@@ -181,14 +181,15 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
 def judge(
     ratio: NDArray[Any], lowest: NDArray[Any], angle: NDArray[Any], best_kind: NDArray[Any]
 ) -> list[Outcome]:
-    """Beside the paper: `lowest` is `[3, ratios]`, NaN where a solution was not found, the others `[ratios]`."""
+    """Beside the paper: `lowest` is `[3, ratios]`, NaN where not found, the others `[ratios]`."""
     change = crossing(ratio, lowest[0], lowest[1])
     step = float(np.log(ratio[1] / ratio[0])) if len(ratio) > 1 else np.inf
     tolerance = np.log(1.25)
     sparser, denser = angle[ratio < 0.7], angle[ratio > 1.4]
     both = np.isfinite(lowest[:2]).all(axis=0)
     place_note = (
-        "the paper says where it sees the change, not by which criterion: this is where the exact minima change "
+        "the paper says where it sees the change, not by which criterion: this is where the exact minima "
+        "change "
         "places; which minimum one run ends in is another question, and was not compared"
     )
     coarse = step > tolerance
@@ -225,11 +226,14 @@ def judge(
         Outcome(
             "The pentagon before the change",
             "stretches: the others move away from a denser feature and towards a sparser one (same section)",
-            f"mean angle to its neighbours {np.nanmin(angle):.0f}° … {np.nanmax(angle):.0f}°, from sparse to dense",
+            f"mean angle to its neighbours {np.nanmin(angle):.0f}° … {np.nanmax(angle):.0f}°, from sparse "
+            "to dense",
             bool(np.nanmax(sparser) < 72.0 < np.nanmin(denser))
             if np.isfinite(sparser).any() and np.isfinite(denser).any()
             else None,
-            "" if np.isfinite(sparser).any() and np.isfinite(denser).any() else "no pentagon on one of the sides",
+            ""
+            if np.isfinite(sparser).any() and np.isfinite(denser).any()
+            else "no pentagon on one of the sides",
         ),
     ]
 
@@ -255,10 +259,8 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
         label=f"published change: about {PUBLISHED_CHANGE}",
     )
     losses.set(xscale="log", yscale="log", ylabel="lowest loss, mean over features")
-    losses.legend(frameon=False, fontsize=8, loc="upper left")
-    angles.plot(
-        ratio, findings["neighbour_angle"], color=VERMILLION, marker="o", markersize=3, linewidth=1.4
-    )
+    losses.legend(frameon=False, fontsize=8, loc="lower right")
+    angles.plot(ratio, findings["neighbour_angle"], color=VERMILLION, marker="o", markersize=3, linewidth=1.4)
     angles.axhline(72.0, color=GREY, linestyle="--", linewidth=1.0)
     angles.annotate("regular: 72°", (0.98, 72.0), xycoords=("axes fraction", "data"), xytext=(0, -3),
                     textcoords="offset points", ha="right", va="top", fontsize=8, color=GREY)  # fmt: skip
@@ -271,7 +273,9 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     angles.set_title("pentagons", fontsize=10)
     wanted = np.geomspace(ratio.min(), ratio.max(), 5)
     for column, value in enumerate(wanted):
-        _draw_best(figure.add_subplot(grid_[1, column]), findings, int(np.abs(np.log(ratio / value)).argmin()))
+        _draw_best(
+            figure.add_subplot(grid_[1, column]), findings, int(np.abs(np.log(ratio / value)).argmin())
+        )
 
 
 def _draw_best(ax: Axes, findings: Findings, at: int) -> None:

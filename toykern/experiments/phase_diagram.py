@@ -33,7 +33,14 @@ from toykern.results.store_format import check_path
 from toykern.sweeps import Sweep, SweepPlan, sweep
 from toykern.training.optim import AdamW
 
-__all__ = ["EXPERIMENT", "PhaseDiagram", "diagram_of", "fresh_loss", "phase_diagram_grid", "train_phase_diagram"]
+__all__ = [
+    "EXPERIMENT",
+    "PhaseDiagram",
+    "diagram_of",
+    "fresh_loss",
+    "phase_diagram_grid",
+    "train_phase_diagram",
+]
 
 EXPERIMENT = phase_experiment("phase-diagram", 2, 1)
 
@@ -171,7 +178,10 @@ def train_phase_diagram(
         check_size("the number of models, shape[0] · shape[1] · seeds,", shape[0] * shape[1] * seeds)
     whole = phase_diagram_grid(shape, seeds)
 
-    plan, measure = PhasePlan(n_features, n_hidden, seed, device, shape[0] * shape[1], seeds), PhaseMeasure(seed)
+    plan, measure = (
+        PhasePlan(n_features, n_hidden, seed, device, shape[0] * shape[1], seeds),
+        PhaseMeasure(seed),
+    )
     settings: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "optimizer": AdamW(lr=lr), "schedule": schedule,
     }  # fmt: skip

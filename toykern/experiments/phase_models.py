@@ -46,6 +46,7 @@ class PhasePlan:
     seeds: int
 
     def __call__(self, points: Grid, index: Tensor) -> dict[str, Any]:
+        """The arguments of `toykern.fit` for the models of these numbers in the grid."""
         # The first model of every point, then the second of every one: so more seeds change none of them.
         point, nth = index // self.seeds, index % self.seeds
         own_seed = (self.seed << 32) + nth * self.n_points + point
@@ -71,6 +72,7 @@ class PhaseMeasure:
     seed: int
 
     def __call__(self, run: Run, points: Grid, index: Tensor) -> dict[str, Tensor]:
+        """The loss of each model of a finished run, by its name in a store."""
         return {FRESH_LOSS: fresh_loss(run, points, self.seed)}
 
 

@@ -1,4 +1,4 @@
-"""The phase diagrams as experiments: the same settings, outcomes and figure for n = 2, m = 1 and n = 3, m = 2."""
+"""The phase diagrams as experiments: what those of two and of three features have in common."""
 
 from __future__ import annotations
 
@@ -57,8 +57,10 @@ def phase_experiment(name: str, n_features: int, n_hidden: int) -> Experiment:
         source=_SOURCE,
         summary=(
             f"Tied autoencoders of {n_features} features and {n_hidden} hidden dimension"
-            f"{'s' * (n_hidden > 1)}, ten at each point of a grid of feature density × relative importance of "
-            "the last feature; the best of each, by fresh loss, shows whether that feature is left out, has a "
+            f"{'s' * (n_hidden > 1)}, ten at each point of a grid of feature density × relative "
+            "importance of "
+            "the last feature; the best of each, by fresh loss, shows whether that feature is left out, "
+            "has a "
             "dimension of its own or is in superposition. The three regions have sharp borders, which follow "
             "from the exact losses of solutions made by hand."
         ),
@@ -90,7 +92,7 @@ def _stages(n_features: int, n_hidden: int) -> Callable[[Settings], list[Stage]]
 
 
 def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
-    """The phase of the last feature in the best model of each point, beside that of the best exact solution."""
+    """The phase of the last feature in each point's best model, and in the best exact solution."""
     models = trained[STAGE]
     loss = models.read(FRESH_LOSS)
     weight = take(models.read("weight"), best_over(loss))
@@ -119,29 +121,30 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
 def judge(
     density: NDArray[Any], phase: NDArray[Any], theory: NDArray[Any], norm: NDArray[Any]
 ) -> list[Outcome]:
-    """The diagram beside theory and the paper; `phase`, `theory` and `norm` are `[importances, densities]`."""
+    """The diagram beside theory and the paper; the arrays are `[importances, densities]`."""
     agreement = float((phase == theory).mean())
     shares = [float((phase == kind).mean()) for kind in range(3)]
     expected = [float((theory == kind).mean()) for kind in range(3)]
     dense, rare = density >= _DENSE, density <= _RARE
     crowded = float((phase[:, dense] == metrics.SUPERPOSITION).mean()) if dense.any() else np.nan
     packed, expected_packed = (
-        float((of[:, rare] == metrics.SUPERPOSITION).mean()) if rare.any() else np.nan for of in (phase, theory)
+        float((of[:, rare] == metrics.SUPERPOSITION).mean()) if rare.any() else np.nan
+        for of in (phase, theory)
     )
     undecided = float(((norm > 0.25) & (norm < 0.75)).mean())
     return [
         Outcome(
             "Beside theory",
-            "the phases are those of the best of the exact solutions (section Superposition as a Phase Change)",
+            "the phases are those of the best of the exact solutions (section Superposition as a Phase "
+            "Change)",
             f"{100 * agreement:.1f}% of {phase.size} points agree",
             agreement >= 0.9,
         ),
         Outcome(
             "Three phases",
-            "the last feature is not represented, has a dimension of its own, or is in superposition (same section)",
-            "in this order {:.0%}, {:.0%} and {:.0%} of the points (theory: {:.0%}, {:.0%} and {:.0%})".format(
-                *shares, *expected
-            ),
+            "the last feature is not represented, has a dimension of its own, or is in superposition (same "
+            "section)",
+            f"{_percent(shares)} of the points in this order (theory: {_percent(expected)})",
             bool(min(shares) > 0.05),
         ),
         Outcome(
@@ -149,7 +152,9 @@ def judge(
             "superposition is for rare features: there is none for dense ones (same section)",
             f"in superposition {crowded:.0%} of the points with p ≥ {_DENSE}, {packed:.0%} of those with p ≤ "
             f"{_RARE} (theory: {expected_packed:.0%})",
-            bool(crowded < 0.05 and abs(packed - expected_packed) < 0.1) if dense.any() and rare.any() else None,
+            bool(crowded < 0.05 and abs(packed - expected_packed) < 0.1)
+            if dense.any() and rare.any()
+            else None,
             "" if dense.any() and rare.any() else "no such densities were trained",
         ),
         Outcome(
@@ -161,9 +166,16 @@ def judge(
     ]
 
 
+def _percent(shares: list[float]) -> str:
+    return ", ".join(f"{share:.0%}" for share in shares)
+
+
 def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     """The diagram by colour, with the exact borders."""
     ax = figure.subplots()
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.set(rect=(0.0, 0.0, 0.93, 1.0))  # the key is wider than the legend that room is made for
     phase_diagram(findings["weight"], findings["importance"], findings["density"], ax=ax)
     agreement = (findings["phase"] == findings["theory"]).mean()
     ax.set_title(f"{ax.get_title()}\n{agreement:.1%} of the points as in theory", fontsize=11)
