@@ -19,26 +19,33 @@ from torch import Tensor
 
 from toykern import metrics
 from toykern.arguments.errors import check_flag, check_int, check_number, check_size, describe
-from toykern.arguments.grids import Grid, grid
-from toykern.data.features import SparseFeatures
+from toykern.experiments.phase_models import (
+    FRESH_LOSS,
+    PhaseMeasure,
+    PhasePlan,
+    fresh_loss,
+    phase_diagram_grid,
+)
+from toykern.experiments.phase_outcomes import phase_experiment
 from toykern.fitting.fitting import fit
-from toykern.nn import TiedAutoencoder
 from toykern.results.run import Run
 from toykern.results.store_format import check_path
 from toykern.sweeps import Sweep, SweepPlan, sweep
-from toykern.training.evaluation import evaluate
 from toykern.training.optim import AdamW
 
-__all__ = ["PhaseDiagram", "diagram_of", "phase_diagram_grid", "train_phase_diagram"]
+__all__ = [
+    "EXPERIMENT",
+    "PhaseDiagram",
+    "diagram_of",
+    "fresh_loss",
+    "phase_diagram_grid",
+    "train_phase_diagram",
+]
 
-FRESH_LOSS = "fresh_loss"
-"""The name of `PhaseDiagram.loss` in a store."""
+EXPERIMENT = phase_experiment("phase-diagram", 2, 1)
 
-MINIMUM_IMPORTANCE, MAXIMUM_IMPORTANCE = 0.1, 10.0
-MINIMUM_DENSITY = 0.01
 MAX_POINTS = 1 << 16
 """Largest number of points along importance or density."""
-_EVALUATION_SAMPLES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -85,16 +92,6 @@ class PhaseDiagram:
     def agreement(self) -> float:
         """Fraction of the grid where the trained phase is that of the best hand-made solution."""
         return float((self.phase == self.theory).mean())
-
-
-def phase_diagram_grid(shape: Sequence[int], seeds: int) -> Grid:
-    """The grid importance (0.1 … 10) × density (0.01 … 1), both logarithmic, × `seeds` models a point."""
-    points_importance, points_density = shape
-    return grid(
-        importance=np.geomspace(MINIMUM_IMPORTANCE, MAXIMUM_IMPORTANCE, points_importance),
-        density=np.geomspace(MINIMUM_DENSITY, 1.0, points_density),
-        seed=range(seeds),
-    )
 
 
 def train_phase_diagram(
@@ -181,7 +178,10 @@ def train_phase_diagram(
         check_size("the number of models, shape[0] · shape[1] · seeds,", shape[0] * shape[1] * seeds)
     whole = phase_diagram_grid(shape, seeds)
 
-    plan, measure = _Plan(n_features, n_hidden, seed, device, shape[0] * shape[1], seeds), _Measure(seed)
+    plan, measure = (
+        PhasePlan(n_features, n_hidden, seed, device, shape[0] * shape[1], seeds),
+        PhaseMeasure(seed),
+    )
     settings: dict[str, Any] = {
         "steps": steps, "batch_size": batch_size, "optimizer": AdamW(lr=lr), "schedule": schedule,
     }  # fmt: skip
@@ -244,66 +244,3 @@ def diagram_of(done: Sweep) -> PhaseDiagram:
         sweep=done,
         interrupted=done.interrupted,
     )
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The models of some points, as `toykern.sweep` asks for them; other processes can be given it."""
-
-    n_features: int
-    n_hidden: int
-    seed: int
-    device: str | torch.device
-    n_points: int
-    seeds: int
-
-    def __call__(self, points: Grid, index: Tensor) -> dict[str, Any]:
-        # The first model of every point, then the second of every one: so more seeds change none of them.
-        point, nth = index // self.seeds, index % self.seeds
-        own_seed = (self.seed << 32) + nth * self.n_points + point
-        return {
-            "model": TiedAutoencoder(
-                self.n_features,
-                self.n_hidden,
-                points.n_models,
-                seed=own_seed,
-                dtype=torch.float32,
-                device=self.device,
-            ),
-            "data": SparseFeatures(self.n_features, points.density[:, None]),
-            "importance": _importance(points, self.n_features),
-            "seed": own_seed,
-        }
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """The loss on fresh data, as `toykern.sweep` asks for it."""
-
-    seed: int
-
-    def __call__(self, run: Run, points: Grid, index: Tensor) -> dict[str, Tensor]:
-        return {FRESH_LOSS: fresh_loss(run, points, self.seed)}
-
-
-def _importance(points: Grid, n_features: int) -> Tensor:
-    """float32 `[models, n_features]`: that of the last feature varies."""
-    importance = torch.ones(points.n_models, n_features, dtype=torch.float32, device="cpu")
-    importance[:, -1] = points.importance
-    return importance
-
-
-def fresh_loss(run: Run, points: Grid, seed: int) -> Tensor:
-    """Loss of every model on data that none was trained on, float64 CPU `[models]`.
-
-    What tells the solutions apart is samples with two active features, a share of about p²: random samples
-    would have too few of them. All models see the same, also those of another chunk.
-    """
-    return evaluate(
-        run.model,
-        SparseFeatures(run.data.n_features, points.density[:, None]),
-        samples=_EVALUATION_SAMPLES,
-        seed=seed,
-        importance=_importance(points, run.data.n_features),
-        method="stratified",
-    ).cpu()

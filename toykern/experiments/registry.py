@@ -6,7 +6,15 @@ from importlib import import_module
 
 from toykern.experiments.experiment import Experiment
 
-MODULES = ("intro_polygons",)
+MODULES = (
+    "intro_polygons",
+    "demonstration",
+    "phase_diagram",
+    "phase_diagram_3",
+    "geometry",
+    "one_feature_perturbed",
+    "exact_critical_points",
+)
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
 
