@@ -6,7 +6,11 @@ from importlib import import_module
 
 from toykern.experiments.experiment import Experiment
 
-MODULES = ("intro_polygons",)
+MODULES = (
+    "intro_polygons",
+    "correlated_features",
+    "energy_levels",
+)
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
 
