@@ -218,13 +218,10 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.0, 1.0))
     values, seen = findings["dimensionality"][shown], findings["norm"][shown] > REPRESENTED
 
-
     colours = colormaps["cividis"](np.linspace(0, 0.95, values.shape[1]))
     for feature, colour in enumerate(colours):
         above.plot(steps, values[:, feature], color=colour, linewidth=0.5, alpha=0.35)
-        above.plot(
-            steps, np.where(seen[:, feature], values[:, feature], np.nan), color=colour, linewidth=1.3
-        )
+        above.plot(steps, np.where(seen[:, feature], values[:, feature], np.nan), color=colour, linewidth=1.3)
     for level, name in ((1, "dedicated"), (2 / 3, "triangle"), (1 / 2, "digon"), (2 / 5, "pentagon")):
         above.axhline(level, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
         above.text(0.01, level + 0.01, name, fontsize=8, color=GREY, transform=above.get_yaxis_transform())

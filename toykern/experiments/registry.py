@@ -10,6 +10,8 @@ MODULES = (
     "intro_polygons",
     "correlated_features",
     "energy_levels",
+    "relu_hidden",
+    "absolute_value",
 )
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
