@@ -12,6 +12,8 @@ MODULES = (
     "energy_levels",
     "relu_hidden",
     "absolute_value",
+    "adversarial",
+    "residual_mlp",
 )
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
