@@ -122,9 +122,9 @@ def one_for_each_sign(encoder: NDArray[Any], share: float) -> bool:
 def asymmetric_neurons(encoder: NDArray[Any], decoder: NDArray[Any], share: float) -> NDArray[np.bool_]:
     """Which neurons store two features by unequal weights and read them by reciprocal ones, `[neurons]`.
 
-    Of the features that a neuron computes (|weight in| × weight out at least `share` of an exact |x|, which is
-    1), the two with the largest weights in, a > b, count where b < 0.7 a and the weight out of the second is
-    more than 1/0.7 of the first's. Of the paper's example, W = (2, −1/2) and (1/2, 2):
+    Of the features that a neuron computes (|weight in| × weight out at least `share` of an exact |x|, which
+    is 1), the two with the largest weights in, a > b, count where b < 0.7 a and the second's weight out is more
+    than 1/0.7 of the first's. Of the paper's example, W = (2, −1/2) and (1/2, 2):
 
     >>> asymmetric_neurons(np.array([[2.0, -0.5]]), np.array([[0.5], [2.0]]), share=0.2).tolist()
     [True]
@@ -190,8 +190,8 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
         ),
         Outcome(
             "In between",
-            "many pure neurons beside some polysemantic ones; those of the most important features tend to be "
-            "monosemantic",
+            "many pure neurons beside some polysemantic ones; those of the most important features tend to "
+            "be monosemantic",
             "pure: "
             + (", ".join(f"{100 * single[at]:.0f}% at p = {densities[at]:g}" for at in inner) or "none")
             + f"; mean rank of the main features of {len(pure)} pure neurons "
@@ -205,8 +205,8 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
             "Asymmetric Superposition Motif)",
             f"{int(asymmetric.sum())} neurons at "
             + (", ".join(f"p = {p:g}" for p in densities[asymmetric.any(axis=1)]) or "no density")
-            + f", of {polysemantic} polysemantic ones; {int((decoder < -0.3).sum())} inhibiting weights below "
-            "−0.3",
+            + f", of {polysemantic} polysemantic ones; {int((decoder < -0.3).sum())} inhibiting weights "
+            "below −0.3",
             bool(asymmetric.any()) if polysemantic else None,
             "" if polysemantic else "no neuron is polysemantic",
         ),
@@ -256,8 +256,9 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
 
     marks = [Line2D([], [], marker="s", linestyle="", color=colour) for colour in bins]
     figure.legend(
-        marks, ["one feature", "two", "three", "four and more"], loc="outside lower center", ncols=4, fontsize=8,
-        title="neurons in the order of their main feature (dark: important), squares: how many features they have",
+        marks, ["one feature", "two", "three", "four and more"], loc="outside lower center", ncols=4,
+        fontsize=8, title="neurons in the order of their main feature (dark: important), squares: how many "
+        "features they have",
         title_fontsize=8,
     )  # fmt: skip
 
@@ -267,9 +268,9 @@ EXPERIMENT = Experiment(
     title="Computing the absolute value",
     source="Elhage et al. 2022, Toy Models of Superposition, section Computation in Superposition",
     summary=(
-        "Untied networks with ReLU on both layers learn |x|. With neurons enough there is one for each feature "
-        "and sign. With 100 features and 40 neurons, dense features get pure neurons, the most important "
-        "first; rare ones are computed in superposition, some of them by unequal weights in and reciprocal "
+        "Untied networks with ReLU on both layers learn |x|. With neurons enough there is one for each "
+        "feature and sign. With 100 features and 40 neurons, dense features get pure neurons, the most "
+        "important first; rare ones are computed in superposition, some of them by unequal weights in and reciprocal "
         "weights out."
     ),
     settings=Settings(),

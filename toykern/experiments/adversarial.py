@@ -32,11 +32,11 @@ CHOICES = ("model", "sample")
 class Settings:
     """What may be set.
 
-    `radius` of the attack is of the "average" input's length (the paper: 0.1 of it), or of each input's "own".
-    The paper takes, of the optimal attacks on each feature, the one that harms most; `choice` says of what:
-    the one for the whole "model", by the loss over all inputs, or one for each "sample". Both choices with both
-    radii are measured; these two settings say by which the outcomes are judged. The paper does not say in its
-    text which n, m and densities it took.
+    `radius` of the attack is of the "average" input's length (the paper: 0.1 of it), or of each input's
+    "own". The paper takes, of the optimal attacks on each feature, the one that harms most; `choice` says of what:
+    the one for the whole "model", by the loss over all inputs, or one for each "sample". Both choices with
+    both radii are measured; these two settings say by which the outcomes are judged. The paper does not say
+    in its text which n, m and densities it took.
     """
 
     n_features: int = 100
@@ -82,9 +82,9 @@ def stages(settings: Settings) -> list[Stage]:
 def harm(weight: Tensor, bias: Tensor, x: Tensor, radius: Tensor) -> tuple[float, float]:
     """By how much the best of the features' optimal L2 attacks raises the loss of one model.
 
-    The attack on feature i moves the input along ±(WᵀW)ᵢ/‖(WᵀW)ᵢ‖, which changes the output before the ReLU most
-    (Elhage et al. 2022, section Relationship to Adversarial Robustness). Of the 2n attacks the one that harms most
-    is taken, for all samples together, and for each sample by itself.
+    The attack on feature i moves the input along ±(WᵀW)ᵢ/‖(WᵀW)ᵢ‖, which changes this output before the
+    ReLU most (Elhage et al. 2022, section Relationship to Adversarial Robustness). Of the 2n attacks the one
+    that harms most is taken, for all samples together, and for each sample by itself.
 
     Args:
         weight: `[n_hidden, n_features]`.
@@ -115,7 +115,7 @@ def harm(weight: Tensor, bias: Tensor, x: Tensor, radius: Tensor) -> tuple[float
 
 
 def vulnerabilities(settings: Settings, trained: Trained) -> dict[tuple[str, str], NDArray[np.float64]]:
-    """Rise of the loss over the mean square of the attack's radius, by (radius, choice): `[densities, models]`.
+    """Rise of the loss over the mean square of the radius, by (radius, choice): `[densities, models]`.
 
     An attack within its radius changes the loss of a model that returns its input by 1 at most.
     """
@@ -174,8 +174,8 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
             bool(own > 0.9) if dense else None,
             ("" if dense else "The densities do not reach from 1 to 0.1. ")
             + (
-                "With the average length for all inputs, the rarest features leave most inputs empty, which are "
-                "attacked as hard as the others but hardly show it: the bias holds their outputs at 0."
+                "With the average length for all, empty inputs are attacked as hard as full ones, and full "
+                "ones less; where features are rare most inputs are empty."
                 if settings.radius == "average"
                 else ""
             ),
@@ -226,7 +226,7 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
             right.plot(features, values / values[0], **style)
     right.plot(features, features / features[0], "--", color=GREY, linewidth=1)
     right.annotate("in proportion", (features[-1], features[-1] / features[0]), fontsize=8, color=GREY,
-                   xytext=(-4, -10), textcoords="offset points", ha="right")  # fmt: skip
+                   xytext=(-6, 6), textcoords="offset points", ha="right")  # fmt: skip
     for panel in (left, right):
         panel.axhline(3, color=GREY, linestyle=":", linewidth=1)
         panel.set_yscale("log")
@@ -247,8 +247,8 @@ EXPERIMENT = Experiment(
     source="Elhage et al. 2022, Toy Models of Superposition, section Relationship to Adversarial Robustness",
     summary=(
         "Models from dense to rare features are attacked within a tenth of the input's length, along the "
-        "directions that change the output of one feature most. What the attack adds to the loss, by the square "
-        "of its length, grows with the number of features per dimension."
+        "directions that change the output of one feature most. What the attack adds to the loss, by the "
+        "square of its length, grows with the number of features per dimension."
     ),
     settings=Settings(),
     quick=Settings(

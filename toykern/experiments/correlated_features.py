@@ -1,4 +1,4 @@
-"""Features that come together lie at right angles or side by side, features that exclude each other opposite."""
+"""Features that come together lie at right angles or side by side, those that exclude each other opposite."""
 
 from __future__ import annotations
 
@@ -190,8 +190,8 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
         ),
         Outcome(
             "Two correlated sets of ten in ten dimensions",
-            "each set by itself is (nearly) an orthogonal basis, while the two are in superposition with each "
-            "other (Local Almost-Orthogonal Bases)",
+            "each set by itself is (nearly) an orthogonal basis, while the two are in superposition with "
+            "each other (Local Almost-Orthogonal Bases)",
             f"{represented} features represented; largest |cosine| within a set {within:.2f}, between the "
             f"sets {across:.2f}",
             bool(within < 0.25 and across > 2 * within and represented > BASES_HIDDEN),
@@ -262,8 +262,8 @@ EXPERIMENT = Experiment(
     title="Correlated and anticorrelated features",
     source="Elhage et al. 2022, Toy Models of Superposition, section Correlated and Anticorrelated Features",
     summary=(
-        "Pairs of features that are active together lie at right angles, pairs of which at most one is active "
-        "lie opposite. Where three correlated pairs have to share a plane, they lie side by side, and as they "
+        "Pairs of features that are active together lie at right angles, pairs of which at most one is "
+        "active lie opposite. Where three correlated pairs share a plane, they lie side by side, and as they "
         "grow denser collapse into their principal components. In ten dimensions, each of two correlated "
         "sets of ten is nearly an orthogonal basis of its own."
     ),

@@ -15,11 +15,11 @@ from toykern.arguments.grids import Grid, grid
 from toykern.data.features import SparseFeatures
 from toykern.experiments.experiment import Experiment, Findings, Outcome, Stage, Trained, labelled
 from toykern.experiments.seeds import own_seeds
+from toykern.fitting.fitting import log_spaced_steps
 from toykern.nn import TiedAutoencoder
 from toykern.plot.axes import BLUE, GREY
 from toykern.training.evaluation import evaluate
 from toykern.training.optim import AdamW
-from toykern.fitting.fitting import log_spaced_steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -206,6 +206,8 @@ def _steeper(part: Intervals) -> float:
     if len(moved) < 4:
         return float("nan")
     most = moved >= np.quantile(moved, 0.75)
+    if most.all():
+        return float("nan")
     return float(drop[most].mean() / max(float(drop[~most].mean()), 1e-12))
 
 
@@ -248,8 +250,8 @@ EXPERIMENT = Experiment(
     source="Elhage et al. 2022, Toy Models of Superposition, section Superposition and Learning Dynamics",
     summary=(
         "Tied autoencoders with many equally important features, from weights a tenth as large as usual. "
-        "During training the dimensionalities of the features rest at a few levels and jump between them, and "
-        "the loss drops as they do; at the end all represented features are digons."
+        "During training the dimensionalities of the features rest at a few levels and jump between them, "
+        "and the loss drops as they do; at the end all represented features are digons."
     ),
     settings=Settings(),
     quick=Settings(n_features=40, n_hidden=6, steps=4000, snapshots=70, models=3, lr=3e-3, samples=8192),

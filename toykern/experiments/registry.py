@@ -13,6 +13,7 @@ MODULES = (
     "relu_hidden",
     "absolute_value",
     "adversarial",
+    "packings",
     "residual_mlp",
 )
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""

@@ -181,9 +181,9 @@ EXPERIMENT = Experiment(
     title="A ReLU on the hidden layer",
     source="Elhage et al. 2022, Toy Models of Superposition, section Superposition in a Privileged Basis",
     summary=(
-        "Tied autoencoders of ten features and five ReLU neurons, importance 0.75^i, many seeds a density and "
-        "the best one kept. Dense features: each neuron is one of the most important features. As they grow "
-        "rarer, more neurons are shared, until all of them are polysemantic."
+        "Tied autoencoders of ten features and five ReLU neurons, importance 0.75^i, many seeds a density "
+        "and the best one kept. Dense features: each neuron is one of the most important features. As they "
+        "grow rarer, more neurons are shared, until all of them are polysemantic."
     ),
     settings=Settings(),
     quick=Settings(densities=(0.5, 0.3, 0.1, 0.03), seeds=30, steps=1500, lr=1e-2, schedule="cosine"),

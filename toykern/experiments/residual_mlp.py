@@ -1,4 +1,4 @@
-"""A residual network with fewer neurons than functions to compute, as parameter decomposition takes it apart."""
+"""A residual network with fewer neurons than functions to compute, that is taken apart by parameters."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def embedding(settings: Settings, kind: str) -> Tensor:
 def signed_features(n_features: int, density: float) -> SparseFeatures:
     """Features x in [−1, 1] with the target x + ReLU(x), as two non-negative ones each.
 
-    x = u − v, where at most one of u (features 0 … n−1) and v (n … 2n−1) is active, each with half the density
-    and uniform on [0, 1]; then x + ReLU(x) = 2u − v, which is a projection.
+    x = u − v, where at most one of u (features 0 … n−1) and v (n … 2n−1) is active, each with half the
+    density and uniform on [0, 1]; then x + ReLU(x) = 2u − v, which is a projection.
 
     >>> data = signed_features(3, 0.5)
     >>> u, v = data.sample(0, 64).chunk(2, dim=2)
@@ -136,8 +136,8 @@ def stages(settings: Settings) -> list[Stage]:
 def contributions(encoder: NDArray[Any], decoder: NDArray[Any], p: NDArray[Any]) -> NDArray[np.float64]:
     """What each neuron adds to feature i's output when feature i is 1 and alone: `[…, features, neurons]`.
 
-    ReLU(E Pᵢ) · Pᵢᵀ D of `encoder` `[…, neurons, d]`, `decoder` `[…, d, neurons]`, `p` `[d, features]`; the sum
-    over neurons is 1 where ReLU(x) is computed.
+    ReLU(E Pᵢ) · Pᵢᵀ D of `encoder` `[…, neurons, d]`, `decoder` `[…, d, neurons]`, `p` `[d, features]`; the
+    sum over neurons is 1 where ReLU(x) is computed.
     """
     into = np.moveaxis(np.maximum(encoder @ p, 0.0), -1, -2)
     out: NDArray[np.float64] = into * (p.T @ decoder)
@@ -194,8 +194,8 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
             "Loss beside the naive solution",
             "trained networks do better than the naive solution, which computes as many ReLUs as there are "
             "neurons, exactly, and none of the others (Braun et al. 2025)",
-            f"loss by density {loss['random'].min():.4f}, the naive one's {ideal:.4f} (with its own interference "
-            f"in this embedding {by_hand['random']:.4f})",
+            f"loss by density {loss['random'].min():.4f}, the naive one's {ideal:.4f} (with its own "
+            f"interference in this embedding {by_hand['random']:.4f})",
             bool(loss["random"].max() < ideal) if few else None,
             note,
         ),
@@ -209,7 +209,8 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
         ),
         Outcome(
             "Features and neurons",
-            "each feature is computed by several neurons, each neuron is of several features (Braun et al. 2025)",
+            "each feature is computed by several neurons, each neuron is of several features (Braun et al. "
+            "2025)",
             f"a feature is spread over {neurons_of['random'].mean():.1f} neurons on average, a neuron is of "
             f"{features_of['random'].mean():.1f} features",
             bool(neurons_of["random"].mean() > 2 and features_of["random"].mean() > 2) if few else None,
@@ -247,7 +248,11 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     exact = np.where(np.arange(settings.n_features) < settings.n_hidden, 1.0, 0.0)
     middle.step(np.arange(settings.n_features), exact, where="mid", color=GREY, linestyle="--", linewidth=1,
                 label="naive")  # fmt: skip
-    middle.set(xlabel="feature, in order", ylabel="of ReLU(1) computed", title="how far features are computed")
+    for panel in (middle, right):
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    middle.set(
+        xlabel="feature, in order", ylabel="of ReLU(1) computed", title="how far features are computed"
+    )
     middle.set_ylim(-0.05, 1.4)
     middle.legend(fontsize=8, loc="upper right")
     right.set(xlabel="features of a neuron", ylabel="neurons", title="features by neuron")
@@ -257,16 +262,18 @@ EXPERIMENT = Experiment(
     name="residual-mlp",
     title="A residual network that computes more functions than it has neurons",
     source=(
-        "Braun et al. 2025, Interpretability in Parameter Space (compressed computation); Bhagat et al. 2025, "
-        "Compressed Computation is (probably) not Computation in Superposition"
+        "Braun et al. 2025, Interpretability in Parameter Space (compressed computation); Bhagat et al. "
+        "2025, Compressed Computation is (probably) not Computation in Superposition"
     ),
     summary=(
-        "y = Pᵀ (e + D ReLU(E e)), e = P x, is trained towards x + ReLU(x) of 100 rare features with 50 neurons, "
-        "P fixed and random. It does better than 50 exact ReLUs would, spreading every feature over several "
+        "y = Pᵀ (e + D ReLU(E e)), e = P x, is trained towards x + ReLU(x) of 100 rare features with 50 "
+        "neurons, P fixed and random. It does better than 50 exact ReLUs would, spreading every feature over several "
         "neurons; without the random embedding it does not."
     ),
     settings=Settings(),
-    quick=Settings(n_features=40, n_embedding=250, n_hidden=20, density=0.025, models=2, steps=700, samples=65_536),
+    quick=Settings(
+        n_features=40, n_embedding=250, n_hidden=20, density=0.025, models=2, steps=700, samples=65_536
+    ),
     stages=stages,
     look=look,
     draw=draw,
