@@ -123,8 +123,8 @@ def asymmetric_neurons(encoder: NDArray[Any], decoder: NDArray[Any], share: floa
     """Which neurons store two features by unequal weights and read them by reciprocal ones, `[neurons]`.
 
     Of the features that a neuron computes (|weight in| × weight out at least `share` of an exact |x|, which
-    is 1), the two with the largest weights in, a > b, count where b < 0.7 a and the second's weight out is more
-    than 1/0.7 of the first's. Of the paper's example, W = (2, −1/2) and (1/2, 2):
+    is 1), the two with the largest weights in, a > b, count where b < 0.7 a and the second's weight out is
+    more than 1/0.7 of the first's. Of the paper's example, W = (2, −1/2) and (1/2, 2):
 
     >>> asymmetric_neurons(np.array([[2.0, -0.5]]), np.array([[0.5], [2.0]]), share=0.2).tolist()
     [True]
@@ -270,8 +270,8 @@ EXPERIMENT = Experiment(
     summary=(
         "Untied networks with ReLU on both layers learn |x|. With neurons enough there is one for each "
         "feature and sign. With 100 features and 40 neurons, dense features get pure neurons, the most "
-        "important first; rare ones are computed in superposition, some of them by unequal weights in and reciprocal "
-        "weights out."
+        "important first; rare ones are computed in superposition, some of them by unequal weights in "
+        "and reciprocal weights out."
     ),
     settings=Settings(),
     quick=Settings(

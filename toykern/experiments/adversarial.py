@@ -33,9 +33,9 @@ class Settings:
     """What may be set.
 
     `radius` of the attack is of the "average" input's length (the paper: 0.1 of it), or of each input's
-    "own". The paper takes, of the optimal attacks on each feature, the one that harms most; `choice` says of what:
-    the one for the whole "model", by the loss over all inputs, or one for each "sample". Both choices with
-    both radii are measured; these two settings say by which the outcomes are judged. The paper does not say
+    "own". The paper takes, of the optimal attacks on each feature, the one that harms most; `choice` says of
+    what: the one for the whole "model", by the loss over all inputs, or one for each "sample". Both choices
+    with both radii are measured; these two settings say by which the outcomes are judged. The paper does not say
     in its text which n, m and densities it took.
     """
 

@@ -215,7 +215,7 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
 
 def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     """Features in the plane, pairs by colour; below them what happens as six grow denser; WᵀW of two sets."""
-    above, below = figure.subfigures(2, 1, height_ratios=(1.0, 1.15))
+    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(1.0, 1.15))).tolist()
     densities = findings["density"]
     order = np.argsort(densities)
     shown = order[np.unique(np.linspace(0, len(order) - 1, 3).round().astype(int))]

@@ -117,8 +117,8 @@ def rank_correlation(x: NDArray[Any], y: NDArray[Any]) -> float:
     """
     if len(x) < 2:
         return float("nan")
-    ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (x, y)]
-    return float(np.round(np.corrcoef(*ranks)[0, 1], 12))
+    first, second = (np.argsort(np.argsort(values)).astype(np.float64) for values in (x, y))
+    return float(np.round(np.corrcoef(first, second)[0, 1], 12))
 
 
 def snapshot_losses(settings: Settings, trained: Trained, steps: list[int]) -> NDArray[np.float64]:

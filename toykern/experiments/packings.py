@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Settings:
     """What may be set: `n_features` in `n_dimensions` are packed by the formula, at these `moments`; models
-    of `trained_features` and `trained_hidden` are trained to compare with it (at least 24 ln n dimensions, below
-    which the lemma says nothing). `points` are the numbers of subspaces that are looked at."""
+    of `trained_features` and `trained_hidden` are trained to compare with it (at least 24 ln n dimensions,
+    below which the lemma says nothing). `points` are the numbers of subspaces that are looked at."""
 
     n_features: int = 100_000
     n_dimensions: int = 10_000
