@@ -35,8 +35,8 @@ class Settings:
     `radius` of the attack is of the "average" input's length (the paper: 0.1 of it), or of each input's
     "own". The paper takes, of the optimal attacks on each feature, the one that harms most; `choice` says of
     what: the one for the whole "model", by the loss over all inputs, or one for each "sample". Both choices
-    with both radii are measured; these two settings say by which the outcomes are judged. The paper does not say
-    in its text which n, m and densities it took.
+    with both radii are measured; these two settings say by which the outcomes are judged. The paper does not
+    say in its text which n, m and densities it took.
     """
 
     n_features: int = 100

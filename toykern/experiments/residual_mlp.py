@@ -196,7 +196,7 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
         Outcome(
             "Loss beside the naive solution",
             "trained networks do better than the naive solution, which computes as many ReLUs as there are "
-            "neurons, exactly, and none of the others (Braun et al. 2025)",
+            "neurons, exactly, and none of the others (Braun et al. 2025, section 3.2)",
             f"loss by density {loss['random'].min():.4f}, the naive one's {ideal:.4f} (with its own "
             f"interference in this embedding {by_hand['random']:.4f})",
             bool(loss["random"].max() < ideal) if few else None,
@@ -204,7 +204,7 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
         ),
         Outcome(
             "Which features are computed",
-            "all of them, to about the same degree, with fewer neurons than features (Braun et al. 2025)",
+            "x + ReLU(x) for each of the features, with half as many neurons (section 3.2)",
             f"{100 * half.mean():.0f}% of the features get more than 0.3 of ReLU(1), the weakest "
             f"{weakest:.2f}, on average {response['random'].mean():.2f}",
             bool(half.mean() > 0.9) if few else None,
@@ -212,8 +212,7 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
         ),
         Outcome(
             "Features and neurons",
-            "each feature is computed by several neurons, each neuron is of several features (Braun et al. "
-            "2025)",
+            "a feature is computed by several neurons, which take part in that of others (section 3.2)",
             f"a feature is spread over {neurons_of['random'].mean():.1f} neurons on average, a neuron is of "
             f"{features_of['random'].mean():.1f} features",
             bool(neurons_of["random"].mean() > 2 and features_of["random"].mean() > 2) if few else None,
