@@ -14,6 +14,13 @@ MODULES = (
     "geometry",
     "one_feature_perturbed",
     "exact_critical_points",
+    "correlated_features",
+    "energy_levels",
+    "relu_hidden",
+    "absolute_value",
+    "adversarial",
+    "packings",
+    "residual_mlp",
 )
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
