@@ -21,6 +21,10 @@ MODULES = (
     "adversarial",
     "packings",
     "residual_mlp",
+    "double_descent",
+    "grokking",
+    "s_curves",
+    "basins",
 )
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
