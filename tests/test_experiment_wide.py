@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from toykern import experiments
 from toykern.arguments.grids import grid
 from toykern.experiments import engineering_monosemanticity as engineering
 from toykern.experiments import feature_decoding as decoding
-from toykern.experiments import hidden_size, solu_neurons
+from toykern.experiments import hidden_size, solu_neurons, wide_tickets
 from toykern.nn import MLP
+from toykern.sparse import Topology
 
 TINY = {"n_features": 6, "n_embedding": 4, "steps": 3, "batch_size": 8, "evaluated": 64}
 
@@ -168,3 +170,71 @@ def test_activations_are_judged_by_loss_and_coding():
     assert [outcome.agrees for outcome in as_published] == [True, True, None, None]
     other = solu_neurons.judge(order[::-1], order, order, order)
     assert [outcome.agrees for outcome in other] == [False, False, None, None]
+
+
+SPARSE = {
+    "n_features": 8,
+    "n_hidden": 12,
+    "densities": (0.5, 0.25),
+    "seeds": 2,
+    "steps": 12,
+    "batch_size": 4,
+    "updates": 3,
+    "rounds": 2,
+    "evaluated": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def sparse():
+    return experiments.run("wide-tickets", progress=False, **SPARSE)
+
+
+def test_all_methods_end_with_as_many_connections(sparse):
+    """Of 96: those of a fixed mask exactly, others but for what rounding down and signs leave or take."""
+    found = sparse.findings["connections"] * 96
+    assert found.shape == (6, 2, 2)
+    assert (found[wide_tickets.METHODS.index("static")] == np.array([[48], [24]])).all()
+    assert (np.abs(found - np.array([[48], [24]])) <= 3).all(), found
+
+
+def test_tickets_train_again_from_other_weights_with_their_own_connections(sparse):
+    ticket = sparse.trained["ticket-1"].read("connections")
+    seeds = torch.arange(2) + (1 << 31)
+    again = wide_tickets._autoencoders(
+        wide_tickets.Settings(**SPARSE), seeds, topology=Topology.from_mask(torch.from_numpy(ticket))
+    )
+    np.testing.assert_array_equal(again.topology.to_mask().numpy(), ticket)
+    losses = sparse.findings["loss"][:, 1]
+    assert (losses[wide_tickets.METHODS.index("ticket")] != losses[-1]).all()
+
+
+def test_a_store_gives_the_same_tickets(tmp_path):
+    settings = SPARSE | {"densities": (0.25,), "seeds": 1}
+    plain = experiments.run("wide-tickets", progress=False, **settings)
+    stored = experiments.run("wide-tickets", progress=False, store=tmp_path / "tickets", **settings)
+    for name in plain.findings.arrays:
+        np.testing.assert_array_equal(stored.findings[name], plain.findings[name])
+
+
+def test_purity_is_that_of_positive_codes():
+    """Neuron 0 has features 0 and 1, of which 1 would make its code negative; neuron 1 has both."""
+    settings = wide_tickets.Settings(n_features=2, n_hidden=2, evaluated=64)
+    topology = Topology.from_mask(torch.ones(1, 2, 2, dtype=torch.bool))
+    model = wide_tickets._autoencoders(settings, torch.tensor([0]), topology=topology)
+    with torch.no_grad():
+        model.values.copy_(torch.tensor([1.0, -5.0, 3.0, 1.0]))
+    measured = wide_tickets._measured(settings, SimpleNamespace(model=model))
+    assert measured["purity"].tolist() == [[1.0, 0.75]]
+
+
+def test_methods_are_judged_at_every_density():
+    methods, densities = len(wide_tickets.METHODS), np.array([0.1, 0.05])
+    loss = np.tile([0.1, 0.2], (methods, 1))
+    share = np.zeros_like(loss)
+    assert [o.agrees for o in wide_tickets.judge(loss, share, 0.0, densities)] == [False] * 3 + [None]
+    loss[wide_tickets.METHODS.index("static")] = [0.3, 0.4]
+    loss[-1] = [0.1, 0.3]
+    assert [o.agrees for o in wide_tickets.judge(loss, share, 0.0, densities)] == [True] * 3 + [None]
+    loss[wide_tickets.METHODS.index("set"), 0] = 0.35
+    assert wide_tickets.judge(loss, share, 0.0, densities)[0].agrees is False

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from toykern.experiments.experiment import Experiment
 
-MODULES = ("intro_polygons", "engineering_monosemanticity", "hidden_size", "solu_neurons")
+MODULES = ("intro_polygons", "engineering_monosemanticity", "hidden_size", "solu_neurons", "wide_tickets")
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
 
