@@ -25,6 +25,10 @@ MODULES = (
     "grokking",
     "s_curves",
     "basins",
+    "engineering_monosemanticity",
+    "hidden_size",
+    "solu_neurons",
+    "wide_tickets",
 )
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
