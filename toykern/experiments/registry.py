@@ -29,6 +29,9 @@ MODULES = (
     "hidden_size",
     "solu_neurons",
     "wide_tickets",
+    "toy_saes",
+    "activations_saes",
+    "hierarchy_absorption",
 )
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
