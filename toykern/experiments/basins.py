@@ -100,7 +100,9 @@ def begin_monosemantic(model: MLP, chosen: torch.Tensor, bias: float) -> None:
     unit = torch.arange(width, dtype=torch.int64, device="cpu")
     feature = unit % n
     units = torch.bincount(feature, minlength=n)[feature]
-    reading = model.embedding / model.embedding.square().sum(dim=1, keepdim=True)  # [models, inputs, features]
+    reading = model.embedding / model.embedding.square().sum(
+        dim=1, keepdim=True
+    )  # [models, inputs, features]
     with torch.no_grad():
         for i in chosen.nonzero().flatten().tolist():
             model.encoder[i] = reading[i % len(reading)].mT[feature]
@@ -119,7 +121,9 @@ def measured(settings: Settings, model: MLP) -> tuple[NDArray[Any], NDArray[Any]
 
 def position(at: Parameters, start: Parameters, end: Parameters) -> NDArray[Any]:
     """How far along the line from start (0) to end (1) the nearest point to some weights is, float64 `[models]`."""
-    here, first, last = (torch.cat([p[name].double().flatten(1) for name in start], dim=1) for p in (at, start, end))
+    here, first, last = (
+        torch.cat([p[name].double().flatten(1) for name in start], dim=1) for p in (at, start, end)
+    )
     line = last - first
     return (((here - first) * line).sum(dim=1) / line.square().sum(dim=1)).numpy()
 
@@ -167,7 +171,9 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
     assert isinstance(model, MLP) and model.embedding is not None
     pairs, strengths = settings.pairs, settings.strengths
     loss, mono = (values.reshape(2, pairs) for values in measured(settings, model))
-    one, other = ({name: v[at] for name, v in _weights(model).items()} for at in (slice(pairs), slice(pairs, None)))
+    one, other = (
+        {name: v[at] for name, v in _weights(model).items()} for at in (slice(pairs), slice(pairs, None))
+    )
     matched = metrics.permute_units(other, metrics.match_units(one, other))
     embedding = model.embedding[:pairs]
     positions = np.linspace(0, 1, settings.points)
@@ -301,16 +307,32 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
                 panel.plot(strength, values, style, color=colour, label=label, marker="o", markersize=3)
     for at, value in enumerate(np.median(findings["monosemanticity"], axis=1)):
         kind.axhline(value, color=(ORANGE, GREY)[at], linestyle=":", linewidth=1)
-        kind.text(strength[-1], value, ("monosemantic", "polysemantic")[at], fontsize=7, ha="right", va="bottom")
+        kind.text(
+            strength[-1], value, ("monosemantic", "polysemantic")[at], fontsize=7, ha="right", va="bottom"
+        )
     cost.axhline(np.median(findings["loss"]), color=GREY, linestyle=":", linewidth=1)
     cost.axhline(
         np.median(findings["line_loss"][1].max(axis=0)), color=GREY, linestyle="--", linewidth=1,
     )  # fmt: skip
-    cost.text(strength[0], np.median(findings["line_loss"][1].max(axis=0)), "top of the line, matched", fontsize=7, va="bottom")
+    cost.text(
+        strength[0],
+        np.median(findings["line_loss"][1].max(axis=0)),
+        "top of the line, matched",
+        fontsize=7,
+        va="bottom",
+    )
     way.legend(frameon=False, fontsize=7, loc="upper left")
     way.set(xscale="log", xlabel="strength λ of the pull", ylabel="share of the way", title="How far it goes")
-    cost.set(xscale="log", yscale="log", xlabel="strength λ of the pull", ylabel="loss of a sample", title="Its loss")
-    kind.set(xscale="log", xlabel="strength λ of the pull", ylabel="mean monosemanticity", title="What it becomes")
+    cost.set(
+        xscale="log",
+        yscale="log",
+        xlabel="strength λ of the pull",
+        ylabel="loss of a sample",
+        title="Its loss",
+    )
+    kind.set(
+        xscale="log", xlabel="strength λ of the pull", ylabel="mean monosemanticity", title="What it becomes"
+    )
 
 
 EXPERIMENT = Experiment(

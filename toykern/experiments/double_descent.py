@@ -101,7 +101,10 @@ def _stage(settings: Settings, n_hidden: int, with_snapshots: bool) -> Stage:
         }
         if run.snapshots:
             found["test_loss_at"] = torch.stack(
-                [evaluate(_with(run.model, kept), test, loss_reduction="sum") for kept in run.snapshots.values()],
+                [
+                    evaluate(_with(run.model, kept), test, loss_reduction="sum")
+                    for kept in run.snapshots.values()
+                ],
                 dim=1,
             )
         return found
@@ -129,7 +132,9 @@ def codes_of(weight: torch.Tensor, data: Dataset) -> list[torch.Tensor]:
 
 def _with(model: Any, parameters: Mapping[str, torch.Tensor]) -> TiedAutoencoder:
     """A model of the same shape with other parameters."""
-    other = TiedAutoencoder(model.n_features, model.n_hidden, model.n_models, dtype=torch.float32, device="cpu")
+    other = TiedAutoencoder(
+        model.n_features, model.n_hidden, model.n_models, dtype=torch.float32, device="cpu"
+    )
     other.load_state_dict({name: parameters[name] for name in other.state_dict()})
     return other
 
@@ -237,7 +242,9 @@ def _of_sizes(settings: Settings, test: NDArray[Any]) -> Outcome:
     peaks = sizes[test.argmax(axis=1)]
     bumps = test.max(axis=1) > 1.2 * np.maximum(test[:, sizes.argmin()], test[:, sizes.argmax()])
     rising = np.sort(hidden).tolist() == hidden.tolist() and len(hidden) > 2
-    along = test[1:-1].max(axis=0) > 1.05 * np.maximum(test[0], test[-1]) if rising else np.zeros(0, dtype=bool)
+    along = (
+        test[1:-1].max(axis=0) > 1.05 * np.maximum(test[0], test[-1]) if rising else np.zeros(0, dtype=bool)
+    )
     return Outcome(
         "Number of hidden dimensions",
         "double descent along T and along m (the paper's map of both)",
@@ -286,14 +293,20 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
         features = findings["feature_dimensionality"][at]
         features = features[features > 0.01]
         stored.scatter(np.full(len(values), size * 0.95), values, s=6, color=ORANGE, alpha=0.5, linewidths=0)
-        stored.scatter(np.full(len(features), size * 1.05), features, s=6, color=BLUE, alpha=0.5, linewidths=0)
+        stored.scatter(
+            np.full(len(features), size * 1.05), features, s=6, color=BLUE, alpha=0.5, linewidths=0
+        )
     line = np.geomspace(max(samples.min(), m), samples.max(), 50)
     stored.plot(line, m / line, "--", color=GREY, linewidth=1)
     for colour, label in ((ORANGE, "samples"), (BLUE, "features")):
         stored.scatter([], [], s=18, color=colour, label=label)
     stored.plot([], [], "--", color=GREY, linewidth=1, label="m/T")
     stored.set(
-        xscale="log", xlabel="samples T", ylabel="dimensionality", ylim=(0, 0.8), title=f"What is stored, m = {m}"
+        xscale="log",
+        xlabel="samples T",
+        ylabel="dimensionality",
+        ylim=(0, 0.8),
+        title=f"What is stored, m = {m}",
     )
     stored.legend(frameon=False, loc="upper right", fontsize=8)
     _map(sizes, samples, findings["hidden"], findings["test_loss"], "hidden dimensions m", "Test loss")
@@ -305,7 +318,9 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     for at, panel in zip(chosen, below.subplots(1, len(chosen), squeeze=False)[0], strict=True):
         codes, weight = findings["codes"][at], findings["weight"][at]
         panel.scatter(weight[0], weight[-1], s=8, color=BLUE, linewidths=0)
-        panel.scatter(codes[0], codes[-1], s=30 if samples[at] < 20 else 8, color=ORANGE, alpha=0.7, linewidths=0)
+        panel.scatter(
+            codes[0], codes[-1], s=30 if samples[at] < 20 else 8, color=ORANGE, alpha=0.7, linewidths=0
+        )
         size = 1.1 * max(np.nanmax(np.abs(codes)), np.abs(weight).max())
         panel.set(xlim=(-size, size), ylim=(-size, size), aspect="equal", xticks=[], yticks=[])
         panel.set_title(f"T = {samples[at]}", fontsize=9)

@@ -58,7 +58,10 @@ def stages(settings: Settings) -> list[Stage]:
     """The map of fractions and wrong labels, after training; and curves over time of one fraction."""
     whole = grid(decay=settings.decays, fraction=settings.fractions, noise=settings.noises)
     curves = grid(
-        decay=settings.decays, fraction=(settings.curve_fraction,), noise=(0.0,), seed=range(settings.curve_seeds)
+        decay=settings.decays,
+        fraction=(settings.curve_fraction,),
+        noise=(0.0,),
+        seed=range(settings.curve_seeds),
     )
     return [_stage(settings, "map", whole, 0), _stage(settings, "curves", curves, settings.snapshots)]
 
@@ -93,7 +96,9 @@ def _stage(settings: Settings, name: str, points: Grid, snapshots: int) -> Stage
         }
         if run.snapshots:
             kept = run.snapshots.values()
-            found["right_at"] = torch.stack([shares_right(k["encoder"], k["decoder"], given) for k in kept], dim=1)
+            found["right_at"] = torch.stack(
+                [shares_right(k["encoder"], k["decoder"], given) for k in kept], dim=1
+            )
         return found
 
     fit: dict[str, Any] = {
@@ -194,7 +199,9 @@ def _of_curves(
     both = some & np.isfinite(understood) & np.isfinite(known)
     late = understood[both] / known[both]
     rising = half[some][np.argsort(decays[some])]
-    seen = ", ".join(f"decay {d:g}: {_step(k)}, {_step(u)}" for d, k, u in zip(decays, known, understood, strict=True))
+    seen = ", ".join(
+        f"decay {d:g}: {_step(k)}, {_step(u)}" for d, k, u in zip(decays, known, understood, strict=True)
+    )
     none = ~some
     at = f"{settings.curve_fraction:.0%} of the pairs"
     return (
@@ -217,7 +224,9 @@ def _of_curves(
         Outcome(
             "No weight decay",
             f"none within these steps where few pairs are known; {at} here",
-            f"{test[none, -1].max():.0%} of the other sums right after {settings.steps}" if none.any() else "not tried",
+            f"{test[none, -1].max():.0%} of the other sums right after {settings.steps}"
+            if none.any()
+            else "not tried",
             bool(test[none, -1].max() < 0.5) if none.any() else None,
             "" if none.any() else "every model had some",
         ),
@@ -280,7 +289,9 @@ def _of_wrong_labels(settings: Settings, test: NDArray[Any], wrong: NDArray[Any]
     full = settings.p >= PUBLISHED_MODULUS and noisy.any()
     small = "" if full else "fewer and smaller models than published, which may have none at these settings"
     by_decay = [
-        f"{d:g}: {int(both[i].sum())} and {int(inverted[i].sum())}" for i, d in enumerate(decays) if noisy.any()
+        f"{d:g}: {int(both[i].sum())} and {int(inverted[i].sum())}"
+        for i, d in enumerate(decays)
+        if noisy.any()
     ]
     return (
         Outcome(

@@ -25,6 +25,7 @@ MODULES = (
     "grokking",
     "s_curves",
     "basins",
+    "learning_coefficients",
     "engineering_monosemanticity",
     "hidden_size",
     "solu_neurons",

@@ -102,7 +102,9 @@ def _stage(settings: Settings, kind: str, loss: str) -> Stage:
         products = torch.stack([k["decoder"] @ k["encoder"] for k in run.snapshots.values()], dim=1)
         norm, of_target = products.flatten(2).norm(dim=2), c.flatten(1).norm(dim=1)[:, None]
         directions = torch.linalg.svd(c.double()).U
-        angles = torch.stack([cosines(k["decoder"], directions, points.rank) for k in run.snapshots.values()], dim=1)
+        angles = torch.stack(
+            [cosines(k["decoder"], directions, points.rank) for k in run.snapshots.values()], dim=1
+        )
         nothing, all_of_it = _floors(c, loss)
         return {
             "share": (run.loss - all_of_it[:, None]) / (nothing - all_of_it)[:, None],
@@ -275,7 +277,9 @@ def _of_rank_one(
             "Alignment during the plateau, rank 1",
             "grows exponentially while the loss does not show it",
             "while the loss is within 10% of that of nothing, |cos| grows "
-            + ", ".join(f"{np.median(g):.0f} times ({kind})" for g, kind in zip(growth, OPTIMIZERS, strict=True)),
+            + ", ".join(
+                f"{np.median(g):.0f} times ({kind})" for g, kind in zip(growth, OPTIMIZERS, strict=True)
+            ),
             bool(np.median(growth[0]) > 3) if judged and known else None,
             note if known else "the loss is never within 10% of that of nothing",
         ),
@@ -312,7 +316,9 @@ def _of_full_rank(settings: Settings, names: list[str], flat: NDArray[Any]) -> t
 
     def seen(kind: str) -> str:
         values = flat[names.index(f"{kind}-squared"), -1]
-        return ", ".join(f"{v:.2f} (weights × {scale:g})" for v, scale in zip(values, settings.scales, strict=True))
+        return ", ".join(
+            f"{v:.2f} (weights × {scale:g})" for v, scale in zip(values, settings.scales, strict=True)
+        )
 
     sgd, *adam = (float(flat[names.index(f"{kind}-squared"), -1, 0]) for kind in OPTIMIZERS)
     rests = min(adam) < FLAT
@@ -351,7 +357,8 @@ def _of_entropy(settings: Settings, names: list[str], share: NDArray[Any], flat:
         "S-curves too",
         "least steepness by rank "
         + "; ".join(
-            f"{rank}: " + ", ".join(f"{flat[i, at]:.2f} ({kind})" for i, kind in zip(which, OPTIMIZERS, strict=True))
+            f"{rank}: "
+            + ", ".join(f"{flat[i, at]:.2f} ({kind})" for i, kind in zip(which, OPTIMIZERS, strict=True))
             for at, rank in enumerate(settings.ranks)
         )
         + f"; at rank {settings.ranks[0]} {end[1]:.2g} (adam) of the loss of nothing remains",
@@ -393,8 +400,12 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
         for j, style in enumerate(("-", "--")):
             trace = findings["pairs"][sgd, at, shown, :, column, j]
             if np.isfinite(trace).all():
-                panels[2, 2].plot(kept, trace, style, color=colours[i], label=f"column {i + 1}, direction {j + 1}")
-    panels[2, 2].set(xscale="log", xlabel="step", ylabel=f"cos², rank {settings.ranks[at]} (SGD)", ylim=(-0.03, 1.03))
+                panels[2, 2].plot(
+                    kept, trace, style, color=colours[i], label=f"column {i + 1}, direction {j + 1}"
+                )
+    panels[2, 2].set(
+        xscale="log", xlabel="step", ylabel=f"cos², rank {settings.ranks[at]} (SGD)", ylim=(-0.03, 1.03)
+    )
     panels[2, 2].legend(frameon=False, fontsize=7, loc="upper left")
 
 
