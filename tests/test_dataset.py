@@ -348,3 +348,14 @@ def test_few_samples_are_memorised_and_of_many_the_features_are_learnt() -> None
     assert train_loss[many] > 0.9 and test_loss[many] < 0.97
     assert (weight[many].norm(dim=0) > 0.5).sum() == 5
     assert 0.3 < tk.metrics.feature_dimensionality(weight)[many].max() < 2 / 5
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_one_number_of_samples_is_for_all_models(batch_size):
+    """As the dataset of so many rows; the kernels read a number for each model."""
+    shared = inputs(own=False)[0]
+    told, cut = tk.Dataset(shared, samples=20), tk.Dataset(shared[:20])
+    assert told.n_models is None
+    ours, theirs = (trained(data, models(), 5, batch_size=batch_size, record_every=1) for data in (told, cut))
+    assert torch.equal(ours.loss, theirs.loss)
+    assert torch.equal(tk.evaluate(models(), told), tk.evaluate(models(), cut))

@@ -181,13 +181,14 @@ def costliest_first(data: Source) -> torch.Tensor | None:
     return cost.argsort(descending=True, stable=True)
 
 
-def set_data(params: Any, data: Source, batch_size: int | None) -> SparseFeatures:
+def set_data(params: Any, data: Source, batch_size: int | None, n_models: int) -> list[Any]:
     """The kernels' view of a stream or of a dataset on the CPU, and the samples of a step; after the network,
     whose target is another where the stream has a projection.
 
-    Returns the stream that the kernels hold addresses of, which must live as long as they are called. With a
-    dataset it is one without active features, from which nothing is drawn.
+    Returns what the kernels hold addresses of beside `data`, which must live as long as they are called. The
+    stream is, with a dataset, one without active features, from which nothing is drawn.
     """
+    kept: list[Any] = []
     if isinstance(data, SparseFeatures):
         stream = data
         if data.projection is not None:
@@ -196,10 +197,14 @@ def set_data(params: Any, data: Source, batch_size: int | None) -> SparseFeature
     else:
         stream = SparseFeatures(data.n_features, 0.0)
         params.finite = data.native(full=batch_size is None)
+        if data.samples is not None and len(data.samples) < n_models:  # one number, which all of them have
+            samples = data.samples.expand(n_models).contiguous()
+            params.finite.samples = address("dataset.samples", samples, torch.int64)
+            kept.append(samples)
         batch_size = data.rows if batch_size is None else batch_size
     params.data = stream.native()
     params.batch_size = batch_size
-    return stream
+    return [*kept, stream]
 
 
 class Resident:
@@ -265,7 +270,7 @@ class Resident:
         p = _native.TrainParams()
         network = settings.network(model)
         p.network = network_params(network)
-        self._kept.append(set_data(p, data, settings.batch_size))
+        self._kept += set_data(p, data, settings.batch_size, model.n_models)
         if launch is not None:
             p.data = launch.distribution
         p.n_models = model.n_models
@@ -369,7 +374,7 @@ def evaluate_models(
     p = _native.EvaluateParams()
     network = model.network.trained_for(objective)
     p.network = network_params(network)
-    _stream = set_data(p, data, batch_size)  # it lives until the call is over
+    _kept = set_data(p, data, batch_size, model.n_models)  # they live until the call is over
     if launch is not None:
         p.data = launch.distribution
     p.n_models = model.n_models
