@@ -79,6 +79,10 @@ LASTS = {
     ("evaluate of an MLP", "samples"),
     ("train_phase_diagram", "steps"),
     ("train_phase_diagram", "batch_size"),
+    ("local_learning_coefficient", "batch_size"),
+    ("local_learning_coefficient", "steps_between_draws"),
+    ("llc.polygon_learning_coefficients", "batch_size"),
+    ("llc.polygon_learning_coefficients", "steps_between_draws"),
 }
 """Arguments by (callable, name) that may be so large: it lasts, but takes no memory."""
 
@@ -400,6 +404,28 @@ CALLS: dict[str, PublicCall] = {
     "metrics.packing_loss": _of(metrics.packing_loss, n=100.0, d=200.0),
     "metrics.packing_slope": _of(metrics.packing_slope, n=100.0, d=200.0),
     "metrics.best_packing": _of(metrics.best_packing, n=100.0, d=200.0),
+    "local_learning_coefficient": _of(
+        tk.local_learning_coefficient,
+        model=lambda: _model(),
+        data=_dataset,
+        chains=2,
+        draws=2,
+        burn_in=0,
+        progress=False,
+    ),
+    "llc.polygon_learning_coefficients": _of(
+        tk.llc.polygon_learning_coefficients,
+        n_features=3,
+        samples=8,
+        chains=2,
+        draws=2,
+        burn_in=0,
+        steps_between_draws=1,
+        progress=False,
+    ),
+    "llc.reduced_rank_learning_coefficient": _of(
+        tk.llc.reduced_rank_learning_coefficient, n_in=4, n_out=3, n_hidden=2, rank=1
+    ),
     "train_phase_diagram": _of(
         train_phase_diagram, shape=[2, 2], seeds=1, steps=1, batch_size=2, progress=False
     ),
@@ -428,6 +454,8 @@ UNCALLED = {
     "Run": "made by fit; what it is made of is checked where it is resumed and loaded",
     "Sweep": "made by sweep and open_sweep",
     "StoreError": "an exception",
+    "llc": "a module, its functions are in the list",
+    "LearningCoefficient": "made by local_learning_coefficient",
     "metrics": "a module, its functions are in the list",
     "plot": "a module, its functions are in the list",
     "sparse": "a module, for recipes of one's own; its public classes are in the list",

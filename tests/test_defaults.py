@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -157,6 +158,35 @@ def updated(recipe: sparse.Recipe, grouped: bool = False) -> dict[str, torch.Ten
     return dict(net.state_dict())
 
 
+def coefficients() -> dict[str, torch.Tensor]:
+    x = tk.SparseFeatures(6, 0.3).dataset(12, seed=0, n_models=2)
+    found = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="local_learning_coefficient")
+        for name in ("tied", "untied"):
+            model, data = models()[name], x.row(0)
+            estimate = tk.local_learning_coefficient(
+                model, data, chains=2, draws=4, burn_in=2, lr=[1e-3] * 3, progress=False
+            )
+            for key in (
+                "llc",
+                "by_chain",
+                "spread",
+                "rhat",
+                "traces",
+                "initial_loss",
+                "nbeta",
+                "lr",
+                "samples",
+            ):
+                found[f"{name}/{key}"] = getattr(estimate, key)
+        polygons = tk.llc.polygon_learning_coefficients(
+            4, samples=20, chains=2, draws=4, burn_in=2, steps_between_draws=1, progress=False
+        )
+    found |= {"polygons/loss": polygons.loss, "polygons/counted": polygons.counted}
+    return found | {"polygons/llc": polygons.estimate.llc}
+
+
 GUIDED = sparse.SampledGradient(distribution="graest")
 CORE: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     "sample": lambda path: sampled(),
@@ -172,6 +202,7 @@ CORE: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     "GSE": lambda path: updated(tk.GSE(interval=2, end=6, grow=GUIDED, seed=5)),
     "gradual": lambda path: updated(tk.GradualMagnitude(final_density=0.1, interval=2, end=5)),
     "lottery": lambda path: updated(tk.LotteryTicket(rounds=2, round_steps=2, rewind_to=1, seed=0)),
+    "coefficients": lambda path: coefficients(),
     "diagram": lambda path: {
         "loss": train_phase_diagram(shape=(2, 2), seeds=2, steps=4, batch_size=64, progress=False).loss
     },

@@ -27,7 +27,7 @@ except ImportError as _error:
         raise AttributeError(f"module 'toykern' has no attribute {name!r}")
 
 else:
-    from toykern import sparse
+    from toykern import llc, sparse
     from toykern.arguments import Grid, grid
     from toykern.data import (
         Anticorrelated,
@@ -41,6 +41,7 @@ else:
         zipf,
     )
     from toykern.fitting import fit, log_spaced_steps
+    from toykern.llc import LearningCoefficient, local_learning_coefficient
     from toykern.nn import MLP, Autoencoder, SparseLinear, SparseTiedAutoencoder, TiedAutoencoder, sparsify
     from toykern.results import Run, StoreError
     from toykern.sparse import (
@@ -90,6 +91,7 @@ __all__ = [
     "GradualMagnitude",
     "Grid",
     "Hierarchy",
+    "LearningCoefficient",
     "LotteryTicket",
     "PeriodicCosine",
     "PruneAndGrow",
@@ -110,6 +112,8 @@ __all__ = [
     "evaluate",
     "fit",
     "grid",
+    "llc",
+    "local_learning_coefficient",
     "log_spaced_steps",
     "merge_sweeps",
     "metrics",
