@@ -13,7 +13,7 @@ import stream_oracle
 import torch
 
 import toykern as tk
-from toykern.llc import reduced_rank_learning_coefficient
+from toykern.llc import estimation, reduced_rank_learning_coefficient
 from toykern.llc.chains import chain_seeds, repeated_dataset
 from toykern.llc.result import row_means, split_rhat
 from toykern.training import evaluation
@@ -368,7 +368,7 @@ def test_seeds_of_chains_are_the_streams():
     for seed in (0, 2**40 + 5):
         words = [
             int(w)
-            for w in stream_oracle.Words(seed, purpose=1).sequence(stream_oracle.LANGEVIN, np.arange(200))
+            for w in stream_oracle.Words(seed, purpose=1).sequence(stream_oracle.LANGEVIN, np.arange(200), 0)
         ]
         expected = [((words[2 * c] << 32) + words[2 * c + 1]) >> 1 for c in range(100)]
         assert chain_seeds(torch.tensor([seed]), 100).tolist() == expected
@@ -428,6 +428,23 @@ def test_nothing_is_said_where_nothing_is_in_doubt():
         )
     assert found.doubts() == [] and bool(found.converged[0])
     assert "1 models × 10 chains × 2,000 draws" in repr(found) and "1 converged" in repr(found)
+
+
+def test_many_models_in_doubt_are_counted():
+    model = tk.TiedAutoencoder(5, 2, 12)
+    told = {"chains": 2, "draws": 2, "burn_in": 0, "progress": False}  # too few for split-R̂
+    with pytest.warns(UserWarning, match="models 0, 1, 2, 3, 4, 5, 6, 7 and 4 more of 12: chains disagree"):
+        found = tk.local_learning_coefficient(model, data_of(5), **told)
+    assert torch.isnan(found.rhat).all() and not found.converged.any() and not found.diverged.any()
+
+
+def test_half_of_the_draws_are_no_estimate(monkeypatch):
+    def interrupted(*given: Any, **told: Any) -> tk.Run:
+        return tk.fit(*given, **told, stop_at=3)
+
+    monkeypatch.setattr(estimation, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="local_learning_coefficient"):
+        tk.local_learning_coefficient(tk.TiedAutoencoder(5, 2), data_of(5), **QUICK)
 
 
 def test_one_chain_has_no_spread():

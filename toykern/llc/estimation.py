@@ -150,20 +150,18 @@ def local_learning_coefficient(
     prices = broadcast_l1(l1, models)
     _check_memory(model, data, chains, draws, burn_in, every)
 
-    objective = {"target": target, "loss_reduction": loss_reduction, "loss": loss}
+    objective: dict[str, Any] = {"target": target, "loss_reduction": loss_reduction, "loss": loss}
     initial = evaluate(model, data, importance=weights, l1=prices, **objective).cpu()
-    optimizer = SGLD(
-        **{
-            name: repeated_rows(rates[name], chains) if isinstance(value, torch.Tensor) else value
-            for name, value in checked.items()
-        }
-    )
+    of_chains: dict[str, Any] = {
+        name: repeated_rows(rates[name], chains) if isinstance(value, torch.Tensor) else value
+        for name, value in checked.items()
+    }
     run = fit(
         model[torch.arange(models, dtype=torch.int64, device="cpu").repeat_interleave(chains)],
         repeated_dataset(data, chains),
         steps,
         batch_size,
-        optimizer,
+        SGLD(**of_chains),
         importance=repeated_rows(weights, chains),
         seed=chain_seeds(seeds, chains),
         l1=prices if isinstance(prices, float) else prices.repeat_interleave(chains),
@@ -171,7 +169,7 @@ def local_learning_coefficient(
         progress=progress,
         **objective,
     )
-    if run.interrupted:
+    if not run.complete:
         raise KeyboardInterrupt("local_learning_coefficient: no estimate of a part of the draws")
 
     traces = run.loss.reshape(models, chains, -1)
