@@ -6,7 +6,7 @@ from importlib import import_module
 
 from toykern.experiments.experiment import Experiment
 
-MODULES = ("intro_polygons", "double_descent", "grokking", "s_curves")
+MODULES = ("intro_polygons", "double_descent", "grokking", "s_curves", "basins")
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
 
