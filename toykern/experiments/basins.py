@@ -1,4 +1,4 @@
-"""How far a monosemantic and a polysemantic network are apart: along the straight line, and when one is pulled."""
+"""How far apart a monosemantic and a polysemantic network are: straight on, and when one is pulled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Parameters = dict[str, torch.Tensor]
 
 COLD = 1e-12
-"""The step size ε of SGLD that stands for none of its noise, √ε a step; the rest of the step is as large as ever."""
+"""The step size ε of SGLD that stands for no noise, √ε a step; the rest of a step is as large as ever."""
 
 DIRECTIONS = ("to polysemantic", "to monosemantic")
 
@@ -36,7 +36,8 @@ DIRECTIONS = ("to polysemantic", "to monosemantic")
 class Settings:
     """What may be set. No published size was at hand; the task is the decoder of Jermyn et al. 2022, smaller.
 
-    `strengths` are λ of the penalty λ ‖θ − θ*‖², rising, and `bias` that of units which begin as one feature's own.
+    `strengths` are λ of the penalty λ ‖θ − θ*‖², rising, and `bias` that of units which begin as one
+    feature's own.
     """
 
     n_features: int = 48
@@ -92,7 +93,8 @@ def _networks(settings: Settings, seed: torch.Tensor | None, embedding: Any = No
 def begin_monosemantic(model: MLP, chosen: torch.Tensor, bias: float) -> None:
     """Give every unit of the chosen models, bool `[models]`, one feature of its own, in turns; in place.
 
-    Unit k reads x as ‖p‖⁻² pᵀ P x + bias for the column p of its feature, and writes what makes that feature's 1 a
+    Unit k reads x as ‖p‖⁻² pᵀ P x + bias for the column p of its feature, and writes what makes that
+    feature's 1 a
     1 again, shared between the units of the feature.
     """
     assert model.embedding is not None and model.hidden_bias is not None
@@ -100,7 +102,9 @@ def begin_monosemantic(model: MLP, chosen: torch.Tensor, bias: float) -> None:
     unit = torch.arange(width, dtype=torch.int64, device="cpu")
     feature = unit % n
     units = torch.bincount(feature, minlength=n)[feature]
-    reading = model.embedding / model.embedding.square().sum(dim=1, keepdim=True)  # [models, inputs, features]
+    reading = model.embedding / model.embedding.square().sum(
+        dim=1, keepdim=True
+    )  # [models, inputs, features]
     with torch.no_grad():
         for i in chosen.nonzero().flatten().tolist():
             model.encoder[i] = reading[i % len(reading)].mT[feature]
@@ -118,8 +122,11 @@ def measured(settings: Settings, model: MLP) -> tuple[NDArray[Any], NDArray[Any]
 
 
 def position(at: Parameters, start: Parameters, end: Parameters) -> NDArray[Any]:
-    """How far along the line from start (0) to end (1) the nearest point to some weights is, float64 `[models]`."""
-    here, first, last = (torch.cat([p[name].double().flatten(1) for name in start], dim=1) for p in (at, start, end))
+    """How far along the line from start (0) to end (1) the nearest point to some weights is, float64
+    `[models]`."""
+    here, first, last = (
+        torch.cat([p[name].double().flatten(1) for name in start], dim=1) for p in (at, start, end)
+    )
     line = last - first
     return (((here - first) * line).sum(dim=1) / line.square().sum(dim=1)).numpy()
 
@@ -137,7 +144,8 @@ def _weights(model: MLP) -> Parameters:
 def pull(settings: Settings, model: MLP, start: Parameters, end: Parameters, strength: torch.Tensor) -> None:
     """Train each model from `start` on its loss + λ ‖θ − end‖², λ = strength `[models]`; in place.
 
-    It is SGLD without noise (`COLD`), whose localisation holds weights near those of its step 0: the run is laid out
+    It is SGLD without noise (`COLD`), whose localisation holds weights near those of its step 0: the run is
+    laid out
     at `end`, and its weights are put to `start` before the first step.
     """
     rate = settings.pull_lr
@@ -145,8 +153,8 @@ def pull(settings: Settings, model: MLP, start: Parameters, end: Parameters, str
     optimizer = SGLD(lr=COLD, nbeta=2 * rate / COLD, localization=4 * rate * strength / COLD)
     run = fit(
         model, _data(settings), settings.pull_steps, settings.batch_size, optimizer, loss_reduction="sum",
-        seed=own_seeds(settings.seed, torch.arange(len(strength), dtype=torch.int64, device="cpu")), stop_at=0,
-        progress=False,
+        seed=own_seeds(settings.seed, torch.arange(len(strength), dtype=torch.int64, device="cpu")),
+        stop_at=0, progress=False,
     )  # fmt: skip
     _put(model, start)
     fit(resume=run, progress=False)
@@ -167,7 +175,9 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
     assert isinstance(model, MLP) and model.embedding is not None
     pairs, strengths = settings.pairs, settings.strengths
     loss, mono = (values.reshape(2, pairs) for values in measured(settings, model))
-    one, other = ({name: v[at] for name, v in _weights(model).items()} for at in (slice(pairs), slice(pairs, None)))
+    one, other = (
+        {name: v[at] for name, v in _weights(model).items()} for at in (slice(pairs), slice(pairs, None))
+    )
     matched = metrics.permute_units(other, metrics.match_units(one, other))
     embedding = model.embedding[:pairs]
     positions = np.linspace(0, 1, settings.points)
@@ -233,41 +243,46 @@ def _outcomes(
     moved = np.median(places[0] - places[1], axis=-1)
     between = ((released > 0.25) & (released < 0.75)).sum(axis=1)
     how = "; ".join(
-        f"{direction}: λ = {_number(least[i])}, and {between[i]} of {len(strengths)} strengths leave it between a "
-        "quarter and three quarters of the way"
+        f"{direction}: λ = {_number(least[i])}, and {between[i]} of {len(strengths)} strengths leave it "
+        "between a quarter and three quarters of the way"
         for i, direction in enumerate(DIRECTIONS)
     )
     return (
         Outcome(
             "Two kinds of minima",
-            "which minimum training finds decides how monosemantic a network is, at much the same loss (Jermyn et al. "
-            "2022)",
-            f"loss {middle[0]:.4f} at a mean monosemanticity of {gap[0]:.2f}, {middle[1]:.4f} at {gap[1]:.2f}",
+            "which minimum training finds decides how monosemantic a network is, at much the same loss "
+            "(Jermyn et al. 2022)",
+            f"loss {middle[0]:.4f} at a mean monosemanticity of {gap[0]:.2f}, {middle[1]:.4f} at "
+            f"{gap[1]:.2f}",
             bool(middle[0] < 1.5 * middle[1] and gap[0] > gap[1] + 0.15),
         ),
         Outcome(
             "Along the straight line",
-            "networks trained apart have a barrier between them, which matching hidden units lowers (Ainsworth et al. "
-            "2022, for larger networks)",
-            f"barrier {bare:.4f} as they are, {matched:.4f} matched; the loss at the ends is {middle.max():.4f}",
+            "networks trained apart have a barrier between them, which matching hidden units lowers "
+            "(Ainsworth et al. 2022, for larger networks)",
+            f"barrier {bare:.4f} as they are, {matched:.4f} matched; the loss at the ends is "
+            f"{middle.max():.4f}",
             bool(matched < 0.5 * bare and matched > middle.max()),
         ),
         Outcome(
             "Strength of the pull that takes it across",
-            "how hard a monosemantic network must be pulled towards a polysemantic one before it hops (no number at "
-            "hand)",
+            "how hard a monosemantic network must be pulled towards a polysemantic one before it hops (no "
+            "number at hand)",
             f"let go again, it is nearer to the other from λ on: {how}",
             None,
-            f"a strength depends on how long it acts, {settings.pull_steps} steps at a rate of {settings.pull_lr:g} here",
+            f"a strength depends on how long it acts, {settings.pull_steps} steps at a rate of "
+            f"{settings.pull_lr:g} here",
         ),
         Outcome(
             "What happens when it is let go",
             "it falls into one of two basins (what a hop would mean; no number at hand)",
-            f"median way that it goes back: {np.abs(moved).max():.2f} of the distance at most; largest median loss "
-            f"while pulled {np.median(losses[0], axis=-1).max():.4f}, where the straight line rises by {matched:.4f}",
+            f"median way that it goes back: {np.abs(moved).max():.2f} of the distance at most; largest "
+            f"median loss while pulled {np.median(losses[0], axis=-1).max():.4f}, where the straight line "
+            f"rises by {matched:.4f}",
             None,
-            "within these steps it stays about where it was left: the pull finds a way around the barrier, so that the two are ends of "
-            "one valley rather than two basins, and there is no strength at which it hops"
+            "within these steps it stays about where it was left: the pull finds a way around the "
+            "barrier, so that the two are ends of one valley rather than two basins, and there is no "
+            "strength at which it hops"
             if np.abs(moved).max() < 0.2
             else "it goes back part of the way",
         ),
@@ -301,29 +316,46 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
                 panel.plot(strength, values, style, color=colour, label=label, marker="o", markersize=3)
     for at, value in enumerate(np.median(findings["monosemanticity"], axis=1)):
         kind.axhline(value, color=(ORANGE, GREY)[at], linestyle=":", linewidth=1)
-        kind.text(strength[-1], value, ("monosemantic", "polysemantic")[at], fontsize=7, ha="right", va="bottom")
+        kind.text(
+            1.01, value, ("mono", "poly")[at], transform=kind.get_yaxis_transform(), fontsize=8, va="center"
+        )
     cost.axhline(np.median(findings["loss"]), color=GREY, linestyle=":", linewidth=1)
     cost.axhline(
         np.median(findings["line_loss"][1].max(axis=0)), color=GREY, linestyle="--", linewidth=1,
     )  # fmt: skip
-    cost.text(strength[0], np.median(findings["line_loss"][1].max(axis=0)), "top of the line, matched", fontsize=7, va="bottom")
+    cost.text(
+        strength[0],
+        np.median(findings["line_loss"][1].max(axis=0)),
+        "top of the line, matched",
+        fontsize=7,
+        va="bottom",
+    )
     way.legend(frameon=False, fontsize=7, loc="upper left")
     way.set(xscale="log", xlabel="strength λ of the pull", ylabel="share of the way", title="How far it goes")
-    cost.set(xscale="log", yscale="log", xlabel="strength λ of the pull", ylabel="loss of a sample", title="Its loss")
-    kind.set(xscale="log", xlabel="strength λ of the pull", ylabel="mean monosemanticity", title="What it becomes")
+    cost.set(
+        xscale="log",
+        yscale="log",
+        xlabel="strength λ of the pull",
+        ylabel="loss of a sample",
+        title="Its loss",
+    )
+    kind.set(
+        xscale="log", xlabel="strength λ of the pull", ylabel="mean monosemanticity", title="What it becomes"
+    )
 
 
 EXPERIMENT = Experiment(
     name="basins",
     title="Pulling a monosemantic network towards a polysemantic one",
     source=(
-        "Jermyn, Schiefer and Hubinger 2022, Engineering Monosemanticity in Toy Models (the task); Ainsworth et al. "
-        "2022, Git Re-Basin (matching)"
+        "Jermyn, Schiefer and Hubinger 2022, Engineering Monosemanticity in Toy Models (the task); "
+        "Ainsworth et al. 2022, Git Re-Basin (matching)"
     ),
     summary=(
-        "Two networks that decode sparse features from a fixed projection, one that began with a unit for each feature, "
-        "one that began at random: alike in loss, not in how monosemantic they are. Their units are matched by linear "
-        "assignment; then the loss along the straight line, and pulls of many strengths from the one to the other."
+        "Two networks that decode sparse features from a fixed projection, one that began with a unit for "
+        "each feature, one that began at random: alike in loss, not in how monosemantic they are. Their "
+        "units are matched by linear assignment; then the loss along the straight line, and pulls of many "
+        "strengths from the one to the other."
     ),
     settings=Settings(),
     quick=Settings(

@@ -70,7 +70,7 @@ def kept_steps(settings: Settings) -> list[int]:
 
 
 def dataset_of(settings: Settings, samples: Any, number: torch.Tensor) -> Dataset:
-    """The first samples of dataset `number`, int64 `[models]`: of length 1, one with fewer a part of one with more."""
+    """The first samples of dataset `number`, int64 `[models]`, scaled to length 1."""
     stream = SparseFeatures(settings.n_features, settings.density)
     return stream.dataset(samples, seed=own_seeds(settings.seed, number), normalize="unit")
 
@@ -81,7 +81,8 @@ def _stage(settings: Settings, n_hidden: int, with_snapshots: bool) -> Stage:
     def plan(points: Grid, index: torch.Tensor) -> dict[str, Any]:
         seeds = own_seeds(settings.seed, index)
         return {
-            "model": TiedAutoencoder(n, n_hidden, points.n_models, seed=seeds, dtype=torch.float32, device="cpu"),
+            "model": TiedAutoencoder(n, n_hidden, points.n_models, seed=seeds, dtype=torch.float32,
+                                     device="cpu"),
             "data": dataset_of(settings, points.samples, points.dataset),
             "seed": seeds,
         }  # fmt: skip
@@ -101,7 +102,10 @@ def _stage(settings: Settings, n_hidden: int, with_snapshots: bool) -> Stage:
         }
         if run.snapshots:
             found["test_loss_at"] = torch.stack(
-                [evaluate(_with(run.model, kept), test, loss_reduction="sum") for kept in run.snapshots.values()],
+                [
+                    evaluate(_with(run.model, kept), test, loss_reduction="sum")
+                    for kept in run.snapshots.values()
+                ],
                 dim=1,
             )
         return found
@@ -129,13 +133,15 @@ def codes_of(weight: torch.Tensor, data: Dataset) -> list[torch.Tensor]:
 
 def _with(model: Any, parameters: Mapping[str, torch.Tensor]) -> TiedAutoencoder:
     """A model of the same shape with other parameters."""
-    other = TiedAutoencoder(model.n_features, model.n_hidden, model.n_models, dtype=torch.float32, device="cpu")
+    other = TiedAutoencoder(
+        model.n_features, model.n_hidden, model.n_models, dtype=torch.float32, device="cpu"
+    )
     other.load_state_dict({name: parameters[name] for name in other.state_dict()})
     return other
 
 
 def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
-    """The best of the seeds by training loss, the mean of the datasets; in the first m, also what is stored."""
+    """The best of the seeds by training loss, averaged over datasets; of the first m also what is stored."""
     losses: dict[str, list[NDArray[Any]]] = {"train_loss": [], "test_loss": []}
     for m in settings.hidden:
         models = trained[name_of(m)]
@@ -198,8 +204,8 @@ def _of_first(
     return (
         Outcome(
             f"Few samples, m = {m}",
-            "the samples, not the features, lie as a regular polygon in the hidden plane: D_X = m/T (the paper's "
-            "figure of feature and hidden vectors)",
+            "the samples, not the features, lie as a regular polygon in the hidden plane: D_X = m/T (the "
+            "paper's figure of feature and hidden vectors)",
             "memorised up to T = " + (f"{sizes[memorised].max()}" if len(memorised) else "none")
             + f"; median D_X · T/m there {_span(typical[memorised] / fair[memorised])}",
             bool(even[memorised].max() < 0.25) if len(memorised) else None,
@@ -207,7 +213,8 @@ def _of_first(
         ),
         Outcome(
             f"Many samples, m = {m}",
-            "features form a pentagon, as without end of data (D_i = 2/5), and samples have no place of their own",
+            "features form a pentagon, as without end of data (D_i = 2/5), and samples have no place of "
+            "their own",
             f"T = {sizes[many]}: largest D_i {largest[many]:.2f}, {represented[many]} features longer than "
             f"{REPRESENTED}; at T = {sizes[worst]} {largest[worst]:.2f} and {represented[worst]}",
             bool(largest[many] > 0.2 and represented[many] < 0.5 * represented[worst]) if inside else None,
@@ -216,8 +223,8 @@ def _of_first(
         Outcome(
             f"Test loss between, m = {m}",
             "a bump between the two regimes: double descent; where it lies differed in a replication",
-            f"{test[few]:.2f} at T = {sizes[few]}, {test[worst]:.2f} at T = {sizes[worst]}, {test[many]:.2f} at "
-            f"T = {sizes[many]}",
+            f"{test[few]:.2f} at T = {sizes[few]}, {test[worst]:.2f} at T = {sizes[worst]}, "
+            f"{test[many]:.2f} at T = {sizes[many]}",
             bool(test[worst] > 1.2 * max(test[few], test[many])) if inside else None,
             "" if inside else note,
         ),
@@ -225,7 +232,8 @@ def _of_first(
             "What is stored where the test loss is largest",
             "neither: dimensionalities of samples and of features are both low there",
             f"T = {sizes[worst]}: median D_X {typical[worst]:.3f}, largest D_i {largest[worst]:.2f}",
-            bool(typical[worst] < 0.5 * typical[few] and largest[worst] < 0.75 * largest[many]) if inside else None,
+            bool(typical[worst] < 0.5 * typical[few] and largest[worst] < 0.75 * largest[many]) if inside
+            else None,
             "" if inside else note,
         ),
     )  # fmt: skip
@@ -237,7 +245,9 @@ def _of_sizes(settings: Settings, test: NDArray[Any]) -> Outcome:
     peaks = sizes[test.argmax(axis=1)]
     bumps = test.max(axis=1) > 1.2 * np.maximum(test[:, sizes.argmin()], test[:, sizes.argmax()])
     rising = np.sort(hidden).tolist() == hidden.tolist() and len(hidden) > 2
-    along = test[1:-1].max(axis=0) > 1.05 * np.maximum(test[0], test[-1]) if rising else np.zeros(0, dtype=bool)
+    along = (
+        test[1:-1].max(axis=0) > 1.05 * np.maximum(test[0], test[-1]) if rising else np.zeros(0, dtype=bool)
+    )
     return Outcome(
         "Number of hidden dimensions",
         "double descent along T and along m (the paper's map of both)",
@@ -286,14 +296,20 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
         features = findings["feature_dimensionality"][at]
         features = features[features > 0.01]
         stored.scatter(np.full(len(values), size * 0.95), values, s=6, color=ORANGE, alpha=0.5, linewidths=0)
-        stored.scatter(np.full(len(features), size * 1.05), features, s=6, color=BLUE, alpha=0.5, linewidths=0)
+        stored.scatter(
+            np.full(len(features), size * 1.05), features, s=6, color=BLUE, alpha=0.5, linewidths=0
+        )
     line = np.geomspace(max(samples.min(), m), samples.max(), 50)
     stored.plot(line, m / line, "--", color=GREY, linewidth=1)
     for colour, label in ((ORANGE, "samples"), (BLUE, "features")):
         stored.scatter([], [], s=18, color=colour, label=label)
     stored.plot([], [], "--", color=GREY, linewidth=1, label="m/T")
     stored.set(
-        xscale="log", xlabel="samples T", ylabel="dimensionality", ylim=(0, 0.8), title=f"What is stored, m = {m}"
+        xscale="log",
+        xlabel="samples T",
+        ylabel="dimensionality",
+        ylim=(0, 0.8),
+        title=f"What is stored, m = {m}",
     )
     stored.legend(frameon=False, loc="upper right", fontsize=8)
     _map(sizes, samples, findings["hidden"], findings["test_loss"], "hidden dimensions m", "Test loss")
@@ -305,7 +321,9 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     for at, panel in zip(chosen, below.subplots(1, len(chosen), squeeze=False)[0], strict=True):
         codes, weight = findings["codes"][at], findings["weight"][at]
         panel.scatter(weight[0], weight[-1], s=8, color=BLUE, linewidths=0)
-        panel.scatter(codes[0], codes[-1], s=30 if samples[at] < 20 else 8, color=ORANGE, alpha=0.7, linewidths=0)
+        panel.scatter(
+            codes[0], codes[-1], s=30 if samples[at] < 20 else 8, color=ORANGE, alpha=0.7, linewidths=0
+        )
         size = 1.1 * max(np.nanmax(np.abs(codes)), np.abs(weight).max())
         panel.set(xlim=(-size, size), ylim=(-size, size), aspect="equal", xticks=[], yticks=[])
         panel.set_title(f"T = {samples[at]}", fontsize=9)
@@ -332,13 +350,14 @@ EXPERIMENT = Experiment(
     title="Superposition, memorisation and double descent",
     source="Henighan et al. 2023, Superposition, Memorization, and Double Descent",
     summary=(
-        "Tied autoencoders on T samples that they see again at every step. With few, the samples themselves are "
-        "laid out in the hidden space; with many, some features are, as if there were no end of data. Between the "
-        "two neither has much of a place, and the test loss has a bump."
+        "Tied autoencoders on T samples that they see again at every step. With few, the samples "
+        "themselves are laid out in the hidden space; with many, some features are, as if there were no "
+        "end of data. Between the two neither has much of a place, and the test loss has a bump."
     ),
     settings=Settings(),
     quick=Settings(
-        n_features=200, density=0.02, hidden=(2,), samples=(3, 5, 10, 30, 100, 200, 1000), datasets=2, seeds=3,
+        n_features=200, density=0.02, hidden=(2,), samples=(3, 5, 10, 30, 100, 200, 1000), datasets=2,
+        seeds=3,
         steps=2000, lr=2e-2, snapshots=8, test_samples=2000,
     ),
     stages=stages,

@@ -58,7 +58,10 @@ def stages(settings: Settings) -> list[Stage]:
     """The map of fractions and wrong labels, after training; and curves over time of one fraction."""
     whole = grid(decay=settings.decays, fraction=settings.fractions, noise=settings.noises)
     curves = grid(
-        decay=settings.decays, fraction=(settings.curve_fraction,), noise=(0.0,), seed=range(settings.curve_seeds)
+        decay=settings.decays,
+        fraction=(settings.curve_fraction,),
+        noise=(0.0,),
+        seed=range(settings.curve_seeds),
     )
     return [_stage(settings, "map", whole, 0), _stage(settings, "curves", curves, settings.snapshots)]
 
@@ -77,8 +80,8 @@ def _stage(settings: Settings, name: str, points: Grid, snapshots: int) -> Stage
     def plan(points: Grid, index: torch.Tensor) -> dict[str, Any]:
         seeds = own_seeds(settings.seed, index)
         model = MLP(
-            2 * p, settings.width, p, points.n_models, hidden_activation="square", bias=False, hidden_bias=False,
-            init=settings.init, seed=seeds, dtype=torch.float32, device="cpu",
+            2 * p, settings.width, p, points.n_models, hidden_activation="square", bias=False,
+            hidden_bias=False, init=settings.init, seed=seeds, dtype=torch.float32, device="cpu",
         )  # fmt: skip
         return {"model": model, "data": pairs(points), "seed": seeds}
 
@@ -93,7 +96,9 @@ def _stage(settings: Settings, name: str, points: Grid, snapshots: int) -> Stage
         }
         if run.snapshots:
             kept = run.snapshots.values()
-            found["right_at"] = torch.stack([shares_right(k["encoder"], k["decoder"], given) for k in kept], dim=1)
+            found["right_at"] = torch.stack(
+                [shares_right(k["encoder"], k["decoder"], given) for k in kept], dim=1
+            )
         return found
 
     fit: dict[str, Any] = {
@@ -126,7 +131,8 @@ def given_sums(data: Dataset, p: int, n_models: int) -> torch.Tensor:
 def shares_right(encoder: torch.Tensor, decoder: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """Of the labels trained on, of all other pairs, and of the wrong labels: which share is answered so.
 
-    Float64 `[models, 3]`, NaN where there are none. encoder `[models, width, 2p]`, decoder `[models, p, width]`,
+    Float64 `[models, 3]`, NaN where there are none. encoder `[models, width, 2p]`, decoder `[models, p,
+    width]`,
     `given` as from `given_sums`.
     """
     models, p = given.shape[:2]
@@ -194,14 +200,16 @@ def _of_curves(
     both = some & np.isfinite(understood) & np.isfinite(known)
     late = understood[both] / known[both]
     rising = half[some][np.argsort(decays[some])]
-    seen = ", ".join(f"decay {d:g}: {_step(k)}, {_step(u)}" for d, k, u in zip(decays, known, understood, strict=True))
+    seen = ", ".join(
+        f"decay {d:g}: {_step(k)}, {_step(u)}" for d, k, u in zip(decays, known, understood, strict=True)
+    )
     none = ~some
     at = f"{settings.curve_fraction:.0%} of the pairs"
     return (
         Outcome(
             "Test accuracy follows training accuracy",
-            "late: with weight decay, long after all training sums are right, the others become so (Power et al. "
-            "2022; Gromov 2023)",
+            "late: with weight decay, long after all training sums are right, the others become so (Power "
+            "et al. 2022; Gromov 2023)",
             f"90% of training and of other sums right after steps: {seen} ({at})",
             bool(late.min() >= 3) if both.any() else (False if some.any() else None),
             "" if some.any() else "no weight decay among the settings",
@@ -217,7 +225,9 @@ def _of_curves(
         Outcome(
             "No weight decay",
             f"none within these steps where few pairs are known; {at} here",
-            f"{test[none, -1].max():.0%} of the other sums right after {settings.steps}" if none.any() else "not tried",
+            f"{test[none, -1].max():.0%} of the other sums right after {settings.steps}"
+            if none.any()
+            else "not tried",
             bool(test[none, -1].max() < 0.5) if none.any() else None,
             "" if none.any() else "every model had some",
         ),
@@ -236,8 +246,9 @@ def _of_few(settings: Settings, train: NDArray[Any], test: NDArray[Any]) -> Outc
     return Outcome(
         "Too few pairs",
         "are remembered and never generalised from, whatever the decay",
-        f"{fractions[few]:.0%} of the pairs: training sums right by {int(known.sum())} of {len(known)} decays, at most "
-        f"{test[:, few, quiet].max():.0%} of the others; {fractions[many]:.0%}: up to {test[:, many, quiet].max():.0%}",
+        f"{fractions[few]:.0%} of the pairs: training sums right by {int(known.sum())} of {len(known)} "
+        f"decays, at most {test[:, few, quiet].max():.0%} of the others; {fractions[many]:.0%}: up to "
+        f"{test[:, many, quiet].max():.0%}",
         bool(known.any() and test[:, few, quiet].max() < 0.3 and test[:, many, quiet].max() > LEARNT)
         if judged
         else None,
@@ -255,14 +266,14 @@ def _of_structure(
     if judged:
         one, other = np.nanmedian(participation[knows]), np.nanmedian(participation[remembers])
         what = (
-            f"median inverse participation ratio {one:.2f} where the other sums are right, {other:.2f} where they "
-            f"are only remembered; {np.median(frequencies[knows]):.0f} and "
+            f"median inverse participation ratio {one:.2f} where the other sums are right, {other:.2f} "
+            f"where they are only remembered; {np.median(frequencies[knows]):.0f} and "
             f"{np.median(frequencies[remembers]):.0f} key frequencies"
         )
     return Outcome(
         "Fourier structure",
-        "in networks that generalise each unit's weights are a cosine of one frequency (ratio 1), in ones that "
-        "remember they are spread over many (Gromov 2023; Doshi et al. 2024)",
+        "in networks that generalise each unit's weights are a cosine of one frequency (ratio 1), in ones "
+        "that remember they are spread over many (Gromov 2023; Doshi et al. 2024)",
         what,
         bool(one > 2 * other and one > 0.5) if judged else None,
         "" if judged else "needs both kinds among the settings",
@@ -280,7 +291,9 @@ def _of_wrong_labels(settings: Settings, test: NDArray[Any], wrong: NDArray[Any]
     full = settings.p >= PUBLISHED_MODULUS and noisy.any()
     small = "" if full else "fewer and smaller models than published, which may have none at these settings"
     by_decay = [
-        f"{d:g}: {int(both[i].sum())} and {int(inverted[i].sum())}" for i, d in enumerate(decays) if noisy.any()
+        f"{d:g}: {int(both[i].sum())} and {int(inverted[i].sum())}"
+        for i, d in enumerate(decays)
+        if noisy.any()
     ]
     return (
         Outcome(
@@ -292,10 +305,11 @@ def _of_wrong_labels(settings: Settings, test: NDArray[Any], wrong: NDArray[Any]
         ),
         Outcome(
             "Wrong labels under weight decay",
-            "enough decay makes a network leave them: it answers the true sum where it was shown a wrong one "
-            "(inversion; Doshi et al. 2024)",
-            f"models that generalise and know at least 90% or less than 10% of the wrong labels, by decay: "
-            f"{'; '.join(by_decay)}. The least share known where 80% of the other sums are right: {least:.2f}",
+            "enough decay makes a network leave them: it answers the true sum where it was shown a wrong "
+            "one (inversion; Doshi et al. 2024)",
+            "models that generalise and know at least 90% or less than 10% of the wrong labels, by decay: "
+            f"{'; '.join(by_decay)}. The least share known where 80% of the other sums are right: "
+            f"{least:.2f}",
             True if inverted.any() else (False if full else None),
             "" if inverted.any() else small,
         ),
@@ -333,7 +347,9 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
             shown = _map(panels[row, i], findings, findings[name][i])
             if row == 0:
                 panels[row, i].set_title(f"decay {decay:g}", fontsize=9)
-        panels[row, 0].set_ylabel(f"{label}:\nshare wrong", fontsize=9)
+        panels[row, 0].set_ylabel(f"{label}:\nshare of wrong labels", fontsize=8)
+    if len(findings["noise"]) <= 4:
+        panels[0, 0].set_yticks(findings["noise"])
     below.supxlabel("fraction of the pairs trained on", fontsize=9)
     below.colorbar(shown, ax=panels, label="share answered so")
 
@@ -358,17 +374,18 @@ EXPERIMENT = Experiment(
     name="grokking",
     title="Grokking modular addition",
     source=(
-        "Power et al. 2022, Grokking; Gromov 2023, Grokking modular arithmetic; Doshi et al. 2024, To grok or not "
-        "to grok"
+        "Power et al. 2022, Grokking; Gromov 2023, Grokking modular arithmetic; Doshi et al. 2024, To "
+        "grok or not to grok"
     ),
     summary=(
-        "Two-layer networks with a quadratic activation learn a + b mod p from a fraction of all pairs, some with "
-        "wrong labels. All training sums are soon right; the others follow long after, earlier with more weight "
-        "decay, and then every unit is a wave of one frequency."
+        "Two-layer networks with a quadratic activation learn a + b mod p from a fraction of all pairs, "
+        "some with wrong labels. All training sums are soon right; the others follow long after, earlier "
+        "with more weight decay, and then every unit is a wave of one frequency."
     ),
     settings=Settings(),
     quick=Settings(
-        p=23, width=128, init=0.1, decays=(0.0, 2.0, 5.0), fractions=(0.2, 0.5, 0.8), noises=(0.0, 0.05), snapshots=12,
+        p=23, width=128, init=0.1, decays=(0.0, 2.0, 5.0), fractions=(0.2, 0.5, 0.8), noises=(0.0, 0.05),
+        snapshots=12,
         steps=500,
     ),
     stages=stages,

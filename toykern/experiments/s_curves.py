@@ -1,4 +1,4 @@
-"""Matrix factorisation: nothing seems to happen, then everything does, because two factors must align at once."""
+"""Matrix factorisation: nothing seems to happen, then all of it, since two factors must align at once."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def _stage(settings: Settings, kind: str, loss: str) -> Stage:
         products = torch.stack([k["decoder"] @ k["encoder"] for k in run.snapshots.values()], dim=1)
         norm, of_target = products.flatten(2).norm(dim=2), c.flatten(1).norm(dim=1)[:, None]
         directions = torch.linalg.svd(c.double()).U
-        angles = torch.stack([cosines(k["decoder"], directions, points.rank) for k in run.snapshots.values()], dim=1)
+        angles = torch.stack(
+            [cosines(k["decoder"], directions, points.rank) for k in run.snapshots.values()], dim=1
+        )
         nothing, all_of_it = _floors(c, loss)
         return {
             "share": (run.loss - all_of_it[:, None]) / (nothing - all_of_it)[:, None],
@@ -145,7 +147,8 @@ def _floors(c: torch.Tensor, loss: str) -> tuple[torch.Tensor, torch.Tensor]:
 def cosines(decoder: torch.Tensor, directions: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
     """cos² between each column of a factor and each singular direction of C, `[models, size, size]`.
 
-    NaN for pairs that the rank does not have. decoder `[models, size, size]`; directions the left singular ones,
+    NaN for pairs that the rank does not have. decoder `[models, size, size]`; directions the left singular
+    ones,
     of the same shape, as columns by falling strength; rank int64 `[models]`.
     """
     unit = torch.nn.functional.normalize(decoder.double(), dim=1)
@@ -264,8 +267,8 @@ def _of_rank_one(
             + f", at rank {settings.ranks[-1]} "
             + ", ".join(f"{a:.2f}" for a in full)
             + f" (SGD: a plateau up to {FLAT}; Adam: less than 0.6 of that at the last rank); "
-            + f"{np.median(end[0]):.1g}, {np.median(end[1]):.1g}, {np.median(end[2]):.1g} of the loss of nothing at "
-            "the end",
+            + f"{np.median(end[0]):.1g}, {np.median(end[1]):.1g}, {np.median(end[2]):.1g} of the loss of "
+            "nothing at the end",
             bool(one[0] < FLAT and (one < 0.6 * full).all() and (np.median(end, axis=-1) < 0.1).all())
             if judged and len(settings.ranks) > 1
             else None,
@@ -275,7 +278,9 @@ def _of_rank_one(
             "Alignment during the plateau, rank 1",
             "grows exponentially while the loss does not show it",
             "while the loss is within 10% of that of nothing, |cos| grows "
-            + ", ".join(f"{np.median(g):.0f} times ({kind})" for g, kind in zip(growth, OPTIMIZERS, strict=True)),
+            + ", ".join(
+                f"{np.median(g):.0f} times ({kind})" for g, kind in zip(growth, OPTIMIZERS, strict=True)
+            ),
             bool(np.median(growth[0]) > 3) if judged and known else None,
             note if known else "the loss is never within 10% of that of nothing",
         ),
@@ -299,7 +304,8 @@ def _of_bumps(settings: Settings, names: list[str], bumped: NDArray[Any]) -> Out
         ),
         bool(mean[:, one].max() == 0 and (mean[:, more].max(axis=1) > 0).all()) if judged else None,
         (
-            "what was published as alignment was not at hand; at full rank no single pair aligns enough to tell"
+            "what was published as alignment was not at hand; at full rank no single pair aligns enough "
+            "to tell"
             if judged
             else "rank 1 and one of 2 to a quarter of the size are needed"
         ),
@@ -312,7 +318,9 @@ def _of_full_rank(settings: Settings, names: list[str], flat: NDArray[Any]) -> t
 
     def seen(kind: str) -> str:
         values = flat[names.index(f"{kind}-squared"), -1]
-        return ", ".join(f"{v:.2f} (weights × {scale:g})" for v, scale in zip(values, settings.scales, strict=True))
+        return ", ".join(
+            f"{v:.2f} (weights × {scale:g})" for v, scale in zip(values, settings.scales, strict=True)
+        )
 
     sgd, *adam = (float(flat[names.index(f"{kind}-squared"), -1, 0]) for kind in OPTIMIZERS)
     rests = min(adam) < FLAT
@@ -335,8 +343,8 @@ def _of_full_rank(settings: Settings, names: list[str], flat: NDArray[Any]) -> t
             or (
                 ""
                 if rests
-                else "from weights of the target's own scale there is none here, from small ones there is with SGD "
-                f"too; with which weights and learning rate there was one was not at hand{small}"
+                else "from weights of the target's own scale there is none here, from small ones there is "
+                f"with SGD too; with which weights and learning rate there was one was not at hand{small}"
             ),
         ),
     )
@@ -351,7 +359,8 @@ def _of_entropy(settings: Settings, names: list[str], share: NDArray[Any], flat:
         "S-curves too",
         "least steepness by rank "
         + "; ".join(
-            f"{rank}: " + ", ".join(f"{flat[i, at]:.2f} ({kind})" for i, kind in zip(which, OPTIMIZERS, strict=True))
+            f"{rank}: "
+            + ", ".join(f"{flat[i, at]:.2f} ({kind})" for i, kind in zip(which, OPTIMIZERS, strict=True))
             for at, rank in enumerate(settings.ranks)
         )
         + f"; at rank {settings.ranks[0]} {end[1]:.2g} (adam) of the loss of nothing remains",
@@ -393,8 +402,12 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
         for j, style in enumerate(("-", "--")):
             trace = findings["pairs"][sgd, at, shown, :, column, j]
             if np.isfinite(trace).all():
-                panels[2, 2].plot(kept, trace, style, color=colours[i], label=f"column {i + 1}, direction {j + 1}")
-    panels[2, 2].set(xscale="log", xlabel="step", ylabel=f"cos², rank {settings.ranks[at]} (SGD)", ylim=(-0.03, 1.03))
+                panels[2, 2].plot(
+                    kept, trace, style, color=colours[i], label=f"column {i + 1}, direction {j + 1}"
+                )
+    panels[2, 2].set(
+        xscale="log", xlabel="step", ylabel=f"cos², rank {settings.ranks[at]} (SGD)", ylim=(-0.03, 1.03)
+    )
     panels[2, 2].legend(frameon=False, fontsize=7, loc="upper left")
 
 
@@ -403,9 +416,10 @@ EXPERIMENT = Experiment(
     title="Multi-component learning and S-curves",
     source="Jermyn and Shlegeris 2022, Multi-Component Learning and S-Curves",
     summary=(
-        "‖U Vᵀ − C‖² and its cross-entropy variant, for targets C of several ranks, by SGD, Adam and AdamW. The "
-        "initial product decays, the loss rests near that of nothing while the factors align, and then falls at "
-        "once; the higher the rank, the less of a plateau. Dotted curves begin from smaller weights."
+        "‖U Vᵀ − C‖² and its cross-entropy variant, for targets C of several ranks, by SGD, Adam and "
+        "AdamW. The initial product decays, the loss rests near that of nothing while the factors align, "
+        "and then falls at once; the higher the rank, the less of a plateau. Dotted curves begin from "
+        "smaller weights."
     ),
     settings=Settings(),
     quick=Settings(size=64, ranks=(1, 2, 8, 64), scales=(1.0,), seeds=4, steps=400, snapshots=32),
