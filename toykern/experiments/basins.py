@@ -45,7 +45,7 @@ class Settings:
     width: int = 96
     density: float = 0.02
     pairs: int = 6
-    steps: int = 5000
+    steps: int = 20_000
     batch_size: int = 256
     lr: float = 3e-3
     bias: float = -0.3
@@ -237,6 +237,8 @@ def _outcomes(
     """Beside what was published; arrays as in `look`."""
     middle, gap = np.median(loss, axis=1), np.median(mono, axis=1)
     bare, matched = np.median(barriers, axis=1)
+    alike = bool(middle[0] < 1.5 * middle[1] and gap[0] > gap[1] + 0.15)
+    further = float(np.median(losses[1, 0, 0]))
     released = np.median(places[1], axis=-1)  # [direction, strength]
     strengths = np.asarray(settings.strengths)
     least = np.where((released > 0.5).any(axis=1), strengths[(released > 0.5).argmax(axis=1)], np.nan)
@@ -254,7 +256,8 @@ def _outcomes(
             "(Jermyn et al. 2022)",
             f"loss {middle[0]:.4f} at a mean monosemanticity of {gap[0]:.2f}, {middle[1]:.4f} at "
             f"{gap[1]:.2f}",
-            bool(middle[0] < 1.5 * middle[1] and gap[0] > gap[1] + 0.15),
+            alike,
+            "" if alike else f"trained on after the weakest pull, the first goes to {further:.4f}",
         ),
         Outcome(
             "Along the straight line",
