@@ -93,7 +93,7 @@ def _stage(settings: Settings, n_hidden: int, with_snapshots: bool) -> Stage:
         )
         data = dataset_of(settings, points.samples, points.dataset)
         dimensionality = torch.full((len(index), longest), torch.nan, dtype=torch.float32, device="cpu")
-        for i, codes in enumerate(codes_of(run.model.weight.detach(), data)):
+        for i, codes in enumerate(codes_of(run.model.stacked_parameters()["weight"].detach(), data)):
             dimensionality[i, : codes.shape[1]] = metrics.feature_dimensionality(codes)
         found = {
             "train_loss": evaluate(run.model, data, loss_reduction="sum"),
@@ -279,7 +279,7 @@ def _span(values: NDArray[Any]) -> str:
 
 def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     """Losses and what is stored against T; both maps; and the plane itself at five T."""
-    above, below = figure.subfigures(2, 1, height_ratios=(2.4, 1.0))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.4, 1.0))[:, 0]
     below.suptitle("The hidden plane: samples (orange) and features (blue)", fontsize=11)
     (losses, sizes), (stored, epochs) = above.subplots(2, 2)
     samples, m = findings["samples"], settings.hidden[0]
@@ -342,7 +342,7 @@ def _map(ax: Axes, x: NDArray[Any], y: NDArray[Any], values: NDArray[Any], label
     bar.ax.minorticks_off()
     low, high = float(values.min()), float(values.max())
     ticks = np.geomspace(low, high, 4)
-    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    bar.set_ticks(ticks.tolist(), labels=[f"{tick:.2g}" for tick in ticks])
 
 
 EXPERIMENT = Experiment(

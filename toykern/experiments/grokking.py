@@ -87,10 +87,11 @@ def _stage(settings: Settings, name: str, points: Grid, snapshots: int) -> Stage
 
     def measure(run: Run, points: Grid, index: torch.Tensor) -> dict[str, torch.Tensor]:
         given = given_sums(pairs(points), p, len(index))
-        encoder = run.model.encoder.detach()
-        values = torch.cat([encoder[..., :p], encoder[..., p:], run.model.decoder.detach().mT], dim=1)
+        weights = run.model.stacked_parameters()
+        encoder, decoder = weights["encoder"].detach(), weights["decoder"].detach()
+        values = torch.cat([encoder[..., :p], encoder[..., p:], decoder.mT], dim=1)
         found = {
-            "right": shares_right(encoder, run.model.decoder.detach(), given),
+            "right": shares_right(encoder, decoder, given),
             "participation": metrics.inverse_participation_ratio(values).nanmedian(dim=1).values,
             "frequencies": metrics.key_frequencies(values).sum(dim=1),
         }
@@ -320,7 +321,7 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     """Curves over time, and for each decay a map of what was learnt."""
     decays = findings["decay"]
     colours = (GREY, SKY, BLUE, GREEN, ORANGE, VERMILLION)
-    above, below = figure.subfigures(2, 1, height_ratios=(1.1, 1.0))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.1, 1.0))[:, 0]
     time, structure = above.subplots(1, 2, width_ratios=(1.6, 1.0))
     for i, decay in enumerate(decays):
         colour = colours[i % len(colours)]
