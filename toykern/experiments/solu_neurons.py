@@ -20,6 +20,7 @@ from toykern.experiments.feature_decoding import (
     small,
 )
 from toykern.experiments.seeds import best_over, own_seeds, take
+from toykern.nn import MLP
 from toykern.plot.axes import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
 if TYPE_CHECKING:
@@ -170,8 +171,9 @@ def _coding(settings: Settings, trained: Trained) -> NDArray[np.float64]:
     points = trained.stage.grid
     data = features(settings, own_seeds(settings.seed, points.seed))
     x = data.sample(0, _CODED, settings.seed, n_models=1, purpose="evaluation")[0]
-    encode = getattr(trained.model(), "encode")  # noqa: B009  (of the kinds of models, an MLP has one)
-    found: NDArray[np.float64] = points.unflatten(participation(encode(x))).numpy()
+    model = trained.model()
+    assert isinstance(model, MLP)
+    found: NDArray[np.float64] = points.unflatten(participation(model.encode(x))).numpy()
     return found
 
 

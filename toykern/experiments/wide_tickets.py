@@ -85,13 +85,13 @@ def stages(settings: Settings) -> list[Stage]:
 
 def _recipe(settings: Settings, method: str, density: float) -> Recipe:
     end = 3 * settings.steps // 4
-    timing = {"interval": max(1, end // settings.updates), "end": end}
+    interval = max(1, end // settings.updates)
     if method == "set":
-        return SET(drop_fraction=settings.drop_fraction, schedule="cosine", **timing)
+        return SET(drop_fraction=settings.drop_fraction, schedule="cosine", interval=interval, end=end)
     if method == "rigl":
-        return RigL(drop_fraction=settings.drop_fraction, **timing)
+        return RigL(drop_fraction=settings.drop_fraction, interval=interval, end=end)
     if method == "gradual":
-        return GradualMagnitude(final_density=density, **timing)
+        return GradualMagnitude(final_density=density, interval=interval, end=end)
     if method == "ticket":
         drop = 1 - density ** (1 / settings.rounds)
         return LotteryTicket(
