@@ -61,8 +61,8 @@ def dictionary_of(model: AnyModel) -> torch.Tensor:
 def score_codes(model: MLP, inputs: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
     """How well sparse codes reconstruct the same samples for each model, double precision `[models]`.
 
-    "l0": active units in a sample; "explained": the share of the target's variance; "dead": the share of units
-    that no sample activates.
+    "l0": active units in a sample; "explained": the share of the target's variance; "dead": the share of
+    units that no sample activates.
 
     inputs: what the models take, `[samples, n_features]`; target: `[samples, n_outputs]`.
     """
@@ -91,14 +91,15 @@ def recovery(model: AnyModel, truth: torch.Tensor) -> torch.Tensor:
 
 
 def principal_directions(samples: torch.Tensor) -> torch.Tensor:
-    """The right singular vectors of samples `[samples, d]` with both signs, double precision `[d, 2 r]`, r the
-    rank at most: all the directions that a decomposition of their covariance can give."""
+    """The right singular vectors of samples `[samples, d]` with both signs, double precision `[d, 2 r]`, r
+    the rank at most: all the directions that a decomposition of their covariance can give."""
     _, _, right = torch.linalg.svd(samples.double(), full_matrices=False)
     return torch.cat([right, -right]).mT
 
 
 def at_l0(l0s: NDArray[np.float64], values: NDArray[np.float64], wanted: float) -> float:
-    """`values` between models of a sweep, linearly in the logarithm of their L0; NaN outside of what it spans.
+    """`values` between models of a sweep, linearly in the logarithm of their L0; NaN outside of what it
+    spans.
 
     >>> round(at_l0(np.array([10.0, 1.0, 0.0]), np.array([1.0, 0.5, 0.0]), 10**0.5), 6)
     0.75

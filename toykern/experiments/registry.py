@@ -6,7 +6,7 @@ from importlib import import_module
 
 from toykern.experiments.experiment import Experiment
 
-MODULES = ("intro_polygons", "toy_saes", "activations_saes")
+MODULES = ("intro_polygons", "toy_saes", "activations_saes", "hierarchy_absorption")
 """The modules of this room that hold an `EXPERIMENT`, whose name is the module's with hyphens."""
 
 

@@ -75,7 +75,9 @@ def logits(weights: Weights, x: Tensor) -> Tensor:
     return residual(weights, x)[:, 1:] @ weights["answer"]
 
 
-def train(task: Task, weights: Weights, steps: int, batch: int, lr: float, decay: float, seed: int) -> Weights:
+def train(
+    task: Task, weights: Weights, steps: int, batch: int, lr: float, decay: float, seed: int
+) -> Weights:
     """The weights after AdamW with a cosine; those given stay as they are."""
     generator = torch.Generator("cpu").manual_seed(seed)
     trained = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
