@@ -247,7 +247,7 @@ def _outcomes(settings: Settings, findings: Findings) -> tuple[Outcome, ...]:
     unknown = "" if known else f"no L1 weight gives an L0 of {settings.compare_l0:g} on both"
     alike = bool(abs(explained[0] - explained[1]) < 0.1)
     wide = settings.d >= WIDE
-    narrow = "" if wide else f"{settings.d} dimensions are too few to tell: any two dictionaries share much"
+    narrow = "" if wide else f"{settings.d} dimensions are too few to compare with those of language models"
     right = findings["right"]
     where = f"at L0 = {settings.compare_l0:g}"
     return (

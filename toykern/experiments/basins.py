@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""How far a monosemantic and a polysemantic network are apart: along the straight line, and when one is pulled."""
-=======
 """How far apart a monosemantic and a polysemantic network are: straight on, and when one is pulled."""
->>>>>>> exp_c
 
 from __future__ import annotations
 
@@ -31,11 +27,7 @@ if TYPE_CHECKING:
 Parameters = dict[str, torch.Tensor]
 
 COLD = 1e-12
-<<<<<<< HEAD
-"""The step size ε of SGLD that stands for none of its noise, √ε a step; the rest of the step is as large as ever."""
-=======
 """The step size ε of SGLD that stands for no noise, √ε a step; the rest of a step is as large as ever."""
->>>>>>> exp_c
 
 DIRECTIONS = ("to polysemantic", "to monosemantic")
 
@@ -44,12 +36,8 @@ DIRECTIONS = ("to polysemantic", "to monosemantic")
 class Settings:
     """What may be set. No published size was at hand; the task is the decoder of Jermyn et al. 2022, smaller.
 
-<<<<<<< HEAD
-    `strengths` are λ of the penalty λ ‖θ − θ*‖², rising, and `bias` that of units which begin as one feature's own.
-=======
     `strengths` are λ of the penalty λ ‖θ − θ*‖², rising, and `bias` that of units which begin as one
     feature's own.
->>>>>>> exp_c
     """
 
     n_features: int = 48
@@ -57,11 +45,7 @@ class Settings:
     width: int = 96
     density: float = 0.02
     pairs: int = 6
-<<<<<<< HEAD
-    steps: int = 5000
-=======
     steps: int = 20_000
->>>>>>> exp_c
     batch_size: int = 256
     lr: float = 3e-3
     bias: float = -0.3
@@ -109,12 +93,8 @@ def _networks(settings: Settings, seed: torch.Tensor | None, embedding: Any = No
 def begin_monosemantic(model: MLP, chosen: torch.Tensor, bias: float) -> None:
     """Give every unit of the chosen models, bool `[models]`, one feature of its own, in turns; in place.
 
-<<<<<<< HEAD
-    Unit k reads x as ‖p‖⁻² pᵀ P x + bias for the column p of its feature, and writes what makes that feature's 1 a
-=======
     Unit k reads x as ‖p‖⁻² pᵀ P x + bias for the column p of its feature, and writes what makes that
     feature's 1 a
->>>>>>> exp_c
     1 again, shared between the units of the feature.
     """
     assert model.embedding is not None and model.hidden_bias is not None
@@ -142,12 +122,8 @@ def measured(settings: Settings, model: MLP) -> tuple[NDArray[Any], NDArray[Any]
 
 
 def position(at: Parameters, start: Parameters, end: Parameters) -> NDArray[Any]:
-<<<<<<< HEAD
-    """How far along the line from start (0) to end (1) the nearest point to some weights is, float64 `[models]`."""
-=======
     """How far along the line from start (0) to end (1) the nearest point to some weights is, float64
     `[models]`."""
->>>>>>> exp_c
     here, first, last = (
         torch.cat([p[name].double().flatten(1) for name in start], dim=1) for p in (at, start, end)
     )
@@ -168,12 +144,8 @@ def _weights(model: MLP) -> Parameters:
 def pull(settings: Settings, model: MLP, start: Parameters, end: Parameters, strength: torch.Tensor) -> None:
     """Train each model from `start` on its loss + λ ‖θ − end‖², λ = strength `[models]`; in place.
 
-<<<<<<< HEAD
-    It is SGLD without noise (`COLD`), whose localisation holds weights near those of its step 0: the run is laid out
-=======
     It is SGLD without noise (`COLD`), whose localisation holds weights near those of its step 0: the run is
     laid out
->>>>>>> exp_c
     at `end`, and its weights are put to `start` before the first step.
     """
     rate = settings.pull_lr
@@ -181,13 +153,8 @@ def pull(settings: Settings, model: MLP, start: Parameters, end: Parameters, str
     optimizer = SGLD(lr=COLD, nbeta=2 * rate / COLD, localization=4 * rate * strength / COLD)
     run = fit(
         model, _data(settings), settings.pull_steps, settings.batch_size, optimizer, loss_reduction="sum",
-<<<<<<< HEAD
-        seed=own_seeds(settings.seed, torch.arange(len(strength), dtype=torch.int64, device="cpu")), stop_at=0,
-        progress=False,
-=======
         seed=own_seeds(settings.seed, torch.arange(len(strength), dtype=torch.int64, device="cpu")),
         stop_at=0, progress=False,
->>>>>>> exp_c
     )  # fmt: skip
     _put(model, start)
     fit(resume=run, progress=False)
@@ -270,41 +237,21 @@ def _outcomes(
     """Beside what was published; arrays as in `look`."""
     middle, gap = np.median(loss, axis=1), np.median(mono, axis=1)
     bare, matched = np.median(barriers, axis=1)
-<<<<<<< HEAD
-=======
     alike = bool(middle[0] < 1.5 * middle[1] and gap[0] > gap[1] + 0.15)
     further = float(np.median(losses[1, 0, 0]))
->>>>>>> exp_c
     released = np.median(places[1], axis=-1)  # [direction, strength]
     strengths = np.asarray(settings.strengths)
     least = np.where((released > 0.5).any(axis=1), strengths[(released > 0.5).argmax(axis=1)], np.nan)
     moved = np.median(places[0] - places[1], axis=-1)
     between = ((released > 0.25) & (released < 0.75)).sum(axis=1)
     how = "; ".join(
-<<<<<<< HEAD
-        f"{direction}: λ = {_number(least[i])}, and {between[i]} of {len(strengths)} strengths leave it between a "
-        "quarter and three quarters of the way"
-=======
         f"{direction}: λ = {_number(least[i])}, and {between[i]} of {len(strengths)} strengths leave it "
         "between a quarter and three quarters of the way"
->>>>>>> exp_c
         for i, direction in enumerate(DIRECTIONS)
     )
     return (
         Outcome(
             "Two kinds of minima",
-<<<<<<< HEAD
-            "which minimum training finds decides how monosemantic a network is, at much the same loss (Jermyn et al. "
-            "2022)",
-            f"loss {middle[0]:.4f} at a mean monosemanticity of {gap[0]:.2f}, {middle[1]:.4f} at {gap[1]:.2f}",
-            bool(middle[0] < 1.5 * middle[1] and gap[0] > gap[1] + 0.15),
-        ),
-        Outcome(
-            "Along the straight line",
-            "networks trained apart have a barrier between them, which matching hidden units lowers (Ainsworth et al. "
-            "2022, for larger networks)",
-            f"barrier {bare:.4f} as they are, {matched:.4f} matched; the loss at the ends is {middle.max():.4f}",
-=======
             "which minimum training finds decides how monosemantic a network is, at much the same loss "
             "(Jermyn et al. 2022)",
             f"loss {middle[0]:.4f} at a mean monosemanticity of {gap[0]:.2f}, {middle[1]:.4f} at "
@@ -318,36 +265,20 @@ def _outcomes(
             "(Ainsworth et al. 2022, for larger networks)",
             f"barrier {bare:.4f} as they are, {matched:.4f} matched; the loss at the ends is "
             f"{middle.max():.4f}",
->>>>>>> exp_c
             bool(matched < 0.5 * bare and matched > middle.max()),
         ),
         Outcome(
             "Strength of the pull that takes it across",
-<<<<<<< HEAD
-            "how hard a monosemantic network must be pulled towards a polysemantic one before it hops (no number at "
-            "hand)",
-            f"let go again, it is nearer to the other from λ on: {how}",
-            None,
-            f"a strength depends on how long it acts, {settings.pull_steps} steps at a rate of {settings.pull_lr:g} here",
-=======
             "how hard a monosemantic network must be pulled towards a polysemantic one before it hops (no "
             "number at hand)",
             f"let go again, it is nearer to the other from λ on: {how}",
             None,
             f"a strength depends on how long it acts, {settings.pull_steps} steps at a rate of "
             f"{settings.pull_lr:g} here",
->>>>>>> exp_c
         ),
         Outcome(
             "What happens when it is let go",
             "it falls into one of two basins (what a hop would mean; no number at hand)",
-<<<<<<< HEAD
-            f"median way that it goes back: {np.abs(moved).max():.2f} of the distance at most; largest median loss "
-            f"while pulled {np.median(losses[0], axis=-1).max():.4f}, where the straight line rises by {matched:.4f}",
-            None,
-            "within these steps it stays about where it was left: the pull finds a way around the barrier, so that the two are ends of "
-            "one valley rather than two basins, and there is no strength at which it hops"
-=======
             f"median way that it goes back: {np.abs(moved).max():.2f} of the distance at most; largest "
             f"median loss while pulled {np.median(losses[0], axis=-1).max():.4f}, where the straight line "
             f"rises by {matched:.4f}",
@@ -355,7 +286,6 @@ def _outcomes(
             "within these steps it stays about where it was left: the pull finds a way around the "
             "barrier, so that the two are ends of one valley rather than two basins, and there is no "
             "strength at which it hops"
->>>>>>> exp_c
             if np.abs(moved).max() < 0.2
             else "it goes back part of the way",
         ),
@@ -390,11 +320,7 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     for at, value in enumerate(np.median(findings["monosemanticity"], axis=1)):
         kind.axhline(value, color=(ORANGE, GREY)[at], linestyle=":", linewidth=1)
         kind.text(
-<<<<<<< HEAD
-            strength[-1], value, ("monosemantic", "polysemantic")[at], fontsize=7, ha="right", va="bottom"
-=======
             1.01, value, ("mono", "poly")[at], transform=kind.get_yaxis_transform(), fontsize=8, va="center"
->>>>>>> exp_c
         )
     cost.axhline(np.median(findings["loss"]), color=GREY, linestyle=":", linewidth=1)
     cost.axhline(
@@ -425,15 +351,6 @@ EXPERIMENT = Experiment(
     name="basins",
     title="Pulling a monosemantic network towards a polysemantic one",
     source=(
-<<<<<<< HEAD
-        "Jermyn, Schiefer and Hubinger 2022, Engineering Monosemanticity in Toy Models (the task); Ainsworth et al. "
-        "2022, Git Re-Basin (matching)"
-    ),
-    summary=(
-        "Two networks that decode sparse features from a fixed projection, one that began with a unit for each feature, "
-        "one that began at random: alike in loss, not in how monosemantic they are. Their units are matched by linear "
-        "assignment; then the loss along the straight line, and pulls of many strengths from the one to the other."
-=======
         "Jermyn, Schiefer and Hubinger 2022, Engineering Monosemanticity in Toy Models (the task); "
         "Ainsworth et al. 2022, Git Re-Basin (matching)"
     ),
@@ -442,7 +359,6 @@ EXPERIMENT = Experiment(
         "each feature, one that began at random: alike in loss, not in how monosemantic they are. Their "
         "units are matched by linear assignment; then the loss along the straight line, and pulls of many "
         "strengths from the one to the other."
->>>>>>> exp_c
     ),
     settings=Settings(),
     quick=Settings(

@@ -70,11 +70,7 @@ def kept_steps(settings: Settings) -> list[int]:
 
 
 def dataset_of(settings: Settings, samples: Any, number: torch.Tensor) -> Dataset:
-<<<<<<< HEAD
-    """The first samples of dataset `number`, int64 `[models]`: of length 1, one with fewer a part of one with more."""
-=======
     """The first samples of dataset `number`, int64 `[models]`, scaled to length 1."""
->>>>>>> exp_c
     stream = SparseFeatures(settings.n_features, settings.density)
     return stream.dataset(samples, seed=own_seeds(settings.seed, number), normalize="unit")
 
@@ -85,12 +81,8 @@ def _stage(settings: Settings, n_hidden: int, with_snapshots: bool) -> Stage:
     def plan(points: Grid, index: torch.Tensor) -> dict[str, Any]:
         seeds = own_seeds(settings.seed, index)
         return {
-<<<<<<< HEAD
-            "model": TiedAutoencoder(n, n_hidden, points.n_models, seed=seeds, dtype=torch.float32, device="cpu"),
-=======
             "model": TiedAutoencoder(n, n_hidden, points.n_models, seed=seeds, dtype=torch.float32,
                                      device="cpu"),
->>>>>>> exp_c
             "data": dataset_of(settings, points.samples, points.dataset),
             "seed": seeds,
         }  # fmt: skip
@@ -101,11 +93,7 @@ def _stage(settings: Settings, n_hidden: int, with_snapshots: bool) -> Stage:
         )
         data = dataset_of(settings, points.samples, points.dataset)
         dimensionality = torch.full((len(index), longest), torch.nan, dtype=torch.float32, device="cpu")
-<<<<<<< HEAD
-        for i, codes in enumerate(codes_of(run.model.weight.detach(), data)):
-=======
         for i, codes in enumerate(codes_of(run.model.stacked_parameters()["weight"].detach(), data)):
->>>>>>> exp_c
             dimensionality[i, : codes.shape[1]] = metrics.feature_dimensionality(codes)
         found = {
             "train_loss": evaluate(run.model, data, loss_reduction="sum"),
@@ -153,11 +141,7 @@ def _with(model: Any, parameters: Mapping[str, torch.Tensor]) -> TiedAutoencoder
 
 
 def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
-<<<<<<< HEAD
-    """The best of the seeds by training loss, the mean of the datasets; in the first m, also what is stored."""
-=======
     """The best of the seeds by training loss, averaged over datasets; of the first m also what is stored."""
->>>>>>> exp_c
     losses: dict[str, list[NDArray[Any]]] = {"train_loss": [], "test_loss": []}
     for m in settings.hidden:
         models = trained[name_of(m)]
@@ -220,13 +204,8 @@ def _of_first(
     return (
         Outcome(
             f"Few samples, m = {m}",
-<<<<<<< HEAD
-            "the samples, not the features, lie as a regular polygon in the hidden plane: D_X = m/T (the paper's "
-            "figure of feature and hidden vectors)",
-=======
             "the samples, not the features, lie as a regular polygon in the hidden plane: D_X = m/T (the "
             "paper's figure of feature and hidden vectors)",
->>>>>>> exp_c
             "memorised up to T = " + (f"{sizes[memorised].max()}" if len(memorised) else "none")
             + f"; median D_X · T/m there {_span(typical[memorised] / fair[memorised])}",
             bool(even[memorised].max() < 0.25) if len(memorised) else None,
@@ -234,12 +213,8 @@ def _of_first(
         ),
         Outcome(
             f"Many samples, m = {m}",
-<<<<<<< HEAD
-            "features form a pentagon, as without end of data (D_i = 2/5), and samples have no place of their own",
-=======
             "features form a pentagon, as without end of data (D_i = 2/5), and samples have no place of "
             "their own",
->>>>>>> exp_c
             f"T = {sizes[many]}: largest D_i {largest[many]:.2f}, {represented[many]} features longer than "
             f"{REPRESENTED}; at T = {sizes[worst]} {largest[worst]:.2f} and {represented[worst]}",
             bool(largest[many] > 0.2 and represented[many] < 0.5 * represented[worst]) if inside else None,
@@ -248,13 +223,8 @@ def _of_first(
         Outcome(
             f"Test loss between, m = {m}",
             "a bump between the two regimes: double descent; where it lies differed in a replication",
-<<<<<<< HEAD
-            f"{test[few]:.2f} at T = {sizes[few]}, {test[worst]:.2f} at T = {sizes[worst]}, {test[many]:.2f} at "
-            f"T = {sizes[many]}",
-=======
             f"{test[few]:.2f} at T = {sizes[few]}, {test[worst]:.2f} at T = {sizes[worst]}, "
             f"{test[many]:.2f} at T = {sizes[many]}",
->>>>>>> exp_c
             bool(test[worst] > 1.2 * max(test[few], test[many])) if inside else None,
             "" if inside else note,
         ),
@@ -262,12 +232,8 @@ def _of_first(
             "What is stored where the test loss is largest",
             "neither: dimensionalities of samples and of features are both low there",
             f"T = {sizes[worst]}: median D_X {typical[worst]:.3f}, largest D_i {largest[worst]:.2f}",
-<<<<<<< HEAD
-            bool(typical[worst] < 0.5 * typical[few] and largest[worst] < 0.75 * largest[many]) if inside else None,
-=======
             bool(typical[worst] < 0.5 * typical[few] and largest[worst] < 0.75 * largest[many]) if inside
             else None,
->>>>>>> exp_c
             "" if inside else note,
         ),
     )  # fmt: skip
@@ -313,11 +279,7 @@ def _span(values: NDArray[Any]) -> str:
 
 def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     """Losses and what is stored against T; both maps; and the plane itself at five T."""
-<<<<<<< HEAD
-    above, below = figure.subfigures(2, 1, height_ratios=(2.4, 1.0))
-=======
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2.4, 1.0))[:, 0]
->>>>>>> exp_c
     below.suptitle("The hidden plane: samples (orange) and features (blue)", fontsize=11)
     (losses, sizes), (stored, epochs) = above.subplots(2, 2)
     samples, m = findings["samples"], settings.hidden[0]
@@ -380,11 +342,7 @@ def _map(ax: Axes, x: NDArray[Any], y: NDArray[Any], values: NDArray[Any], label
     bar.ax.minorticks_off()
     low, high = float(values.min()), float(values.max())
     ticks = np.geomspace(low, high, 4)
-<<<<<<< HEAD
-    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
-=======
     bar.set_ticks(ticks.tolist(), labels=[f"{tick:.2g}" for tick in ticks])
->>>>>>> exp_c
 
 
 EXPERIMENT = Experiment(
@@ -392,15 +350,6 @@ EXPERIMENT = Experiment(
     title="Superposition, memorisation and double descent",
     source="Henighan et al. 2023, Superposition, Memorization, and Double Descent",
     summary=(
-<<<<<<< HEAD
-        "Tied autoencoders on T samples that they see again at every step. With few, the samples themselves are "
-        "laid out in the hidden space; with many, some features are, as if there were no end of data. Between the "
-        "two neither has much of a place, and the test loss has a bump."
-    ),
-    settings=Settings(),
-    quick=Settings(
-        n_features=200, density=0.02, hidden=(2,), samples=(3, 5, 10, 30, 100, 200, 1000), datasets=2, seeds=3,
-=======
         "Tied autoencoders on T samples that they see again at every step. With few, the samples "
         "themselves are laid out in the hidden space; with many, some features are, as if there were no "
         "end of data. Between the two neither has much of a place, and the test loss has a bump."
@@ -409,7 +358,6 @@ EXPERIMENT = Experiment(
     quick=Settings(
         n_features=200, density=0.02, hidden=(2,), samples=(3, 5, 10, 30, 100, 200, 1000), datasets=2,
         seeds=3,
->>>>>>> exp_c
         steps=2000, lr=2e-2, snapshots=8, test_samples=2000,
     ),
     stages=stages,

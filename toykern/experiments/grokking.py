@@ -80,30 +80,18 @@ def _stage(settings: Settings, name: str, points: Grid, snapshots: int) -> Stage
     def plan(points: Grid, index: torch.Tensor) -> dict[str, Any]:
         seeds = own_seeds(settings.seed, index)
         model = MLP(
-<<<<<<< HEAD
-            2 * p, settings.width, p, points.n_models, hidden_activation="square", bias=False, hidden_bias=False,
-            init=settings.init, seed=seeds, dtype=torch.float32, device="cpu",
-=======
             2 * p, settings.width, p, points.n_models, hidden_activation="square", bias=False,
             hidden_bias=False, init=settings.init, seed=seeds, dtype=torch.float32, device="cpu",
->>>>>>> exp_c
         )  # fmt: skip
         return {"model": model, "data": pairs(points), "seed": seeds}
 
     def measure(run: Run, points: Grid, index: torch.Tensor) -> dict[str, torch.Tensor]:
         given = given_sums(pairs(points), p, len(index))
-<<<<<<< HEAD
-        encoder = run.model.encoder.detach()
-        values = torch.cat([encoder[..., :p], encoder[..., p:], run.model.decoder.detach().mT], dim=1)
-        found = {
-            "right": shares_right(encoder, run.model.decoder.detach(), given),
-=======
         weights = run.model.stacked_parameters()
         encoder, decoder = weights["encoder"].detach(), weights["decoder"].detach()
         values = torch.cat([encoder[..., :p], encoder[..., p:], decoder.mT], dim=1)
         found = {
             "right": shares_right(encoder, decoder, given),
->>>>>>> exp_c
             "participation": metrics.inverse_participation_ratio(values).nanmedian(dim=1).values,
             "frequencies": metrics.key_frequencies(values).sum(dim=1),
         }
@@ -144,12 +132,8 @@ def given_sums(data: Dataset, p: int, n_models: int) -> torch.Tensor:
 def shares_right(encoder: torch.Tensor, decoder: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
     """Of the labels trained on, of all other pairs, and of the wrong labels: which share is answered so.
 
-<<<<<<< HEAD
-    Float64 `[models, 3]`, NaN where there are none. encoder `[models, width, 2p]`, decoder `[models, p, width]`,
-=======
     Float64 `[models, 3]`, NaN where there are none. encoder `[models, width, 2p]`, decoder `[models, p,
     width]`,
->>>>>>> exp_c
     `given` as from `given_sums`.
     """
     models, p = given.shape[:2]
@@ -225,13 +209,8 @@ def _of_curves(
     return (
         Outcome(
             "Test accuracy follows training accuracy",
-<<<<<<< HEAD
-            "late: with weight decay, long after all training sums are right, the others become so (Power et al. "
-            "2022; Gromov 2023)",
-=======
             "late: with weight decay, long after all training sums are right, the others become so (Power "
             "et al. 2022; Gromov 2023)",
->>>>>>> exp_c
             f"90% of training and of other sums right after steps: {seen} ({at})",
             bool(late.min() >= 3) if both.any() else (False if some.any() else None),
             "" if some.any() else "no weight decay among the settings",
@@ -268,14 +247,9 @@ def _of_few(settings: Settings, train: NDArray[Any], test: NDArray[Any]) -> Outc
     return Outcome(
         "Too few pairs",
         "are remembered and never generalised from, whatever the decay",
-<<<<<<< HEAD
-        f"{fractions[few]:.0%} of the pairs: training sums right by {int(known.sum())} of {len(known)} decays, at most "
-        f"{test[:, few, quiet].max():.0%} of the others; {fractions[many]:.0%}: up to {test[:, many, quiet].max():.0%}",
-=======
         f"{fractions[few]:.0%} of the pairs: training sums right by {int(known.sum())} of {len(known)} "
         f"decays, at most {test[:, few, quiet].max():.0%} of the others; {fractions[many]:.0%}: up to "
         f"{test[:, many, quiet].max():.0%}",
->>>>>>> exp_c
         bool(known.any() and test[:, few, quiet].max() < 0.3 and test[:, many, quiet].max() > LEARNT)
         if judged
         else None,
@@ -293,24 +267,14 @@ def _of_structure(
     if judged:
         one, other = np.nanmedian(participation[knows]), np.nanmedian(participation[remembers])
         what = (
-<<<<<<< HEAD
-            f"median inverse participation ratio {one:.2f} where the other sums are right, {other:.2f} where they "
-            f"are only remembered; {np.median(frequencies[knows]):.0f} and "
-=======
             f"median inverse participation ratio {one:.2f} where the other sums are right, {other:.2f} "
             f"where they are only remembered; {np.median(frequencies[knows]):.0f} and "
->>>>>>> exp_c
             f"{np.median(frequencies[remembers]):.0f} key frequencies"
         )
     return Outcome(
         "Fourier structure",
-<<<<<<< HEAD
-        "in networks that generalise each unit's weights are a cosine of one frequency (ratio 1), in ones that "
-        "remember they are spread over many (Gromov 2023; Doshi et al. 2024)",
-=======
         "in networks that generalise each unit's weights are a cosine of one frequency (ratio 1), in ones "
         "that remember they are spread over many (Gromov 2023; Doshi et al. 2024)",
->>>>>>> exp_c
         what,
         bool(one > 2 * other and one > 0.5) if judged else None,
         "" if judged else "needs both kinds among the settings",
@@ -342,18 +306,11 @@ def _of_wrong_labels(settings: Settings, test: NDArray[Any], wrong: NDArray[Any]
         ),
         Outcome(
             "Wrong labels under weight decay",
-<<<<<<< HEAD
-            "enough decay makes a network leave them: it answers the true sum where it was shown a wrong one "
-            "(inversion; Doshi et al. 2024)",
-            f"models that generalise and know at least 90% or less than 10% of the wrong labels, by decay: "
-            f"{'; '.join(by_decay)}. The least share known where 80% of the other sums are right: {least:.2f}",
-=======
             "enough decay makes a network leave them: it answers the true sum where it was shown a wrong "
             "one (inversion; Doshi et al. 2024)",
             "models that generalise and know at least 90% or less than 10% of the wrong labels, by decay: "
             f"{'; '.join(by_decay)}. The least share known where 80% of the other sums are right: "
             f"{least:.2f}",
->>>>>>> exp_c
             True if inverted.any() else (False if full else None),
             "" if inverted.any() else small,
         ),
@@ -364,11 +321,7 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     """Curves over time, and for each decay a map of what was learnt."""
     decays = findings["decay"]
     colours = (GREY, SKY, BLUE, GREEN, ORANGE, VERMILLION)
-<<<<<<< HEAD
-    above, below = figure.subfigures(2, 1, height_ratios=(1.1, 1.0))
-=======
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.1, 1.0))[:, 0]
->>>>>>> exp_c
     time, structure = above.subplots(1, 2, width_ratios=(1.6, 1.0))
     for i, decay in enumerate(decays):
         colour = colours[i % len(colours)]
@@ -395,13 +348,9 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
             shown = _map(panels[row, i], findings, findings[name][i])
             if row == 0:
                 panels[row, i].set_title(f"decay {decay:g}", fontsize=9)
-<<<<<<< HEAD
-        panels[row, 0].set_ylabel(f"{label}:\nshare wrong", fontsize=9)
-=======
         panels[row, 0].set_ylabel(f"{label}:\nshare of wrong labels", fontsize=8)
     if len(findings["noise"]) <= 4:
         panels[0, 0].set_yticks(findings["noise"])
->>>>>>> exp_c
     below.supxlabel("fraction of the pairs trained on", fontsize=9)
     below.colorbar(shown, ax=panels, label="share answered so")
 
@@ -426,19 +375,6 @@ EXPERIMENT = Experiment(
     name="grokking",
     title="Grokking modular addition",
     source=(
-<<<<<<< HEAD
-        "Power et al. 2022, Grokking; Gromov 2023, Grokking modular arithmetic; Doshi et al. 2024, To grok or not "
-        "to grok"
-    ),
-    summary=(
-        "Two-layer networks with a quadratic activation learn a + b mod p from a fraction of all pairs, some with "
-        "wrong labels. All training sums are soon right; the others follow long after, earlier with more weight "
-        "decay, and then every unit is a wave of one frequency."
-    ),
-    settings=Settings(),
-    quick=Settings(
-        p=23, width=128, init=0.1, decays=(0.0, 2.0, 5.0), fractions=(0.2, 0.5, 0.8), noises=(0.0, 0.05), snapshots=12,
-=======
         "Power et al. 2022, Grokking; Gromov 2023, Grokking modular arithmetic; Doshi et al. 2024, To "
         "grok or not to grok"
     ),
@@ -451,7 +387,6 @@ EXPERIMENT = Experiment(
     quick=Settings(
         p=23, width=128, init=0.1, decays=(0.0, 2.0, 5.0), fractions=(0.2, 0.5, 0.8), noises=(0.0, 0.05),
         snapshots=12,
->>>>>>> exp_c
         steps=500,
     ),
     stages=stages,

@@ -64,8 +64,8 @@ def stream(settings: Settings, kind: str, child: Any) -> SparseFeatures:
     given = torch.as_tensor(child, dtype=torch.float64, device="cpu").reshape(-1, 1)
     if kind == "independent":
         given = given * settings.parent
-    columns = [settings.parent, given, settings.others, settings.others]
-    probability = torch.cat([given * 0 + column for column in columns], dim=1)
+    parent, other = torch.full_like(given, settings.parent), torch.full_like(given, settings.others)
+    probability = torch.cat([parent, given, other, other], dim=1)
     magnitude = "uniform" if kind == "varied" else "constant"
     if kind == "independent":
         return SparseFeatures(N_FEATURES, probability, magnitude)

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Matrix factorisation: nothing seems to happen, then everything does, because two factors must align at once."""
-=======
 """Matrix factorisation: nothing seems to happen, then all of it, since two factors must align at once."""
->>>>>>> exp_c
 
 from __future__ import annotations
 
@@ -151,12 +147,8 @@ def _floors(c: torch.Tensor, loss: str) -> tuple[torch.Tensor, torch.Tensor]:
 def cosines(decoder: torch.Tensor, directions: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
     """cos² between each column of a factor and each singular direction of C, `[models, size, size]`.
 
-<<<<<<< HEAD
-    NaN for pairs that the rank does not have. decoder `[models, size, size]`; directions the left singular ones,
-=======
     NaN for pairs that the rank does not have. decoder `[models, size, size]`; directions the left singular
     ones,
->>>>>>> exp_c
     of the same shape, as columns by falling strength; rank int64 `[models]`.
     """
     unit = torch.nn.functional.normalize(decoder.double(), dim=1)
@@ -275,13 +267,8 @@ def _of_rank_one(
             + f", at rank {settings.ranks[-1]} "
             + ", ".join(f"{a:.2f}" for a in full)
             + f" (SGD: a plateau up to {FLAT}; Adam: less than 0.6 of that at the last rank); "
-<<<<<<< HEAD
-            + f"{np.median(end[0]):.1g}, {np.median(end[1]):.1g}, {np.median(end[2]):.1g} of the loss of nothing at "
-            "the end",
-=======
             + f"{np.median(end[0]):.1g}, {np.median(end[1]):.1g}, {np.median(end[2]):.1g} of the loss of "
             "nothing at the end",
->>>>>>> exp_c
             bool(one[0] < FLAT and (one < 0.6 * full).all() and (np.median(end, axis=-1) < 0.1).all())
             if judged and len(settings.ranks) > 1
             else None,
@@ -317,12 +304,8 @@ def _of_bumps(settings: Settings, names: list[str], bumped: NDArray[Any]) -> Out
         ),
         bool(mean[:, one].max() == 0 and (mean[:, more].max(axis=1) > 0).all()) if judged else None,
         (
-<<<<<<< HEAD
-            "what was published as alignment was not at hand; at full rank no single pair aligns enough to tell"
-=======
             "what was published as alignment was not at hand; at full rank no single pair aligns enough "
             "to tell"
->>>>>>> exp_c
             if judged
             else "rank 1 and one of 2 to a quarter of the size are needed"
         ),
@@ -360,13 +343,8 @@ def _of_full_rank(settings: Settings, names: list[str], flat: NDArray[Any]) -> t
             or (
                 ""
                 if rests
-<<<<<<< HEAD
-                else "from weights of the target's own scale there is none here, from small ones there is with SGD "
-                f"too; with which weights and learning rate there was one was not at hand{small}"
-=======
                 else "from weights of the target's own scale there is none here, from small ones there is "
                 f"with SGD too; with which weights and learning rate there was one was not at hand{small}"
->>>>>>> exp_c
             ),
         ),
     )
@@ -438,16 +416,10 @@ EXPERIMENT = Experiment(
     title="Multi-component learning and S-curves",
     source="Jermyn and Shlegeris 2022, Multi-Component Learning and S-Curves",
     summary=(
-<<<<<<< HEAD
-        "‖U Vᵀ − C‖² and its cross-entropy variant, for targets C of several ranks, by SGD, Adam and AdamW. The "
-        "initial product decays, the loss rests near that of nothing while the factors align, and then falls at "
-        "once; the higher the rank, the less of a plateau. Dotted curves begin from smaller weights."
-=======
         "‖U Vᵀ − C‖² and its cross-entropy variant, for targets C of several ranks, by SGD, Adam and "
         "AdamW. The initial product decays, the loss rests near that of nothing while the factors align, "
         "and then falls at once; the higher the rank, the less of a plateau. Dotted curves begin from "
         "smaller weights."
->>>>>>> exp_c
     ),
     settings=Settings(),
     quick=Settings(size=64, ranks=(1, 2, 8, 64), scales=(1.0,), seeds=4, steps=400, snapshots=32),
