@@ -76,6 +76,17 @@ def test_a_store_gives_what_memory_gives_and_is_gone_on_with(tmp_path):
     assert [path.name for path in store.iterdir()] == ["polygons.zarr"]
 
 
+@pytest.mark.slow
+def test_sparse_models_come_back_from_a_store_with_their_connections(tmp_path):
+    small = {"steps": 20, "seeds": 1, "densities": (0.2,), "rounds": 2, "updates": 4}
+    plain = experiments.run("wide-tickets", quick=True, **small)
+    stored = experiments.run("wide-tickets", quick=True, store=tmp_path / "tickets", **small)
+    for name, trained in plain.trained.items():
+        models = [trained.model(), stored.trained[name].model()]
+        for tensor, value in models[0].trained_arrays().items():
+            assert torch.equal(models[1].trained_arrays()[tensor], value), (name, tensor)
+
+
 def test_a_plan_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plans = experiments.plan("intro-polygons", quick=True, **SMALL)

@@ -258,6 +258,7 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
         panels[2 * row, 0].set_ylabel(f"WᵀW, n = {n}, m = {m}")
         panels[2 * row + 1, 0].set_ylabel("norm ‖Wᵢ‖")
     figure.supxlabel("feature i, by falling importance", fontsize=10)
+    assert image is not None
     figure.colorbar(image, ax=panels[: len(all_sizes)].ravel().tolist(), label="Wᵢ·Wⱼ, bias bᵢ", aspect=30)
     figure.colorbar(
         shades,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def largest_k(n: float, d: float) -> float:
     """
     if 24 * np.log(n) > d:
         return float("nan")
-    low, high = 1.0, min(d, n / np.e)
+    low, high = 1.0, min(d, n / math.e)
     if 24 * high * np.log(n / high) <= d:
         return high
     while high - low > 1e-9 * low:

@@ -187,10 +187,11 @@ class _InStore:
     def model(self) -> AnyModel:
         index = torch.arange(self.stage.grid.n_models, dtype=torch.int64, device="cpu")
         model: AnyModel = self.stage.plan(self.stage.grid, index)["model"]
-        with torch.no_grad():
-            for name, parameter in model.stacked_parameters().items():
-                parameter.copy_(torch.from_numpy(self.read(name)).reshape(parameter.shape))
-        return model
+        trained = {
+            name: torch.from_numpy(self.read(name)).flatten(0, len(self.stage.grid.shape) - 1)
+            for name in model.trained_arrays()
+        }
+        return model.begun_with(trained)
 
 
 def _in_memory(stage: Stage, progress: bool | None) -> Trained:

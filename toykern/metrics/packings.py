@@ -16,6 +16,7 @@ smaller of n and d, and need not be whole.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,7 @@ def _clipped(n: float, d: float, k: Any) -> Any:
 def _solvable(n: float, d: float) -> list[tuple[float, float]]:
     """The ranges of k where there is an ε: k ln(n/k) rises up to k = n/e and falls from there on."""
     last = min(n, d)
-    peak = min(max(n / np.e, 1.0), last)
+    peak = min(max(n / math.e, 1.0), last)
     ranges = []
     for low, high in ((1.0, peak), (peak, last)):
         inside = [_demand(n, d, k) <= _LARGEST for k in (low, high)]
