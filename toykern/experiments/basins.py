@@ -45,7 +45,7 @@ class Settings:
     width: int = 96
     density: float = 0.02
     pairs: int = 6
-    steps: int = 20_000
+    steps: int = 5000
     batch_size: int = 256
     lr: float = 3e-3
     bias: float = -0.3

@@ -224,13 +224,12 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     panels = figure.subplots(
         2 * len(all_sizes), len(columns), squeeze=False, height_ratios=[2.0, 1.0] * len(all_sizes)
     )
-    image = None
     for row, (n, m, _) in enumerate(all_sizes):
         for column, (kind, at) in enumerate(columns):
             weight = findings[f"weight_{n}"][kind, at]
             norm = findings[f"norm_{n}"][kind, at]
             matrix, bars = panels[2 * row, column], panels[2 * row + 1, column]
-            image = matrix.imshow(
+            matrix.imshow(
                 weight.T @ weight, cmap=diverging, norm=scale, interpolation="nearest", aspect="auto"
             )
             matrix.set(xticks=[], yticks=[])
@@ -258,8 +257,12 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
         panels[2 * row, 0].set_ylabel(f"WᵀW, n = {n}, m = {m}")
         panels[2 * row + 1, 0].set_ylabel("norm ‖Wᵢ‖")
     figure.supxlabel("feature i, by falling importance", fontsize=10)
-    assert image is not None
-    figure.colorbar(image, ax=panels[: len(all_sizes)].ravel().tolist(), label="Wᵢ·Wⱼ, bias bᵢ", aspect=30)
+    figure.colorbar(
+        ScalarMappable(scale, diverging),
+        ax=panels[: len(all_sizes)].ravel().tolist(),
+        label="Wᵢ·Wⱼ, bias bᵢ",
+        aspect=30,
+    )
     figure.colorbar(
         shades,
         ax=panels[len(all_sizes) :].ravel().tolist(),

@@ -287,6 +287,8 @@ def _draw_curves(settings: Settings, findings: Findings, ax: Axes) -> None:
         ax.axhline(level, color=GREY, linestyle="--", linewidth=0.8, zorder=0)
         ax.annotate(f"{k}", (1.0, level), xycoords=("axes fraction", "data"), xytext=(3, 0),
                     textcoords="offset points", va="center", fontsize=8, color=GREY)  # fmt: skip
+    # Four of them, where the bias of the fifth is its mean: the lower of the two levels that squares end at.
+    ax.axhline(metrics.polygon(4, 5).loss, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
     ax.set(xscale="log", yscale="log", xlabel="step", ylabel="training loss, summed over features")
     ax.set_ylim(bottom=5e-3)
     plain_log_ticks(ax.yaxis)

@@ -99,8 +99,7 @@ def begin(model: TiedAutoencoder, start: torch.Tensor) -> None:
     pentagon = metrics.polygon(N_FEATURES)
     square = metrics.polygon(4, N_FEATURES)
     with torch.no_grad():
-        weight, bias = model.weight, model.bias
-        assert bias is not None
+        weight, bias = model.get_parameter("weight"), model.get_parameter("bias")
         for number, point in ((1, pentagon), (2, square)):
             # The columns of 0 come last in a polygon; the varied feature stands first.
             turn = 0 if number == 1 else 1

@@ -172,10 +172,10 @@ def _percent(shares: list[float]) -> str:
 
 def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     """The diagram by colour, with the exact borders."""
-    ax = figure.subplots()
-    layout = figure.get_layout_engine()
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    ax = figure.subplots()
+    layout = figure.get_layout_engine()
     if isinstance(layout, ConstrainedLayoutEngine):
         layout.set(rect=(0.0, 0.0, 0.93, 1.0))  # the key is wider than the legend that room is made for
     phase_diagram(findings["weight"], findings["importance"], findings["density"], ax=ax)
