@@ -71,13 +71,9 @@ def page_of(name: str, record: Mapping[str, Any]) -> str:
         "",
     ]
     lines += [f"![{experiment.title}]({name}.png)", "", "```sh", command_of(name, record), "```", ""]
-    models, seconds = record["models"], record["seconds"]
-    lines += [
-        _filled(
-            f"{models:,} networks, {_time(seconds)} on {record['threads']} threads, other programs beside it."
-        ),
-        "",
-    ]
+    processor, wall = record["processor_seconds"], _time(record["seconds"])
+    spent = f"{processor:,.0f} s of processor time, {wall} beside other work"
+    lines += [f"{record['models']:,} networks, {spent}." if record["models"] else f"{spent}.", ""]
     lines += ["| what | published | seen | agrees |", "|---|---|---|---|"]
     notes = []
     for outcome in record["outcomes"]:

@@ -41,7 +41,7 @@ class Result:
         quick: whether they began as those for seconds.
         findings: labelled numbers, and the outcomes beside the published ones.
         trained: the models, by stage.
-        seconds: that all of it took.
+        seconds, processor_seconds: that all of it took, of wall-clock and processor time.
     """
 
     experiment: Experiment
@@ -50,6 +50,7 @@ class Result:
     findings: Findings
     trained: Mapping[str, Trained]
     seconds: float
+    processor_seconds: float
 
     def figure(self) -> Figure:
         """The experiment's figure; ImportError without matplotlib (`pip install toykern[plot]`)."""
@@ -69,6 +70,7 @@ class Result:
             "settings": dataclasses.asdict(self.settings),
             "models": sum(trained.stage.grid.n_models for trained in self.trained.values()),
             "seconds": round(self.seconds, 1),
+            "processor_seconds": round(self.processor_seconds, 1),
             "threads": torch.get_num_threads(),
             "outcomes": [dataclasses.asdict(outcome) for outcome in self.findings.outcomes],
             "toykern": _native.build_info()["version"],
@@ -121,14 +123,17 @@ def run(
         raise ValueError("resume and overwrite are for a store: give store, or leave them out")
     folder = None if store is None else Path(check_path(store, "store"))
     chosen = experiment.configure(quick, **settings)
-    began, trained = time.perf_counter(), dict[str, Trained]()
+    began, trained = (time.perf_counter(), time.process_time()), dict[str, Trained]()
     for stage in experiment.stages(chosen):
         if folder is None:
             trained[stage.name] = _in_memory(stage, progress)
         else:
             trained[stage.name] = _in_store(stage, folder, resume, overwrite, progress)
     findings = experiment.look(chosen, trained)
-    return Result(experiment, chosen, quick, findings, trained, time.perf_counter() - began)
+    return Result(
+        experiment, chosen, quick, findings, trained, time.perf_counter() - began[0],
+        time.process_time() - began[1],
+    )  # fmt: skip
 
 
 def check(experiment: Experiment, settings: Any) -> int:
