@@ -35,7 +35,8 @@ PUBLISHED_MODULUS = 97
 
 @dataclass(frozen=True)
 class Settings:
-    """What may be set: the published map, 4 × 17 × 17 runs, which takes two cores many hours.
+    """What may be set: the published map, 4 × 17 × 17 runs, which takes two quiet cores some three hours,
+    reckoned from the steps of a few.
 
     `curve_fraction` of the pairs, without wrong labels, are trained on where curves over time are looked at.
     """
