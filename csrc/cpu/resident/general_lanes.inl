@@ -10,8 +10,8 @@
 // Owner      one worker; codes, outputs and what goes back of kSide lane groups of samples stay in L1
 // Zeros      inactive inputs are computed: with so few features an entry's bookkeeping costs more
 // Order      sums over units and features in order; a lane adds its samples in order, lanes by the fixed tree
-// Limits     lanes_fit: up to kFew features, hidden units and outputs, an activation of each code by itself, squared error;
-//            an embedding that is folded. train_general.inl's rows take the rest
+// Limits     lanes_fit: up to kFew features, hidden units and outputs and kFewWeights weights, an activation of each code by
+//            itself, squared error; an embedding that is folded. train_general.inl's rows take the rest
 // Twin       train_general.inl's passes in rows
 // Roof       n m + m o fused multiply-adds a sample forward, twice that back, sixteen samples each; beside them three
 //            operations for a loaded weight or sum
@@ -24,11 +24,13 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr int kFew = 16;  // with so many units rows fill their lanes as well
-constexpr int kSide = 2;  // lane groups of samples side by side: a weight is loaded once for all of them
+constexpr int kFew = 16;          // with so many units rows fill their lanes as well
+constexpr int kFewWeights = 160;  // beyond them rows are quicker: a sample's inactive features cost nothing there
+constexpr int kSide = 2;          // lane groups of samples side by side: a weight is loaded once for all of them
 
 inline bool lanes_fit(const Network& net) {
-    return net.n_features <= kFew && net.n_hidden <= kFew && net.n_outputs <= kFew && is_elementwise(net.loss) &&
+    return net.n_features <= kFew && net.n_hidden <= kFew && net.n_outputs <= kFew &&
+           net.n_hidden * (net.n_features + net.n_outputs) <= kFewWeights && is_elementwise(net.loss) &&
            net.hidden_activation != (int32_t)Activation::kSolu && net.hidden_activation != (int32_t)Activation::kTopK;
 }
 
