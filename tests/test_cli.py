@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from toykern import cli, metrics
-from toykern.experiments import phase_diagram
+from toykern.experiments import phase_diagram, phase_models
 from toykern.experiments.phase_diagram import train_phase_diagram
 from toykern.fitting.fitting import fit
 from toykern.results.run import Run
@@ -396,7 +396,7 @@ def test_ctrl_c_during_the_evaluation_keeps_what_was_trained(monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(phase_diagram, "evaluate", stopped)
+    monkeypatch.setattr(phase_models, "evaluate", stopped)
     diagram = train_phase_diagram(shape=(2, 2), seeds=2, steps=6, batch_size=8, progress=False)
     assert diagram.interrupted and diagram.run.complete
     assert torch.equal(diagram.loss, diagram.run.final_loss.double())

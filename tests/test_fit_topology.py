@@ -437,7 +437,7 @@ def test_the_next_stop_is_the_next_step_with_something_to_do(case):
         pytest.param(
             {"record": ("density",), "model": tk.TiedAutoencoder(20, 10)},
             ValueError,
-            "'density' is of sparse models",
+            "record: 'density' needs sparse models",
             id="density of a dense model",
         ),
         pytest.param(

@@ -135,7 +135,9 @@ def absorption(model: MLP, x: torch.Tensor, parent: torch.Tensor) -> dict[str, t
         means = [(values * mask).sum(1) / mask.sum(1) for mask in (with_child, without)]
         return torch.where(means[1] > 0, means[0] / means[1], torch.nan)
 
-    columns = dictionary_of(model)[torch.arange(len(at_child), device=at_child.device), :, at_child].double()
+    columns = dictionary_of(model)[
+        torch.arange(len(at_child), dtype=torch.int64, device=at_child.device), :, at_child
+    ].double()
     cosine = columns @ parent.double() / columns.norm(dim=1).clamp(min=1e-30)
     return {"recall": ratio((codes > 0).double()), "strength": ratio(codes), "mixed": cosine}
 
