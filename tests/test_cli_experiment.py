@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +109,40 @@ def test_what_cannot_be_done_is_one_line(arguments, message, capsys, tmp_path):
 def test_a_setting_out_of_range_is_one_line(capsys, tmp_path):
     assert "steps" in refused(["experiment", "intro-polygons", "--set", "steps=0"], capsys)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--set", "seed=99999999999"], "seed must be"),
+        (["--set", "seeds=0"], "seeds must be"),
+        (["--set", "lr=nan"], "lr must be"),
+        (["--set", "densities=0.1,0.1"], "densities must be different values"),
+        (["--summary", "/proc/s.json"], "cannot write --summary"),
+        (["--store", "/proc/kept"], "cannot make the folder"),
+        (["--store", "file"], "cannot make the folder"),
+    ],
+)
+def test_what_cannot_be_is_one_line_that_names_it(tmp_path, more, named, capsys):
+    (tmp_path / "file").touch()
+    assert named in refused([*SMALL, *more], capsys)
+
+
+def test_what_an_experiment_refuses_after_its_stages_is_one_line(capsys):
+    odd = ["experiment", "packings", "--quick", "--set", "steps=1", "--set", "n_dimensions=3"]
+    assert "n_dimensions must be" in refused(odd, capsys)
+    odd = ["experiment", "learning-coefficients", "--quick", "--set", "burn_in=3", "--set", "draws=4"]
+    assert "burn_in must be a multiple" in refused(odd, capsys)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "toykern", "experiment", "--list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "No space left" in done.stderr

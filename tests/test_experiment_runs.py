@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from toykern import experiments
-from toykern.experiments.experiment import Findings, labelled
+from toykern.experiments.experiment import Findings, Outcome, labelled
 from toykern.experiments.registry import MODULES
 
 each_experiment = pytest.mark.parametrize("name", experiments.names())
@@ -121,3 +121,83 @@ def test_findings_are_labelled_as_they_are_shaped():
         Findings({"weight": labelled("density", np.zeros((2, 3)))})
     with pytest.raises(ValueError, match="loss has 3 along 'density', others 2"):
         Findings({"loss": labelled("density", np.zeros(3))}, {"density": np.zeros(2)})
+
+
+ODD = {
+    "seed": (-1, 2**31),
+    "seeds": (0, -1, 10**12),
+    "snapshots": (1,),
+    "length": (1,),
+    "rarest": (1.0,),
+    "steps": (0, 2**32),
+    "samples": (0,),
+    "evaluated": (0,),
+    "updates": (0,),
+    "rounds": (0,),
+    "tokens": (0,),
+    "classes": (-1,),
+    "factors": (-1,),
+    "compare_l0": (float("nan"),),
+    "tolerance": (float("inf"),),
+    "size": (float("nan"),),
+    "lr": (-1.0, float("nan")),
+    "density": (0.0, -1.0, 1.5, float("nan")),
+    "probability": (0.0,),
+    "share": (1.5,),
+    "importance_decay": (-1.0,),
+    "densities": ((0.1, 0.1), (0.1, 0.0), (float("inf"),)),
+    "alpha_exponents": ((10**6,),),
+    "ratio_exponents": ((-2,),),
+}
+
+
+@each_experiment
+def test_a_setting_out_of_its_range_is_named_before_anything_is_trained(name):
+    experiment = experiments.get(name)
+    for entry in dataclasses.fields(experiment.quick):
+        before = getattr(experiment.quick, entry.name)
+        for value in ODD.get(entry.name, ()):
+            if isinstance(before, tuple) and not isinstance(value, tuple):
+                value = (value,)
+            if isinstance(before, int) and isinstance(value, tuple):
+                continue  # of the same name, a number of them
+            with pytest.raises((ValueError, TypeError), match=rf"\b{entry.name}\b"):
+                experiments.check(experiment, experiment.configure(True, **{entry.name: value}))
+
+
+def test_a_feature_ten_times_as_dense_is_refused_by_the_density():
+    experiment = experiments.get("one-feature-perturbed")
+    with pytest.raises(ValueError, match="density must be at most"):
+        experiments.check(experiment, experiment.configure(True, density=0.2))
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+@pytest.mark.parametrize("seen", ["a median of nan", "-inf times", "inf, nan"])
+def test_nothing_is_judged_by_a_number_that_is_missing(seen, agrees):
+    outcome = Outcome("what", "published", seen, agrees, "why")
+    assert outcome.agrees is None and outcome.note.startswith("why; ")
+    assert Outcome("what", "published", "information of 3 nanometres", agrees).agrees is agrees
+    assert Outcome("what", "published", seen, None, "why").note == "why"
+
+
+def test_parents_without_a_unit_are_no_evidence_of_holes_or_of_none():
+    from toykern.experiments import hierarchy_absorption
+
+    coords = {"kind": np.array(hierarchy_absorption.KINDS)}
+    shape = (len(hierarchy_absorption.KINDS), 1, 2)
+    values = {name: np.full(shape, np.nan) for name in ("strength", "recall")} | {"mixed": np.zeros(shape)}
+    values["strength"][0] = (0.1, np.nan)
+    arrays = {name: labelled("kind child l1", value) for name, value in values.items()}
+    outcomes = hierarchy_absorption._outcomes(Findings(arrays, coords))
+    assert (
+        "less than half of its strength in 100%"
+        in outcomes[hierarchy_absorption.KINDS.index("hierarchy")].seen
+    )
+    assert [outcome.agrees for outcome in outcomes[1:]] == [None, None, None]
+
+
+@pytest.mark.parametrize("name", ["double-descent", "wide-tickets"])
+def test_a_few_steps_are_enough_to_begin(name):
+    """What is a part of the steps (a warm-up, the updates of a recipe) is at least one of them."""
+    experiment = experiments.get(name)
+    assert experiments.check(experiment, experiment.configure(True, steps=1)) > 0

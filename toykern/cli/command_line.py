@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Problem, StoreError, ImportError, MemoryError) as problem:
         print(f"{prog}: error: {problem}", file=sys.stderr)
         return 2
+    except OSError as problem:  # a full disk, a standard output that is gone
+        print(f"{prog}: error: {problem}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:
         print(f"{prog}: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130

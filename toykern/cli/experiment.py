@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run one, and say where everything is."""
     from toykern import experiments
     from toykern.results.picture import is_picture_of, picture_of
+    from toykern.results.store_format import StoreError
 
     if arguments.list:
         for name in experiments.names():
@@ -96,11 +97,11 @@ def run(arguments: argparse.Namespace) -> int:
         _describe(experiment)
         return 0
     given = _given(experiment, arguments.set)
-    settings = experiment.configure(arguments.quick, **given)
     try:
+        settings = experiment.configure(arguments.quick, **given)
         networks = experiments.check(experiment, settings)
     except (ValueError, TypeError) as error:
-        raise Problem(f"with these settings it cannot be run: {error}") from error
+        raise _unfit(error) from error
     if arguments.threads is not None:
         import torch
 
@@ -131,19 +132,29 @@ def run(arguments: argparse.Namespace) -> int:
     except experiments.Unfinished as others:
         say(str(others))
         return 0
+    except StoreError:
+        raise
+    except (ValueError, TypeError) as error:  # of what it trains and measures after its stages
+        raise _unfit(error) from error
     kept = "" if arguments.store is None else "; all networks are in the store, from which --resume draws"
     put_picture(result.figure(), picture, shown, arguments.overwrite, kept)
     say(str(result))
     if summary is not None:
-        summary.write_text(
-            json.dumps(result.summary(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(result.summary(), indent=1, ensure_ascii=False) + "\n"
+        try:
+            summary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise Problem(f"cannot write --summary {summary}: {error.strerror or error}{kept}") from error
         say(f"summary  {summary}")
     say(f"elapsed  {result.seconds:.1f} s")
     say(f"picture  {picture}")
     if arguments.store is not None:
         say(f"stores   {Path(arguments.store).resolve()}")
     return 0
+
+
+def _unfit(error: Exception) -> Problem:
+    return Problem(f"with these settings it cannot be run: {' '.join(str(error).split())}")
 
 
 def _describe(experiment: Experiment) -> None:
@@ -191,9 +202,15 @@ def _read(text: str, before: Any) -> Any:
 
 
 def _check_summary(arguments: argparse.Namespace) -> Path:
+    from toykern.results.picture import check_writable
+
     path = Path(arguments.summary).resolve()
     if not path.parent.is_dir() or path.is_dir():
         raise Problem(f"--summary must be a file in a directory that exists, not {short(arguments.summary)}")
     if path.exists() and not (arguments.overwrite or arguments.resume):
         raise Problem(f"{path} exists already; --overwrite replaces it")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise Problem(f"cannot write --summary {path}: {error.strerror or error}") from error
     return path

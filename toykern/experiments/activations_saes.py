@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from toykern.arguments.errors import check_int
 from toykern.arguments.grids import Grid, grid
 from toykern.data.dataset import Dataset
 from toykern.experiments.dictionary_learning import at_l0, dictionary_of, random_directions, score_codes
@@ -152,6 +153,7 @@ def explained_by(codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def stages(settings: Settings) -> list[Stage]:
     """All L1 weights and two seeds, for each of the two transformers."""
+    check_int("length", settings.length, 2)  # the first place of a sequence has no answer
     points = grid(l1=[10.0 ** (e / 4) for e in settings.l1_exponents], seed=range(SEEDS))
     return [_stage(settings, kind, points) for kind in KINDS]
 

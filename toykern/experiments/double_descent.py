@@ -113,7 +113,7 @@ def _stage(settings: Settings, n_hidden: int, with_snapshots: bool) -> Stage:
     fit = {
         "steps": settings.steps,
         "optimizer": AdamW(lr=settings.lr),
-        "schedule": WarmupCosine(settings.steps // 20),
+        "schedule": WarmupCosine(max(1, settings.steps // 20)),
         "loss_reduction": "sum",
         "snapshots": kept_steps(settings) if with_snapshots else [],
     }

@@ -8,6 +8,7 @@ Training, stores, plans, progress and the command line are the same for all of t
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from toykern.arguments.errors import describe
 from toykern.arguments.grids import Grid
+from toykern.experiments.ranges import check_ranges
 from toykern.nn.kinds import AnyModel
 from toykern.sweeps.job import Measure, Plan
 
@@ -69,7 +71,7 @@ class Outcome:
         published: what the paper says or shows, in our own words, with its figure or equation.
         seen: what came out here, with numbers.
         agrees: whether the two agree, by a criterion that is a number or a regime; None where this budget
-            cannot tell, or nothing was published to compare with.
+            cannot tell, nothing was published to compare with, or a number in `seen` is NaN or infinite.
         note: why, where they differ or it cannot be told.
     """
 
@@ -78,6 +80,13 @@ class Outcome:
     seen: str
     agrees: bool | None
     note: str = ""
+
+    def __post_init__(self) -> None:
+        """What was seen as NaN or infinite is no number, whichever way a comparison with it comes out."""
+        if self.agrees is not None and re.search(r"\b(nan|inf)\b", self.seen):
+            object.__setattr__(self, "agrees", None)
+            unknown = "a number is missing (NaN) or infinite: it cannot be told"
+            object.__setattr__(self, "note", f"{self.note}; {unknown}" if self.note else unknown)
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,7 @@ class Experiment:
 
         Raises:
             TypeError: a setting that it does not have, or of another kind than the one it replaces.
+            ValueError: a setting out of its range (`ranges.py`).
         """
         settings = self.quick if quick else self.settings
         fields = {entry.name for entry in dataclasses.fields(settings)}
@@ -156,7 +166,9 @@ class Experiment:
             if name not in fields:
                 raise TypeError(f"{self.name} has no setting {name!r}; it has {', '.join(sorted(fields))}")
             given[name] = _as_before(name, value, getattr(settings, name))
-        return dataclasses.replace(settings, **given)
+        chosen = dataclasses.replace(settings, **given)
+        check_ranges(chosen)
+        return chosen
 
 
 def _as_before(name: str, value: Any, before: Any) -> Any:

@@ -48,6 +48,8 @@ class Settings:
 def stages(settings: Settings) -> list[Stage]:
     """All densities, as one stack."""
     n, m = settings.n_features, settings.n_hidden
+    if not settings.rarest > 1:
+        raise ValueError(f"rarest must be greater than 1, as 1/p is, not {settings.rarest}")
 
     def plan(points: Grid, index: torch.Tensor) -> dict[str, Any]:
         seeds = own_seeds(settings.seed, index)

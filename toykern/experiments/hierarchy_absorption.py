@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from toykern.arguments.grids import Grid, grid
 from toykern.data.dependence import Hierarchy
@@ -153,17 +154,25 @@ def look(settings: Settings, trained: Mapping[str, Trained]) -> Findings:
     return Findings(arrays, coords, _outcomes(Findings(arrays, coords)))
 
 
+def _median(values: NDArray[np.float64]) -> float:
+    """Of those that are there; NaN where none is."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else float("nan")
+
+
 def _outcomes(findings: Findings) -> tuple[Outcome, ...]:
     strength, mixed, recall = (
         dict(zip(KINDS, findings[n], strict=True)) for n in ("strength", "mixed", "recall")
     )
-    holes = {kind: float(np.mean(strength[kind] < 0.5)) for kind in KINDS}
+    # Where the parent's unit is never active nothing is known, and neither a hole nor its absence was seen.
+    known = {kind: strength[kind][np.isfinite(strength[kind])] for kind in KINDS}
+    holes = {kind: float(np.mean(known[kind] < 0.5)) if known[kind].size else np.nan for kind in KINDS}
 
     def seen(kind: str) -> str:
         return (
-            f"where the child is, the parent's unit is active at {np.nanmedian(strength[kind]):.2f} of its "
+            f"where the child is, the parent's unit is active at {_median(strength[kind]):.2f} of its "
             f"strength "
-            f"and the child's direction has the cosine {np.nanmedian(mixed[kind]):.2f} with the parent's "
+            f"and the child's direction has the cosine {_median(mixed[kind]):.2f} with the parent's "
             f"(medians); "
             f"less than half of its strength in {100 * holes[kind]:.0f}% of the settings"
         )
@@ -173,13 +182,13 @@ def _outcomes(findings: Findings) -> tuple[Outcome, ...]:
             "A child that needs its parent",
             "is absorbed: the parent's unit is silent with it, and its own unit writes both, cosine 0.71",
             seen("hierarchy"),
-            bool(holes["hierarchy"] > 0.5 and np.nanmedian(mixed["hierarchy"]) > 0.5),
+            bool(holes["hierarchy"] > 0.5 and _median(mixed["hierarchy"]) > 0.5),
         ),
         Outcome(
             "The same frequencies, independent",
             "every feature has a unit of its own",
             seen("independent"),
-            bool(holes["independent"] < 0.2 and np.nanmedian(mixed["independent"]) < 0.2),
+            bool(holes["independent"] < 0.2 and _median(mixed["independent"]) < 0.2),
         ),
         Outcome(
             "Tied weights",
@@ -191,13 +200,13 @@ def _outcomes(findings: Findings) -> tuple[Outcome, ...]:
         Outcome(
             "Magnitudes that vary",
             "absorb partly: the parent's unit is silent in some samples and weak in others",
-            f"it is active in {100 * np.nanmedian(recall['varied']):.0f}% as many samples with the child "
+            f"it is active in {100 * _median(recall['varied']):.0f}% as many samples with the child "
             f"as without, "
-            f"at {np.nanmedian(strength['varied']):.2f} of its strength (medians; constant magnitudes: "
-            f"{100 * np.nanmedian(recall['hierarchy']):.0f}%)",
+            f"at {_median(strength['varied']):.2f} of its strength (medians; constant magnitudes: "
+            f"{100 * _median(recall['hierarchy']):.0f}%)",
             bool(
-                0.05 < np.nanmedian(strength["varied"]) < 0.9
-                and np.nanmedian(recall["varied"]) > np.nanmedian(recall["hierarchy"]) + 0.05
+                0.05 < _median(strength["varied"]) < 0.9
+                and _median(recall["varied"]) > _median(recall["hierarchy"]) + 0.05
             ),
         ),
     )

@@ -59,6 +59,10 @@ class Settings:
 
 def stages(settings: Settings) -> list[Stage]:
     """All relative densities, starts and seeds, as one stack."""
+    if settings.density > 0.1:
+        raise ValueError(
+            f"density must be at most 0.1, not {settings.density}: one feature is up to ten times as dense"
+        )
 
     def data(points: Grid) -> SparseFeatures:
         probability = torch.full(

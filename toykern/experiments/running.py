@@ -18,7 +18,7 @@ from toykern.arguments.errors import check_flag
 from toykern.experiments.experiment import Experiment, Findings, Stage, Trained
 from toykern.experiments.registry import get
 from toykern.nn.kinds import AnyModel
-from toykern.results.store_format import check_path
+from toykern.results.store_format import StoreError, check_path
 from toykern.sweeps import Sweep, SweepPlan, sweep
 from toykern.sweeps.boxes import Box, boxes_of
 from toykern.sweeps.job import Job
@@ -109,6 +109,7 @@ def run(
     Raises:
         ValueError, TypeError: there is no such experiment or setting; an argument that does not fit.
         KeyboardInterrupt: Ctrl-C; with a `store`, what was finished is there.
+        StoreError: `store` is no folder and cannot be made one, or what it holds does not fit.
         Unfinished: a share of several (`toykern.sweep`) is done, and other processes are not.
 
     Example:
@@ -209,7 +210,10 @@ def _in_memory(stage: Stage, progress: bool | None) -> Trained:
 
 
 def _in_store(stage: Stage, folder: Path, resume: bool, overwrite: bool, progress: bool | None) -> Trained:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"store: cannot make the folder {folder}: {error.strerror or error}") from error
     path = folder / f"{stage.name}.zarr"
     done = sweep(
         stage.grid, stage.plan, path, measure=stage.measure, resume=resume, overwrite=overwrite,

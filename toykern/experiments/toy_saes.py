@@ -91,6 +91,8 @@ def stream(settings: Settings) -> SparseFeatures:
 
 def stages(settings: Settings) -> list[Stage]:
     """One stage for each size of the dictionary, with all L1 weights; the tied ones; and one for each k."""
+    if max(settings.ratio_exponents) < 0:
+        raise ValueError(f"ratio_exponents must hold one that is at least 0, not {settings.ratio_exponents}")
     tied_size = max(1, round(settings.directions * 2.0**settings.tied_ratio_exponent))
     alone = grid(alpha=alphas(settings))
     kept = grid(repeat=[0])

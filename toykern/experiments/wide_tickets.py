@@ -84,7 +84,7 @@ def stages(settings: Settings) -> list[Stage]:
 
 
 def _recipe(settings: Settings, method: str, density: float) -> Recipe:
-    end = 3 * settings.steps // 4
+    end = max(1, 3 * settings.steps // 4)
     interval = max(1, end // settings.updates)
     if method == "set":
         return SET(drop_fraction=settings.drop_fraction, schedule="cosine", interval=interval, end=end)
