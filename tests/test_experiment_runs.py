@@ -87,6 +87,12 @@ def test_sparse_models_come_back_from_a_store_with_their_connections(tmp_path):
             assert torch.equal(models[1].trained_arrays()[tensor], value), (name, tensor)
 
 
+def test_a_notebook_shows_a_result_as_its_figure():
+    result = experiments.run("intro-polygons", quick=True, **SMALL)
+    assert result._repr_png_().startswith(b"\x89PNG")
+    assert repr(result).startswith("<toykern.experiments.Result of intro-polygons: ")
+
+
 def test_a_plan_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plans = experiments.plan("intro-polygons", quick=True, **SMALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import time
 from collections.abc import Mapping
@@ -31,9 +32,9 @@ class Unfinished(RuntimeError):
     """Other processes are still training a part of a stage, in the same store."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """An experiment that was run: made by `run`.
+    """An experiment that was run: made by `run`. A notebook shows it as its figure.
 
     Attributes:
         experiment: which.
@@ -75,6 +76,18 @@ class Result:
             "outcomes": [dataclasses.asdict(outcome) for outcome in self.findings.outcomes],
             "toykern": _native.build_info()["version"],
         }
+
+    def __repr__(self) -> str:
+        agree = [outcome.agrees for outcome in self.findings.outcomes]
+        judged = sum(verdict is not None for verdict in agree)
+        return (
+            f"<toykern.experiments.Result of {self.experiment.name}: {agree.count(True)} of {judged} agree>"
+        )
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.figure().savefig(picture, format="png", dpi=100)
+        return picture.getvalue()
 
     def __str__(self) -> str:
         lines = [f"{self.experiment.title} ({self.experiment.source})"]
