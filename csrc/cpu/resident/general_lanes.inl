@@ -116,8 +116,9 @@ class GeneralLanes {
             for (int v = 0; v < kSide; ++v) a[v] = bcast(w.c[k]);
             add_products(w.et + k, mp_, x, n_, a);
             for (int v = 0; v < kSide; ++v) {
+                // Of samples that are not there too, so that f(c) of theirs, which may be infinite, meets no sum.
                 const Activated<F> code = hidden_.at(a[v]);
-                h[k][v] = code.y, slope[k][v] = code.slope;
+                h[k][v] = keep(there[v], code.y), slope[k][v] = keep(there[v], code.slope);
             }
         }
         float* const d_sums = sums_ + n_ * m_ * kLanes;
@@ -164,7 +165,7 @@ class GeneralLanes {
             F total = load(c_sums + k * kLanes);
             for (int v = 0; v < kSide; ++v) {
                 if (l1 != 0.0f) {
-                    const F code = keep(there[v], h[k][v]);
+                    const F code = h[k][v];
                     norm = norm + and_bits(code, 0x7FFFFFFFu);
                     u[v] = u[v] + keep(gt(code, fzero()), up) + keep(gt(fzero(), code), down);
                 }
