@@ -75,3 +75,17 @@ def test_the_loops_of_autoencoders_take_what_they_took():
         other = tk.MLP(5, 2, **({"hidden_bias": False} | options))
         assert _native.regime(network_params(other.network)) == "general", options
     assert _native.regime(network_params(plain.network), plain=False) == "general"
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_lanes_without_a_sample_take_part_in_nothing(level):
+    """Their code is f(c), which is infinite here; of the samples that are there none is."""
+    data = tk.Dataset(torch.ones(3, 2), torch.zeros(3, 1))
+    with isa_level(level):
+        model = tk.MLP(2, 3, 1, hidden_activation="x_exp", init=0.1)
+        with torch.no_grad():
+            model.encoder.fill_(-60.0)
+            model.hidden_bias.fill_(95.0)
+        run = tk.fit(model, data, 3, optimizer=tk.SGD(lr=1e-3), l1=0.1, progress=False)
+    assert torch.isfinite(run.loss).all() and (run.diverged_at == -1).all()
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
