@@ -53,8 +53,9 @@ LEFT_OUT = [
 ]  # fmt: skip
 STARTER = "import build, json, sys; build.KERNEL_FLAGS += json.loads(sys.argv.pop(1)); build.main()"
 
-# What an emulator cannot do, or not in an hour: memory that runs out, operators' fake tensors, many models.
-NEVER = "not out_of_memory and not opcheck and not hundred_thousand"
+# What an emulator cannot do, or not in an hour: memory that runs out, operators' fake tensors, many models
+# (populations of 40 to 700 at full length).
+NEVER = "not out_of_memory and not opcheck and not hundred_thousand and not among_many"
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,10 @@ CORE = [  # the longest first
         steps=40,
     ),
 ]  # fmt: skip
+FILES = ("fit", "layer", "invariances", "topology", "sparse")
 EVERYTHING = [
-    Share("fit", ("tests/test_gpu_fit.py",)),
-    Share("others", ("tests", "--ignore=tests/test_gpu_fit.py", "-k", NEVER)),
+    *(Share(name, (f"tests/test_gpu_{name}.py", "-k", NEVER)) for name in FILES),
+    Share("others", ("tests", *(f"--ignore=tests/test_gpu_{name}.py" for name in FILES), "-k", NEVER)),
 ]
 
 
