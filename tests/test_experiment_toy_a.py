@@ -87,7 +87,7 @@ def test_what_was_not_trained_is_not_judged():
 def test_sizes_must_fit_together():
     with pytest.raises(ValueError, match="as many, and n_features all different"):
         experiments.run("demonstration", quick=True, n_hidden=(5,))
-    with pytest.raises(ValueError, match="as many, and n_features all different"):
+    with pytest.raises(ValueError, match="n_features must be different values"):
         experiments.run("demonstration", quick=True, n_features=(20, 20))
 
 
