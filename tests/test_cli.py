@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_kit import refused
 
 from toykern import cli, metrics
 from toykern.experiments import phase_diagram, phase_models
@@ -27,19 +28,6 @@ TINY = ["phase-diagram", "--grid", "3x4", "--seeds", "2", "--steps", "6", "--bat
 @pytest.fixture(autouse=True)
 def in_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def refused(arguments: list[str], capsys) -> str:
-    """The one line that `arguments` are refused with."""
-    try:
-        status = cli.main(arguments)
-    except SystemExit as stop:
-        status = stop.code
-    shown = capsys.readouterr()
-    assert status == 2
-    assert shown.out == ""
-    assert shown.err.count("\n") == 1 and shown.err.startswith("toykern"), shown.err
-    return shown.err
 
 
 @pytest.fixture

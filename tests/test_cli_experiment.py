@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import cli_kit
 import pytest
 
 from toykern import cli, experiments
@@ -20,16 +22,8 @@ def in_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def refused(arguments: list[str], capsys) -> str:
-    """The one line that `arguments` are refused with, before anything is written."""
-    try:
-        status = cli.main(arguments)
-    except SystemExit as stop:
-        status = stop.code
-    shown = capsys.readouterr()
-    assert status == 2
-    assert shown.err.count("\n") == 1 and shown.err.startswith("toykern"), shown.err
-    return shown.err
+refused = partial(cli_kit.refused, silent=False)
+"""Some are refused by what is trained, when it has been said what that is."""
 
 
 def test_the_list_names_all_of_them(capsys):

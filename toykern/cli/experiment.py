@@ -97,15 +97,15 @@ def run(arguments: argparse.Namespace) -> int:
         _describe(experiment)
         return 0
     given = _given(experiment, arguments.set)
+    if arguments.threads is not None:  # first: what stages are made from may be trained too
+        import torch
+
+        torch.set_num_threads(arguments.threads)
     try:
         settings = experiment.configure(arguments.quick, **given)
         networks = experiments.check(experiment, settings)
     except (ValueError, TypeError) as error:
         raise _unfit(error) from error
-    if arguments.threads is not None:
-        import torch
-
-        torch.set_num_threads(arguments.threads)
     if arguments.plan:
         for name, planned in experiments.plan(experiment.name, quick=arguments.quick, **given).items():
             say(f"{name}\n{textwrap.indent(str(planned), '  ')}")

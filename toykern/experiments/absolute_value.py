@@ -16,10 +16,10 @@ from toykern.data.features import SparseFeatures
 from toykern.experiments.experiment import Experiment, Findings, Outcome, Stage, Trained, labelled
 from toykern.experiments.neurons import draw_neurons, features_of_neurons, scaled_to_one
 from toykern.experiments.seeds import best_over, own_seeds, take
+from toykern.experiments.training import adamw
 from toykern.nn import Autoencoder
 from toykern.plot.axes import BLUE, GREEN, ORANGE, SKY, VERMILLION
 from toykern.training.evaluation import evaluate
-from toykern.training.optim import AdamW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,13 +57,7 @@ class Settings:
 
 def stages(settings: Settings) -> list[Stage]:
     """Small models of all densities, and large ones."""
-    fit = {
-        "steps": settings.steps,
-        "batch_size": settings.batch_size,
-        "optimizer": AdamW(lr=settings.lr),
-        "schedule": settings.schedule,
-        "target": "abs",
-    }
+    fit = adamw(settings) | {"target": "abs"}
     small = grid(density=settings.small_densities, seed=range(settings.small_seeds))
     large = grid(density=settings.densities, seed=range(settings.seeds))
     sizes = (

@@ -17,9 +17,9 @@ from toykern.arguments.grids import Grid, grid
 from toykern.data.features import SparseFeatures
 from toykern.experiments.experiment import Experiment, Findings, Outcome, Stage, Trained, labelled
 from toykern.experiments.seeds import own_seeds
+from toykern.experiments.training import adamw
 from toykern.nn import TiedAutoencoder
 from toykern.plot.axes import BLUE, GREEN, GREY, ORANGE, VERMILLION, plain_log_ticks
-from toykern.training.optim import AdamW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,12 +70,7 @@ def stages(settings: Settings) -> list[Stage]:
             "seed": seeds,
         }  # fmt: skip
 
-    fit = {
-        "steps": settings.steps,
-        "batch_size": settings.batch_size,
-        "optimizer": AdamW(lr=settings.lr),
-        "schedule": settings.schedule,
-    }
+    fit = adamw(settings)
     return [Stage("models", grid(density=settings.densities, seed=range(settings.models)), plan, fit)]
 
 

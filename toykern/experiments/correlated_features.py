@@ -16,11 +16,11 @@ from toykern.data.features import SparseFeatures
 from toykern.data.groups import Anticorrelated, Correlated
 from toykern.experiments.experiment import Experiment, Findings, Outcome, Stage, Trained, labelled
 from toykern.experiments.seeds import best_over, own_seeds, take
+from toykern.experiments.training import adamw
 from toykern.nn import TiedAutoencoder
 from toykern.plot.axes import BLUE, GREEN, GREY, VERMILLION
 from toykern.plot.geometry import interference
 from toykern.training.evaluation import evaluate
-from toykern.training.optim import AdamW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,12 +54,7 @@ class Settings:
 
 def stages(settings: Settings) -> list[Stage]:
     """Two pairs of each kind, three correlated pairs at all densities, two correlated sets of ten."""
-    fit = {
-        "steps": settings.steps,
-        "batch_size": settings.batch_size,
-        "optimizer": AdamW(lr=settings.lr),
-        "schedule": settings.schedule,
-    }
+    fit = adamw(settings)
     pairs = grid(density=[settings.density], seed=range(settings.seeds))
     collapse = grid(density=settings.densities, seed=range(settings.seeds))
     bases = grid(density=[settings.bases_density], seed=range(settings.bases_seeds))

@@ -15,10 +15,10 @@ from toykern.arguments.grids import Grid, grid
 from toykern.data.features import SparseFeatures
 from toykern.experiments.experiment import Experiment, Findings, Outcome, Stage, Trained, labelled
 from toykern.experiments.seeds import best_over, own_seeds, take
+from toykern.experiments.training import adamw
 from toykern.nn import TiedAutoencoder
 from toykern.plot.axes import BLUE, GREY, VERMILLION
 from toykern.training.evaluation import evaluate
-from toykern.training.optim import AdamW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,12 +61,7 @@ def sizes(settings: Settings) -> list[tuple[int, int, float]]:
 
 def stages(settings: Settings) -> list[Stage]:
     """For each size a stack of linear and one of ReLU models, all densities and seeds in each."""
-    fit = {
-        "steps": settings.steps,
-        "batch_size": settings.batch_size,
-        "optimizer": AdamW(lr=settings.lr),
-        "schedule": settings.schedule,
-    }
+    fit = adamw(settings)
     points = grid(density=settings.densities, seed=range(settings.seeds))
     return [
         _stage(f"{name}-{n}", points, n, m, decay, activation, settings.seed, fit)

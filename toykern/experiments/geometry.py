@@ -15,10 +15,10 @@ from toykern.arguments.grids import Grid, grid
 from toykern.data.features import SparseFeatures
 from toykern.experiments.experiment import Experiment, Findings, Outcome, Stage, Trained, labelled
 from toykern.experiments.seeds import own_seeds
+from toykern.experiments.training import adamw
 from toykern.nn import TiedAutoencoder
 from toykern.plot.axes import BLUE, GREY
 from toykern.plot.geometry import POLYTOPES, dimensionality_scatter
-from toykern.training.optim import AdamW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,12 +59,7 @@ def stages(settings: Settings) -> list[Stage]:
             "seed": seeds,
         }
 
-    fit = {
-        "steps": settings.steps,
-        "batch_size": settings.batch_size,
-        "optimizer": AdamW(lr=settings.lr),
-        "schedule": settings.schedule,
-    }
+    fit = adamw(settings)
     return [Stage("densities", grid(density=1.0 / _rarities(settings)), plan, fit)]
 
 

@@ -15,10 +15,10 @@ from toykern.arguments.grids import Grid, grid
 from toykern.data.features import SparseFeatures
 from toykern.experiments.experiment import Experiment, Findings, Outcome, Stage, Trained, labelled
 from toykern.experiments.seeds import best_over, own_seeds, take
+from toykern.experiments.training import adamw
 from toykern.nn import TiedAutoencoder
 from toykern.plot.axes import BLUE, GREEN, GREY, VERMILLION, plain_log_ticks
 from toykern.training.evaluation import evaluate
-from toykern.training.optim import AdamW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,12 +84,7 @@ def stages(settings: Settings) -> list[Stage]:
             "fresh_loss": evaluate(run.model, data(points), 1 << 15, seed=settings.seed, method="stratified")
         }
 
-    fit = {
-        "steps": settings.steps,
-        "batch_size": settings.batch_size,
-        "optimizer": AdamW(lr=settings.lr),
-        "schedule": settings.schedule,
-    }
+    fit = adamw(settings)
     ratios = np.geomspace(0.1, 10.0, settings.points)
     points = grid(ratio=ratios, start=range(len(STARTS)), seed=range(settings.seeds))
     return [Stage("ratios", points, plan, fit, measure)]

@@ -14,8 +14,8 @@ from toykern import metrics
 from toykern.experiments.experiment import Experiment, Findings, Outcome, Stage, Trained, labelled
 from toykern.experiments.phase_models import FRESH_LOSS, PhaseMeasure, PhasePlan, phase_diagram_grid
 from toykern.experiments.seeds import best_over, take
+from toykern.experiments.training import adamw
 from toykern.plot.phases import phase_diagram
-from toykern.training.optim import AdamW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,12 +78,7 @@ def _stages(n_features: int, n_hidden: int) -> Callable[[Settings], list[Stage]]
         """All points and seeds, as one stack."""
         shape = (settings.importances, settings.densities)
         plan = PhasePlan(n_features, n_hidden, settings.seed, "cpu", shape[0] * shape[1], settings.seeds)
-        fit = {
-            "steps": settings.steps,
-            "batch_size": settings.batch_size,
-            "optimizer": AdamW(lr=settings.lr),
-            "schedule": settings.schedule,
-        }
+        fit = adamw(settings)
         return [
             Stage(STAGE, phase_diagram_grid(shape, settings.seeds), plan, fit, PhaseMeasure(settings.seed))
         ]

@@ -16,10 +16,10 @@ from toykern.data.features import SparseFeatures
 from toykern.experiments.experiment import Experiment, Findings, Outcome, Stage, Trained, labelled
 from toykern.experiments.neurons import draw_neurons, features_of_neurons
 from toykern.experiments.seeds import best_over, own_seeds, take
+from toykern.experiments.training import adamw
 from toykern.nn import TiedAutoencoder
 from toykern.plot.axes import BLUE, GREY, VERMILLION
 from toykern.training.evaluation import evaluate
-from toykern.training.optim import AdamW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,12 +68,7 @@ def stages(settings: Settings) -> list[Stage]:
             )
         }
 
-    fit = {
-        "steps": settings.steps,
-        "batch_size": settings.batch_size,
-        "optimizer": AdamW(lr=settings.lr),
-        "schedule": settings.schedule,
-    }
+    fit = adamw(settings)
     points = grid(density=settings.densities, seed=range(settings.seeds))
     return [Stage("neurons", points, plan, fit, measure)]
 

@@ -36,7 +36,7 @@ inline bool lanes_fit(const Network& net) {
 
 class GeneralLanes {
   public:
-    // For tiles of up to `rows` samples, whose targets are of their own or noise apart from the inputs.
+    // For tiles of up to `rows` samples.
     void carve(Workspace& w, const Network& net, const FiniteData& finite, int64_t rows) {
         fits_ = lanes_fit(net);
         if (!fits_) return;
@@ -44,7 +44,7 @@ class GeneralLanes {
         np_ = round_up(n_), mp_ = round_up(m_), op_ = round_up(o_);
         room_ = (rows + kStep - 1) / kStep * kStep;
         const int64_t widest = n_ > o_ ? n_ : o_;
-        x_ = w.take<float>((size_t)((widest + kLanes) * room_)),
+        x_ = w.take<float>((size_t)((widest + kLanes) * room_));
         target_ = w.take<float>((size_t)((widest + kLanes) * room_));
         sums_ = w.take<float>((size_t)((n_ * m_ + m_ * o_ + m_ + o_) * kLanes));
         hidden_ = AnyActivation<F>::of(net.hidden_activation, net.hidden_option);
@@ -165,9 +165,8 @@ class GeneralLanes {
             F total = load(c_sums + k * kLanes);
             for (int v = 0; v < kSide; ++v) {
                 if (l1 != 0.0f) {
-                    const F code = h[k][v];
-                    norm = norm + and_bits(code, 0x7FFFFFFFu);
-                    u[v] = u[v] + keep(gt(code, fzero()), up) + keep(gt(fzero(), code), down);
+                    norm = norm + and_bits(h[k][v], 0x7FFFFFFFu);
+                    u[v] = u[v] + keep(gt(h[k][v], fzero()), up) + keep(gt(fzero(), h[k][v]), down);
                 }
                 u[v] = hidden_.back(h[k][v], slope[k][v], u[v]);
                 total = total + u[v];

@@ -12,7 +12,7 @@
 // Owner      one worker a part
 // Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level and the
 //            model's own data
-//            networks of a few units: samples in lanes, one pass over a tile (general_lanes.inl)
+// Lanes      networks of a few units have samples in them instead, and one pass over a tile (general_lanes.inl)
 // Limits     none but memory: it is what all others may fall back to
 // Twin       none on a device, where toykern/training/batched.py does the same by products of torch's library
 // Roof       fused multiply-adds: o m forward and 2 o m backward a row when dense, three times o for a unit that is on else
@@ -104,7 +104,7 @@ class GeneralWorker {
         if (last - first > visited_)
             pass(Tile{1, 0, nullptr, nullptr, nullptr, zeros_, zeros_}, (double)(last - first - visited_));
     }
-    // The same in lanes.
+    // `pass` with samples in lanes.
     void pass_in_lanes(const Tile& tile, double times) {
         double norm = 0.0;
         loss_ += lanes_.pass(*model_, tile, source_.listed() || times != 1.0, times, l1_back_, norm);
