@@ -48,8 +48,8 @@ SCORES = ("mmcs", "l0", "explained", "dead")
 @dataclass(frozen=True)
 class Settings:
     """What may be set. The published dictionaries go up to 2⁵ times the true size, which is four times the
-    work: `ratio_exponents` −2 … 5 gives all 136 models. The number of updates is what two cores do within an
-    hour."""
+    work: `ratio_exponents` −2 … 5 gives all 136 models. The number of updates is reckoned for an hour
+    of two cores, and was not run."""
 
     d: int = 256
     directions: int = 512
