@@ -12,7 +12,7 @@ VALUE_BITS = 24  # of a uniform number in float32
 
 
 def joules(nanoseconds: float, watts: float) -> float:
-    """Energy of a step that keeps one core busy for so long, at `watts` for a core and its share of the rest."""
+    """Energy of a step that keeps a core busy for so long, at `watts` for it and its share of the rest."""
     return nanoseconds * 1e-9 * watts
 
 
