@@ -115,11 +115,9 @@ class GeneralLanes {
             F a[kSide];
             for (int v = 0; v < kSide; ++v) a[v] = bcast(w.c[k]);
             add_products(w.et + k, mp_, x, n_, a);
-            for (int v = 0; v < kSide; ++v) {
-                // Of samples that are not there too, so that f(c) of theirs, which may be infinite, meets no sum.
-                const Activated<F> code = hidden_.at(a[v]);
-                h[k][v] = keep(there[v], code.y), slope[k][v] = keep(there[v], code.slope);
-            }
+            activate(hidden_, a, slope[k]);
+            // Of samples that are not there too, so that f(c) of theirs, which may be infinite, meets no sum.
+            for (int v = 0; v < kSide; ++v) h[k][v] = keep(there[v], a[v]), slope[k][v] = keep(there[v], slope[k][v]);
         }
         float* const d_sums = sums_ + n_ * m_ * kLanes;
         float* const c_sums = d_sums + m_ * o_ * kLanes;
@@ -139,12 +137,13 @@ class GeneralLanes {
             } else {
                 for (int v = 0; v < kSide; ++v) t[v] = load(target + j * room_ + v * kLanes);
             }
-            F sum = load(b_sums + j * kLanes);
+            F sum = load(b_sums + j * kLanes), y[kSide], slope_y[kSide];
             const F importance = bcast(w.importance[j]);
+            for (int v = 0; v < kSide; ++v) y[v] = z[v];
+            activate(output_, y, slope_y);
             for (int v = 0; v < kSide; ++v) {
-                const Activated<F> y = output_.at(z[v]);
-                const F error = keep(there[v], y.y - and_bits(t[v], target_bits_));
-                back[j][v] = output_.back(z[v], y.slope, loss_.add_to(loss, error, importance)) * times;
+                const F error = keep(there[v], y[v] - and_bits(t[v], target_bits_));
+                back[j][v] = output_.back(z[v], slope_y[v], loss_.add_to(loss, error, importance)) * times;
                 sum = sum + back[j][v];
             }
             store(b_sums + j * kLanes, sum);
@@ -177,6 +176,13 @@ class GeneralLanes {
                 for (int v = 0; v < kSide; ++v) sum = fmadd(load(x + i * room_ + v * kLanes), u[v], sum);
                 store(sums_ + (i * m_ + k) * kLanes, sum);
             }
+        }
+    }
+    // z becomes f(z), with its slope. By a call: inlined, every activation would stand in the loop at each place.
+    __attribute__((noinline)) static void activate(const AnyActivation<F>& f, F (&z)[kSide], F (&slope)[kSide]) {
+        for (int v = 0; v < kSide; ++v) {
+            const Activated<F> a = f.at(z[v]);
+            z[v] = a.y, slope[v] = a.slope;
         }
     }
     // to += Σ_i a[i · row] x_i
