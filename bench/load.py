@@ -57,10 +57,11 @@ def read_counters() -> Counters:
 
 
 class Watch:
-    """Looks at the machine from `begin` to `end`."""
+    """Looks at the machine from `begin` to `end`; `load` is what it has found."""
 
     def __init__(self, start: Counters, insist: bool, read: Callable[[], Counters]) -> None:
         self._start, self._insist, self._read = start, insist, read
+        self.load: dict[str, Any] = {}
 
     @classmethod
     def begin(
@@ -81,9 +82,9 @@ class Watch:
 
         Processes of the bench have to have ended, or what they used counts as others'.
         """
-        load = load_between(self._start, self._read())
-        _refuse(load, self._insist, "was busy while this was measured")
-        return load
+        self.load = load_between(self._start, self._read())
+        _refuse(self.load, self._insist, "was busy while this was measured")
+        return self.load
 
 
 def load_between(start: Counters, end: Counters) -> dict[str, Any]:
