@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from bench import bench_threads
 from bench.gpu import table as gpu_table
 from bench.load import Busy, Watch, add_option, load_between, read_counters
 from bench.measure import REPEATS, measure
@@ -36,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="try only the set-ups of peers that were the best, or nearly, in the newest record",
     )
+    parser.add_argument(
+        "--threads", action="store_true", help="toykern alone, on one thread and on all: bench.bench_threads"
+    )
     add_option(parser)
     options = parser.parse_args(arguments)
     if options.repeats < 1:
@@ -44,6 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
         update_readme(newest())
         gpu_table.update_readme(gpu_table.newest_record())
         return 0
+    if options.threads:
+        only = ["--only", *options.only] if options.only else []
+        busy = ["--busy"] if options.busy else []
+        return bench_threads.main([*only, *busy, "--repeats", str(options.repeats)])
     workloads = [w for w in WORKLOADS if options.only is None or w.key in options.only]
     known = tried_before(newest()) if options.known else {}
     watch = Watch.begin(options.busy)

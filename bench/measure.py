@@ -75,7 +75,7 @@ def best_session(
                     stack.close()
                     session = challenger
                     stack.push(other.pop_all())
-        yield session, _steps_for(session, REPEAT_SECONDS), tried
+        yield session, steps_for(session, REPEAT_SECONDS), tried
 
 
 def measure(
@@ -120,11 +120,11 @@ def measure(
 def _trial(session: Session) -> float:
     """Warms a session up; the best of a few short timings, in microseconds per model-step."""
     session.run(1)
-    steps = _steps_for(session, TRIAL_SECONDS)
+    steps = steps_for(session, TRIAL_SECONDS)
     return min(session.microseconds_per_model_step(steps)[0] for _ in range(TRIALS))
 
 
-def _steps_for(session: Session, seconds: float) -> int:
+def steps_for(session: Session, seconds: float) -> int:
     """How many steps take at least `seconds`, found by doubling."""
     steps = session.chunk
     while (taken := session.run(steps)) * steps < seconds / 4:

@@ -67,7 +67,6 @@ def workload_entry(workload: Workload, timings: dict[str, Timing | str], peaks: 
     entry: dict[str, Any] = {
         "name": workload.name,
         **asdict(workload),
-        "key": workload.key,
         "contenders": {name: _timing_entry(timing) for name, timing in timings.items()},
         "roof_microseconds": count_operations(workload).microseconds(peaks),
     }

@@ -31,14 +31,18 @@ class Session:
             session.run(session.chunk)          # warm-up: compiles
             seconds = session.run(1000)
 
-    `threads` is how many cores it may use; None: all.
+    `threads` is how many cores it may use; None: all. Processes are forked from one that has imported torch,
+    which takes seconds, and done nothing else; those of `fresh` begin anew, in the environment as it is then.
     """
 
-    def __init__(self, variant: Variant, workload: Workload, threads: int | None = None) -> None:
+    def __init__(
+        self, variant: Variant, workload: Workload, threads: int | None = None, *, fresh: bool = False
+    ) -> None:
         threads = cores() if threads is None else threads
         problem = problem_of(workload, threads=threads)
         problems = problem.shards(min(threads, workload.n_models)) if variant.sharded else [problem]
-        context = multiprocessing.get_context("spawn")
+        multiprocessing.set_forkserver_preload(["torch"])
+        context = multiprocessing.get_context("spawn" if fresh else "forkserver")
         self.variant, self.workload = variant, workload
         self.processor = 0.0  # seconds of all its cores in the last call
         self._pipes: list[Connection] = []
