@@ -5,9 +5,11 @@
 // changes a bit of any model.
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <stdexcept>
 
 #include "common/optimizer_step.h"
 #include "cpu/threads/workers.h"
@@ -28,6 +30,28 @@ const char* ForkedChild::what() const noexcept {
     return "toykern was used with several threads before this process was forked, and their pool does not survive a "
            "fork; start "
            "child processes with the 'spawn' (or 'forkserver') method of multiprocessing instead";
+}
+
+namespace {
+StepForm the_form = StepForm::kPicked;
+}
+
+const std::vector<std::string>& step_forms() {  // in the order of StepForm
+    static const std::vector<std::string> names = {"picked", "columns", "tiles", "gram"};
+    return names;
+}
+
+StepForm forced_form() { return the_form; }
+
+void force_form(const std::string& name) {
+    const auto& names = step_forms();
+    const auto found = std::find(names.begin(), names.end(), name);
+    if (found == names.end()) {
+        std::string allowed;
+        for (const std::string& each : names) allowed += (allowed.empty() ? "" : ", ") + each;
+        throw std::invalid_argument("form must be one of " + allowed + "; got '" + name + "'");
+    }
+    the_form = (StepForm)(found - names.begin());
 }
 
 const char* train_regime(const Network& network, bool finite, bool plain) {
