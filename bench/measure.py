@@ -125,8 +125,11 @@ def _trial(session: Session) -> float:
 
 
 def steps_for(session: Session, seconds: float) -> int:
-    """How many steps take at least `seconds`, found by doubling."""
+    """How many steps take at least `seconds`, found by doubling.
+
+    By wall or processor time, whichever is less: where others hold the cores, wall time is long after a step.
+    """
     steps = session.chunk
-    while (taken := session.run(steps)) * steps < seconds / 4:
+    while (taken := min(session.run(steps) * steps, session.processor)) < seconds / 4:
         steps *= 2
-    return max(steps, int(np.ceil(1.1 * seconds / taken / session.chunk)) * session.chunk)
+    return max(steps, int(np.ceil(1.1 * seconds * steps / taken / session.chunk)) * session.chunk)
