@@ -33,7 +33,7 @@ help:
 	@echo "make test-newest  run a core of them on the newest Python that is here, with the newest packages"
 	@echo "make lint      check formatting, style and types"
 	@echo "make format    format the sources in place"
-	@echo "make bench     compare with PyTorch and JAX (installs JAX) and print the table"
+	@echo "make bench     compare with PyTorch, JAX (installs it) and plain C++, and print the table"
 	@echo "make gpu-check build, test, sanitize and measure on a GPU, with the python3 that is there; writes a record"
 	@echo "make emulate   run the core of the GPU tests on an emulator of PTX (TOYKERN_EMULATOR); emulate-all: all of them"
 	@echo "make count     count a model-step's instructions there, for docs/gpu_trainer.md"

@@ -30,7 +30,7 @@ class Counters:
 
     Attributes:
         clock: wall time.
-        own: processor time of this process and of its children that have ended.
+        own: processor time of this process, of those that it has started and of those that they have started.
         all: processor time of everything on all cores; None where the system does not tell (Linux does).
         load_average: of the last minute.
         cores: of the machine, which `all` is of.
@@ -52,15 +52,36 @@ def read_counters() -> Counters:
         # user, nice, system, (idle, iowait,) irq, softirq, steal: what another machine takes counts too
         ticks = [int(part) for part in stat.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
         busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-    own = times.user + times.system + times.children_user + times.children_system
+    own = times.user + times.system + times.children_user + times.children_system + _seconds_of_descendants()
     return Counters(time.monotonic(), own, busy, os.getloadavg()[0], os.cpu_count() or 1)
 
 
+def _seconds_of_descendants() -> float:
+    """Processor time of the processes below this one that are alive, and of those that these have seen end.
+
+    A contender's processes are children of the one that forks them, so they are not among our own children.
+    """
+    parent, ticks = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        pid = int(path.parent.name)
+        parent[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+    below, found = {os.getpid()}, 0
+    while new := {pid for pid, above in parent.items() if above in below} - below:
+        found += sum(ticks[pid] for pid in new)
+        below |= new
+    return found / os.sysconf("SC_CLK_TCK")
+
+
 class Watch:
-    """Looks at the machine from `begin` to `end`."""
+    """Looks at the machine from `begin` to `end`; `load` is what it has found."""
 
     def __init__(self, start: Counters, insist: bool, read: Callable[[], Counters]) -> None:
         self._start, self._insist, self._read = start, insist, read
+        self.load: dict[str, Any] = {}
 
     @classmethod
     def begin(
@@ -77,13 +98,10 @@ class Watch:
         return cls(start, insist, read)
 
     def end(self) -> dict[str, Any]:
-        """The load since `begin` (`load_between`); `Busy` where others were at work, unless one insists.
-
-        Processes of the bench have to have ended, or what they used counts as others'.
-        """
-        load = load_between(self._start, self._read())
-        _refuse(load, self._insist, "was busy while this was measured")
-        return load
+        """The load since `begin` (`load_between`); `Busy` where others were at work, unless one insists."""
+        self.load = load_between(self._start, self._read())
+        _refuse(self.load, self._insist, "was busy while this was measured")
+        return self.load
 
 
 def load_between(start: Counters, end: Counters) -> dict[str, Any]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
+import statistics
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.measure import Timing
-from bench.peers import OURS, PEERS, PLAIN
+from bench.measure import Timing, Tried
+from bench.peers import KINDS, OURS
+from bench.peers.plain_loop import compiler_version
 from bench.roof import Peaks, count_operations
 from bench.session import cores
 from bench.workloads import Workload
@@ -30,10 +34,18 @@ def new_record(peaks: Peaks) -> dict[str, Any]:
         "cores": cores(),
         "instruction_set": facts["native"].get("isa_level"),
         "system": facts["machine"]["system"],
-        "versions": facts["versions"],
+        "versions": {**facts["versions"], **{name: _version(name) for name in ("numba", "occhio")}},
+        "compiler": compiler_version(),
         "peaks": {"flops": peaks.flops, "random_words": peaks.random_words},
         "workloads": [],
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def head(kind: str, **facts: Any) -> dict[str, Any]:
@@ -51,23 +63,44 @@ def head(kind: str, **facts: Any) -> dict[str, Any]:
 
 
 def workload_entry(workload: Workload, timings: dict[str, Timing | str], peaks: Peaks) -> dict[str, Any]:
-    """One workload of a record: every contender's figures, the ratios to the best tuned and the best
-    plain peer, the roof."""
+    """One workload of a record: every contender's figures, the fastest peer of each kind, the roof."""
     entry: dict[str, Any] = {
         "name": workload.name,
         **asdict(workload),
         "contenders": {name: _timing_entry(timing) for name, timing in timings.items()},
         "roof_microseconds": count_operations(workload).microseconds(peaks),
     }
-    medians = {name: timing.median for name, timing in timings.items() if isinstance(timing, Timing)}
-    if OURS in medians:
-        entry["roof_distance"] = medians[OURS] / entry["roof_microseconds"]
-    for names, best, ratio in ((PEERS, "best_peer", "ratio"), (PLAIN, "best_plain", "plain_ratio")):
-        peers = {name: medians[name] for name in names if name in medians}
-        entry[best] = min(peers, key=peers.__getitem__) if peers else None
-        if OURS in medians:
-            entry[ratio] = peers[entry[best]] / medians[OURS] if peers else None
+    if isinstance(timings[OURS], Timing):
+        entry["roof_distance"] = timings[OURS].median / entry["roof_microseconds"]
+    entry["fastest"] = {kind: fastest(entry, names) for kind, names in KINDS.items()}
     return entry
+
+
+def fastest(entry: dict[str, Any], names: Iterable[str]) -> dict[str, Any] | None:
+    """Of some contenders of a workload the one that takes the least wall time: its name and median, and how
+    many times as long as toykern it takes, by wall and by processor time; None where none was measured."""
+    measured = {
+        name: entry["contenders"][name] for name in names if "median" in entry["contenders"].get(name, {})
+    }
+    if not measured:
+        return None
+    name = min(measured, key=lambda name: measured[name]["median"])
+    found = {"name": name, "median": measured[name]["median"]}
+    ours = entry["contenders"][OURS]
+    if "median" in ours:
+        found["ratio"] = found["median"] / ours["median"]
+    if "processor" in ours and "processor" in measured[name]:
+        processor = statistics.median(measured[name]["processor"])
+        found["processor_ratio"] = processor / statistics.median(ours["processor"])
+    return found
+
+
+def tried_before(record: dict[str, Any]) -> dict[str, Tried]:
+    """What a record's set-ups took, by workload and contender: what `bench.setups.promising` goes by."""
+    return {
+        entry["name"]: {name: figures.get("tried", {}) for name, figures in entry["contenders"].items()}
+        for entry in record["workloads"]
+    }
 
 
 def save(record: dict[str, Any], bench: str = "fit", results: Path = RESULTS) -> Path:
@@ -118,6 +151,7 @@ def _timing_entry(timing: Timing | str) -> dict[str, Any]:
         "median": timing.median,
         "quartiles": [low, high],
         "samples": timing.samples,
+        "processor": timing.processor,
         "steps": timing.steps,
         "setup": timing.variant.label,
         "tried": timing.tried,

@@ -30,13 +30,21 @@ class Session:
         with Session(variant, workload) as session:
             session.run(session.chunk)          # warm-up: compiles
             seconds = session.run(1000)
+
+    `threads` is how many cores it may use; None: all. Processes are forked from one that has imported torch,
+    which takes seconds, and done nothing else; those of `fresh` begin anew, in the environment as it is then.
     """
 
-    def __init__(self, variant: Variant, workload: Workload) -> None:
-        problem = problem_of(workload, threads=cores())
-        problems = problem.shards(min(cores(), workload.n_models)) if variant.sharded else [problem]
-        context = multiprocessing.get_context("spawn")
+    def __init__(
+        self, variant: Variant, workload: Workload, threads: int | None = None, *, fresh: bool = False
+    ) -> None:
+        threads = cores() if threads is None else threads
+        problem = problem_of(workload, threads=threads)
+        problems = problem.shards(min(threads, workload.n_models)) if variant.sharded else [problem]
+        multiprocessing.set_forkserver_preload(["torch"])
+        context = multiprocessing.get_context("spawn" if fresh else "forkserver")
         self.variant, self.workload = variant, workload
+        self.processor = 0.0  # seconds of all its cores in the last call
         self._pipes: list[Connection] = []
         self._processes = []
         for shard in problems:
@@ -63,9 +71,11 @@ class Session:
         """The mean batch loss of each model since the last call, `[models]`."""
         return np.concatenate(self._call("mean_loss"))
 
-    def microseconds_per_model_step(self, steps: int) -> float:
-        """Times `run(steps)`."""
-        return self.run(steps) / self.workload.n_models * 1e6
+    def microseconds_per_model_step(self, steps: int) -> tuple[float, float]:
+        """Times `run(steps)`: wall time and processor time of all its processes."""
+        steps = -(-steps // self.chunk) * self.chunk
+        wall = self.run(steps)
+        return wall / self.workload.n_models * 1e6, self.processor / steps / self.workload.n_models * 1e6
 
     def close(self) -> None:
         """Ends the processes."""
@@ -92,14 +102,16 @@ class Session:
 
     def _receive(self) -> list[Any]:
         replies = []
+        self.processor = 0.0
         for pipe in self._pipes:
             try:
-                failed, value = pipe.recv()
+                failed, value, processor = pipe.recv()
             except EOFError:
                 raise RuntimeError(f"{self.variant} on {self.workload.name}: its process died") from None
             if failed:
                 raise RuntimeError(f"{self.variant} on {self.workload.name} failed:\n{value}")
             replies.append(value)
+            self.processor += processor
         return replies
 
 
@@ -107,11 +119,13 @@ def _serve(pipe: Connection, variant: Variant, problem: Problem) -> None:
     """In the contender's process: builds the trainer, calls its methods as asked until the pipe is closed."""
     try:
         trainer = variant.build(problem)
-        pipe.send((False, trainer.chunk))
+        pipe.send((False, trainer.chunk, time.process_time()))
         while True:
             method, arguments = pipe.recv()
-            pipe.send((False, getattr(trainer, method)(*arguments)))
+            began = time.process_time()
+            value = getattr(trainer, method)(*arguments)
+            pipe.send((False, value, time.process_time() - began))
     except (EOFError, KeyboardInterrupt):
         pass
     except Exception:
-        pipe.send((True, traceback.format_exc()))
+        pipe.send((True, traceback.format_exc(), 0.0))

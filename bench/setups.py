@@ -8,6 +8,8 @@ from __future__ import annotations
 from bench.peers import Variant
 from bench.workloads import Workload
 
+NEARLY = 1.15  # times the best: what other noise might have made the best
+
 
 def variants(contender: str, workload: Workload) -> list[Variant]:
     """The set-ups of a contender that are worth trying on a workload."""
@@ -34,4 +36,18 @@ def variants(contender: str, workload: Workload) -> list[Variant]:
             "unrolled" if workload.n_features * workload.n_hidden <= 10 else "matmul_samples_first",
         ]
         return [Variant("jax", {"product": product, "draw": draw}) for product in products for draw in draws]
+    if contender == "cpp":  # what suits the compiler best depends on the shape
+        levels = ("-O3", "-O2", "-O2 -ftree-loop-vectorize")
+        return [Variant("cpp", {"optimize": level}, sharded=True) for level in levels]
+    if contender == "numba":
+        return [Variant("numba", sharded=True)]
     return [Variant(contender)]
+
+
+def promising(candidates: list[Variant], tried: dict[str, float]) -> list[Variant]:
+    """Those that were the best, or nearly, when all were tried (microseconds by label); all of them if none
+    is among those, or some were not tried."""
+    if not tried or any(variant.label not in tried for variant in candidates):
+        return candidates
+    limit = NEARLY * min(tried.values())
+    return [variant for variant in candidates if tried[variant.label] <= limit]

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.load import mark
-from bench.peers import NOTEBOOK, OURS, PEERS, PLAIN
+from bench.peers import KINDS, OURS, TITLES
+from bench.record import fastest
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- bench: begin (written by `python -m bench --readme`) -->"
 END = "<!-- bench: end -->"
 
-_TITLES = {
-    OURS: "toykern",
-    "eager": "PyTorch eager",
-    "compile": "torch.compile",
-    "jax": "JAX",
-    NOTEBOOK: "PyTorch eager",
-    "plain_compile": "torch.compile",
-    "plain_jax": "JAX",
-}
+_AFTER = {"plain": ", as used", "tuned": ", tuned", "loop": ""}
+_HEADERS = {"plain": "libraries as people use them", "tuned": "best of an expert", "loop": "plain C++"}
 
 
 def render(record: dict[str, Any]) -> str:
-    """The table, a line on what it was measured on, and each peer's winning set-up."""
-    header = [
-        "workload",
-        "toykern",
-        "best plain peer",
-        "ratio",
-        "best tuned peer",
-        "ratio",
-        "asked for",
-        "roof",
-        "distance",
-    ]
+    """The table, a line on what it was measured on, every peer's figures, and the winning set-ups."""
+    header = ["workload", "toykern"]
+    for kind in KINDS:
+        header += [_HEADERS[kind], "ratio"]
+    header += ["asked for", "roof", "distance"]
     rows = [_row(entry) for entry in record["workloads"]]
     parts = [markdown(header, rows), _caption(record), _every_peer(record), _setups(record)]
     return "\n\n".join(parts)
@@ -56,56 +44,78 @@ def replace_between(path: Path, begin: str, end: str, text: str) -> None:
 
 
 def _row(entry: dict[str, Any]) -> list[str]:
-    cells = [entry["name"], f"**{_median(entry, OURS)}**"]
-    for best, ratio in (("best_plain", "plain_ratio"), ("best_peer", "ratio")):
-        name, value = entry[best], entry.get(ratio)
-        cells.append("" if name is None else f"{_median(entry, name)} ({_TITLES[name]})")
-        cells.append("" if value is None else f"{significant(value)}×")
-    distance = entry.get("roof_distance")
-    cells += [f"{entry['required_ratio']:g}×", significant(entry["roof_microseconds"])]
-    return [*cells, "" if distance is None else f"{significant(distance)}×"]
+    cells = [entry["name"], f"**{significant(entry['contenders'][OURS]['median'])}**"]
+    for names in KINDS.values():
+        best = fastest(entry, names)
+        cells.append("" if best is None else f"{significant(best['median'])} ({TITLES[best['name']]})")
+        cells.append("" if best is None else _ratio(best))
+    asked = entry["required_ratio"]
+    cells += ["" if asked is None else f"{asked:g}×", significant(entry["roof_microseconds"])]
+    return [*cells, f"{significant(entry['roof_distance'])}×"]
+
+
+def _ratio(best: dict[str, Any]) -> str:
+    """By wall time / by processor time: two digits are what a measurement is good for."""
+    ratios = [f"{float(f'{best[key]:.2g}'):g}×" for key in ("ratio", "processor_ratio") if key in best]
+    return " / ".join(ratios)
 
 
 def _every_peer(record: dict[str, Any]) -> str:
-    header = ["every peer", *(f"{_TITLES[name]}, plain" for name in PLAIN)]
-    header += [f"{_TITLES[name]}, tuned" for name in PEERS]
-    rows = [
-        [entry["name"], *(_median(entry, name) for name in (*PLAIN, *PEERS))] for entry in record["workloads"]
-    ]
+    header = ["wall / processor", TITLES[OURS]]
+    header += [f"{TITLES[name]}{_AFTER[kind]}" for kind, names in KINDS.items() for name in names]
+    everyone = [OURS, *(name for names in KINDS.values() for name in names)]
+    rows = [[entry["name"], *(_both(entry, name) for name in everyone)] for entry in record["workloads"]]
     return markdown(header, rows)
 
 
-def _median(entry: dict[str, Any], name: str) -> str:
-    figures = entry["contenders"][name]
-    return "not installed" if "absent" in figures else significant(figures["median"])
+def _both(entry: dict[str, Any], name: str) -> str:
+    figures = entry["contenders"].get(name, {"absent": "not measured"})
+    if "absent" in figures:
+        return "failed" if figures["absent"].startswith("failed") else "not installed"
+    wall = significant(figures["median"])
+    return f"{wall} / {significant(median(figures['processor']))}" if "processor" in figures else wall
 
 
 def _caption(record: dict[str, Any]) -> str:
     versions = record["versions"]
     packages = ", ".join(
         f"{name} {versions[name]}"
-        for name in ("torch", "jax", "optax")
-        if versions.get(name) != "not installed"
+        for name in ("torch", "jax", "optax", "numba", "occhio")
+        if versions.get(name, "not installed") != "not installed"
     )
+    compiler = f", {record['compiler']}" if record.get("compiler") else ""
     repeats = {
         len(c["samples"]) for e in record["workloads"] for c in e["contenders"].values() if "samples" in c
     }
     return (
-        "Plain: the libraries as people commonly write this (einsums, a gate and a magnitude for every "
-        "entry, defaults). Tuned: the best of several set-ups of an expert (named below), of which `gaps` "
-        "jumps over inactive entries as toykern does. "
-        f"Microseconds per model-step, medians of {'/'.join(map(str, sorted(repeats)))} interleaved repeats. "
-        f"{record['processor']}, {record['cores']} cores, {record['instruction_set']}; "
-        f"{record['date'][:10]}; toykern {record['commit'] or versions['toykern']}, {packages}. "
-        f"Roof: counted operations at the measured {record['peaks']['flops'] / 1e9:.0f} GFLOP/s and "
+        "Microseconds per model-step; ratios by wall time / by processor time of all cores. Libraries as "
+        "people use them: einsums, a gate and a magnitude for every entry, defaults. Best of an expert: the "
+        "best of several set-ups of the same libraries (named below), of which `gaps` jumps over inactive "
+        "entries. Plain C++: what a good student writes in an afternoon, the faster of C++ and numba: one "
+        "model and one sample after another, jumps over inactive entries, a process per core. Asked for: of "
+        "the fastest of all peers, by wall time. "
+        f"Medians of {'/'.join(map(str, sorted(repeats)))} interleaved repeats. "
+        f"{record['processor']}, {record['cores']} cores, {record['instruction_set']}{_others(record)}; "
+        f"{record['date'][:10]}; toykern {record['commit'] or versions['toykern']}, {packages}{compiler}. "
+        "Roof: counted operations, each product in its cheapest known form, at the measured "
+        f"{record['peaks']['flops'] / 1e9:.0f} GFLOP/s and "
         f"{record['peaks']['random_words'] / 1e9:.1f}e9 random words a second. {mark(record)}"
     ).rstrip()
 
 
+def _others(record: dict[str, Any]) -> str:
+    """How much of a quiet machine others used meanwhile; a busy one has its mark."""
+    load = record.get("load")
+    if not load or load["busy"] or load["others"] is None:
+        return ""
+    return f", of which other programs used {load['others']:.2f}"
+
+
 def _setups(record: dict[str, Any]) -> str:
-    header = ["the tuned set-up that won", *(_TITLES[name] for name in PEERS)]
+    names = [*KINDS["tuned"], "cpp"]
+    header = ["the set-up that won", *(TITLES[name] for name in names)]
     rows = [
-        [entry["name"], *(entry["contenders"][name].get("setup", "not installed") for name in PEERS)]
+        [entry["name"], *(entry["contenders"].get(name, {}).get("setup", "–") for name in names)]
         for entry in record["workloads"]
     ]
     return markdown(header, rows)

@@ -3,7 +3,6 @@ learns the same thing; and its table says what was measured."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import numpy as np
@@ -14,31 +13,37 @@ import toykern as tk
 from bench import bench_dataset, bench_sweep
 from bench import record as bench_record
 from bench.measure import Timing
-from bench.peers import CONTENDERS, NOTEBOOK, OURS, PEERS, PLAIN, Variant
+from bench.peers import CONTENDERS, LOOPS, NOTEBOOK, OCCHIO, OURS, PEERS, PLAIN, Variant, why_absent
 from bench.peers.problem import Problem, Trainer, problem_of
 from bench.peers.sparse import SPARSE_CONTENDERS, SparseStep
 from bench.peers.sparse import why_absent as why_sparse_absent
-from bench.roof import Operations, Peaks, count_operations
+from bench.roof import Operations, Peaks, count_operations, direct_multiply_adds, gram_multiply_adds
 from bench.session import Session
-from bench.setups import variants
+from bench.setups import promising, variants
 from bench.sparse_workloads import SparseWorkload
 from bench.table import BEGIN, END, render, update_readme
 from bench.workloads import WORKLOADS, Workload
 
 TINY = Workload(n_models=16, n_features=4, n_hidden=2, batch_size=128, sparsity=0.9)
 DENSITY = 0.1
-JAX = importlib.util.find_spec("jax") is not None and importlib.util.find_spec("optax") is not None
+OPTIONAL = ("jax", "plain_jax", "numba", OCCHIO)  # peers that are tested where they are installed
 COMPILED = Variant("compile", {"product": "elementwise", "draw": "gaps"})  # one: it takes a compiler's time
 
 
 def _candidates() -> list[Variant]:
     found = []
     for contender in CONTENDERS:
-        if contender not in ("compile", OURS):
+        if contender in LOOPS:
+            found += variants(contender, TINY)
+        elif contender not in ("compile", OURS, OCCHIO):
             found += [v for v in variants(contender, TINY) if not v.sharded]
     found += [Variant("jax", {"product": "matmul_samples_first", "draw": "uniform"})]
     found += [Variant("eager", {"layout": "samples_first", "draw": "uniform"}), COMPILED]
-    return [v for v in found if JAX or v.contender not in ("jax", "plain_jax")]
+    return [v for v in found if _is_here(v.contender)]
+
+
+def _is_here(contender: str) -> bool:
+    return contender not in OPTIONAL or why_absent(contender) is None
 
 
 @pytest.fixture(scope="module", params=_candidates(), ids=lambda v: f"{v.contender}, {v.label}")
@@ -138,14 +143,56 @@ def trained_losses() -> dict[str, float]:
     problem = problem_of(TINY)
     losses = {"reference": _reference_steps(problem, _batches(200, problem))[2].mean()}
     contenders = [Variant(OURS), Variant(NOTEBOOK), COMPILED]
-    if JAX:
-        contenders.append(Variant("plain_jax"))
-        contenders.append(Variant("jax", {"product": "matmul", "draw": "uniform"}))
-    for variant in contenders:
+    contenders += [Variant("plain_jax"), Variant("jax", {"product": "matmul", "draw": "uniform"})]
+    contenders += [Variant("cpp", {"optimize": "-O3"}), Variant("numba")]
+    for variant in filter(lambda v: _is_here(v.contender), contenders):
         trainer = variant.build(problem)
         trainer.run(200)
         losses[variant.contender] = trainer.mean_loss().mean()
     return losses
+
+
+@pytest.mark.skipif(not _is_here(OCCHIO), reason="occhio is not installed")
+def test_occhio_learns_the_same_thing() -> None:
+    """It keeps no losses: those of its trained weights, on batches of the reference, agree with ours."""
+    problem = problem_of(TINY)
+    x, losses = _batches(200, problem), {}
+    for variant in (Variant(OCCHIO), Variant("cpp", {"optimize": "-O3"})):
+        trainer = variant.build(problem)
+        assert trainer.draw().shape == x[0].shape
+        assert (trainer.draw() > 0).mean() == pytest.approx(DENSITY, abs=0.02)
+        trainer.run(300)
+        weight, bias = (a[None].astype(np.float64) for a in trainer.parameters())
+        out = np.maximum((x @ weight.transpose(0, 1, 3, 2)) @ weight + bias[:, :, None], 0.0)
+        losses[variant.contender] = (problem.importance[:, None] * (out - x) ** 2).mean()
+    assert losses[OCCHIO] == pytest.approx(losses["cpp"], rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 0.0), (7, 3, 0.5), (33, 9, 0.97)])
+def test_plain_loops_take_the_reference_s_steps(shape: tuple[int, int, float]) -> None:
+    n, m, sparsity = shape
+    workload = Workload(n_models=3, n_features=n, n_hidden=m, batch_size=50, sparsity=sparsity)
+    problem = problem_of(workload)
+    for variant in (Variant("cpp", {"optimize": "-O2"}), Variant("numba")):
+        if not _is_here(variant.contender):
+            continue
+        trainer = variant.build(problem)
+        batches = np.stack([trainer.draw() for _ in range(5)])
+        assert (batches > 0).mean() == pytest.approx(1 - sparsity, abs=0.05)
+        for x in batches:
+            trainer.update(x)
+        weight, bias, loss = _reference_steps(problem, batches)
+        for got, expected in zip(trainer.parameters(), (weight, bias), strict=True):
+            np.testing.assert_allclose(got, expected, atol=2e-6)
+        np.testing.assert_allclose(trainer.mean_loss(), loss, rtol=1e-4)
+
+
+def test_set_ups_that_were_far_from_the_best_are_not_tried_again() -> None:
+    candidates = variants("cpp", TINY)
+    labels = [variant.label for variant in candidates]
+    tried = dict(zip(labels, (1.0, 1.1, 1.3), strict=True))
+    assert [variant.label for variant in promising(candidates, tried)] == labels[:2]
+    assert promising(candidates, {}) == promising(candidates, {labels[0]: 1.0}) == candidates
 
 
 def _one_model(n_features: int, n_hidden: int, batch_size: int, sparsity: float) -> Workload:
@@ -158,26 +205,46 @@ def test_operations_by_hand() -> None:
     dense = count_operations(_one_model(5, 2, 100, 0.0))
     assert dense == Operations(multiply_adds=2 * 500 * 2 + 3 * 100 * 10, random_words=500, elementwise=3000)
     rare = count_operations(_one_model(1, 1, 100, 0.9))  # a sample is one feature: 10 samples are not empty
-    assert rare.multiply_adds == pytest.approx(50) and rare.random_words == pytest.approx(20)
-    assert rare.elementwise == pytest.approx(60)
+    assert rare.random_words == pytest.approx(20) and rare.elementwise == pytest.approx(60)
+    # Directly 2·10 + 3·10; in the Gram form 2·10, and G and W (A + Aᵀ), which are numbers here.
+    assert rare.multiply_adds == pytest.approx(20 + 2 * (1 - 0.9**100))
     frequent = count_operations(_one_model(1, 1, 320, 0.5))
     assert frequent.random_words == pytest.approx(110 + 160)
-    # 50 + 60 vector operations of 2 flops at 100 flop/µs, 20 words at 10 words/µs
-    assert rare.microseconds(Peaks(flops=1e8, random_words=1e7)) == pytest.approx(4.2)
+    # 82 vector operations of 2 flops at 100 flop/µs, 20 words at 10 words/µs
+    assert rare.microseconds(Peaks(flops=1e8, random_words=1e7)) == pytest.approx(3.64, rel=1e-3)
+
+
+def test_each_product_is_counted_in_its_cheaper_form() -> None:
+    """Two features in one hidden unit, one sample, p = 1/2: none, one or both of them are active."""
+    workload = _one_model(2, 1, 1, 0.5)
+    # Entries 2·½. Of the 3 different ones of G 0, 2 or 3 are needed, of the 4 of A + Aᵀ 0, 3 or 4.
+    assert gram_multiply_adds(workload) == pytest.approx(2 * 1 * 2 + (2 * 2 + 3) / 4 + (2 * 3 + 4) / 4)
+    assert direct_multiply_adds(workload) == pytest.approx(2 * 1 * 1 + 3 * 0.75 * 2)
+    for shape in ((80, 20, 1024, 0.99), (400, 30, 128, 0.9)):
+        forms = [count(_one_model(*shape)) for count in (direct_multiply_adds, gram_multiply_adds)]
+        assert count_operations(_one_model(*shape)).multiply_adds == min(forms)
+    assert (
+        gram_multiply_adds(_one_model(80, 20, 1024, 0.99))
+        < direct_multiply_adds(_one_model(80, 20, 1024, 0.99)) / 8
+    )
 
 
 def _timings(jax: Timing | str) -> dict[str, Timing | str]:
     def timing(contender: str, *samples: float) -> Timing:
-        return Timing(Variant(contender, {"draw": f"{contender}-draw"}), list(samples), 10, {"a": 1.0})
+        setup = Variant(contender, {"draw": f"{contender}-draw"})
+        return Timing(setup, list(samples), [3 * s for s in samples], 10, {"a": 1.0})
 
     return {
         OURS: timing(OURS, 0.25, 0.2, 9.0),
         "eager": timing("eager", 30.0, 30.0, 30.0),
         "compile": timing("compile", 20.0, 19.0, 21.0),
         "jax": jax,
+        "cpp": timing("cpp", 1.0, 1.0, 1.0),
+        "numba": "failed: no such thing",
         NOTEBOOK: timing(NOTEBOOK, 50.0, 51.0, 49.0),
         "plain_compile": timing("plain_compile", 40.0, 41.0, 39.0),
         "plain_jax": "jax and optax not installed",
+        OCCHIO: "occhio not installed",
     }
 
 
@@ -196,15 +263,30 @@ def test_table_shows_medians_and_the_ratio_to_the_best_peer(tmp_path) -> None:
     assert bench_record.newest(results=tmp_path) == record == json.loads(path.read_text())
     row = next(line for line in render(record).splitlines() if line.startswith(f"| {WORKLOADS[0].name}"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[1:7] == ["**0.25**", "40 (torch.compile)", "160×", "20 (torch.compile)", "80×", "400×"]
+    assert cells[1:9] == [
+        "**0.25**", "40 (torch.compile)", "160× / 160×", "20 (torch.compile)", "80× / 80×", "1 (C++)",
+        "4× / 4×", f"{WORKLOADS[0].required_ratio:g}×",
+    ]  # fmt: skip
     every = [line for line in render(record).splitlines() if line.startswith(f"| {WORKLOADS[0].name}")][1]
     assert [cell.strip() for cell in every.strip("|").split("|")][1:] == [
-        "50", "40", "not installed", "30", "20", "not installed",
+        "0.25 / 0.75", "50 / 150", "40 / 120", "not installed", "not installed", "30 / 90", "20 / 60",
+        "not installed", "1 / 3", "failed",
     ]  # fmt: skip
-    assert "compile-draw" in render(record)
-    faster = Timing(Variant("jax"), [5.0], 10, {})
-    assert _record(faster)["workloads"][0]["best_peer"] == "jax"
-    assert _record(faster)["workloads"][0]["ratio"] == 20.0
+    assert "compile-draw" in render(record) and "cpp-draw" in render(record)
+    faster = Timing(Variant("jax"), [5.0], [10.0], 10, {})
+    tuned = _record(faster)["workloads"][0]["fastest"]["tuned"]
+    assert tuned == {"name": "jax", "median": 5.0, "ratio": 20.0, "processor_ratio": 10 / 0.75}
+    assert bench_record.tried_before(record)[WORKLOADS[0].name]["cpp"] == {"a": 1.0}
+
+
+def test_the_table_of_an_older_record_leaves_out_what_was_not_measured() -> None:
+    record = _record("jax and optax not installed")
+    for figures in record["workloads"][0]["contenders"].values():
+        figures.pop("processor", None)
+    for name in LOOPS:
+        del record["workloads"][0]["contenders"][name]
+    row = next(line for line in render(record).splitlines() if line.startswith(f"| {WORKLOADS[0].name}"))
+    assert "| 40 (torch.compile) | 160× | 20 (torch.compile) | 80× |  |  |" in row
 
 
 def test_of_a_bench_and_a_machine_the_newest_record_is_kept(tmp_path) -> None:
@@ -230,7 +312,8 @@ def test_a_table_from_a_busy_machine_says_so() -> None:
     record["load"] = {"busy": True, "others": 0.5, "cores": 2, "load_average": [3.0, 3.0]}
     assert "busy" not in quiet
     assert "**On a busy machine: other processes used 0.50 of 2 cores.**" in render(record)
-    assert render(record | {"load": record["load"] | {"busy": False}}) == quiet
+    stated = render(record | {"load": record["load"] | {"busy": False, "others": 0.04}})
+    assert stated == quiet.replace(", v4;", ", v4, of which other programs used 0.04;")
 
 
 def test_readme_table_is_replaced_between_its_markers(tmp_path) -> None:
@@ -240,7 +323,7 @@ def test_readme_table_is_replaced_between_its_markers(tmp_path) -> None:
     update_readme(_record("absent"), readme)
     text = readme.read_text()
     assert text.startswith(f"# Title\n{BEGIN}\n| workload |") and text.endswith(f"{END}\ntail\n")
-    assert "old" not in text and text.count("the tuned set-up that won") == 1
+    assert "old" not in text and text.count("the set-up that won") == 1
     readme.write_text("no markers\n")
     with pytest.raises(ValueError, match="README.md must contain"):
         update_readme(_record("absent"), readme)
@@ -252,7 +335,7 @@ def test_every_workload_has_set_ups_for_every_contender() -> None:
         for contender in CONTENDERS:
             labels = [v.label for v in variants(contender, workload)]
             assert labels and len(labels) == len(set(labels))
-    names = (*PEERS, *PLAIN)
+    names = (*PEERS, *PLAIN, *LOOPS)
     assert {v.contender for w in WORKLOADS for p in names for v in variants(p, w)} == set(names)
 
 

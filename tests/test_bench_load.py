@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +58,22 @@ def test_where_the_system_does_not_tell_the_load_average_decides():
     assert load["others"] is None and load["busy"] is False
     busy = load_between(replace(start, load_average=2.5), replace(start, clock=101.0))
     assert mark({"load": busy}) == "**On a busy machine: its load average was 2.5.**"
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="this system does not tell")
+def test_processes_below_this_one_count_as_its_own_while_they_live_and_afterwards():
+    """A process and a child of its own, each busy for a while; the child ends, then the process."""
+    loop = "import time\nwhile time.process_time() < 0.3: pass\n"
+    child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {loop!r}])\n{loop}"
+    code = f"{child}print('worked', flush=True)\ninput()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    before = read_counters()
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline().strip() == b"worked"
+        alive = read_counters()
+        process.communicate(b"\n")
+    after = read_counters()
+    assert alive.own - before.own > 0.5 and after.own >= alive.own - 0.05
 
 
 def test_the_counters_of_this_machine():

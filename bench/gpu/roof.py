@@ -9,8 +9,8 @@ bounds are times at that rate:
 Counted for one model-step in expectation (docs/gpu_trainer.md says where the constants come from), with B
 samples, features active with probability p, a active entries and s samples that are not all zero:
 
-- multiply-adds a·m + s·n·m + 2·s·n·m + a·m, and 6 elementwise operations per feature of a sample in s, as on
-  the CPU (bench/roof.py);
+- multiply-adds a·m + s·n·m + 2·s·n·m + a·m, the direct form of bench/roof.py, which is the one that the
+  kernels for GPUs have; and 6 elementwise operations per feature of a sample in s;
 - 60 instructions for a Philox block of four words; 2 words per active entry where p ≤ 1/8, else 11/32 of a
   word for each entry and one for each active entry;
 - 20 instructions to turn a word into the place of the next active entry (p ≤ 1/8), 4 to store an active one;

@@ -9,14 +9,28 @@ import importlib
 import importlib.util
 from dataclasses import dataclass, field
 
+from bench.peers.plain_loop import compiler_absent
 from bench.peers.problem import Problem, Trainer
 
 OURS = "toykern"
-PEERS = ("eager", "compile", "jax")  # tuned: the ratio is to the best of these
-NOTEBOOK = "notebook"
-PLAIN = (NOTEBOOK, "plain_compile", "plain_jax")  # the same libraries as people commonly write them
-CONTENDERS = (OURS, *PEERS, *PLAIN)
-TITLES = {OURS: "toykern", "eager": "PyTorch eager", "compile": "torch.compile", "jax": "JAX"}
+NOTEBOOK, OCCHIO = "notebook", "occhio"
+PLAIN = (NOTEBOOK, "plain_compile", "plain_jax", OCCHIO)  # libraries as people commonly use them
+PEERS = ("eager", "compile", "jax")  # the best that an expert makes of them
+LOOPS = ("cpp", "numba")  # what a good student writes in an afternoon without them
+KINDS = {"plain": PLAIN, "tuned": PEERS, "loop": LOOPS}
+CONTENDERS = (OURS, *PEERS, *LOOPS, *PLAIN)
+TITLES = {
+    OURS: "toykern",
+    "eager": "PyTorch eager",
+    "compile": "torch.compile",
+    "jax": "JAX",
+    NOTEBOOK: "PyTorch eager",
+    "plain_compile": "torch.compile",
+    "plain_jax": "JAX",
+    OCCHIO: "occhio",
+    "cpp": "C++",
+    "numba": "numba",
+}
 
 _TRAINERS = {
     OURS: "bench.peers.ours:ToykernTrainer",
@@ -27,6 +41,16 @@ _TRAINERS = {
     NOTEBOOK: "bench.peers.eager:NotebookTrainer",
     "plain_compile": "bench.peers.plain:PlainCompiledTrainer",
     "plain_jax": "bench.peers.plain:PlainJaxTrainer",
+    OCCHIO: "bench.peers.occhio_grid:OcchioTrainer",
+    "cpp": "bench.peers.plain_loop:CppTrainer",
+    "numba": "bench.peers.numba_loop:NumbaTrainer",
+}
+_NEEDS = {
+    "jax": ("jax",),
+    "plain_jax": ("jax", "optax"),
+    OCCHIO: ("occhio", "tqdm"),
+    "numba": ("numba",),
+    OURS: ("toykern",),
 }
 
 
@@ -64,6 +88,8 @@ class Variant:
 
 def why_absent(contender: str) -> str | None:
     """What a contender needs and is not installed, or None if it can run."""
-    needs = {"jax": ("jax",), "plain_jax": ("jax", "optax"), OURS: ("toykern",)}.get(contender, ("torch",))
+    if contender == "cpp":
+        return compiler_absent()
+    needs = _NEEDS.get(contender, ("torch",))
     absent = [name for name in needs if importlib.util.find_spec(name) is None]
     return f"{' and '.join(absent)} not installed" if absent else None

@@ -307,6 +307,9 @@ PYBIND11_MODULE(_native, m) {
     m.def(
         "regime", [](const Network& n, bool finite, bool plain) { return std::string(train_regime(n, finite, plain)); },
         py::arg("network"), py::arg("finite") = false, py::arg("plain") = true);
+    m.def("step_forms", &step_forms, "Of the CPU's trainer: what force_form takes.");
+    m.def("force_form", &force_form,
+          "For a bench: one form of the step for all models that can take it; 'picked' ends that.");
     m.def("train_form",
           [](const Network& n, const Distribution& d, int64_t n_models, int64_t batch_size, int64_t model) {
               check(d, true);

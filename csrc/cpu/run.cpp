@@ -5,9 +5,11 @@
 // changes a bit of any model.
 #include <pthread.h>
 
-#include <chrono>
+#include <algorithm>
 #include <cmath>
+#include <ctime>
 #include <numeric>
+#include <stdexcept>
 
 #include "common/optimizer_step.h"
 #include "cpu/threads/workers.h"
@@ -28,6 +30,28 @@ const char* ForkedChild::what() const noexcept {
     return "toykern was used with several threads before this process was forked, and their pool does not survive a "
            "fork; start "
            "child processes with the 'spawn' (or 'forkserver') method of multiprocessing instead";
+}
+
+namespace {
+StepForm the_form = StepForm::kPicked;
+}
+
+const std::vector<std::string>& step_forms() {  // in the order of StepForm
+    static const std::vector<std::string> names = {"picked", "columns", "tiles", "gram"};
+    return names;
+}
+
+StepForm forced_form() { return the_form; }
+
+void force_form(const std::string& name) {
+    const auto& names = step_forms();
+    const auto found = std::find(names.begin(), names.end(), name);
+    if (found == names.end()) {
+        std::string allowed;
+        for (const std::string& each : names) allowed += (allowed.empty() ? "" : ", ") + each;
+        throw std::invalid_argument("form must be one of " + allowed + "; got '" + name + "'");
+    }
+    the_form = (StepForm)(found - names.begin());
 }
 
 const char* train_regime(const Network& network, bool finite, bool plain) {
@@ -179,7 +203,15 @@ Entries sample_entries(const SampleParams& p) {
 
 namespace {
 
-// Best rate over five runs of about ten milliseconds on every thread at once.
+// Seconds of its core that the calling thread has had.
+double thread_seconds() {
+    timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+// Best rate over five runs of about ten milliseconds on every thread at once, by what each has had of its core: a busy
+// machine lowers it as little as it can.
 template <class Spin>
 double measure(int threads, int64_t rounds, const Spin& spin) {
     threads = std::max(1, threads);
@@ -188,13 +220,13 @@ double measure(int threads, int64_t rounds, const Spin& spin) {
     for (int run = 0; run < 5; ++run) {
         std::vector<double> done((size_t)threads), seconds((size_t)threads);
         parallel(threads, [&] {
-            const auto start = std::chrono::steady_clock::now();
+            const double start = thread_seconds();
             const auto t = (size_t)omp_get_thread_num();
             int64_t operations = 0;
             volatile double sink = (double)spin(rounds, &operations);
             (void)sink;
             done[t] = (double)operations;
-            seconds[t] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+            seconds[t] = thread_seconds() - start;
         });
         const double total = std::accumulate(done.begin(), done.end(), 0.0);
         best = std::max(best, total / *std::max_element(seconds.begin(), seconds.end()));

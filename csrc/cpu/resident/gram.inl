@@ -30,6 +30,7 @@ inline bool gram_fits(const Network& net) {
 // Whether it is the cheaper one for a model with `entries` active features and `rate` arrivals expected in a sample. In
 // multiply-adds, with factors fitted to measurements (docs/performance.md); arithmetic that is the same everywhere.
 inline bool gram_pays(const Network& net, int64_t batch_size, double entries, double rate) {
+    if (const StepForm forced = forced_form(); forced != StepForm::kPicked) return forced == StepForm::kGram;
     const double n = (double)net.n_features, m = (double)net.n_hidden, batch = (double)batch_size;
     // Samples that are not empty: about batch (1 − exp(−rate)).
     const double rows = batch * rate * (6.0 + rate) / (6.0 + rate * (4.0 + rate));

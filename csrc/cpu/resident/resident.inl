@@ -176,7 +176,11 @@ using GeneralRegime = Regime<GeneralModel, GeneralWorker>;
 // loop alone has (no l1, and plain_update of common/optimizer_step.h).
 inline TrainRegime pick_regime(const Network& net, bool finite, bool plain) {
     if (!plain || !is_autoencoder(net)) return GeneralRegime::table("general");
-    if (!finite && columns_fit(net)) return ColumnsRegime::table("columns");
+    const StepForm forced = forced_form();
+    const bool columns = forced == StepForm::kPicked
+                             ? columns_fit(net)
+                             : forced == StepForm::kColumns && net.n_hidden <= kColumnsMaxHidden;
+    if (!finite && columns) return ColumnsRegime::table("columns");
     return TilesRegime::table("tiles");
 }
 

@@ -313,6 +313,7 @@ class ColumnsWorker {
         const size_t n = (size_t)net.n_features, weights = n * (size_t)net.n_hidden;
         capacity_ = (int)(16384 / n) & ~31;
         capacity_ = capacity_ < 128 ? 128 : (capacity_ > 512 ? 512 : capacity_);
+        if (capacity_ < (int)n) capacity_ = ((int)n + 31) & ~31;  // a sample of n entries has to fit
         rare_.carve(w, tables_);
         frequent_.carve(w, tables_);
         rows_.carve(w, tables_);

@@ -35,6 +35,11 @@ struct EntrySink {
     void* context;
 };
 
+// Which form of the trainer's step models take: the one that is picked for each (resident.inl, gram.inl), or, for the
+// bench that compares them, the same one for all that can take it. A process has one setting, force_form's.
+enum class StepForm : int32_t { kPicked, kColumns, kTiles, kGram };
+StepForm forced_form();
+
 // A regime: the loop that a class of shapes is given to, here of the trainer. Sizes in bytes.
 struct TrainRegime {
     const char* name;
@@ -103,6 +108,8 @@ struct ForkedChild : std::exception {
     const char* what() const noexcept override;
 };
 
+const std::vector<std::string>& step_forms();  // names, in the order of StepForm
+void force_form(const std::string& name);      // throws std::invalid_argument; not while anything trains
 const char* train_regime(const Network& network, bool finite, bool plain);
 const char* train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model);
 void train(const TrainParams& params);
