@@ -56,6 +56,12 @@ def usual_address(tensor: Any, dtype: torch.dtype, device: torch.device | None =
     return 0
 
 
+def address_of_own(tensor: torch.Tensor | None) -> int:
+    """The address of a tensor that the caller has just made for the kernels, and that nobody else has seen; 0
+    where there is none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def address_of_array(name: str, array: Any, dtype: DTypeLike) -> int:
     """The address of a C-contiguous NumPy array of this dtype; TypeError, with the name, for anything else.
 
