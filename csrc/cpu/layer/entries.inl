@@ -2,7 +2,6 @@
 //
 //   nonempty_rows   which samples have entries
 //   entries_hold    whether kernels may follow row_start and feature: in order, in range, rising within a sample
-//   entries_to_rows rows as a dense input has them
 //
 // Roof       one read of row_start and feature
 #pragma once
@@ -44,26 +43,16 @@ inline bool entries_hold(const int64_t* start, int64_t first, int64_t last, cons
         for (int64_t i = 0; i < count; ++i) {
             const int64_t e0 = start[r0 + rows[i]], e1 = start[r0 + rows[i] + 1];
             if (e0 < 0 || e1 < e0 || e1 > entries) return false;
-            // As unsigned numbers: what rises from the first to one below n is neither negative nor too large.
-            const uint32_t* at = reinterpret_cast<const uint32_t*>(feature);
-            int64_t e = e0 + 1;
-            bool good = at[e0] < (uint64_t)n && at[e1 - 1] < (uint64_t)n;
-            for (; good && e + kLanes <= e1; e += kLanes)
-                good = bits(lt(load(at + e - 1), load(at + e))) == bits(mask_first(kLanes));
-            for (; e < e1; ++e) good &= at[e - 1] < at[e];
-            if (!good) return false;
+            int64_t before = -1;
+            bool good = true;
+            for (int64_t e = e0; e < e1; ++e) {
+                good &= feature[e] > before;
+                before = feature[e];
+            }
+            if (!good || before >= n) return false;
         }
     }
     return true;
-}
-
-// Rows first … last - 1 into `to` [last - first][n].
-template <class T>
-inline void entries_to_rows(const int64_t* start, int64_t first, int64_t last, const int32_t* feature, const T* value,
-                            int64_t n, T* to) {
-    __builtin_memset(to, 0, sizeof(T) * (size_t)((last - first) * n));
-    for (int64_t r = first; r < last; ++r, to += n)
-        for (int64_t e = start[r]; e < start[r + 1]; ++e) to[feature[e]] = value[e];
 }
 
 }  // namespace TOYKERN_LEVEL

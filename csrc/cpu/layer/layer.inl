@@ -6,8 +6,8 @@
 //            1 h: chunks of features × blocks of rows
 //            2 z, y, loss, dz, dh by blocks of rows; dD, db by tiles of 64 features; one chunk after the other, so the
 //            output never exists 3 da, then dE (and the gradient of x) by tiles of 64 features
-// Entries    a SparseBatch of a model that has many goes through dense tiles as well, and where half of the inputs are
-//            there, as the dense batch that it is; the choice follows their number alone
+// Entries    a SparseBatch of a model that has many goes through dense tiles as well; the choice follows their number
+//            alone
 // Zeros      where few inputs of a block are not zero, or few dz, the products over them go through lists
 //            (cpu/layer/lists.inl); the choice follows counts in fixed blocks
 // Length     the passes share one set of panels and counts; apart they would hand twenty pointers to each other
@@ -20,7 +20,6 @@
 //            1024, S = .999: the three products alone are 25.8 GFLOP, the whole call ran at 266 GFLOP/s of 501 (v4, two
 //            cores; MKL's products: 165 to 195)
 #pragma once
-#include "cpu/layer/entries.inl"
 #include "cpu/layer/output.inl"
 #include "cpu/layer/pack.inl"
 #include "cpu/top_codes.inl"
@@ -81,7 +80,6 @@ class Layer {
         x_ = at(p_.x, i * p_.x_stride);
         row_start_ = p_.row_start ? p_.row_start + i * p_.row_stride : nullptr;
         value_ = at(p_.value, 0);
-        if (row_start_ && lays_out<T>(p_, row_start_[p_.batch] - row_start_[0])) lay_out_all();
         target_ = at(p_.target_values, i * p_.target_stride);
         importance_ = at(p_.importance, i * p_.importance_stride);
         l1_ = p_.l1 ? *at(p_.l1, i * p_.l1_stride) * (T)p_.l1_scale : (T)0;
@@ -95,15 +93,6 @@ class Layer {
         value_grad_ = at(p_.value_grad, i * p_.value_grad_stride);
         target_grad_ = at(p_.target_grad, i * values);
         full_ = row_start_ && (row_start_[p_.batch] - row_start_[0]) * list_cost(s_.m) > values;
-    }
-
-    // The model's entries as a dense input, which they are from here on.
-    void lay_out_all() {
-        const int64_t first = p_.batch * team_.rank / team_.size, last = p_.batch * (team_.rank + 1) / team_.size;
-        entries_to_rows(row_start_, first, last, p_.feature, value_, s_.n, sh_.laid_out + first * s_.n);
-        team_.meet();
-        x_ = sh_.laid_out;
-        row_start_ = nullptr;
     }
 
     void segment(int64_t first, int64_t samples, bool add) {

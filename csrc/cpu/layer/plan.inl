@@ -12,12 +12,11 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr int64_t kRowBlock = 64;                   // rows that one worker takes together
-constexpr int64_t kLargestChunk = 1024;             // features
-constexpr size_t kKeptBytes = (size_t)32 << 20;     // weights by feature are kept where they take no more
-constexpr int64_t kHeldValues = (int64_t)1 << 22;   // codes of a segment
-constexpr int64_t kWordBytes = (int64_t)64 << 20;   // marks of the non-zero inputs of a segment
-constexpr size_t kLaidOutBytes = (size_t)32 << 20;  // a batch of entries laid out as dense rows takes no more
+constexpr int64_t kRowBlock = 64;                  // rows that one worker takes together
+constexpr int64_t kLargestChunk = 1024;            // features
+constexpr size_t kKeptBytes = (size_t)32 << 20;    // weights by feature are kept where they take no more
+constexpr int64_t kHeldValues = (int64_t)1 << 22;  // codes of a segment
+constexpr int64_t kWordBytes = (int64_t)64 << 20;  // marks of the non-zero inputs of a segment
 
 TOYKERN_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 TOYKERN_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -51,15 +50,6 @@ inline LayerSizes layer_sizes(const LayerParams& p) {
     return s;
 }
 
-// Whether so many entries of a model go as a dense input: where half of the inputs are there, no loop over entries is
-// quicker. Not where their gradient is wanted, nor where a dense batch would be cut into other segments.
-template <class T>
-inline bool lays_out(const LayerParams& p, int64_t entries) {
-    const int64_t values = p.batch * p.n_features, words = blocks_of(p.n_features, kWordBits);
-    return !p.x && !p.value_grad && 2 * entries >= values && (size_t)values * sizeof(T) <= kLaidOutBytes &&
-           kWordBytes / (8 * words) >= p.batch;
-}
-
 // Whether the slope of the hidden activation has to be remembered: where the code does not tell it.
 inline bool keeps_gate(const LayerParams& p) {
     return p.hidden_activation == (int32_t)Activation::kTopK || !slope_from_output(p.hidden_activation);
@@ -86,7 +76,6 @@ struct LayerShared {
     int64_t *column_start, *column_at;  // [n + 1], [entries] entries by feature
     int32_t* column_row;                // [entries]
     int64_t* n_rows;                    // [1]
-    T* laid_out;                        // [batch][n] entries as a dense input (lays_out)
 
     void carve(Workspace& w, const LayerParams& p, int64_t entries) {
         s = layer_sizes<T>(p);
@@ -104,9 +93,7 @@ struct LayerShared {
         dh_packed = w.take<T>(gradients ? rows * mp : 0);
         z = w.take<T>(rows * (size_t)s.z_row);
         active = w.take<uint64_t>(rows * chunk / kWordBits);
-        const bool dense = lays_out<T>(p, entries);
-        laid_out = w.take<T>(dense ? (size_t)(p.batch * p.n_features) : 0);
-        words = w.take<uint64_t>(p.x || dense ? rows * (size_t)s.n_words : 0);
+        words = w.take<uint64_t>(p.x ? rows * (size_t)s.n_words : 0);
         found = w.take<int64_t>(rows);
         sample = w.take<int64_t>(rows);
         weight = w.take<T>(rows);
