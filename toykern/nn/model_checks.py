@@ -30,7 +30,7 @@ def check_as_described(model: Any, known: type[nn.Module], trains: bool) -> None
                 "it in a loop of your own"
             )
     if parametrize.is_parametrized(model):
-        names = ", ".join(sorted(model.parametrizations))  # type: ignore[arg-type]
+        names = ", ".join(sorted(model.parametrizations))
         raise ValueError(
             f"model has parametrizations of {names}, which the kernels would not apply; use a loop of your "
             "own, or torch.nn.utils.parametrize.remove_parametrizations"

@@ -57,10 +57,9 @@ def beyond_kernels(
 def trainer_of(model: AnyModel, data: Source, settings: Settings) -> dict[str, Any]:
     """What a run's provenance says: "trainer", `KERNELS` or `BATCHED`, and, of the latter, "trainer_because",
     what of it no kernel takes."""
-    device = device_of(model)
-    if device.type != "cuda":
-        return {"trainer": KERNELS}
-    asked = beyond_kernels(settings.network(model), data, settings.l1, settings.optimizer)
+    device, asked = device_of(model), []
+    if device.type == "cuda":
+        asked = beyond_kernels(settings.network(model), data, settings.l1, settings.optimizer)
     way = way_of(device, asked)
     return {"trainer": way} | ({"trainer_because": asked} if way == BATCHED else {})
 
@@ -78,10 +77,10 @@ def resident_of(
 def evaluated(model: AnyModel, data: Source, way: str | None = None, **settings: Any) -> torch.Tensor:
     """The losses that `evaluate` returns: `settings` are those of `evaluate_models`. `way` stands for that
     chosen."""
-    device = device_of(model)
     if way is None:
-        way = KERNELS
+        device, asked = device_of(model), []
         if device.type == "cuda":
             network = model.network.trained_for(settings["objective"])
-            way = way_of(device, beyond_kernels(network, data, settings.get("l1")))
+            asked = beyond_kernels(network, data, settings.get("l1"))
+        way = way_of(device, asked)
     return (evaluate_batched if way == BATCHED else evaluate_models)(model, data, **settings)
