@@ -251,7 +251,7 @@ def norms_of(network: NetworkSpec) -> Mapping[str, Record]:
 @functools.lru_cache(maxsize=256)
 def records_of(network: NetworkSpec) -> Mapping[str, Record]:
     """All that `record` may name for models of this network."""
-    return MappingProxyType(RECORDS | norms_of(network))
+    return MappingProxyType({**RECORDS, **norms_of(network)})
 
 
 def check_record(record: Any, network: NetworkSpec) -> tuple[str, ...]:
