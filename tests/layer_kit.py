@@ -47,6 +47,10 @@ class HostKernels:
         out.copy_(out.float() + found if add else found)
 
 
+def _never_plain(*call: Any) -> None:
+    return None
+
+
 @contextmanager
 def device_layer(descending: bool = False, large: bool = False) -> Iterator[HostKernels]:
     """Modules on the CPU run the CUDA ops' own code, within; `large` sends small networks the large way."""
@@ -54,10 +58,12 @@ def device_layer(descending: bool = False, large: bool = False) -> Iterator[Host
     ops = {"tied_autoencoder": cuda.output, "tied_autoencoder_backward": cuda.backward}
     ops["tied_autoencoder_loss"] = cuda.loss
     stacked = _native.layer_is_stacked
+    plain = {"plain_loss": _never_plain, "plain_output": _never_plain}
     with (
         mock.patch.object(tied_autoencoder_cuda_call, "kernels_of", lambda device: kernels),
         mock.patch.object(_native, "layer_is_stacked", lambda *shape: not large and stacked(*shape)),
         mock.patch.multiple(torch.ops.toykern, **ops),
+        mock.patch.multiple("toykern.nn.stacked", **plain),  # which would go past the ops
     ):
         yield kernels
 

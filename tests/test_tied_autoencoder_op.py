@@ -256,14 +256,13 @@ def test_nan_shows_as_in_pytorch(shape, hidden):
 
 
 def test_all_loops_are_tested():
-    loops = set()
+    loops, params = set(), _native.LayerParams()
+    params.task, params.tied, params.output_activation = 1, True, 1
     for case in LAYER_SHAPES:
-        params = _native.LayerParams()
-        params.task, params.tied = 1, True
-        params.n_features, params.n_hidden = case.n_features, case.n_hidden
-        params.output_activation = 1
-        loops.add(_native.layer_regime(params))
-    assert loops == {"models", "columns", "blocks"}
+        for params.is_double in (False, True):
+            params.n_features, params.n_hidden = case.n_features, case.n_hidden
+            loops.add(_native.layer_regime(params))
+    assert loops == {"models", "columns", "samples", "blocks"}
 
 
 @pytest.mark.sanitize

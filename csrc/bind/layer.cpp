@@ -1,4 +1,6 @@
 // The binding of the autoencoder layer.
+#include <limits>
+
 #include "bind/bind.h"
 #include "bind/checks.h"
 #include "common/activation.h"
@@ -31,6 +33,45 @@ void check(const LayerParams& p) {
     check_stride("l1_stride", p.l1_stride, 1);
     check_stride("target_stride", p.target_stride, p.batch * p.n_features);
     if ((LayerTask)p.task == LayerTask::kLoss) check_address("loss", p.loss);
+}
+
+template <class T>
+bool are_weights(const T* values, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        if (!(values[i] >= 0 && values[i] <= std::numeric_limits<T>::max())) return false;
+    return true;
+}
+
+// A call of planned sizes and options with tensors of its own: of each the address, 0 where there is none. What is
+// planned stays as it is, so that calls may go side by side.
+void run_planned(const LayerParams& planned, int threads, uintptr_t encoder, uintptr_t decoder, uintptr_t bias,
+                 uintptr_t hidden_bias, uintptr_t x, uintptr_t value, uintptr_t row_start, uintptr_t feature,
+                 uintptr_t importance, int64_t importance_stride, uintptr_t l1, uintptr_t loss, uintptr_t output,
+                 uintptr_t output_grad, uintptr_t encoder_grad, uintptr_t decoder_grad, uintptr_t bias_grad,
+                 uintptr_t hidden_bias_grad) {
+    LayerParams p = planned;
+    p.threads = threads;
+    p.encoder = pointer<const void>(encoder);
+    p.decoder = pointer<const void>(decoder);
+    p.bias = pointer<const void>(bias);
+    p.hidden_bias = pointer<const void>(hidden_bias);
+    p.x = pointer<const void>(x);
+    p.row_start = pointer<const int64_t>(row_start);
+    p.feature = pointer<const int32_t>(feature);
+    p.value = pointer<const void>(value);
+    p.importance = pointer<const void>(importance);
+    p.importance_stride = importance_stride;
+    p.l1 = pointer<const void>(l1);
+    p.loss = pointer<void>(loss);
+    p.output = pointer<void>(output);
+    p.output_grad = pointer<const void>(output_grad);
+    p.encoder_grad = pointer<void>(encoder_grad);
+    p.decoder_grad = pointer<void>(decoder_grad);
+    p.bias_grad = pointer<void>(bias_grad);
+    p.hidden_bias_grad = pointer<void>(hidden_bias_grad);
+    check(p);
+    const Unlocked release;
+    run_layer(p);
 }
 
 }  // namespace
@@ -102,6 +143,15 @@ void bind_layer(py::module_& m) {
         const Unlocked release;
         run_layer(params);
     });
+    m.def(
+        "are_weights",
+        [](uintptr_t values, int64_t count, bool is_double) {
+            return is_double ? are_weights(pointer<const double>(values), count)
+                             : are_weights(pointer<const float>(values), count);
+        },
+        py::arg("values"), py::arg("count"), py::arg("is_double"), "Whether all are finite and at least 0.");
+    m.def("run_planned_layer", &run_planned,
+          "A call of the sizes and options in `planned`, with addresses in the order of run_planned's arguments.");
 }
 
 }  // namespace toykern

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,9 @@ def broadcast_per_model(
     >>> broadcast_per_model("lr", 0.5, 3)
     tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
+    if type(value) is float and dtype is torch.float64 and math.isfinite(value):
+        _check_room(name, n_models, 8)
+        return torch.full((n_models,), value, dtype=dtype, device="cpu")
     tensor = as_tensor(name, value, dtype, detach=detach)
     if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.shape[0] not in (1, n_models)):
         raise ValueError(

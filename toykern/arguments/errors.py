@@ -53,11 +53,13 @@ def check_dense_tensor(name: str, value: Any) -> torch.Tensor:
 
 def is_int(value: Any) -> bool:
     """True for Python and NumPy integers, not for bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return type(value) is int or isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
     """True for Python and NumPy real numbers, not for bool."""
+    if type(value) is float or type(value) is int:  # at once: a call of `fit` asks for dozens
+        return True
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 

@@ -18,7 +18,7 @@ from toykern.nn.kinds import AnyModel
 from toykern.results.run import Run
 from toykern.results.run_checks import check_run
 from toykern.sparse.recipe import Recipe
-from toykern.training.beginning import begin
+from toykern.training.beginning import begin_told
 from toykern.training.loop import train
 from toykern.training.optim import AdamW, Optimizer
 from toykern.training.progress import BarMaker
@@ -175,7 +175,7 @@ def fit(
         check_run(resume, "resume")
         length = check_longer(resume, resume.config["steps"] if steps is None else steps)
         kept = check_resume(resume, given, importance, record, snapshots, length, l1)
-        run = resume
+        run, told = resume, None
     else:
         if model is None or data is None or steps is None:
             raise TypeError("fit needs model, data and steps (or resume)")
@@ -198,13 +198,13 @@ def fit(
             l1=l1,
             test=test,
         )
-        run = begin(Run, model, settings)
+        run, told = begin_told(Run, model, settings)
         length, kept = int(run.config["steps"]), run.config["snapshots"]
     total = run.steps_to_make + length - int(run.config["steps"])
     stop = total if stop_at is None else check_int("stop_at", stop_at, minimum=run.steps_made, maximum=total)
     if length != run.config["steps"]:
         make_longer(run, length, kept)
-    train(run, stop, progress, callback)
+    train(run, stop, progress, callback, told)
     return run
 
 

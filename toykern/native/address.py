@@ -33,6 +33,16 @@ def address(name: str, tensor: torch.Tensor, dtype: torch.dtype, device: torch.d
     TypeError: x must be a contiguous float32 tensor on 'cpu', not a float64 tensor of shape [3]
     """
     # A layer's call takes a dozen addresses, so what is usual is seen at once.
+    found = usual_address(tensor, dtype, device)
+    return found or _address_of_unusual(name, tensor, dtype, device or torch.device("cpu"))
+
+
+def usual_address(tensor: Any, dtype: torch.dtype, device: torch.device | None = None) -> int:
+    """The address where it can be seen at once that a kernel may use it, by the rules of `address`; else 0.
+
+    >>> usual_address(torch.zeros(3), torch.float32) != 0, usual_address(torch.zeros(3, 2).T, torch.float32)
+    (True, 0)
+    """
     if (
         type(tensor) in _PLAIN
         and tensor.dtype is dtype
@@ -40,12 +50,16 @@ def address(name: str, tensor: torch.Tensor, dtype: torch.dtype, device: torch.d
     ):
         try:
             if tensor.is_contiguous() and not tensor.is_neg() and tensor.untyped_storage().nbytes():
-                found = tensor.data_ptr()
-                if found:
-                    return found
+                return tensor.data_ptr()
         except (RuntimeError, NotImplementedError):
-            pass  # a layout without strides, or a transform's tensor without storage: explained below
-    return _address_of_unusual(name, tensor, dtype, device or torch.device("cpu"))
+            pass  # a layout without strides, or a transform's tensor without storage
+    return 0
+
+
+def address_of_own(tensor: torch.Tensor | None) -> int:
+    """The address of a tensor that the caller has just made for the kernels, and that nobody else has seen; 0
+    where there is none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def address_of_array(name: str, array: Any, dtype: DTypeLike) -> int:

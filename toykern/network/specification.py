@@ -8,6 +8,7 @@ keep beside them, the names of dimensions in runs and stores, and what the kerne
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +151,7 @@ class NetworkSpec(Options, Objective):
                     else f"{name} needs n_outputs = {what} = {seen}, not {given}"
                 )
 
-    @property
+    @functools.cached_property
     def sizes(self) -> dict[str, int]:
         """The length of each dimension by its name."""
         found = {"feature": self.n_features, "hidden": self.n_hidden}
@@ -173,7 +174,7 @@ class NetworkSpec(Options, Objective):
         """The dimension of what the decoder gives."""
         return "embedding" if self.unembedding else self.output_dim
 
-    @property
+    @functools.cached_property
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Those that training changes, in order: weights, biases, and what is no parameter."""
         dims = {
@@ -194,7 +195,7 @@ class NetworkSpec(Options, Objective):
         }
         return tuple(TensorSpec(name, dims[name], ROLES[name]) for name, has in there.items() if has)
 
-    @property
+    @functools.cached_property
     def fixed(self) -> tuple[TensorSpec, ...]:
         """Those that nothing trains, of each model or one for all: P and Q.
 
@@ -208,12 +209,12 @@ class NetworkSpec(Options, Objective):
         )
         return tuple(tensor for has, tensor in there if has)
 
-    @property
+    @functools.cached_property
     def parameters(self) -> tuple[TensorSpec, ...]:
         """Those that are trained."""
         return tuple(tensor for tensor in self.tensors if tensor.role != "connections")
 
-    @property
+    @functools.cached_property
     def weights(self) -> tuple[TensorSpec, ...]:
         """The matrices among them."""
         return tuple(tensor for tensor in self.parameters if len(tensor.dims) == 2)
@@ -239,8 +240,7 @@ class NetworkSpec(Options, Objective):
 
     def trained_for(self, objective: Objective) -> NetworkSpec:
         """The same network with another objective."""
-        named = {field.name: getattr(objective, field.name) for field in dataclasses.fields(Objective)}
-        return dataclasses.replace(self, **named)
+        return _trained_for(self, objective)
 
     def options(self) -> dict[str, Any]:
         """The options that are used, or differ from what they are where nobody gives them, by name."""
@@ -319,6 +319,13 @@ class NetworkSpec(Options, Objective):
                 f"target={self.target!r} has as many numbers as {made_of}, but the model has n_outputs = "
                 f"{self.n_outputs}"
             )
+
+
+@functools.lru_cache(maxsize=256)
+def _trained_for(network: NetworkSpec, objective: Objective) -> NetworkSpec:
+    """One object for each: what follows from a network (`tensors`, `sizes`, …) is found once for it."""
+    named = {field.name: getattr(objective, field.name) for field in dataclasses.fields(Objective)}
+    return dataclasses.replace(network, **named)
 
 
 ALWAYS = ("n_features", "n_hidden", "hidden_activation", "output_activation", "bias")

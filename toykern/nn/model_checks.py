@@ -18,7 +18,7 @@ _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def check_as_described(model: nn.Module, known: type[nn.Module], trains: bool) -> None:
+def check_as_described(model: Any, known: type[nn.Module], trains: bool) -> None:
     """TypeError or ValueError where `model` computes something else than the class `known` says.
 
     With `trains`, hooks on gradients count too; without, nothing of them would be seen anyway.
@@ -30,7 +30,7 @@ def check_as_described(model: nn.Module, known: type[nn.Module], trains: bool) -
                 "it in a loop of your own"
             )
     if parametrize.is_parametrized(model):
-        names = ", ".join(sorted(model.parametrizations))  # type: ignore[arg-type]
+        names = ", ".join(sorted(model.parametrizations))
         raise ValueError(
             f"model has parametrizations of {names}, which the kernels would not apply; use a loop of your "
             "own, or torch.nn.utils.parametrize.remove_parametrizations"
@@ -38,7 +38,7 @@ def check_as_described(model: nn.Module, known: type[nn.Module], trains: bool) -
     kinds = _FORWARD_HOOKS + (_BACKWARD_HOOKS if trains else ())
     for kind in kinds:
         _refuse_hooks(model, "model", kind)
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.parameters_by_name().items():
         if type(parameter).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
             raise TypeError(
                 f"model.{name} must be a plain tensor, not a {type(parameter).__name__}, which has no memory "

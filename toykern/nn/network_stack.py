@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import torch
@@ -58,7 +59,7 @@ class NetworkStack(nn.Module):
         )
 
     def _specification(self, bias: bool, hidden_bias: bool, unembedding: bool = False) -> NetworkSpec:
-        return NetworkSpec(
+        return _specification(
             n_features=self.n_features,
             n_hidden=self.n_hidden,
             n_outputs=self.n_outputs,
@@ -108,7 +109,14 @@ class NetworkStack(nn.Module):
 
     def stacked_parameters(self) -> dict[str, torch.Tensor]:
         """The network's parameters by name, detached, each `[models, …]`."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return {name: parameter.detach() for name, parameter in self.parameters_by_name().items()}
+
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """What `named_parameters()` gives, without a walk through modules where there are none within."""
+        own = {name: parameter for name, parameter in self._parameters.items() if parameter is not None}
+        if self._modules or len({id(parameter) for parameter in own.values()}) < len(own):
+            return dict(self.named_parameters())
+        return own
 
     def feature_weight(self, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
         """What leads from features to hidden units, `[models, n_hidden, n_features]`, with these parameters
@@ -126,3 +134,9 @@ class NetworkStack(nn.Module):
     def drawn_from(self) -> dict[str, torch.Tensor]:
         """What the initial weights were drawn from, by name."""
         return {"seed": self.seed}
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _specification(**fields: Any) -> NetworkSpec:
+    """One object for each network, whoever asks: what follows from it is found once."""
+    return NetworkSpec(**fields)

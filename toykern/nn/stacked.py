@@ -21,6 +21,7 @@ from toykern.network.specification import (
 from toykern.nn.dense_stack import DenseStack
 from toykern.nn.factory import factory_device, factory_dtype
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
+from toykern.ops.tied_autoencoder_plain import plain_loss, plain_output
 
 
 class StackedModel(DenseStack):
@@ -116,6 +117,9 @@ class StackedModel(DenseStack):
         the weights'; RuntimeError where there are no kernels for the device. Under autocast, computed from x
         and weights rounded to its dtype, with float32 sums.
         """
+        found = self._plain(plain_output, x)
+        if found is not None:
+            return found
         x, entries, cast = self._input(x)
         encoder, decoder, bias, hidden_bias = self._weights(cast)
         return autoencoder_output(x, encoder, decoder, bias, hidden_bias, self._options(), **entries)
@@ -151,6 +155,10 @@ class StackedModel(DenseStack):
         >>> TiedAutoencoder(n_features=5, n_hidden=2, n_models=3).loss(torch.ones(8, 5)).shape
         torch.Size([3])
         """
+        objective = ("identity" if target is None else target, loss_reduction, loss)
+        found = self._plain(plain_loss, x, objective, importance, l1)
+        if found is not None:
+            return found
         check_choice("loss_reduction", loss_reduction, REDUCTIONS)
         check_choice("loss", loss, LAYER_LOSSES)
         values, entries, cast = self._input(x)
@@ -180,6 +188,37 @@ class StackedModel(DenseStack):
             loss=loss,
             **entries,
         )
+
+    def _plain(self, way: Any, x: Any, *others: Any) -> torch.Tensor | None:
+        """What `way` makes of a plain call (`toykern.ops.tied_autoencoder_plain`); None: do it as ever.
+
+        Parameters are taken from where a module registers them: one that is made anew at every access, as by
+        a parametrisation, is not there, and the call is not plain.
+        """
+        if torch.compiler.is_compiling():
+            return None
+        row_start = feature = None
+        held = self._parameters
+        try:
+            if type(x) is SparseBatch:
+                if x.n_features != self.n_features or x.n_models not in (1, self.n_models):
+                    return None
+                batch, row_start, feature, x = x.batch_size, x.row_start, x.feature, x.value
+            elif isinstance(x, torch.Tensor):
+                batch = x.shape[-2]
+            else:
+                return None
+            encoder = held[self.weight_names[0]]
+            decoder = held[self.weight_names[1]] if len(self.weight_names) > 1 else None
+            tensors = encoder, decoder, held["bias"], held["hidden_bias"]
+        except (KeyError, AttributeError, IndexError, TypeError):
+            return None
+        options = (
+            self.hidden_activation, self.output_activation, self.top_k, self.centered, self.negative_slope,
+        )  # fmt: skip
+        sizes = self.n_models, self.n_features
+        found: torch.Tensor | None = way(tensors, x, row_start, feature, batch, sizes, options, *others)
+        return found
 
     def _options(self) -> Options:
         activations = self.hidden_activation, self.output_activation

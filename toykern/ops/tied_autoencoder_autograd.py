@@ -38,14 +38,14 @@ class _FirstDerivative(torch.autograd.Function):
         )
 
 
-def _once(gradient: Optional, source: torch.Tensor) -> Optional:
+def once(gradient: Optional, source: torch.Tensor) -> Optional:
     """A gradient whose own derivative is an error, where autograd might ask for it."""
     if gradient is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return gradient
     return _FirstDerivative.apply(gradient, source)
 
 
-def _scaled(gradient: torch.Tensor, scale: Optional) -> torch.Tensor:
+def scaled(gradient: torch.Tensor, scale: Optional) -> torch.Tensor:
     """Each model's gradient times its scale, never in place; the gradient itself for scales of 1 (None)."""
     if scale is None:
         return gradient
@@ -56,7 +56,7 @@ def _sum_over_models(gradient: torch.Tensor, models: int) -> torch.Tensor:
     return gradient if gradient.shape[0] == models else gradient.sum(0, keepdim=True)
 
 
-def _are_ones(grad: torch.Tensor, gradient: torch.Tensor) -> bool:
+def are_ones(grad: torch.Tensor, gradient: torch.Tensor) -> bool:
     """Whether the saved gradients are to be scaled by 1, as far as looking costs less than scaling.
 
     On a GPU it means waiting for it: worth while for large gradients alone, and impossible in a capture.
@@ -67,6 +67,8 @@ def _are_ones(grad: torch.Tensor, gradient: torch.Tensor) -> bool:
         small = gradient.numel() * gradient.itemsize < _LOOK_BYTES
         if small or grad.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return False
+    if grad.numel() == 1:
+        return bool(grad.item() == 1)
     if grad.ndim == 1 and grad.stride(0) == 0 and grad.shape[0] > 0:  # what sum() and mean() hand down
         return bool(grad[0].item() == 1)
     return bool((grad == 1).all())
@@ -106,26 +108,26 @@ class _Loss(torch.autograd.Function):
         weight, row_start, importance, l1, d_importance, d_l1, *gradients = ctx.saved_tensors
         d_weight, d_decoder, d_bias, d_hidden, d_x, d_target = gradients
         grad = grads[0]
-        scale = None if _are_ones(grad, d_weight) else grad
+        scale = None if are_ones(grad, d_weight) else grad
         weights_wanted, x_wanted, target_wanted = ctx.wanted
         has_decoder, has_bias, has_hidden = ctx.presence
         found: list[Optional] = [None] * 15
         if weights_wanted:
-            found[4] = _scaled(d_weight, scale)
-            found[5] = _scaled(d_decoder, scale) if has_decoder else None
-            found[6] = _scaled(d_bias, scale) if has_bias else None
-            found[7] = _scaled(d_hidden, scale) if has_hidden else None
+            found[4] = scaled(d_weight, scale)
+            found[5] = scaled(d_decoder, scale) if has_decoder else None
+            found[6] = scaled(d_bias, scale) if has_bias else None
+            found[7] = scaled(d_hidden, scale) if has_hidden else None
         if x_wanted and ctx.sparse:
             found[0] = _scaled_values(d_x, scale, row_start, ctx.batch)
         elif x_wanted:
-            found[0] = _sum_over_models(_scaled(d_x, scale), ctx.x_models)
+            found[0] = _sum_over_models(scaled(d_x, scale), ctx.x_models)
         if target_wanted:
-            found[10] = _sum_over_models(_scaled(d_target, scale), ctx.target_models)
+            found[10] = _sum_over_models(scaled(d_target, scale), ctx.target_models)
         for place, given, gradient in ((8, importance, d_importance), (9, l1, d_l1)):
             if gradient is not None:
-                found[place] = _sum_over_models(_scaled(gradient, scale), given.shape[0]).to(given.dtype)
+                found[place] = _sum_over_models(scaled(gradient, scale), given.shape[0]).to(given.dtype)
         needs = ctx.needs_input_grad
-        return tuple(_once(gradient, weight) if needs[i] else None for i, gradient in enumerate(found))
+        return tuple(once(gradient, weight) if needs[i] else None for i, gradient in enumerate(found))
 
 
 def _scaled_values(
@@ -133,7 +135,7 @@ def _scaled_values(
 ) -> torch.Tensor:
     """Gradient of entries `[entries]`; from `[models, entries]` where models share them."""
     if gradient.ndim == 2:
-        return _scaled(gradient, scale).sum(0)
+        return scaled(gradient, scale).sum(0)
     if scale is None:
         return gradient
     if scale.shape[0] == 1:
@@ -219,7 +221,7 @@ class _Output(torch.autograd.Function):
         elif x_wanted:
             found[0] = _sum_over_models(d_x, x.shape[0])
         needs = ctx.needs_input_grad
-        return tuple(_once(g, weight) if needs[i] else None for i, g in enumerate(found))
+        return tuple(once(g, weight) if needs[i] else None for i, g in enumerate(found))
 
 
 def _wants(*tensors: Optional) -> bool:

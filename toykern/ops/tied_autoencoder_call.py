@@ -20,7 +20,7 @@ from toykern.network.losses import GIVEN, LOSSES, Objective
 from toykern.network.specification import Options
 from toykern.ops.gate import check_like, check_shape, shared_over_models
 
-_TASKS = {"forward": 0, "loss": 1, "backward": 2}
+TASKS = {"forward": 0, "loss": 1, "backward": 2}
 
 Optional = torch.Tensor | None
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -77,7 +77,7 @@ class Call:
         self.kept: list[torch.Tensor] = []
         self._likeness = weight
         self.params = p = _native.LayerParams()
-        p.task, p.tied, p.top_k = _TASKS[task], self.tied, options.top_k
+        p.task, p.tied, p.top_k = TASKS[task], self.tied, options.top_k
         p.n_models, p.batch, p.n_features, p.n_hidden = models, self.batch, n, m
         p.hidden_activation = ACTIVATIONS[options.hidden_activation].number
         p.output_activation = ACTIVATIONS[options.output_activation].number

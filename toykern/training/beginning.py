@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import platform
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from toykern.native.devices import arch_of
 from toykern.nn.kinds import AnyModel, has_connections
 from toykern.sparse.named import Static
 from toykern.sparse.recipe import Recipe
-from toykern.training.kernels import check_data, check_model, frozen_parameters
+from toykern.training.kernels import check_data, check_model, device_of, frozen_parameters
 from toykern.training.resident_topology import ResidentTopology, check_recipe
 from toykern.training.schedule import check_schedule
 from toykern.training.settings import Settings, check_memory
@@ -27,6 +28,11 @@ State = TypeVar("State", bound=TrainingState)
 
 def begin(kind: type[State], model: AnyModel, settings: Settings) -> State:
     """A state of this kind at step 0; what is raised for other arguments is what `fit` raises."""
+    return begin_told(kind, model, settings)[0]
+
+
+def begin_told(kind: type[State], model: AnyModel, settings: Settings) -> tuple[State, Settings]:
+    """`begin`, and what the state is told as its config and arrays have it: for whoever trains it at once."""
     model = check_model(model, "fit")
     data = check_data(settings.data, model)
     recipe, given_seed = settings.topology, settings.seed
@@ -50,7 +56,7 @@ def begin(kind: type[State], model: AnyModel, settings: Settings) -> State:
         config["frozen"] = frozen
     if attached is not None:
         arrays["topology_seed"] = attached.seeds
-    return kind(
+    state = kind(
         model=model,
         data=data,
         config=config,
@@ -64,13 +70,14 @@ def begin(kind: type[State], model: AnyModel, settings: Settings) -> State:
             for suffix in optimizer.state_names
         },
         carry={"loss": torch.zeros(n_models, dtype=torch.float64, device="cpu")},
-        provenance=_provenance(next(model.parameters()).device) | trainer_of(model, data, settings),
+        provenance=_provenance(device_of(model)) | trainer_of(model, data, settings),
         grid=settings.grid,
         optimizer=optimizer,
         schedule=settings.schedule,
         topology=attached,
         test=settings.test,
     )
+    return state, settings
 
 
 def _check_recipe(given: Any, model: AnyModel) -> Recipe:
@@ -93,6 +100,16 @@ def _copy_on_cpu(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
 def _provenance(device: torch.device) -> dict[str, Any]:
     """What a reader of the results needs in order to have the same bits again."""
     build = _native.build_info()
@@ -106,10 +123,7 @@ def _provenance(device: torch.device) -> dict[str, Any]:
         "instruction_set": _native.isa_level(),
         "compiler": build["compiler"],
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
+        **_versions(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **gpu,
     }

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def check_model(model: Any, action: str) -> AnyModel:
                 f"model has an activation that nothing here can {action}: {name}={getattr(model, name)!r}; "
                 "use a loop of your own"
             )
-    tensors = dict(model.named_parameters()) | model.fixed_tensors()
+    tensors = model.parameters_by_name() | model.fixed_tensors()
     devices = {tensor.device for tensor in tensors.values()}
     if len(devices) > 1:
         places = ", ".join(f"{name} on {str(tensor.device)!r}" for name, tensor in tensors.items())
@@ -68,9 +69,16 @@ def check_model(model: Any, action: str) -> AnyModel:
     return found
 
 
+def device_of(model: AnyModel) -> torch.device:
+    """Where a model that was checked lies."""
+    return next(parameter.device for parameter in model._parameters.values() if parameter is not None)
+
+
 def frozen_parameters(model: AnyModel) -> list[str]:
     """Names of the parameters that training leaves as they are: those without `requires_grad`."""
-    return sorted(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    return sorted(
+        name for name, parameter in model.parameters_by_name().items() if not parameter.requires_grad
+    )
 
 
 def freeze(model: AnyModel, names: Sequence[str]) -> None:
@@ -107,7 +115,7 @@ def check_data(data: Any, model: AnyModel) -> Source:
 def _check_shapes(model: AnyModel) -> None:
     """ValueError where parameters were replaced by others: the kernels would read beyond them."""
     expected = model.parameter_shapes()
-    parameters = dict(model.named_parameters())
+    parameters = model.parameters_by_name()
     if parameters.keys() != expected.keys():
         raise ValueError(f"model must have the parameters {sorted(expected)}, not {sorted(parameters)}")
     for name, shape in expected.items():
@@ -122,6 +130,12 @@ def _check_shapes(model: AnyModel) -> None:
         held = fixed[tensor.name]
         if list(held.shape) != shape:
             raise ValueError(f"model.{tensor.name} must have the shape {shape}, not {describe(held)}")
+
+
+@functools.lru_cache(maxsize=256)
+def _told_network(spec: NetworkSpec) -> Any:
+    """`network_params`, once for each network: for parameters that take a copy of it."""
+    return network_params(spec)
 
 
 def network_params(spec: NetworkSpec) -> Any:
@@ -233,7 +247,7 @@ class Resident:
         diverged_at: torch.Tensor,
     ) -> None:
         self._model = model
-        self._parameters = dict(model.named_parameters())
+        self._parameters = dict(model.parameters_by_name())
         check_own_memory(self._parameters)
         launch = device_launch(model, data, "training")
         self._launch = launch
@@ -266,10 +280,10 @@ class Resident:
         # Everything whose address the kernels hold.
         self._kept = [data, seed, importance, *rates.values(), l1, fixed, order]
 
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
         p = _native.TrainParams()
         network = settings.network(model)
-        p.network = network_params(network)
+        p.network = _told_network(network)
         self._kept += set_data(p, data, settings.batch_size, model.n_models)
         if launch is not None:
             p.data = launch.distribution
@@ -346,7 +360,7 @@ class Resident:
 
 def device_launch(model: AnyModel, data: Source, action: str) -> DeviceLaunch | None:
     """How to call the kernels of the model's device; None for the CPU's."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     return DeviceLaunch(data, model.n_models, device, action) if device.type == "cuda" else None
 
 
@@ -369,11 +383,11 @@ def evaluate_models(
     launch = device_launch(model, data, "evaluating")
     if launch is not None:
         seed, importance = launch.moved([seed, importance])
-    device = next(model.parameters()).device
+    device = device_of(model)
     loss = torch.empty(model.n_models, dtype=torch.float64, device=device)
     p = _native.EvaluateParams()
     network = model.network.trained_for(objective)
-    p.network = network_params(network)
+    p.network = _told_network(network)
     _kept = set_data(p, data, batch_size, model.n_models)  # they live until the call is over
     if launch is not None:
         p.data = launch.distribution

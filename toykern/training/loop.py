@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from toykern.arguments.errors import describe
 from toykern.training.progress import BarMaker, bar_for
 from toykern.training.records import Moment, records_of
 from toykern.training.schedule import multipliers, schedule_from_config
+from toykern.training.settings import Settings
 from toykern.training.state import TrainingState
 from toykern.training.ways import AnyResident, evaluated, resident_of
 
@@ -32,21 +34,28 @@ def train(
     stop: int,
     progress: bool | None | BarMaker,
     callback: Callable[[State], bool | None] | None = None,
+    told: Settings | None = None,
 ) -> None:
-    """Advance a run until `stop` steps were made, Ctrl-C, or `callback` returns True, stretch by stretch."""
+    """Advance a run until `stop` steps were made, Ctrl-C, or `callback` returns True, stretch by stretch.
+
+    `told` stands for the run's `settings`, where it was just begun with them.
+    """
     if id(run) in _IN_TRAINING:
         raise RuntimeError("this run is being trained just now: a callback cannot train it further")
     _IN_TRAINING.add(id(run))
     try:
-        _train(run, stop, progress, callback)
+        _train(run, stop, progress, callback, run.settings if told is None else told)
     finally:
         _IN_TRAINING.discard(id(run))
 
 
 def _train(
-    run: State, stop: int, progress: bool | None | BarMaker, callback: Callable[[State], bool | None] | None
+    run: State,
+    stop: int,
+    progress: bool | None | BarMaker,
+    callback: Callable[[State], bool | None] | None,
+    settings: Settings,
 ) -> None:
-    settings = run.settings
     steps, every, schedule = settings.steps, settings.record_every, settings.schedule
     if schedule is None:
         schedule = schedule_from_config(run.config["schedule"])  # raises: it was a callable
@@ -132,6 +141,9 @@ def _go_back(run: TrainingState, step: int) -> None:
 
 def _mark_what_the_last_update_broke(run: TrainingState) -> None:
     """Kernels see that a model diverged by its loss, of which there is none after the last update."""
+    # A sum is not finite where one of its numbers is not, nor, rarely, where all are: then each is looked at.
+    if all(math.isfinite(float(held.sum())) for held in run.model.stacked_parameters().values()):
+        return
     finite = torch.ones(run.n_models, dtype=torch.bool, device="cpu")
     for parameter in run.model.stacked_parameters().values():
         finite &= torch.isfinite(parameter).flatten(1).all(dim=1).cpu()

@@ -7,8 +7,9 @@ is a row of `RECORDS`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -233,7 +234,8 @@ NORMS = "norms"
 """Stands for all of `norms_of`."""
 
 
-def norms_of(network: NetworkSpec) -> dict[str, Record]:
+@functools.lru_cache(maxsize=256)
+def norms_of(network: NetworkSpec) -> Mapping[str, Record]:
     """The Frobenius norms of what is trained, one record for each tensor, by name.
 
     >>> list(norms_of(NetworkSpec(n_features=5, n_hidden=2, tied=False)))
@@ -243,12 +245,13 @@ def norms_of(network: NetworkSpec) -> dict[str, Record]:
         Record(f"{tensor.name}_norm", f"the Frobenius norm of {tensor.name}", _norm_of(tensor.name))
         for tensor in network.parameters
     ]
-    return {row.name: row for row in rows}
+    return MappingProxyType({row.name: row for row in rows})
 
 
-def records_of(network: NetworkSpec) -> dict[str, Record]:
+@functools.lru_cache(maxsize=256)
+def records_of(network: NetworkSpec) -> Mapping[str, Record]:
     """All that `record` may name for models of this network."""
-    return RECORDS | norms_of(network)
+    return MappingProxyType({**RECORDS, **norms_of(network)})
 
 
 def check_record(record: Any, network: NetworkSpec) -> tuple[str, ...]:

@@ -277,7 +277,8 @@ def check_objective_of(model: AnyModel, objective: Objective, l1: torch.Tensor |
     """What each model is and is trained or evaluated for; ValueError for what it cannot be."""
     network = model.network.trained_for(objective)
     network.check_loss()
-    unknown = network.untrained(bool(torch.as_tensor(l1, device="cpu").any()))
+    has_l1 = bool(l1.any()) if isinstance(l1, torch.Tensor) else l1 != 0
+    unknown = network.untrained(has_l1)
     if unknown:
         given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
         raise ValueError(

@@ -15,7 +15,7 @@ from toykern.data.sources import Source
 from toykern.network.specification import NetworkSpec
 from toykern.nn.kinds import AnyModel
 from toykern.training.batched import BatchedResident, evaluate_batched
-from toykern.training.kernels import Resident, evaluate_models
+from toykern.training.kernels import Resident, device_of, evaluate_models
 from toykern.training.optim import Optimizer
 from toykern.training.settings import Settings
 
@@ -57,8 +57,10 @@ def beyond_kernels(
 def trainer_of(model: AnyModel, data: Source, settings: Settings) -> dict[str, Any]:
     """What a run's provenance says: "trainer", `KERNELS` or `BATCHED`, and, of the latter, "trainer_because",
     what of it no kernel takes."""
-    asked = beyond_kernels(settings.network(model), data, settings.l1, settings.optimizer)
-    way = way_of(next(model.parameters()).device, asked)
+    device, asked = device_of(model), []
+    if device.type == "cuda":
+        asked = beyond_kernels(settings.network(model), data, settings.l1, settings.optimizer)
+    way = way_of(device, asked)
     return {"trainer": way} | ({"trainer_because": asked} if way == BATCHED else {})
 
 
@@ -76,7 +78,9 @@ def evaluated(model: AnyModel, data: Source, way: str | None = None, **settings:
     """The losses that `evaluate` returns: `settings` are those of `evaluate_models`. `way` stands for that
     chosen."""
     if way is None:
-        network = model.network.trained_for(settings["objective"])
-        asked = beyond_kernels(network, data, settings.get("l1"))
-        way = way_of(next(model.parameters()).device, asked)
+        device, asked = device_of(model), []
+        if device.type == "cuda":
+            network = model.network.trained_for(settings["objective"])
+            asked = beyond_kernels(network, data, settings.get("l1"))
+        way = way_of(device, asked)
     return (evaluate_batched if way == BATCHED else evaluate_models)(model, data, **settings)
