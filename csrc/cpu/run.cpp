@@ -5,6 +5,7 @@
 // changes a bit of any model.
 #include <pthread.h>
 
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <numeric>
@@ -34,7 +35,13 @@ const char* train_regime(const Network& network, bool finite, bool plain) {
     return level().pick_regime(network, finite, plain).name;
 }
 
-const char* train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model) {
+namespace {
+std::atomic<Form> forced{Form::kAny};
+}
+Form forced_form() { return forced; }
+void force_form(Form form) { forced = form; }
+
+Form train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model) {
     const TrainRegime regime = level().pick_regime(network, false, true);
     Room worker(1, regime.worker_bytes(network, data, FiniteData{}), "a look at the form of the step");
     return regime.form(network, data, batch_size, model, worker.piece(0));

@@ -8,35 +8,18 @@
 // Zeros      an entry costs a row of Gᵀ and a row of A; a lane group of outputs that are all inactive costs nothing
 // Order      entries in the order of their samples; a function of shape, level and the model's own data
 // Limits     f = none; rare features without noise (lists of entries); n ≤ kGramMaxFeatures, so that both matrices stay
-//            in L2; taken where gram_pays() says so, from the model's own distribution
+//            in L2; forms.inl says where it is taken
 // Roof       2 n fused multiply-adds an entry, some ten elementwise operations an output of a non-empty sample, and 2 n² m
 //            multiply-adds a batch (untied 3 n² m)
 #pragma once
 #include "common/loss.h"
+#include "cpu/resident/forms.inl"
 #include "cpu/resident/products.inl"
 #include "cpu/simd/lanes.h"
 #include "toykern/api.h"
 
 namespace toykern {
 namespace TOYKERN_LEVEL {
-
-constexpr int64_t kGramMaxFeatures = 320;  // beyond, Gᵀ and A leave the cache (measured: 400 features lose by a third)
-
-// Whether a network can take this form at all; room is made for it then.
-inline bool gram_fits(const Network& net) {
-    return net.hidden_activation == (int32_t)Activation::kNone && net.n_features <= kGramMaxFeatures;
-}
-
-// Whether it is the cheaper one for a model with `entries` active features and `rate` arrivals expected in a sample. In
-// multiply-adds, with factors fitted to measurements (docs/performance.md); arithmetic that is the same everywhere.
-inline bool gram_pays(const Network& net, int64_t batch_size, double entries, double rate) {
-    const double n = (double)net.n_features, m = (double)net.n_hidden, batch = (double)batch_size;
-    // Samples that are not empty: about batch (1 − exp(−rate)).
-    const double rows = batch * rate * (6.0 + rate) / (6.0 + rate * (4.0 + rate));
-    const double gram = n * ((net.tied ? 2.0 : 3.0) * n * m + 5.0 * n + 2.0 * batch * entries + 3.0 * rows);
-    const double tiles = 1.6 * rows * n * m + 2.0 * batch * entries * m;
-    return gram < tiles;
-}
 
 // A sample's outputs go by panels of lane groups that stay in registers from the first entry to the gradient. Samples are
 // sorted by their number of entries first, since a core mispredicts the end of every short loop.

@@ -13,6 +13,7 @@
 // Roof       that of the draw, or the copy of a row
 #pragma once
 #include "common/tensors.h"
+#include "cpu/resident/forms.inl"
 #include "cpu/resident/products.inl"
 #include "cpu/stream/finite.inl"
 #include "cpu/stream/stream.inl"
@@ -58,8 +59,8 @@ class TileSource {
         else
             tables_.set_up(model);
     }
-    // Whether samples come as a list of entries, and then what the model's distribution expects of them.
-    bool listed() const { return !finite_.there() && !tables_.n_frequent && !(tables_.data->noise > 0.0f); }
+    bool of_stream() const { return !finite_.there(); }
+    bool listed() const { return of_stream() && is_listed(tables_); }
     const StreamTables& tables() const { return tables_; }
 
     // Lists in tiles of `listed_rows`; `dense`: x is wanted.

@@ -10,10 +10,11 @@
 // Length     one class, compiled for every listed shape: its passes work on the same registers and are inlined into one
 // Order      sums run over columns in the order of their samples, at most kSumColumns to a float, then over lanes by a
 //            fixed tree: a function of the shape and the level only
-// Limits     m <= 8 and n·m <= 128; train_tiles.inl takes the rest
+// Limits     columns_fit() of forms.inl; train_tiles.inl takes the rest
 // Roof       5 n m fused multiply-adds and about 7 n elementwise operations per sixteen samples
 #pragma once
 #include "common/loss.h"
+#include "cpu/resident/forms.inl"
 #include "cpu/resident/optimizer.inl"
 #include "cpu/simd/lanes.h"
 #include "cpu/stream/stream.inl"
@@ -21,12 +22,7 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr int64_t kColumnsMaxHidden = 8, kColumnsMaxWeights = 128;
 constexpr int64_t kSumColumns = 4096;  // a float lane adds up so many columns at most before its sum is put away
-
-inline bool columns_fit(const Network& net) {
-    return net.n_hidden <= kColumnsMaxHidden && net.n_features * net.n_hidden <= kColumnsMaxWeights;
-}
 
 // What a pass over columns reads and adds to.
 struct ColumnsPass {
@@ -329,7 +325,8 @@ class ColumnsWorker {
     }
     void set_up(int64_t model, int64_t, int64_t) { tables_.set_up(model); }
     void choose(ColumnsModel&, int64_t) const {}  // there is one form
-    const char* form(int64_t) const { return "columns"; }
+    // Which form the model that was set up takes, of all that there are.
+    Form form(int64_t batch_size) const { return pick_form(net_, tables_, batch_size, true); }
 
     // Sum of importance-weighted squared errors over samples first … last - 1; their gradients (half of them: the
     // factor 2 and the mean are the update's) into g [length].

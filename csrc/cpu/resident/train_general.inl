@@ -70,7 +70,7 @@ class GeneralWorker {
         model.choose(batch_size);
         in_lanes_ = lanes_.fits() && model.folded;
     }
-    const char* form(int64_t) const { return "general"; }
+    Form form(int64_t) const { return Form::kGeneral; }
 
     // As ColumnsWorker::accumulate; g is a GeneralModel::Gradient array.
     double accumulate(const GeneralModel& model, const StreamKey& key, int64_t first, int64_t last, float* g) {
