@@ -1,6 +1,6 @@
 // The resident run: many steps of one model without leaving the worker (or the team of workers) that holds it.
 //
-// The batch is cut into parts, a number that follows from the shape alone; each part's gradient is summed by one worker
+// The batch is cut into parts, a number that follows from the shape and the form; each part's gradient is summed by one worker
 // and the parts are added in order. A team of one does all parts itself: the same bits whoever does what.
 #pragma once
 #include "common/records.h"
@@ -13,15 +13,30 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 // Parts of a batch: enough that cores can share a large model, one where a step is shorter than a meeting of threads.
+// `work`: multiply-adds of a batch, about.
+inline int parts_of(double work) { return work < 2e6 ? 1 : work < 16e6 ? 2 : work < 64e6 ? 4 : work < 512e6 ? 8 : 16; }
+
+// The most that a model of the network has.
 template <class Model>
 int batch_parts(const Network& net, int64_t batch_size) {
     if (net.loss == (int32_t)Loss::kBatchCrossEntropy) return 1;  // which looks at the batch twice, as a whole
     const int64_t widest = net.n_features > net.n_outputs ? net.n_features : net.n_outputs;
     const double work = 3.0 * (double)batch_size * (double)widest * (double)net.n_hidden;
-    int64_t parts = work < 2e6 ? 1 : work < 16e6 ? 2 : work < 64e6 ? 4 : work < 512e6 ? 8 : 16;
+    const int64_t parts = parts_of(work);
     const int64_t least = Model::least_samples(net);
     const int64_t most = (batch_size + least - 1) / least;
     return (int)(parts < most ? parts : most);
+}
+
+// Those of the model in hand: a batch of the Gram form is shorter.
+template <class Model>
+int parts_in_hand(const Model&, int most, int64_t) {
+    return most;
+}
+inline int parts_in_hand(const TilesModel& model, int most, int64_t batch_size) {
+    if (!model.gram) return most;
+    const int wanted = parts_of(8.0 * (double)batch_size * (double)model.n);
+    return wanted < most ? wanted : most;
 }
 
 inline int64_t part_start(int64_t batch_size, int parts, int part) {
@@ -49,11 +64,12 @@ struct Shared {
 
     // The samples of a model's batch, which is cut into parts of its own. Of a finite dataset that a step sees as a
     // whole they are the rows that the model has.
-    template <class Params>
-    int64_t open(const Params& p, int64_t i) {
+    template <class Params, class Worker>
+    int64_t open(const Params& p, int64_t i, Worker& worker) {
         const FiniteData& finite = p.finite;
         const int64_t samples = finite.rows && finite.full && finite.samples ? finite.samples[i] : p.batch_size;
-        parts = batch_parts<Model>(p.network, samples);
+        worker.choose(model, samples);
+        parts = parts_in_hand(model, batch_parts<Model>(p.network, samples), samples);
         return samples;
     }
 
@@ -79,8 +95,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
     for (int32_t role = 0; role < kRoles; ++role)
         shared.model.frozen.of[role] = p.tensors[role].frozen;  // every rank has a model of its own in that
 
-    const int64_t batch_size = shared.open(p, i);
-    worker.choose(shared.model, batch_size);
+    const int64_t batch_size = shared.open(p, i, worker);
     shared.model.attach(arrays);
     if (team.rank == 0) shared.model.load_model(arrays);
     team.meet();
@@ -107,8 +122,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
 
 template <class Model, class Worker>
 void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Worker& worker) {
-    const int64_t batch_size = shared.open(p, i);
-    worker.choose(shared.model, batch_size);
+    const int64_t batch_size = shared.open(p, i, worker);
     const ModelArrays arrays = model_arrays(p, i);
     shared.model.attach(arrays);
     shared.model.load_model(arrays);
