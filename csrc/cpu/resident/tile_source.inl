@@ -115,8 +115,8 @@ class TileSource {
             const U row = rows + count_upto(and_not(lanes, eq(sample, shift_in(sample, before))));
             store(row_ + labelled, row);
             const int64_t many = left < kLanes ? left : kLanes;
-            rows = ubcast(row_[labelled + many - 1]);
-            before = ubcast(list_.sample[labelled + many - 1]);
+            rows = last_lane(row);
+            before = left < kLanes ? ubcast(list_.sample[list_.count - 1]) : sample;
             labelled += many;
         }
     }
