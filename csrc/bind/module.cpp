@@ -315,8 +315,10 @@ PYBIND11_MODULE(_native, m) {
               return std::string(kFormNames[(int32_t)train_form(n, d, batch_size, model)]);
           });
     m.def(
-        "force_form", [](const std::string& name) { force_form((Form)number_of("form", kFormNames, name)); }, py::arg("name"),
-        "The form that the CPU's trainer takes wherever it can, instead of the cheapest: to compare them. 'any': none.");
+        "force_form", [](const std::string& name) { force_form((Form)number_of("form", kFormNames, name)); },
+        py::arg("name"),
+        "The form that the CPU's trainer takes wherever it can, instead of the cheapest: to compare them. 'any': "
+        "none.");
     m.def("train", [](const TrainParams& p) {
         check(p, true);
         const Unlocked release;

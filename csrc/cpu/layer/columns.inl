@@ -24,8 +24,8 @@ inline bool layer_columns_fit(const LayerParams& p) {
                              activation_at_zero(p.hidden_activation) == 0.0 &&
                              p.output_activation != (int32_t)Activation::kGelu;
     return activations && !p.is_double && p.task == (int32_t)LayerTask::kLoss && p.n_hidden <= kColumnsMaxHidden &&
-           p.n_features * p.n_hidden <= kLayerColumnsMaxWeights && p.target != (int32_t)Target::kTensor && !p.hidden_bias &&
-           !p.l1 && !p.x_grad && !p.value_grad && !p.active;
+           p.n_features * p.n_hidden <= kLayerColumnsMaxWeights && p.target != (int32_t)Target::kTensor &&
+           !p.hidden_bias && !p.l1 && !p.x_grad && !p.value_grad && !p.active;
 }
 
 class LayerColumns {

@@ -80,7 +80,9 @@ inline void gram_samples(GramPass& p, const uint32_t* sample, int64_t count, int
         }
 #pragma GCC unroll 6
         for (int v = 0; v < kV; ++v) {
-            y[v] = output.back(y[v], slope[v], q.loss_function.add_to(loss[v], error[v], kHeld ? weight[v] : load(q.importance + v * kLanes)));
+            y[v] = output.back(
+                y[v], slope[v],
+                q.loss_function.add_to(loss[v], error[v], kHeld ? weight[v] : load(q.importance + v * kLanes)));
             sum[v] = sum[v] + y[v];
         }
 #pragma GCC unroll 4
@@ -102,7 +104,7 @@ inline void gram_samples(GramPass& p, const uint32_t* sample, int64_t count, int
 // The samples of a tile, sorted.
 struct GramTile {
     static constexpr int64_t kRoom = kGramTileRows + kLanes;  // whole vectors are written
-    uint32_t *start, *sample;  // [kGramTileRows + 1], [kGramKinds][kRoom]
+    uint32_t *start, *sample;                                 // [kGramTileRows + 1], [kGramKinds][kRoom]
     int64_t count[kGramKinds];
 
     void carve(Workspace& w, bool there) {
@@ -115,8 +117,8 @@ struct GramTile {
         int64_t opened = 0;
         for (int64_t i = 0; i < entries; i += kLanes) {
             const U at = load(row + i);
-            const M opens = and_not(mask_first((int)(entries - i < kLanes ? entries - i : kLanes)),
-                                    eq(at, shift_in(at, before)));
+            const M opens =
+                and_not(mask_first((int)(entries - i < kLanes ? entries - i : kLanes)), eq(at, shift_in(at, before)));
             store_packed(start + opened, ulane() + ubcast((uint32_t)i), opens);
             opened += __builtin_popcount(bits(opens));
             before = at;

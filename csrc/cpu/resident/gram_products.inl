@@ -78,7 +78,8 @@ inline void gram_untied_gradients(float* a, int64_t stride, int parts, const flo
                                   int64_t m, int64_t np, int64_t mp, float* dd, float* de, const Team& team) {
     const int64_t i0 = team.rank * n / team.size, i1 = (team.rank + 1) * n / team.size;
     for (int part = 1; part < parts; ++part)
-        for (int64_t at = i0 * np; at < i1 * np; at += kLanes) store(a + at, load(a + at) + load(a + part * stride + at));
+        for (int64_t at = i0 * np; at < i1 * np; at += kLanes)
+            store(a + at, load(a + at) + load(a + part * stride + at));
     team.meet();
     for (int64_t k = team.rank * kLanes; k < m; k += team.size * kLanes)
         multiply_all<float>({et + k, 1, mp, {a, np, n, nullptr}, dd + k * np, np, false},

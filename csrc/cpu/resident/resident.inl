@@ -163,7 +163,7 @@ struct Regime {
         return w.bytes();
     }
     static Form form(const Network& net, const Distribution& data, int64_t batch_size, int64_t model,
-                            void* worker_memory) {
+                     void* worker_memory) {
         Workspace w(worker_memory);
         Worker worker;
         worker.carve(w, net, data, FiniteData{});

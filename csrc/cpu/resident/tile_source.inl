@@ -23,11 +23,15 @@ namespace TOYKERN_LEVEL {
 
 struct Tile {
     int64_t rows, entries;
-    const uint32_t *row, *feature;  // [entries]
-    const float* value;             // [entries]
+    const uint32_t *row, *feature;  // [entries]; not filled where is_dense()
+    const float* value;             // [entries], likewise
     const float* x;                 // [rows][np]; not filled where the taker wants entries alone
     const float* target;            // [rows][np] before the sign is taken off, or [rows][op]
 };
+
+// With more than one entry in so many places the dense products are no slower, and nobody reads the list of entries.
+constexpr int64_t kDenseEntries = 3;
+inline bool is_dense(int64_t entries, int64_t rows, int64_t n) { return entries * kDenseEntries > rows * n; }
 
 class TileSource {
   public:
@@ -149,9 +153,12 @@ class TileSource {
             sink.take(Tile{rows, list_entries(rows), row_, feature_, value_, x_, clean});
         }
     }
-    // The entries of the dense rows in x_; returns how many.
+    // The entries of the dense rows in x_, unless is_dense(); returns how many.
     int64_t list_entries(int64_t rows) {
         int64_t count = 0;
+        for (int64_t i = 0; i < rows * np_; i += kLanes) count += __builtin_popcount(bits(nonzero(load(x_ + i))));
+        if (is_dense(count, rows, n_)) return count;
+        count = 0;
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t j = 0; j < np_; j += kLanes) {
                 const F x = load(x_ + r * np_ + j);

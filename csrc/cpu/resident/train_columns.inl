@@ -428,7 +428,8 @@ class ColumnsWorker {
         uint32_t last[kLanes];
         for (int64_t i = 0; i < entries; i += kLanes) {
             const U sample = load(list.sample + i);
-            const M lanes = mask_first((int)(entries - i < kLanes ? entries - i : kLanes)), opens = and_not(lanes, eq(sample, shift_in(sample, before)));
+            const M lanes = mask_first((int)(entries - i < kLanes ? entries - i : kLanes)),
+                    opens = and_not(lanes, eq(sample, shift_in(sample, before)));
             before = sample;
             const U column = columns + count_upto(opens);
             columns = last_lane(column);

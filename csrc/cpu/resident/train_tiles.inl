@@ -25,7 +25,7 @@ class TilesWorker : TilesPasses {
   public:
     void carve(Workspace& w, const Network& net, const Distribution& data, const FiniteData& finite) {
         const int64_t np = round_up(net.n_features);
-        rows_max_ = np <= 512 ? 32 : 64;
+        rows_max_ = np <= 256 ? 32 : 64;
         while (rows_max_ > 1 && rows_max_ * np > ((int64_t)1 << 22)) rows_max_ /= 2;
         // Where rows are long and products small, what a tile costs is its way through the cache.
         if (finite.rows && net.n_hidden <= kLanes)
