@@ -60,7 +60,7 @@ def test_the_form_follows_from_the_model_s_own_distribution():
         {"features": {"noise": 0.1}},
         {"network": {"hidden_activation": "relu"}},
         {"batch_size": 8},
-        {"n_features": 400, "n_hidden": 200, "probability": 0.01, "batch_size": 2000},
+        {"n_features": 520, "n_hidden": 200, "probability": 0.01, "batch_size": 2000},
     ):
         assert forms_of(replace(FIT_GRAM[0], **other)) == ["tiles"] * 3, other
 

@@ -313,7 +313,7 @@ class ColumnsWorker {
         frequent_.carve(w, tables_);
         rows_.carve(w, tables_);
         // Samples of many entries fill a run of columns only where the list may be longer than the run.
-        entries_ = weights > 16 ? capacity_ * (int)(n < 16 ? n : 16) : capacity_;
+        entries_ = weights > kTinyWeights ? capacity_ * (int)(n < 16 ? n : 16) : capacity_;
         entries_ = entries_ < (int)n ? (int)n : entries_;
         list_.carve(w, tables_, (size_t)entries_ + n);
         stride_ = capacity_ + 16;  // rows a power of two apart would fall on the same cache sets
