@@ -9,8 +9,8 @@
 // Order      entries in the order of their samples; a function of shape, level and the model's own data
 // Limits     f = none; rare features without noise (lists of entries); n ≤ kGramMaxFeatures, so that both matrices stay
 //            in L2; forms.inl says where it is taken
-// Roof       2 n fused multiply-adds an entry, some ten elementwise operations an output of a non-empty sample, and 2 n² m
-//            multiply-adds a batch (untied 3 n² m)
+// Roof       2 n fused multiply-adds an entry, some ten elementwise operations an output of a non-empty sample, and the
+//            products of gram_products.inl once a batch
 #pragma once
 #include "common/loss.h"
 #include "cpu/resident/forms.inl"
