@@ -511,8 +511,8 @@ FIT_GRAM = [
     ),
 ]
 
-# Networks whose models take different forms of the step (csrc/cpu/resident/forms.inl), and what the loops do where batches
-# are cut: runs of columns with many entries, rows that are filled by blocks of features.
+# Networks whose models take different forms of the step (csrc/cpu/resident/forms.inl), and what the loops do
+# where batches are cut: runs of columns with many entries, rows that are filled by blocks of features.
 FIT_FORMS = [
     _fit("each form", 20, 5, [[0.0005], [0.02], [0.5]], 256),
     _fit("each form, untied", 24, 8, [[0.0005], [0.03], [0.5]], 256, tied=False),
