@@ -511,8 +511,20 @@ FIT_GRAM = [
     ),
 ]
 
+# Networks whose models take different forms of the step (csrc/cpu/resident/forms.inl), and what the loops do
+# where batches are cut: runs of columns with many entries, rows that are filled by blocks of features.
+FIT_FORMS = [
+    _fit("each form", 20, 5, [[0.0005], [0.02], [0.5]], 256),
+    _fit("each form, untied", 24, 8, [[0.0005], [0.03], [0.5]], 256, tied=False),
+    _fit("runs of columns", 64, 4, 0.1, 700, steps=40),
+    _fit("runs of many entries", 200, 2, 0.12, 300, steps=20),
+    _fit("blocks of features", 40, 12, 0.4, 70),
+    _fit("blocks and rare features", 40, 12, np.repeat([0.4, 0.05, 0.6], [21, 9, 10]), 70),
+]
+
 FIT_CASES = [
     *FIT_SHAPES,
+    *FIT_FORMS,
     *FIT_PROBABILITIES,
     *FIT_OPTIMIZERS,
     *FIT_SCHEDULES,

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import FIT_CASES, FIT_GRAM, FIT_JOINT, FIT_LARGE, FIT_LONG, FitCase
+from cases import FIT_CASES, FIT_FORMS, FIT_GRAM, FIT_JOINT, FIT_LARGE, FIT_LONG, FitCase
 from drawn_cases import small_cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,6 +30,7 @@ from kit import (
 )
 
 import toykern as tk
+from toykern import _native
 
 
 def ids(case: FitCase) -> str:
@@ -60,9 +61,30 @@ def test_the_form_follows_from_the_model_s_own_distribution():
         {"features": {"noise": 0.1}},
         {"network": {"hidden_activation": "relu"}},
         {"batch_size": 8},
-        {"n_features": 400, "n_hidden": 200, "probability": 0.01, "batch_size": 2000},
+        {"n_features": 520, "n_hidden": 200, "probability": 0.01, "batch_size": 2000},
     ):
         assert forms_of(replace(FIT_GRAM[0], **other)) == ["tiles"] * 3, other
+
+
+@pytest.mark.parametrize("case", FIT_FORMS[:2], ids=ids)
+def test_models_of_a_small_network_take_different_forms(case):
+    assert forms_of(case) == ["tiles", "gram", "columns"]
+
+
+@pytest.mark.parametrize("form", ["columns", "tiles", "gram"])
+def test_a_form_may_be_forced(form):
+    case = replace(FIT_FORMS[0], probability=0.02, name=f"forced {form}")
+    try:
+        _native.force_form(form)
+        assert forms_of(case) == [form] * 3
+        assert_follows_the_reference(case, fit_case(case, record_every=7))
+        # Where it cannot be taken, the cheapest of the others is.
+        assert forms_of(replace(case, n_hidden=9, network={"hidden_activation": "relu"})) == ["tiles"] * 3
+    finally:
+        _native.force_form("any")
+    assert forms_of(case) == ["gram"] * 3
+    with pytest.raises(ValueError, match="not cheap"):
+        _native.force_form("cheap")
 
 
 def test_every_level_takes_the_same_form():

@@ -307,16 +307,18 @@ PYBIND11_MODULE(_native, m) {
     m.def(
         "regime", [](const Network& n, bool finite, bool plain) { return std::string(train_regime(n, finite, plain)); },
         py::arg("network"), py::arg("finite") = false, py::arg("plain") = true);
-    m.def("step_forms", &step_forms, "Of the CPU's trainer: what force_form takes.");
-    m.def("force_form", &force_form,
-          "For a bench: one form of the step for all models that can take it; 'picked' ends that.");
     m.def("train_form",
           [](const Network& n, const Distribution& d, int64_t n_models, int64_t batch_size, int64_t model) {
               check(d, true);
               check(n, d, n_models, batch_size);
               check_range("model", model, 0, n_models - 1);
-              return std::string(train_form(n, d, batch_size, model));
+              return std::string(kFormNames[(int32_t)train_form(n, d, batch_size, model)]);
           });
+    m.def(
+        "force_form", [](const std::string& name) { force_form((Form)number_of("form", kFormNames, name)); },
+        py::arg("name"),
+        "The form that the CPU's trainer takes wherever it can, instead of the cheapest: to compare them. 'any': "
+        "none.");
     m.def("train", [](const TrainParams& p) {
         check(p, true);
         const Unlocked release;

@@ -5,11 +5,10 @@
 // changes a bit of any model.
 #include <pthread.h>
 
-#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <ctime>
 #include <numeric>
-#include <stdexcept>
 
 #include "common/optimizer_step.h"
 #include "cpu/threads/workers.h"
@@ -32,33 +31,17 @@ const char* ForkedChild::what() const noexcept {
            "child processes with the 'spawn' (or 'forkserver') method of multiprocessing instead";
 }
 
-namespace {
-StepForm the_form = StepForm::kPicked;
-}
-
-const std::vector<std::string>& step_forms() {  // in the order of StepForm
-    static const std::vector<std::string> names = {"picked", "columns", "tiles", "gram"};
-    return names;
-}
-
-StepForm forced_form() { return the_form; }
-
-void force_form(const std::string& name) {
-    const auto& names = step_forms();
-    const auto found = std::find(names.begin(), names.end(), name);
-    if (found == names.end()) {
-        std::string allowed;
-        for (const std::string& each : names) allowed += (allowed.empty() ? "" : ", ") + each;
-        throw std::invalid_argument("form must be one of " + allowed + "; got '" + name + "'");
-    }
-    the_form = (StepForm)(found - names.begin());
-}
-
 const char* train_regime(const Network& network, bool finite, bool plain) {
     return level().pick_regime(network, finite, plain).name;
 }
 
-const char* train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model) {
+namespace {
+std::atomic<Form> forced{Form::kAny};
+}
+Form forced_form() { return forced; }
+void force_form(Form form) { forced = form; }
+
+Form train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model) {
     const TrainRegime regime = level().pick_regime(network, false, true);
     Room worker(1, regime.worker_bytes(network, data, FiniteData{}), "a look at the form of the step");
     return regime.form(network, data, batch_size, model, worker.piece(0));

@@ -18,13 +18,14 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 // GELU outputs stay with layer.inl, which had them first: their bits would be others here.
+constexpr int64_t kLayerColumnsMaxWeights = 128;
 inline bool layer_columns_fit(const LayerParams& p) {
     const bool activations = p.hidden_activation != (int32_t)Activation::kTopK &&
                              activation_at_zero(p.hidden_activation) == 0.0 &&
                              p.output_activation != (int32_t)Activation::kGelu;
     return activations && !p.is_double && p.task == (int32_t)LayerTask::kLoss && p.n_hidden <= kColumnsMaxHidden &&
-           p.n_features * p.n_hidden <= kColumnsMaxWeights && p.target != (int32_t)Target::kTensor && !p.hidden_bias &&
-           !p.l1 && !p.x_grad && !p.value_grad && !p.active;
+           p.n_features * p.n_hidden <= kLayerColumnsMaxWeights && p.target != (int32_t)Target::kTensor &&
+           !p.hidden_bias && !p.l1 && !p.x_grad && !p.value_grad && !p.active;
 }
 
 class LayerColumns {

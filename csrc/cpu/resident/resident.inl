@@ -1,6 +1,6 @@
 // The resident run: many steps of one model without leaving the worker (or the team of workers) that holds it.
 //
-// The batch is cut into parts, a number that follows from the shape alone; each part's gradient is summed by one worker
+// The batch is cut into parts, a number that follows from the shape and the form; each part's gradient is summed by one worker
 // and the parts are added in order. A team of one does all parts itself: the same bits whoever does what.
 #pragma once
 #include "common/records.h"
@@ -13,15 +13,30 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 // Parts of a batch: enough that cores can share a large model, one where a step is shorter than a meeting of threads.
+// `work`: multiply-adds of a batch, about.
+inline int parts_of(double work) { return work < 2e6 ? 1 : work < 16e6 ? 2 : work < 64e6 ? 4 : work < 512e6 ? 8 : 16; }
+
+// The most that a model of the network has.
 template <class Model>
 int batch_parts(const Network& net, int64_t batch_size) {
     if (net.loss == (int32_t)Loss::kBatchCrossEntropy) return 1;  // which looks at the batch twice, as a whole
     const int64_t widest = net.n_features > net.n_outputs ? net.n_features : net.n_outputs;
     const double work = 3.0 * (double)batch_size * (double)widest * (double)net.n_hidden;
-    int64_t parts = work < 2e6 ? 1 : work < 16e6 ? 2 : work < 64e6 ? 4 : work < 512e6 ? 8 : 16;
+    const int64_t parts = parts_of(work);
     const int64_t least = Model::least_samples(net);
     const int64_t most = (batch_size + least - 1) / least;
     return (int)(parts < most ? parts : most);
+}
+
+// Those of the model in hand: a batch of the Gram form is shorter.
+template <class Model>
+int parts_in_hand(const Model&, int most, int64_t) {
+    return most;
+}
+inline int parts_in_hand(const TilesModel& model, int most, int64_t batch_size) {
+    if (!model.gram) return most;
+    const int wanted = parts_of(8.0 * (double)batch_size * (double)model.n);
+    return wanted < most ? wanted : most;
 }
 
 inline int64_t part_start(int64_t batch_size, int parts, int part) {
@@ -49,11 +64,12 @@ struct Shared {
 
     // The samples of a model's batch, which is cut into parts of its own. Of a finite dataset that a step sees as a
     // whole they are the rows that the model has.
-    template <class Params>
-    int64_t open(const Params& p, int64_t i) {
+    template <class Params, class Worker>
+    int64_t open(const Params& p, int64_t i, Worker& worker) {
         const FiniteData& finite = p.finite;
         const int64_t samples = finite.rows && finite.full && finite.samples ? finite.samples[i] : p.batch_size;
-        parts = batch_parts<Model>(p.network, samples);
+        worker.choose(model, samples);
+        parts = parts_in_hand(model, batch_parts<Model>(p.network, samples), samples);
         return samples;
     }
 
@@ -70,18 +86,16 @@ struct Shared {
     }
 };
 
+// A model's stretch, with a worker that is set up for it.
 template <class Model, class Worker>
 void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& worker, const Team& team) {
-    if (p.diverged_at[i] >= 0) return;
     const int64_t weights = p.network.n_features * p.network.n_hidden;
     ModelArrays arrays = model_arrays(p, i);
     arrays.connected = p.connected ? p.connected + i * weights : nullptr;
     for (int32_t role = 0; role < kRoles; ++role)
         shared.model.frozen.of[role] = p.tensors[role].frozen;  // every rank has a model of its own in that
 
-    const int64_t batch_size = shared.open(p, i);
-    worker.set_up(i, p.seed[i], p.batch_size);
-    worker.choose(shared.model, batch_size);
+    const int64_t batch_size = shared.open(p, i, worker);
     shared.model.attach(arrays);
     if (team.rank == 0) shared.model.load_model(arrays);
     team.meet();
@@ -108,9 +122,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
 
 template <class Model, class Worker>
 void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Worker& worker) {
-    const int64_t batch_size = shared.open(p, i);
-    worker.set_up(i, p.seed[i], p.batch_size);
-    worker.choose(shared.model, batch_size);
+    const int64_t batch_size = shared.open(p, i, worker);
     const ModelArrays arrays = model_arrays(p, i);
     shared.model.attach(arrays);
     shared.model.load_model(arrays);
@@ -122,6 +134,15 @@ void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Wor
                             Team());
     }
     p.loss[i] = sum * mean_factor(p.network, batch_size) / (double)p.batches;
+}
+
+// Calls train(i) for the models of a queue that have not diverged.
+template <class Train>
+void each_to_train(const TrainParams& p, const Queue& queue, const Train& train) {
+    for (int64_t at; (at = queue.next()) >= 0;) {
+        const int64_t i = p.order ? p.order[at] : at;
+        if (p.diverged_at[i] < 0) train(i);
+    }
 }
 
 template <class Model, class Worker>
@@ -141,8 +162,8 @@ struct Regime {
         worker.carve(w, net, data, finite);
         return w.bytes();
     }
-    static const char* form(const Network& net, const Distribution& data, int64_t batch_size, int64_t model,
-                            void* worker_memory) {
+    static Form form(const Network& net, const Distribution& data, int64_t batch_size, int64_t model,
+                     void* worker_memory) {
         Workspace w(worker_memory);
         Worker worker;
         worker.carve(w, net, data, FiniteData{});
@@ -156,7 +177,10 @@ struct Regime {
         Worker worker;
         shared.carve(sw, p.network, p.batch_size);
         worker.carve(ww, p.network, p.data, p.finite);
-        for (int64_t i; (i = queue.next()) >= 0;) train_one(p, p.order ? p.order[i] : i, shared, worker, team);
+        each_to_train(p, queue, [&](int64_t i) {
+            worker.set_up(i, p.seed[i], p.batch_size);
+            train_one(p, i, shared, worker, team);
+        });
     }
     static void evaluate(const EvaluateParams& p, void* shared_memory, void* worker_memory, const Queue& queue) {
         Workspace sw(shared_memory), ww(worker_memory);
@@ -164,11 +188,76 @@ struct Regime {
         Worker worker;
         shared.carve(sw, p.network, p.batch_size);
         worker.carve(ww, p.network, p.data, p.finite);
-        for (int64_t i; (i = queue.next()) >= 0;) evaluate_one(p, i, shared, worker);
+        for (int64_t i; (i = queue.next()) >= 0;) {
+            worker.set_up(i, p.seed[i], p.batch_size);
+            evaluate_one(p, i, shared, worker);
+        }
     }
 };
 
-using ColumnsRegime = Regime<ColumnsModel, ColumnsWorker>;
+// Networks of few hidden units on a stream: a model takes columns or tiles, as its form is.
+struct ColumnsRegime {
+    struct Loops {
+        Shared<ColumnsModel> columns_shared;
+        Shared<TilesModel> tiles_shared;
+        ColumnsWorker columns;
+        TilesWorker tiles;
+
+        void carve_shared(Workspace& w, const Network& net, int64_t batch_size) {
+            columns_shared.carve(w, net, batch_size);
+            tiles_shared.carve(w, net, batch_size);
+        }
+        void carve_workers(Workspace& w, const Network& net, const Distribution& data) {
+            columns.carve(w, net, data, FiniteData{});
+            tiles.carve(w, net, data, FiniteData{});
+        }
+        // Calls take(shared, worker) with the loop that model i takes, set up for it.
+        template <class Params, class Take>
+        void with_model(const Params& p, int64_t i, const Take& take) {
+            columns.set_up(i, p.seed[i], p.batch_size);
+            if (columns.form(p.batch_size) == Form::kColumns) return take(columns_shared, columns);
+            tiles.set_up(i, p.seed[i], p.batch_size);
+            take(tiles_shared, tiles);
+        }
+    };
+
+    static TrainRegime table() {
+        return {"columns", batch_parts<ColumnsModel>, form, shared_bytes, worker_bytes, train, evaluate};
+    }
+    static size_t shared_bytes(const Network& net, int64_t batch_size) {
+        Workspace w;
+        Loops().carve_shared(w, net, batch_size);
+        return w.bytes();
+    }
+    static size_t worker_bytes(const Network& net, const Distribution& data, const FiniteData&) {
+        Workspace w;
+        Loops().carve_workers(w, net, data);
+        return w.bytes();
+    }
+    static Form form(const Network& net, const Distribution& data, int64_t batch_size, int64_t model,
+                     void* worker_memory) {
+        return Regime<ColumnsModel, ColumnsWorker>::form(net, data, batch_size, model, worker_memory);
+    }
+    static void train(const TrainParams& p, void* shared_memory, void* worker_memory, const Team& team,
+                      const Queue& queue) {
+        Workspace sw(shared_memory), ww(worker_memory);
+        Loops loops;
+        loops.carve_shared(sw, p.network, p.batch_size);
+        loops.carve_workers(ww, p.network, p.data);
+        each_to_train(p, queue, [&](int64_t i) {
+            loops.with_model(p, i, [&](auto& shared, auto& worker) { train_one(p, i, shared, worker, team); });
+        });
+    }
+    static void evaluate(const EvaluateParams& p, void* shared_memory, void* worker_memory, const Queue& queue) {
+        Workspace sw(shared_memory), ww(worker_memory);
+        Loops loops;
+        loops.carve_shared(sw, p.network, p.batch_size);
+        loops.carve_workers(ww, p.network, p.data);
+        for (int64_t i; (i = queue.next()) >= 0;)
+            loops.with_model(p, i, [&](auto& shared, auto& worker) { evaluate_one(p, i, shared, worker); });
+    }
+};
+
 using TilesRegime = Regime<TilesModel, TilesWorker>;
 using GeneralRegime = Regime<GeneralModel, GeneralWorker>;
 
@@ -176,11 +265,7 @@ using GeneralRegime = Regime<GeneralModel, GeneralWorker>;
 // loop alone has (no l1, and plain_update of common/optimizer_step.h).
 inline TrainRegime pick_regime(const Network& net, bool finite, bool plain) {
     if (!plain || !is_autoencoder(net)) return GeneralRegime::table("general");
-    const StepForm forced = forced_form();
-    const bool columns = forced == StepForm::kPicked
-                             ? columns_fit(net)
-                             : forced == StepForm::kColumns && net.n_hidden <= kColumnsMaxHidden;
-    if (!finite && columns) return ColumnsRegime::table("columns");
+    if (!finite && columns_fit(net)) return ColumnsRegime::table();
     return TilesRegime::table("tiles");
 }
 

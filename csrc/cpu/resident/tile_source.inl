@@ -13,6 +13,7 @@
 // Roof       that of the draw, or the copy of a row
 #pragma once
 #include "common/tensors.h"
+#include "cpu/resident/forms.inl"
 #include "cpu/resident/products.inl"
 #include "cpu/stream/finite.inl"
 #include "cpu/stream/stream.inl"
@@ -22,11 +23,15 @@ namespace TOYKERN_LEVEL {
 
 struct Tile {
     int64_t rows, entries;
-    const uint32_t *row, *feature;  // [entries]
-    const float* value;             // [entries]
+    const uint32_t *row, *feature;  // [entries]; not filled where is_dense()
+    const float* value;             // [entries], likewise
     const float* x;                 // [rows][np]; not filled where the taker wants entries alone
     const float* target;            // [rows][np] before the sign is taken off, or [rows][op]
 };
+
+// With more than one entry in so many places the dense products are no slower, and nobody reads the list of entries.
+constexpr int64_t kDenseEntries = 3;
+inline bool is_dense(int64_t entries, int64_t rows, int64_t n) { return entries * kDenseEntries > rows * n; }
 
 class TileSource {
   public:
@@ -58,8 +63,8 @@ class TileSource {
         else
             tables_.set_up(model);
     }
-    // Whether samples come as a list of entries, and then what the model's distribution expects of them.
-    bool listed() const { return !finite_.there() && !tables_.n_frequent && !(tables_.data->noise > 0.0f); }
+    bool of_stream() const { return !finite_.there(); }
+    bool listed() const { return of_stream() && is_listed(tables_); }
     const StreamTables& tables() const { return tables_; }
 
     // Lists in tiles of `listed_rows`; `dense`: x is wanted.
@@ -114,8 +119,8 @@ class TileSource {
             const U row = rows + count_upto(and_not(lanes, eq(sample, shift_in(sample, before))));
             store(row_ + labelled, row);
             const int64_t many = left < kLanes ? left : kLanes;
-            rows = ubcast(row_[labelled + many - 1]);
-            before = ubcast(list_.sample[labelled + many - 1]);
+            rows = last_lane(row);
+            before = left < kLanes ? ubcast(list_.sample[list_.count - 1]) : sample;
             labelled += many;
         }
     }
@@ -148,9 +153,12 @@ class TileSource {
             sink.take(Tile{rows, list_entries(rows), row_, feature_, value_, x_, clean});
         }
     }
-    // The entries of the dense rows in x_; returns how many.
+    // The entries of the dense rows in x_, unless is_dense(); returns how many.
     int64_t list_entries(int64_t rows) {
         int64_t count = 0;
+        for (int64_t i = 0; i < rows * np_; i += kLanes) count += __builtin_popcount(bits(nonzero(load(x_ + i))));
+        if (is_dense(count, rows, n_)) return count;
+        count = 0;
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t j = 0; j < np_; j += kLanes) {
                 const F x = load(x_ + r * np_ + j);

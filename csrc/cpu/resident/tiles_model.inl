@@ -7,6 +7,7 @@
 //            depend on its size
 #pragma once
 #include "cpu/resident/gram.inl"
+#include "cpu/resident/gram_products.inl"
 #include "cpu/resident/optimizer.inl"
 #include "cpu/resident/products.inl"
 
@@ -28,7 +29,7 @@ struct TilesModel {
 
     bool has_gram, gram;  // whether there is room for the Gram form; whether the model in hand takes it
     float* gt;            // [n][np] Gᵀ: row i is what feature i adds to the outputs
-    float* s;             // [n][np] A of all parts; tied, A + Aᵀ
+    float* room;          // [n][np] of gram_products.inl (tied)
 
     // Gradients of one part.
     struct Gradient {
@@ -36,18 +37,19 @@ struct TilesModel {
         float* dt;  // [n][mp], from sparse tiles (tied: et)
         float* et;  // [n][mp]
         float* b;   // [np]
-        float* a;   // [n][np] Σ x dᵀ, the only one beside b in the Gram form
+        float* a;   // [n][np] Σ x dᵀ: in the Gram form the others, but b, follow from it
     };
     int64_t tiles_length() const { return m * np + (tied ? 1 : 2) * n * mp; }  // of d, dt and et
     int64_t gradient_length() const {
-        const int64_t tiles = tiles_length(), whole = has_gram && n * np > tiles ? n * np : tiles;
-        return whole + np;
+        const int64_t tiles = tiles_length(), gram = has_gram ? gram_length() : 0;
+        return (gram > tiles ? gram : tiles) + np;
     }
+    int64_t gram_length() const { return m * np + whole_groups(n) * np + (tied ? 0 : n * mp); }  // of d, a and et
     Gradient gradient(float* g) const {
         Gradient r;
-        r.a = g;
         r.d = g;
-        r.et = g + m * np;
+        r.a = g + m * np;
+        r.et = r.a + (gram && !tied ? whole_groups(n) * np : 0);
         r.dt = tied ? r.et : r.et + n * mp;
         r.b = g + gradient_length() - np;
         return r;
@@ -56,8 +58,9 @@ struct TilesModel {
     // A part's gradients before its first sample; not all of the room, which may be four times as much for a model that
     // does not take the form that it was made for.
     void clear(const Gradient& g) const {
-        const int64_t matrices = gram ? n * np : tiles_length();
-        for (int64_t i = 0; i < matrices; i += kLanes) store(g.d + i, fzero());
+        float* const from = gram ? g.a : g.d;
+        const int64_t matrices = gram ? whole_groups(n) * np : tiles_length();
+        for (int64_t i = 0; i < matrices; i += kLanes) store(from + i, fzero());
         for (int64_t i = 0; i < np; i += kLanes) store(g.b + i, fzero());
     }
 
@@ -76,16 +79,13 @@ struct TilesModel {
         importance = importance_room;
         connected = w.take<float>(sparse ? (size_t)(m * np) : 0);
         gt = w.take<float>(has_gram ? (size_t)((n + kLanes) * np) : 0);
-        s = w.take<float>(has_gram ? (size_t)((n + kLanes) * np) : 0);
+        room = w.take<float>(has_gram && tied ? (size_t)((n + kLanes) * np) : 0);
     }
 
-    // What follows from the weights once a batch, in blocks of rows: Gᵀ = Eᵀ Dᵀ.
+    // What follows from the weights once a batch.
     void prepare(const Team& team) const {
         if (!gram) return;
-        const int64_t i0 = team.rank * n / team.size, i1 = (team.rank + 1) * n / team.size;
-        if (i1 > i0)
-            multiply_all<float>({et + i0 * mp, mp, 1, {d, np, m, nullptr}, gt + i0 * np, np, false}, i1 - i0, np,
-                                nullptr);
+        gram_of_weights(et, d, tied, n, m, np, mp, gt, team);
         team.meet();
     }
 
@@ -113,7 +113,13 @@ struct TilesModel {
         const UpdateConstants c = step_constants(p, model, step);
         const Gradient first = gradient(g);
         const int64_t b_offset = first.b - g;
-        if (gram) gradients_from_a(g, stride, parts, team);
+        if (gram) {
+            if (tied)
+                gram_tied_gradient(first.a, stride, parts, d, n, m, np, room, first.d, team);
+            else
+                gram_untied_gradients(first.a, stride, parts, et, dt, n, m, np, mp, first.d, first.et, team);
+            team.meet();  // the gradients are there before a weight moves
+        }
         for (int64_t k = team.rank * kLanes; k < m; k += team.size * kLanes) {
             const int64_t rows = m - k < kLanes ? m - k : kLanes;
             if (!gram) add_parts(g, stride, parts, k, rows);
@@ -156,41 +162,6 @@ struct TilesModel {
                 store(at, load(at) + block[r]);
             }
         }
-    }
-    // The gradients of the weights into the first part's arrays, from A of all parts, which they replace there.
-    void gradients_from_a(float* g, int64_t stride, int parts, const Team& team) const {
-        const Gradient first = gradient(g);
-        for (int64_t i = team.rank * kLanes; i < n; i += team.size * kLanes) {
-            const int64_t rows = n - i < kLanes ? n - i : kLanes;
-            for (int64_t j = 0; j < np; j += kLanes) {
-                F block[kLanes];
-                for (int r = 0; r < kLanes; ++r) block[r] = fzero();
-                if (tied) {
-                    const int64_t many = n - j < kLanes ? n - j : kLanes;
-                    for (int r = 0; r < many; ++r)
-                        for (int part = 0; part < parts; ++part)
-                            block[r] = block[r] + load(g + part * stride + (j + r) * np + i);
-                    transpose(block);
-                }
-                for (int r = 0; r < rows; ++r) {
-                    for (int part = 0; part < parts; ++part)
-                        block[r] = block[r] + load(g + part * stride + (i + r) * np + j);
-                    store(s + (i + r) * np + j, block[r]);
-                }
-            }
-        }
-        team.meet();  // S is whole, and A may be written over
-        for (int64_t k = team.rank * kLanes; k < m; k += team.size * kLanes) {
-            const int64_t rows = m - k < kLanes ? m - k : kLanes;
-            const float* const from = tied ? d + k * np : et + k;
-            multiply_all<float>({from, tied ? np : 1, tied ? 1 : mp, {s, np, n, nullptr}, first.d + k * np, np, false},
-                                rows, np, nullptr);
-        }
-        if (tied) return;
-        const int64_t j0 = team.rank * n / team.size, j1 = (team.rank + 1) * n / team.size;
-        multiply_all<float>({s + j0 * np, np, 1, {dt, mp, n, nullptr}, first.et + j0 * mp, mp, false}, j1 - j0, mp,
-                            nullptr);
-        team.meet();  // both are there before either matrix moves
     }
     static void add(float* to, const float* from, int64_t length) {
         for (int64_t i = 0; i < length; i += kLanes) store(to + i, load(to + i) + load(from + i));

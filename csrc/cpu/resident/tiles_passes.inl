@@ -14,6 +14,7 @@
 #include "common/loss.h"
 #include "cpu/resident/entry_rows.inl"
 #include "cpu/resident/narrow.inl"
+#include "cpu/resident/tile_source.inl"
 #include "cpu/resident/tiles_model.inl"
 #include "cpu/simd/lanes.h"
 
@@ -23,7 +24,6 @@ namespace TOYKERN_LEVEL {
 // The sparse way costs 12 to 14 times as much for each output that it visits at m = 20 to 30, 6 to 7 times at m = 100
 // (measured, v4).
 constexpr int64_t kFewActive = 10;
-constexpr int64_t kDenseEntries = 3;  // with more than one entry in three active the dense product is no slower
 
 // Output block: y = D h + b, residual, loss, and the gradient at the output. Other activations than these take
 // outputs() below.
@@ -113,7 +113,7 @@ class TilesPasses {
         const TilesModel& w = *model_;
         const int64_t mp = w.mp, np = w.np;
         visited_ += rows;
-        const bool dense = entries * kDenseEntries > rows * w.n;
+        const bool dense = is_dense(entries, rows, w.n);
         if (dense) {
             multiply_all({x, np, 1, {w.et, mp, w.n, nullptr}, h_, mp, false}, rows, mp, panel_);
         } else if (entries > 4 * rows) {

@@ -10,10 +10,11 @@
 // Length     one class, compiled for every listed shape: its passes work on the same registers and are inlined into one
 // Order      sums run over columns in the order of their samples, at most kSumColumns to a float, then over lanes by a
 //            fixed tree: a function of the shape and the level only
-// Limits     m <= 8 and n·m <= 128; train_tiles.inl takes the rest
+// Limits     columns_fit() of forms.inl; train_tiles.inl takes the rest
 // Roof       5 n m fused multiply-adds and about 7 n elementwise operations per sixteen samples
 #pragma once
 #include "common/loss.h"
+#include "cpu/resident/forms.inl"
 #include "cpu/resident/optimizer.inl"
 #include "cpu/simd/lanes.h"
 #include "cpu/stream/stream.inl"
@@ -21,12 +22,7 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr int64_t kColumnsMaxHidden = 8, kColumnsMaxWeights = 128;
 constexpr int64_t kSumColumns = 4096;  // a float lane adds up so many columns at most before its sum is put away
-
-inline bool columns_fit(const Network& net) {
-    return net.n_hidden <= kColumnsMaxHidden && net.n_features * net.n_hidden <= kColumnsMaxWeights;
-}
 
 // What a pass over columns reads and adds to.
 struct ColumnsPass {
@@ -317,7 +313,10 @@ class ColumnsWorker {
         rare_.carve(w, tables_);
         frequent_.carve(w, tables_);
         rows_.carve(w, tables_);
-        list_.carve(w, tables_, (size_t)capacity_ + n);
+        // Samples of many entries fill a run of columns only where the list may be longer than the run.
+        entries_ = weights > kTinyWeights ? capacity_ * (int)(n < 16 ? n : 16) : capacity_;
+        entries_ = entries_ < (int)n ? (int)n : entries_;
+        list_.carve(w, tables_, (size_t)entries_ + n);
         stride_ = capacity_ + 16;  // rows a power of two apart would fall on the same cache sets
         x_ = w.take<float>(n * (size_t)stride_);
         clean_ = w.take<float>(data.noise > 0.0f ? n * (size_t)stride_ : 0);
@@ -330,7 +329,8 @@ class ColumnsWorker {
     }
     void set_up(int64_t model, int64_t, int64_t) { tables_.set_up(model); }
     void choose(ColumnsModel&, int64_t) const {}  // there is one form
-    const char* form(int64_t) const { return "columns"; }
+    // Which form the model that was set up takes, of all that there are.
+    Form form(int64_t batch_size) const { return pick_form(net_, tables_, batch_size, true); }
 
     // Sum of importance-weighted squared errors over samples first … last - 1; their gradients (half of them: the
     // factor 2 and the mean are the update's) into g [length].
@@ -409,31 +409,44 @@ class ColumnsWorker {
         rare_.begin(key, first, last);
         list_.count = 0;
         while (!rare_.done() || list_.count) {
-            while (!rare_.done() && list_.count <= capacity_) rare_.refill(list_);
-            int64_t used = list_.count < capacity_ ? list_.count : capacity_;
+            while (!rare_.done() && list_.count <= entries_) rare_.refill(list_);
+            int64_t used = list_.count < entries_ ? list_.count : entries_;
             if (used < list_.count || !rare_.done())  // leave a sample that may go on for the next round
                 while (used > 0 && (used == list_.count || list_.sample[used] == list_.sample[used - 1])) --used;
-            clear((int)used);
-            run(fill_columns((int)used), capacity_);
+            clear((int)(used < capacity_ ? used : capacity_));
+            run(fill_columns(used), capacity_);
             list_.drop(used);
         }
     }
-    int fill_columns(int entries) {
+    // Columns of up to capacity_ samples among the first `entries` of the list, which become as many as were used;
+    // returns how many columns.
+    int fill_columns(int64_t& entries) {
         U before = ubcast(0xFFFFFFFFu), columns = ubcast(0xFFFFFFFFu);
         const U stride = ubcast((uint32_t)stride_);
         const EntryList list = list_;
         float* x = x_;
         const U nowhere = ubcast((uint32_t)capacity_);  // past the last column: what lanes without an entry write to
-        for (int i = 0; i < entries; i += kLanes) {
+        uint32_t last[kLanes];
+        for (int64_t i = 0; i < entries; i += kLanes) {
             const U sample = load(list.sample + i);
-            const M lanes = mask_first(entries - i), opens = and_not(lanes, eq(sample, shift_in(sample, before)));
+            const M lanes = mask_first((int)(entries - i < kLanes ? entries - i : kLanes)),
+                    opens = and_not(lanes, eq(sample, shift_in(sample, before)));
             before = sample;
             const U column = columns + count_upto(opens);
             columns = last_lane(column);
+            if (i > capacity_ - kLanes) {  // from here on there may be more samples than columns
+                store(last, columns);
+                if (last[0] + 1u > (uint32_t)capacity_) {
+                    const M within = lanes & lt(column, nowhere);
+                    const U place = mullo(load(list.feature + i), stride) + column;
+                    scatter_all(x, select(within, place, nowhere), load(list.value + i));
+                    entries = i + __builtin_popcount(bits(within));
+                    return capacity_;
+                }
+            }
             const U place = mullo(load(list.feature + i), stride) + column;
             scatter_all(x, select(lanes, place, nowhere), load(list.value + i));
         }
-        uint32_t last[kLanes];
         store(last, columns);
         return (int)(last[0] + 1u);
     }
@@ -514,7 +527,7 @@ class ColumnsWorker {
     FrequentCursor frequent_;
     RowCursor rows_;
     EntryList list_;
-    int capacity_, stride_;
+    int capacity_, entries_, stride_;  // columns of a run, entries of it, and between rows of x_
     float *x_, *clean_, *row_, *scratch_;
     F *sums_, *residual_;
     ColumnsPassFunction pass_;

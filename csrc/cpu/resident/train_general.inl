@@ -27,8 +27,7 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr double kFewCodes = 0.45;   // the share of units that are on, from which the dense products are no slower
-constexpr int64_t kManyEntries = 3;  // with more than one entry in three the dense product is no slower
+constexpr double kFewCodes = 0.45;  // the share of units that are on, from which the dense products are no slower
 
 class GeneralWorker {
   public:
@@ -70,7 +69,7 @@ class GeneralWorker {
         model.choose(batch_size);
         in_lanes_ = lanes_.fits() && model.folded;
     }
-    const char* form(int64_t) const { return "general"; }
+    Form form(int64_t) const { return Form::kGeneral; }
 
     // As ColumnsWorker::accumulate; g is a GeneralModel::Gradient array.
     double accumulate(const GeneralModel& model, const StreamKey& key, int64_t first, int64_t last, float* g) {
@@ -115,7 +114,7 @@ class GeneralWorker {
         if (in_lanes_) return pass_in_lanes(tile, times);
         const GeneralModel& w = *model_;
         const int64_t rows = tile.rows;
-        const bool dense = tile.entries * kManyEntries > rows * n_;
+        const bool dense = is_dense(tile.entries, rows, n_);
         if (w.folded) {
             add_inputs_to(w.c, tile, dense, w.et, mp_, h_);
         } else {

@@ -7,7 +7,7 @@
 //            samples: their entries, codes h [rows][mp], targets and output gradients [rows][np]
 // Source     tile_source.inl
 // Zeros      empty samples share one closed-form term; the passes cost only active entries and outputs where these are few
-// Forms      linear codes of rare features may take the Gram form instead (gram.inl), which choose() decides for a model
+// Forms      linear codes of rare features may take the Gram form instead (gram.inl), as forms.inl decides for a model
 // Owner      one worker per part; models smaller than L2 stay in cache for the whole run
 // Order      entries, rows and tiles in the order of their samples, lanes by fixed trees: a function of shape, level
 //            and the model's own data
@@ -25,7 +25,7 @@ class TilesWorker : TilesPasses {
   public:
     void carve(Workspace& w, const Network& net, const Distribution& data, const FiniteData& finite) {
         const int64_t np = round_up(net.n_features);
-        rows_max_ = np <= 512 ? 32 : 64;
+        rows_max_ = np <= 256 ? 32 : 64;
         while (rows_max_ > 1 && rows_max_ * np > ((int64_t)1 << 22)) rows_max_ /= 2;
         // Where rows are long and products small, what a tile costs is its way through the cache.
         if (finite.rows && net.n_hidden <= kLanes)
@@ -37,8 +37,10 @@ class TilesWorker : TilesPasses {
     }
     void set_up(int64_t model, int64_t seed, int64_t batch_size) { source_.set_up(model, seed, batch_size); }
     // Which form the model that was set up takes.
-    void choose(TilesModel& model, int64_t batch_size) const { model.gram = model.has_gram && gram_wins(batch_size); }
-    const char* form(int64_t batch_size) const { return gram_fits(net_) && gram_wins(batch_size) ? "gram" : "tiles"; }
+    void choose(TilesModel& model, int64_t batch_size) const { model.gram = form(batch_size) == Form::kGram; }
+    Form form(int64_t batch_size) const {
+        return source_.of_stream() ? pick_form(net_, source_.tables(), batch_size, false) : Form::kTiles;
+    }
 
     // As ColumnsWorker::accumulate; g is a TilesModel::Gradient array.
     double accumulate(const TilesModel& model, const StreamKey& key, int64_t first, int64_t last, float* g) {
@@ -53,10 +55,6 @@ class TilesWorker : TilesPasses {
     }
 
   private:
-    bool gram_wins(int64_t batch_size) const {
-        const StreamTables& tables = source_.tables();
-        return source_.listed() && gram_pays(net_, batch_size, tables.rare_entries, tables.rare_rate);
-    }
     // A tile of listed entries in the Gram form.
     void gram_tile(const Tile& t) {
         visited_ += t.rows;

@@ -59,6 +59,10 @@ TOYKERN_INLINE M gt(F a, F b, M among) { return gt(a, b) & among; }
 TOYKERN_INLINE M gt_or_nan(F a, F b) { return {_mm256_castps_si256(_mm256_cmp_ps(a.v, b.v, _CMP_NLE_UQ))}; }
 TOYKERN_INLINE M nonzero(F a) { return {_mm256_castps_si256(_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_UQ))}; }
 TOYKERN_INLINE F keep(M m, F a) { return {_mm256_and_ps(_mm256_castsi256_ps(m.v), a.v)}; }
+// a ± b where m is set, else a; c + a b where m is set, else c.
+TOYKERN_INLINE F add_where(M m, F a, F b) { return a + keep(m, b); }
+TOYKERN_INLINE F sub_where(M m, F a, F b) { return a - keep(m, b); }
+TOYKERN_INLINE F fmadd_where(M m, F a, F b, F c) { return fmadd(a, keep(m, b), c); }
 TOYKERN_INLINE float fsum(F a) {
     const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));

@@ -56,6 +56,10 @@ TOYKERN_INLINE M gt(F a, F b, M among) { return {_mm512_mask_cmp_ps_mask(among.v
 TOYKERN_INLINE M gt_or_nan(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLE_UQ)}; }
 TOYKERN_INLINE M nonzero(F a) { return {_mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ)}; }
 TOYKERN_INLINE F keep(M m, F a) { return {_mm512_maskz_mov_ps(m.v, a.v)}; }
+// a ± b where m is set, else a; c + a b where m is set, else c.
+TOYKERN_INLINE F add_where(M m, F a, F b) { return {_mm512_mask_add_ps(a.v, m.v, a.v, b.v)}; }
+TOYKERN_INLINE F sub_where(M m, F a, F b) { return {_mm512_mask_sub_ps(a.v, m.v, a.v, b.v)}; }
+TOYKERN_INLINE F fmadd_where(M m, F a, F b, F c) { return {_mm512_mask3_fmadd_ps(a.v, b.v, c.v, m.v)}; }
 
 // Sum over lanes in the fixed order of a binary tree (lane i with i + 8, then + 4, + 2, + 1).
 TOYKERN_INLINE float fsum(F a) {

@@ -120,6 +120,10 @@ TOYKERN_INLINE F keep(M m, F a) {
     TOYKERN_EACH a.v[i] = (m.v >> i & 1u) ? a.v[i] : 0.0f;
     return a;
 }
+// a ± b where m is set, else a; c + a b where m is set, else c.
+TOYKERN_INLINE F add_where(M m, F a, F b) { return a + keep(m, b); }
+TOYKERN_INLINE F sub_where(M m, F a, F b) { return a - keep(m, b); }
+TOYKERN_INLINE F fmadd_where(M m, F a, F b, F c) { return fmadd(a, keep(m, b), c); }
 TOYKERN_INLINE float fsum(F a) {
     for (int half = kLanes / 2; half; half /= 2)
         for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];

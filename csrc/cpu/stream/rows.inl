@@ -26,6 +26,8 @@ class RowCursor {
         next_ = first;
         last_ = last;
         list_.count = 0;
+        in_order_ = 0;
+        while (t_->plain && in_order_ < t_->n_frequent && t_->frequent_feature[in_order_] == in_order_) ++in_order_;
         rare_.begin(key, first, last);
         if (is_joint())
             frequent_.begin_gates(key);
@@ -37,7 +39,9 @@ class RowCursor {
     // The next 32 samples (fewer at the end) without noise into clean [32][stride]; returns their number.
     int next32(float* clean, size_t stride) {
         const int rows = (int)(last_ - next_ < 32 ? last_ - next_ : 32);
-        for (size_t i = 0; i < (size_t)rows * stride; ++i) clean[i] = 0.0f;
+        const uint32_t blocks = blocks_within(stride);
+        for (size_t s = 0; s < (size_t)rows; ++s)
+            for (size_t j = blocks; j < stride; ++j) clean[s * stride + j] = 0.0f;
         if (is_joint()) {
             joint_.draw(*key_, (uint32_t)(next_ >> 5), frequent_);
             joint_.fill(*key_, (uint32_t)(next_ >> 5), clean, stride, rows);
@@ -47,7 +51,7 @@ class RowCursor {
         if (t_->n_frequent)
             for (int half = 0; half < rows; half += 16) {
                 frequent_.next16();
-                fill_frequent(clean + (size_t)half * stride, stride, rows - half);
+                fill_frequent(clean + (size_t)half * stride, stride, rows - half, blocks);
             }
         fill_rare(clean, stride, rows);
         next_ += 32;
@@ -80,11 +84,38 @@ class RowCursor {
 
   private:
     bool is_joint() const { return t_->data->joint != (int32_t)Joint::kUnits; }
-    void fill_frequent(float* rows, size_t stride, int limit) {
+    // Frequent units that are the features 0, 1, … one by one go by blocks of a lane group, in which every place is
+    // written. Returns where their last block ends, which may be past the last feature of all.
+    uint32_t blocks_within(size_t stride) const {
+        const uint32_t whole = in_order_ / kLanes * kLanes;
+        return in_order_ == (uint32_t)t_->data->n_features && whole < in_order_ && whole + kLanes <= stride
+                   ? whole + kLanes
+                   : whole;
+    }
+    // Units k … k + kLanes - 1, turned from units by samples to samples by units. `at`: the place of their values.
+    void fill_block(float* rows, size_t stride, int limit, uint32_t k, uint32_t& at) {
+        const uint32_t* gates = frequent_.gates();
+        constexpr int kParts = 16 / kLanes;
+        F block[kParts][kLanes];
+        for (int r = 0; r < kLanes; ++r)
+            for (int v = 0; v < kParts; ++v) {
+                const bool there = k + (uint32_t)r < in_order_;
+                const M m = mask_bits(there ? gates[k + (uint32_t)r] >> (frequent_.shift() + v * kLanes) : 0u);
+                block[v][r] = load_dealt(frequent_.values(0) + at, m);
+                at += (uint32_t)__builtin_popcount(bits(m));
+            }
+        for (int v = 0; v < kParts; ++v) {
+            transpose(block[v]);
+            for (int s = 0; s < kLanes && v * kLanes + s < limit; ++s)
+                store(rows + (size_t)(v * kLanes + s) * stride + k, block[v][s]);
+        }
+    }
+    void fill_frequent(float* rows, size_t stride, int limit, uint32_t blocks) {
         const Distribution& d = *t_->data;
         const uint32_t* gates = frequent_.gates();
         uint32_t at = frequent_.offset();
-        for (uint32_t k = 0; k < t_->n_frequent; ++k) {
+        for (uint32_t k = 0; k < blocks; k += kLanes) fill_block(rows, stride, limit, k, at);
+        for (uint32_t k = blocks; k < t_->n_frequent; ++k) {
             const uint32_t u = t_->frequent_unit[k];
             const int64_t first = d.unit_start[u], members = d.unit_start[u + 1] - first;
             const bool exclusive = d.unit_kind[u] == (uint8_t)UnitKind::kExclusive;
@@ -130,6 +161,7 @@ class RowCursor {
     JointCursor joint_;
     const StreamKey* key_;
     int64_t next_, last_;
+    uint32_t in_order_;  // the first frequent units that are the features of the same numbers
 };
 
 }  // namespace TOYKERN_LEVEL

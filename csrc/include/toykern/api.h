@@ -35,17 +35,20 @@ struct EntrySink {
     void* context;
 };
 
-// Which form of the trainer's step models take: the one that is picked for each (resident.inl, gram.inl), or, for the
-// bench that compares them, the same one for all that can take it. A process has one setting, force_form's.
-enum class StepForm : int32_t { kPicked, kColumns, kTiles, kGram };
-StepForm forced_form();
+// A form: what one model's step takes of those that its network allows (cpu/resident/forms.inl).
+enum class Form : int32_t { kColumns = 0, kTiles = 1, kGram = 2, kGeneral = 3, kAny = 4 };
+constexpr const char* kFormNames[] = {"columns", "tiles", "gram", "general", "any"};
+
+// The form that is taken wherever it can be, whatever it costs: to compare forms. kAny, the cheapest, unless
+// force_form() said otherwise.
+Form forced_form();
 
 // A regime: the loop that a class of shapes is given to, here of the trainer. Sizes in bytes.
 struct TrainRegime {
     const char* name;
     int (*parts)(const Network&, int64_t batch_size);  // of a batch, which as many threads may share
     // Which of its forms one model takes: that follows from the model's own distribution, too.
-    const char* (*form)(const Network&, const Distribution&, int64_t batch_size, int64_t model, void* worker);
+    Form (*form)(const Network&, const Distribution&, int64_t batch_size, int64_t model, void* worker);
     size_t (*shared_bytes)(const Network&, int64_t batch_size);
     size_t (*worker_bytes)(const Network&, const Distribution&, const FiniteData&);
     void (*train)(const TrainParams&, void* shared, void* worker, const Team&, const Queue&);
@@ -108,10 +111,9 @@ struct ForkedChild : std::exception {
     const char* what() const noexcept override;
 };
 
-const std::vector<std::string>& step_forms();  // names, in the order of StepForm
-void force_form(const std::string& name);      // throws std::invalid_argument; not while anything trains
 const char* train_regime(const Network& network, bool finite, bool plain);
-const char* train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model);
+Form train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model);
+void force_form(Form form);  // of calls from now on, by any thread
 void train(const TrainParams& params);
 void evaluate(const EvaluateParams& params);
 void sample(const SampleParams& params, int threads);

@@ -1,0 +1,91 @@
+// Which form the step of an autoencoder takes: the one place where that is decided, for each model from its own data.
+//
+//   columns    samples across lanes (train_columns.inl): few hidden units, a stream
+//   tiles      features across lanes, samples in tiles of rows (train_tiles.inl): whatever there is
+//   gram       tiles by G = D E (gram.inl): linear codes, rare features that come as entries
+//
+// Every form has a cost: nanoseconds of a step, by a formula in what is expected of a batch, whose factors are fitted to
+// processor times (docs/performance.md). The cheapest form is taken. The arithmetic is that of doubles and the same at
+// every level and on every machine, and nothing of a model's neighbours goes into it. force_form() puts one form in place
+// of the cheapest, wherever it can be taken.
+#pragma once
+#include "cpu/stream/tables.inl"
+#include "toykern/api.h"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+constexpr int64_t kColumnsMaxHidden = 8, kColumnsMaxWeights = 1024;
+constexpr int64_t kTinyWeights = 16;       // so few are columns on a stream, whatever the density
+constexpr int64_t kGramMaxFeatures = 512;  // beyond, Gᵀ and A leave the cache (640 features lose by a sixth)
+
+// Whether a network can take a form at all; room is made for it then.
+inline bool columns_fit(const Network& net) {
+    return net.n_hidden <= kColumnsMaxHidden && net.n_features * net.n_hidden <= kColumnsMaxWeights;
+}
+inline bool gram_fits(const Network& net) {
+    return net.hidden_activation == (int32_t)Activation::kNone && net.n_features <= kGramMaxFeatures &&
+           net.n_features * net.n_hidden > kTinyWeights;
+}
+
+// What is expected of a batch.
+struct Expected {
+    bool listed;     // samples come as a list of entries, and empty ones are left out
+    double rows;     // samples that are not left out
+    double entries;  // active features
+};
+
+// Whether samples of the stream come as a list of entries.
+inline bool is_listed(const StreamTables& tables) { return !tables.n_frequent && !(tables.data->noise > 0.0f); }
+
+inline Expected expected_of(const StreamTables& tables, int64_t batch_size) {
+    const double batch = (double)batch_size, n = (double)tables.data->n_features;
+    if (!is_listed(tables)) return {false, batch, 0.5 * batch * n};
+    // Samples that are not empty: about batch (1 − exp(−rate)), by a quotient of polynomials.
+    const double rate = tables.rare_rate;
+    return {true, batch * rate * (6.0 + rate) / (6.0 + rate * (4.0 + rate)), batch * tables.rare_entries};
+}
+
+// Nanoseconds of a step at v4 on a Zen 4, one thread. The formulas' terms are what a form does: for an output (or a
+// weight) of a sample, for an entry, once a batch. All but a tenth of what was measured (19 shapes from 6 → 2 to 300 → 60,
+// seven densities, batches of 128 and 1,024) is within 10% of them.
+struct StepCosts {
+    double n, m, np, mp;  // np, mp: in whole lane groups of sixteen, at every level
+    bool tied;
+    Expected e;
+
+    static StepCosts of(const Network& net, const Expected& e) {
+        const int64_t n = net.n_features, m = net.n_hidden;
+        return {(double)n, (double)m, (double)((n + 15) / 16 * 16), (double)((m + 15) / 16 * 16), net.tied, e};
+    }
+    double columns() const {
+        if (!e.listed) return e.rows * n * (0.099 * m + 0.53);
+        return 210.0 + e.rows * n * (0.096 * m + 0.18) + 2.3 * e.entries + 2.9 * n * m;
+    }
+    double tiles() const {
+        if (!e.listed) return 5000.0 + e.rows * (np * (0.037 * m + 0.6) + 0.064 * mp) + e.entries * (0.1 * mp + 0.34);
+        return 340.0 + e.rows * (np * (0.047 * m + 0.47) + 0.14 * mp) + e.entries * (0.19 * mp + 2.1) + 0.14 * np * m;
+    }
+    double gram() const {
+        return 310.0 + n * (np * (0.031 * (tied ? 1.0 : 2.0) * m + 0.25) + 0.25 * m) + e.rows * (0.013 * np + 0.51) +
+               e.entries * (0.123 * np + 2.1);
+    }
+};
+
+// `columns`: that form can be taken, too.
+inline Form pick_form(const Network& net, const StreamTables& tables, int64_t batch_size, bool columns) {
+    const Expected e = expected_of(tables, batch_size);
+    const bool gram = gram_fits(net) && e.listed;
+    const Form forced = forced_form();
+    if (forced == Form::kTiles || (forced == Form::kColumns && columns) || (forced == Form::kGram && gram))
+        return forced;
+    const StepCosts costs = StepCosts::of(net, e);
+    Form best = Form::kTiles;
+    double least = costs.tiles();
+    if (columns && costs.columns() < least) best = Form::kColumns, least = costs.columns();
+    if (gram && costs.gram() < least) best = Form::kGram;
+    return best;
+}
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern
