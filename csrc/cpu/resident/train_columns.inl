@@ -328,6 +328,10 @@ class ColumnsWorker {
         pass_ = columns_pass_for((int)n, (int)net.n_hidden, net.tied, net.hidden_activation, net.output_activation);
     }
     void set_up(int64_t model, int64_t, int64_t) { tables_.set_up(model); }
+    const StreamTables& tables_of(int64_t model) {
+        tables_.set_up(model);
+        return tables_;
+    }
     void choose(ColumnsModel&, int64_t) const {}  // there is one form
     const char* form(int64_t) const { return "columns"; }
 

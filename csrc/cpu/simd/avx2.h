@@ -6,6 +6,8 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 constexpr int kLanes = 8;
+constexpr int kSumOrder[kLanes] = {0, 4, 2, 6, 1, 5, 3, 7};
+constexpr int kFsumOrder[kLanes] = {0, 4, 2, 6, 1, 5, 3, 7};
 
 struct F {
     __m256 v;
@@ -100,6 +102,7 @@ TOYKERN_INLINE U and_not(U a, U b) { return {_mm256_andnot_si256(b.v, a.v)}; }
 TOYKERN_INLINE U shl(U a, int k) { return {_mm256_sll_epi32(a.v, _mm_cvtsi32_si128(k))}; }
 TOYKERN_INLINE U shr(U a, int k) { return {_mm256_srl_epi32(a.v, _mm_cvtsi32_si128(k))}; }
 TOYKERN_INLINE U shl_lanes(U a, U k) { return {_mm256_sllv_epi32(a.v, k.v)}; }
+TOYKERN_INLINE U shr_lanes(U a, U k) { return {_mm256_srlv_epi32(a.v, k.v)}; }
 TOYKERN_INLINE U spread_sign(U a) { return {_mm256_srai_epi32(a.v, 31)}; }
 TOYKERN_INLINE U mullo(U a, U b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
 TOYKERN_INLINE U mulhi(U a, U b) {
@@ -187,6 +190,12 @@ TOYKERN_INLINE L mul_wide(U a, U b) {
 TOYKERN_INLINE L operator+(L a, L b) { return {_mm256_add_epi64(a.even, b.even), _mm256_add_epi64(a.odd, b.odd)}; }
 TOYKERN_INLINE L shl1(L a) { return {_mm256_slli_epi64(a.even, 1), _mm256_slli_epi64(a.odd, 1)}; }
 TOYKERN_INLINE L shr31(L a) { return {_mm256_srli_epi64(a.even, 31), _mm256_srli_epi64(a.odd, 31)}; }
+TOYKERN_INLINE L widen(U a) { return {a.v, _mm256_srli_epi64(a.v, 32)}; }
+TOYKERN_INLINE L lbcast(uint32_t x) { return {_mm256_set1_epi64x(x), _mm256_set1_epi64x(x)}; }
+TOYKERN_INLINE L mul_low(L a, L b) { return {_mm256_mul_epu32(a.even, b.even), _mm256_mul_epu32(a.odd, b.odd)}; }
+TOYKERN_INLINE L shr32(L a) { return {_mm256_srli_epi64(a.even, 32), _mm256_srli_epi64(a.odd, 32)}; }
+TOYKERN_INLINE L operator^(L a, L b) { return {_mm256_xor_si256(a.even, b.even), _mm256_xor_si256(a.odd, b.odd)}; }
+TOYKERN_INLINE L xor3(L a, L b, L c) { return a ^ b ^ c; }
 TOYKERN_INLINE U low_words(L a) { return {_mm256_blend_epi32(a.even, _mm256_slli_epi64(a.odd, 32), 0xAA)}; }
 TOYKERN_INLINE U high_words(L a) { return {_mm256_blend_epi32(_mm256_srli_epi64(a.even, 32), a.odd, 0xAA)}; }
 TOYKERN_INLINE L running_sum(L a) {

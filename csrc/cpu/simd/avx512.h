@@ -6,6 +6,9 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 constexpr int kLanes = 16;
+// Lanes in the order in which sum_lanes and fsum add them up: neighbours first, then neighbouring pairs, and so on.
+constexpr int kSumOrder[kLanes] = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
+constexpr int kFsumOrder[kLanes] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
 
 struct F {
     __m512 v;
@@ -133,6 +136,7 @@ TOYKERN_INLINE U and_not(U a, U b) { return {_mm512_andnot_si512(b.v, a.v)}; }  
 TOYKERN_INLINE U shl(U a, int k) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(k))}; }
 TOYKERN_INLINE U shr(U a, int k) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(k))}; }
 TOYKERN_INLINE U shl_lanes(U a, U k) { return {_mm512_sllv_epi32(a.v, k.v)}; }
+TOYKERN_INLINE U shr_lanes(U a, U k) { return {_mm512_srlv_epi32(a.v, k.v)}; }
 TOYKERN_INLINE U spread_sign(U a) { return {_mm512_srai_epi32(a.v, 31)}; }
 TOYKERN_INLINE U clz(U a) { return {_mm512_lzcnt_epi32(a.v)}; }
 TOYKERN_INLINE U mullo(U a, U b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
@@ -197,6 +201,16 @@ TOYKERN_INLINE L mul_wide(U a, U b) {
 TOYKERN_INLINE L operator+(L a, L b) { return {_mm512_add_epi64(a.even, b.even), _mm512_add_epi64(a.odd, b.odd)}; }
 TOYKERN_INLINE L shl1(L a) { return {_mm512_slli_epi64(a.even, 1), _mm512_slli_epi64(a.odd, 1)}; }
 TOYKERN_INLINE L shr31(L a) { return {_mm512_srli_epi64(a.even, 31), _mm512_srli_epi64(a.odd, 31)}; }
+// Words as the lower halves of 64 bits; what stands in the upper ones is anything.
+TOYKERN_INLINE L widen(U a) { return {a.v, _mm512_srli_epi64(a.v, 32)}; }
+TOYKERN_INLINE L lbcast(uint32_t x) { return {_mm512_set1_epi64(x), _mm512_set1_epi64(x)}; }
+TOYKERN_INLINE L mul_low(L a, L b) { return {_mm512_mul_epu32(a.even, b.even), _mm512_mul_epu32(a.odd, b.odd)}; }
+TOYKERN_INLINE L shr32(L a) { return {_mm512_srli_epi64(a.even, 32), _mm512_srli_epi64(a.odd, 32)}; }
+TOYKERN_INLINE L operator^(L a, L b) { return {_mm512_xor_si512(a.even, b.even), _mm512_xor_si512(a.odd, b.odd)}; }
+TOYKERN_INLINE L xor3(L a, L b, L c) {
+    return {_mm512_ternarylogic_epi64(a.even, b.even, c.even, 0x96),
+            _mm512_ternarylogic_epi64(a.odd, b.odd, c.odd, 0x96)};
+}
 TOYKERN_INLINE U low_words(L a) { return {_mm512_mask_shuffle_epi32(a.even, 0xAAAA, a.odd, (_MM_PERM_ENUM)0xA0)}; }
 TOYKERN_INLINE U high_words(L a) { return {_mm512_mask_shuffle_epi32(a.odd, 0x5555, a.even, (_MM_PERM_ENUM)0xF5)}; }
 // Running sums over the lanes in order.

@@ -7,6 +7,8 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 constexpr int kLanes = 4;
+constexpr int kSumOrder[kLanes] = {0, 2, 1, 3};
+constexpr int kFsumOrder[kLanes] = {0, 2, 1, 3};
 
 struct F {
     float v[kLanes];
@@ -170,6 +172,7 @@ TOYKERN_WORDWISE(operator|, a.v[i] | b.v[i])
 TOYKERN_WORDWISE(operator^, a.v[i] ^ b.v[i])
 TOYKERN_WORDWISE(and_not, a.v[i] & ~b.v[i])
 TOYKERN_WORDWISE(shl_lanes, b.v[i] < 32 ? a.v[i] << b.v[i] : 0u)
+TOYKERN_WORDWISE(shr_lanes, b.v[i] < 32 ? a.v[i] >> b.v[i] : 0u)
 TOYKERN_WORDWISE(mullo, a.v[i] * b.v[i])
 TOYKERN_WORDWISE(mulhi, (uint32_t)(((uint64_t)a.v[i] * b.v[i]) >> 32))
 #undef TOYKERN_WORDWISE
@@ -289,6 +292,25 @@ TOYKERN_INLINE L shr31(L a) {
     TOYKERN_EACH a.v[i] >>= 31;
     return a;
 }
+TOYKERN_INLINE L widen(U a) {
+    L r;
+    TOYKERN_EACH r.v[i] = a.v[i];
+    return r;
+}
+TOYKERN_INLINE L lbcast(uint32_t x) { return widen(ubcast(x)); }
+TOYKERN_INLINE L mul_low(L a, L b) {
+    TOYKERN_EACH a.v[i] = (a.v[i] & 0xFFFFFFFFu) * (b.v[i] & 0xFFFFFFFFu);
+    return a;
+}
+TOYKERN_INLINE L shr32(L a) {
+    TOYKERN_EACH a.v[i] >>= 32;
+    return a;
+}
+TOYKERN_INLINE L operator^(L a, L b) {
+    TOYKERN_EACH a.v[i] ^= b.v[i];
+    return a;
+}
+TOYKERN_INLINE L xor3(L a, L b, L c) { return a ^ b ^ c; }
 TOYKERN_INLINE U low_words(L a) {
     U r;
     TOYKERN_EACH r.v[i] = (uint32_t)a.v[i];

@@ -14,6 +14,31 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
+// Exponential gaps in units of 2^-32 cells (§3) by a fixed-point logarithm. Several lane groups side by side: one alone
+// would wait for its own multiplications.
+constexpr int kGapGroup = kLanes == 16 ? 4 : 2;
+TOYKERN_INLINE void gaps_of(const uint32_t* words, U scale, L* gap) {
+    U z[kGapGroup], tau[kGapGroup], segment[kGapGroup], s[kGapGroup];
+#pragma GCC unroll 4
+    for (int g = 0; g < kGapGroup; ++g) {
+        const U v = load(words + g * kLanes) | ubcast(1u);
+        z[g] = clz(v);
+        const U x = shl(shl_lanes(v, z[g]), 1);
+        segment[g] = shr(x, 28);
+        tau[g] = shl(x, 4);
+        s[g] = lookup16(kLog2Table[5], segment[g]);
+    }
+#pragma GCC unroll 4
+    for (int k = 4; k >= 1; --k)
+#pragma GCC unroll 4
+        for (int g = 0; g < kGapGroup; ++g) s[g] = lookup16(kLog2Table[k], segment[g]) - mulhi(s[g], tau[g]);
+#pragma GCC unroll 4
+    for (int g = 0; g < kGapGroup; ++g) {
+        const U log2 = lookup16(kLog2Table[0], segment[g]) + shr(mulhi(s[g], tau[g]), 3);
+        gap[g] = shl1(mul_wide(z[g], scale)) + shr31(mul_wide(log2 ^ ubcast(0xFFFFFFFFu), scale));
+    }
+}
+
 class RareCursor {
   public:
     void carve(Workspace& w, const StreamTables& tables) {
@@ -106,7 +131,7 @@ class RareCursor {
         bool ended = false;
         L times[128 / kLanes];
         const int words = wide_ ? 128 : 64;
-        for (int v = 0; v < words; v += kGroup * kLanes) gaps(words_ + v, scale, times + v / kLanes);
+        for (int v = 0; v < words; v += kGapGroup * kLanes) gaps(words_ + v, scale, times + v / kLanes);
         // The end is looked for every 64 arrivals: it is rarely where a core predicts it. What lies past it is not
         // kept.
         for (int v = 0; v < words && !(ended && v % 64 == 0); v += kLanes) {
@@ -157,29 +182,11 @@ class RareCursor {
         last_sample_ = last_unit_ = ubcast(0xFFFFFFFFu);
     }
 
-    // Exponential gaps in units of 2^-32 cells (§3) by a fixed-point logarithm, summed up within each lane group.
-    // Several lane groups side by side: one alone would wait for its own multiplications.
-    static constexpr int kGroup = kLanes == 16 ? 4 : 2;
+    // The gaps of kGapGroup lane groups, summed up within each.
     static TOYKERN_INLINE void gaps(const uint32_t* words, U scale, L* times) {
-        U z[kGroup], tau[kGroup], segment[kGroup], s[kGroup];
+        gaps_of(words, scale, times);
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroup; ++g) {
-            const U v = load(words + g * kLanes) | ubcast(1u);
-            z[g] = clz(v);
-            const U x = shl(shl_lanes(v, z[g]), 1);
-            segment[g] = shr(x, 28);
-            tau[g] = shl(x, 4);
-            s[g] = lookup16(kLog2Table[5], segment[g]);
-        }
-#pragma GCC unroll 4
-        for (int k = 4; k >= 1; --k)
-#pragma GCC unroll 4
-            for (int g = 0; g < kGroup; ++g) s[g] = lookup16(kLog2Table[k], segment[g]) - mulhi(s[g], tau[g]);
-#pragma GCC unroll 4
-        for (int g = 0; g < kGroup; ++g) {
-            const U log2 = lookup16(kLog2Table[0], segment[g]) + shr(mulhi(s[g], tau[g]), 3);
-            times[g] = running_sum(shl1(mul_wide(z[g], scale)) + shr31(mul_wide(log2 ^ ubcast(0xFFFFFFFFu), scale)));
-        }
+        for (int g = 0; g < kGapGroup; ++g) times[g] = running_sum(times[g]);
     }
 
     // Unit by place when the rates differ: guide, then a short walk, lane by lane.

@@ -1,0 +1,176 @@
+// Arrivals of the rare units of several models at once, a model to a lane (docs/data_stream.md §3), as columns: the
+// non-empty samples of each model, one after another.
+//
+// Layout     column c of all models is n vectors of one value for each model, x [columns][n][kLanes]
+// Work       that of RareCursor, without its sums across lanes, its packing and the search for where a sample ends: a
+//            gap is added to the model's own time, a column opens where the sample is another than before
+// Words      Philox with a key for each lane. A block of four words is made when its first is needed, so that what lies
+//            past the last arrival is hardly drawn
+// Owner      one worker; nothing survives a batch
+// Limits     one slice, one rate for all units, all of them single features in order, less than one arrival a sample
+//            (side_by_side_arrivals); models with more arrivals than there are rows are named, and are not whole
+// Roof       that of RareCursor, 2 words and 8 instructions an arrival; and one store of a float, which no vector does
+#pragma once
+#include "cpu/stream/rare.inl"
+
+namespace toykern {
+namespace TOYKERN_LEVEL {
+
+// Philox's round keys of kLanes models, and what of a step's first two rounds no counter changes.
+struct SideBySideKeys {
+    L k0[10], k1[10];
+    L first, second, third;  // x0 after round 1, and what is added in round 2 to the products of x2 and of x0
+    L fourth;                // x3 after round 2
+    uint32_t step, low;      // the lower half of the step's product in round 1
+
+    void set(const int64_t* seed) {  // [kLanes]
+        uint32_t low[kLanes], high[kLanes];
+        for (int l = 0; l < kLanes; ++l) low[l] = (uint32_t)(uint64_t)seed[l], high[l] = (uint32_t)((uint64_t)seed[l] >> 32);
+        U a = load(low), b = load(high);
+        for (int round = 0; round < 10; ++round) {
+            k0[round] = widen(a), k1[round] = widen(b);
+            a = a + ubcast(0x9E3779B9u), b = b + ubcast(0xBB67AE85u);
+        }
+    }
+    void open(uint32_t step) {
+        const uint64_t product = (uint64_t)step * 0xCD9E8D57u;
+        first = lbcast((uint32_t)(product >> 32)) ^ k0[0];
+        second = lbcast((uint32_t)product) ^ k0[1];
+        fourth = mul_low(first, lbcast(0xD2511F53u));
+        third = shr32(fourth) ^ k1[1];
+    }
+};
+
+// The block of counter c0 (slice 0) of two kinds: words c0, c0 + 16, c0 + 32, c0 + 48 of every model go to rows 0, 16,
+// 32 and 48 of out[kind].
+TOYKERN_INLINE void philox_side_by_side(uint32_t c0, const uint32_t (&tag)[2], const SideBySideKeys& keys,
+                                        uint32_t* const (&out)[2]) {
+    const L m0 = lbcast(0xD2511F53u), m1 = lbcast(0xCD9E8D57u);
+    const uint64_t product = (uint64_t)c0 * 0xD2511F53u;
+    L x0[2], x1[2], x2[2], x3[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+        x1[i] = mul_low(lbcast((uint32_t)(product >> 32) ^ tag[i]) ^ keys.k1[0], m1);
+        x0[i] = shr32(x1[i]) ^ keys.second;
+        x2[i] = lbcast((uint32_t)product) ^ keys.third;
+        x3[i] = keys.fourth;
+    }
+#pragma GCC unroll 8
+    for (int round = 2; round < 10; ++round) {
+        const L a = keys.k0[round], b = keys.k1[round];
+#pragma GCC unroll 2
+        for (int i = 0; i < 2; ++i) {
+            const L p0 = mul_low(x0[i], m0), p1 = mul_low(x2[i], m1);
+            x0[i] = xor3(shr32(p1), x1[i], a);
+            x2[i] = xor3(shr32(p0), x3[i], b);
+            x1[i] = p1, x3[i] = p0;
+        }
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+        store(out[i], low_words(x0[i]));
+        store(out[i] + 16 * kLanes, low_words(x1[i]));
+        store(out[i] + 32 * kLanes, low_words(x2[i]));
+        store(out[i] + 48 * kLanes, low_words(x3[i]));
+    }
+}
+
+// Whether a model's arrivals can be drawn beside others'.
+inline bool side_by_side_arrivals(const StreamTables& t, int64_t batch_size) {
+    return t.plain && !t.n_frequent && t.data->noise == 0.0f && t.rare.uniform && t.rare_in_order &&
+           t.rare.n_units == (uint32_t)t.data->n_features && t.rare.rho <= 0 &&
+           batch_size <= ((int64_t)1 << t.rare.slice_log2);
+}
+
+class SideBySideArrivals {
+  public:
+    // `rows`, a multiple of kGapGroup: the most arrivals of a model.
+    void carve(Workspace& w, int64_t n_features, int rows) {
+        n_ = (int)n_features;
+        rows_ = rows;
+        keys_ = w.take<SideBySideKeys>(1);
+        words_ = w.take<uint32_t>(64 * kLanes);
+        magnitudes_ = w.take<float>(64 * kLanes);
+        x_ = w.take<float>((size_t)rows * n_features * kLanes + kLanes);
+        lane_ = w.take<OfLane>(1);
+    }
+    // Lanes without a model have a process without units and an empty batch.
+    void set_lane(int lane, int64_t seed, const RareProcess& r, int64_t batch_size) {
+        OfLane& of = *lane_;
+        const int32_t cells_log2 = r.slice_log2 + r.rho;
+        of.seed[lane] = seed;
+        of.scale[lane] = r.gap_scale;
+        of.samples_log2[lane] = (uint32_t)-r.rho;
+        of.cells[lane] = cells_log2 > 0 ? 1u << cells_log2 : 1u;
+        of.batch[lane] = (uint32_t)batch_size;
+    }
+    void begin(int32_t magnitude) {
+        keys_->set(lane_->seed);
+        magnitude_ = magnitude;
+    }
+
+    // One batch. Sets columns() and returns which models have more arrivals than there are rows, a bit for each.
+    uint32_t draw(uint32_t step, uint32_t purpose) {
+        const OfLane& of = *lane_;
+        keys_->open(step);
+        const uint32_t tag[2] = {counter_tag(Kind::kGap, purpose, 0), counter_tag(Kind::kRareMagnitude, purpose, 0)};
+        const U scale = load(of.scale), up = load(of.samples_log2), down = ubcast(32u) - up, cells = load(of.cells);
+        const U batch = load(of.batch), units = ubcast((uint32_t)n_), row = ubcast((uint32_t)(n_ * kLanes));
+        const U nowhere = ubcast((uint32_t)(rows_ * n_ * kLanes)), none = ubcast(0u), one = ubcast(1u);
+        U sample = ubcast(0xFFFFFFFFu), unit = sample, columns = none, at = ulane() - row;
+        L time = lzero();
+        uint32_t open = 0;
+        float* clear = x_;
+        for (int i = 0; i < rows_; i += kGapGroup) {
+            const int in_block = i & 63;
+            if (in_block < 16) {
+                const uint32_t c0 = (uint32_t)(i >> 6) * 16u + (uint32_t)in_block;
+                for (int g = 0; g < kGapGroup; ++g)
+                    philox_side_by_side(c0 + g, tag, *keys_,
+                                        {words_ + (in_block + g) * kLanes,
+                                         (uint32_t*)magnitudes_ + (in_block + g) * kLanes});
+            }
+            L gap[kGapGroup];
+            float* values = magnitudes_ + in_block * kLanes;
+            gaps_of(words_ + in_block * kLanes, scale, gap);
+            to_magnitudes(magnitude_, values, kGapGroup * kLanes);
+            for (int j = 0; j < kGapGroup * n_; ++j, clear += kLanes) store(clear, fzero());
+#pragma GCC unroll 4
+            for (int g = 0; g < kGapGroup; ++g) {
+                time = time + gap[g];
+                const U cell = high_words(time), fraction = low_words(time), before = sample, unit_before = unit;
+                sample = shl_lanes(cell, up) + shr_lanes(fraction, down);
+                unit = mulhi(shl_lanes(fraction, up), units);
+                const M valid = lt(cell, cells) & lt(sample, batch), same = eq(sample, before);
+                const M opens = and_not(valid, same), kept = and_not(valid, same & eq(unit, unit_before));
+                columns = columns + select(opens, one, none);
+                at = at + select(opens, row, none);
+                scatter_all(x_, select(kept, at + shl(unit, kLanesLog2), nowhere), load(values + g * kLanes));
+                open = bits(valid);
+            }
+            if (!open) break;
+        }
+        columns_ = columns;
+        return open;
+    }
+    const float* x() const { return x_; }
+    U columns() const { return columns_; }
+
+  private:
+    static constexpr int kLanesLog2 = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
+    struct OfLane {
+        int64_t seed[kLanes];
+        uint32_t scale[kLanes], samples_log2[kLanes], cells[kLanes], batch[kLanes];
+    };
+    int n_, rows_;
+    int32_t magnitude_;
+    SideBySideKeys* keys_;
+    OfLane* lane_;
+    uint32_t* words_;    // [64][kLanes]
+    float* magnitudes_;  // [64][kLanes]
+    float* x_;           // [rows][n][kLanes], and a place for what is not kept
+    U columns_;
+};
+
+}  // namespace TOYKERN_LEVEL
+}  // namespace toykern
