@@ -6,6 +6,7 @@
 #include "common/records.h"
 #include "cpu/resident/train_columns.inl"
 #include "cpu/resident/train_general.inl"
+#include "cpu/resident/train_side_by_side.inl"
 #include "cpu/resident/train_tiles.inl"
 #include "toykern/api.h"
 
@@ -127,8 +128,9 @@ void evaluate_one(const EvaluateParams& p, int64_t i, Shared<Model>& shared, Wor
 template <class Model, class Worker>
 struct Regime {
     static TrainRegime table(const char* name) {
-        return {name, batch_parts<Model>, form, shared_bytes, worker_bytes, train, evaluate};
+        return {name, batch_parts<Model>, form, together, shared_bytes, worker_bytes, train, evaluate};
     }
+    static int64_t together(const TrainParams&) { return 1; }
     static size_t shared_bytes(const Network& net, int64_t batch_size) {
         Workspace w;
         Shared<Model> shared;
@@ -168,7 +170,47 @@ struct Regime {
     }
 };
 
-using ColumnsRegime = Regime<ColumnsModel, ColumnsWorker>;
+// Of the smallest models, as many as there are lanes are taken together (train_side_by_side.inl).
+struct ColumnsRegime : Regime<ColumnsModel, ColumnsWorker> {
+    using Alone = Regime<ColumnsModel, ColumnsWorker>;
+    static TrainRegime table(const char* name) {
+        TrainRegime regime = Alone::table(name);
+        regime.together = together;
+        regime.worker_bytes = worker_bytes;
+        regime.train = train;
+        return regime;
+    }
+    static int64_t together(const TrainParams& p) {
+        return batch_parts<ColumnsModel>(p.network, p.batch_size) == 1 ? models_side_by_side(p) : 1;
+    }
+    static size_t worker_bytes(const Network& net, const Distribution& data, const FiniteData& finite) {
+        Workspace w;
+        ColumnsWorker worker;
+        SideBySide side_by_side;
+        worker.carve(w, net, data, finite);
+        side_by_side.carve(w, net);
+        return w.bytes();
+    }
+    static void train(const TrainParams& p, void* shared_memory, void* worker_memory, const Team& team,
+                      const Queue& queue) {
+        if (p.together == 1) return Alone::train(p, shared_memory, worker_memory, team, queue);
+        Workspace sw(shared_memory), ww(worker_memory);
+        Shared<ColumnsModel> shared;
+        ColumnsWorker worker;
+        SideBySide side_by_side;
+        shared.carve(sw, p.network, p.batch_size);
+        worker.carve(ww, p.network, p.data, p.finite);
+        side_by_side.carve(ww, p.network);
+        for (int64_t run; (run = queue.next()) >= 0;) {
+            const int64_t first = run * p.together, left = p.n_models - first;
+            const int count = (int)(left < p.together ? left : p.together);
+            int64_t of[kLanes];
+            for (int i = 0; i < count; ++i) of[i] = p.order ? p.order[first + i] : first + i;
+            if (side_by_side.train(p, of, count, shared.model, worker)) continue;
+            for (int i = 0; i < count; ++i) train_one(p, of[i], shared, worker, team);
+        }
+    }
+};
 using TilesRegime = Regime<TilesModel, TilesWorker>;
 using GeneralRegime = Regime<GeneralModel, GeneralWorker>;
 

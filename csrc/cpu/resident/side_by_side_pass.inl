@@ -16,6 +16,8 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
+constexpr int64_t kSideBySideWeights = 14;  // from 16 on a model by itself is faster
+
 // What a pass reads and writes; a vector for kLanes models.
 struct SideBySidePass {
     int n, rows;                       // features; columns of the model that has most
@@ -56,9 +58,10 @@ inline F fsum_of(const F* sums) {
     return level[0];
 }
 
-// kN = 0: n at run time. kGroups: lane groups that the columns' loop takes side by side, each with a loss of its own.
-template <int kN, int kM, int kGroups>
+// kN = 0: n at run time.
+template <int kN, int kM>
 void side_by_side_pass(SideBySidePass& a) {
+    constexpr int kGroups = kColumnGroups<kN, kM, true>;
     constexpr int kS = kN ? kN * kM + kN : 1, kR = kN ? kN : 1;
     const int n = kN ? kN : a.n, count = n * kM + n;
     F local[kS], residual[kR];
@@ -78,7 +81,9 @@ void side_by_side_pass(SideBySidePass& a) {
         F lost[kGroups];
         for (int g = 0; g < kGroups; ++g) lost[g] = fzero();
         for (int c = q, g = 0; c < a.rows; c += kLanes, g = (g + 1) % kGroups) {
-            const float* x = a.x + (int64_t)c * n * kLanes;
+            const float *x = a.x + (int64_t)c * n * kLanes, *weights = a.weights, *bias = a.bias, *importance = a.importance;
+            // Not to be kept in registers, which the sums need: nobody is to see that these are the same each time.
+            asm("" : "+r"(weights), "+r"(bias), "+r"(importance));
             const M there = lt(ubcast((uint32_t)c), a.columns);
             F h[kM], dh[kM];
 #pragma GCC unroll 8
@@ -87,21 +92,21 @@ void side_by_side_pass(SideBySidePass& a) {
             for (int j = 0; j < n; ++j)
 #pragma GCC unroll 8
                 for (int k = 0; k < kM; ++k)
-                    h[k] = fmadd(load(a.weights + (j * kM + k) * kLanes), load(x + j * kLanes), h[k]);
+                    h[k] = fmadd(load(weights + (j * kM + k) * kLanes), load(x + j * kLanes), h[k]);
             F slope;
 #pragma GCC unroll 8
             for (int k = 0; k < kM; ++k) h[k] = hidden.value(h[k], slope);
 #pragma GCC unroll 8
             for (int j = 0; j < n; ++j) {
-                F y = load(a.bias + j * kLanes);
+                F y = load(bias + j * kLanes);
 #pragma GCC unroll 8
-                for (int k = 0; k < kM; ++k) y = fmadd(load(a.weights + (j * kM + k) * kLanes), h[k], y);
+                for (int k = 0; k < kM; ++k) y = fmadd(load(weights + (j * kM + k) * kLanes), h[k], y);
                 const F r = keep(there, output.value(y, slope) - and_bits(load(x + j * kLanes), a.target_bits));
-                y = output.back(y, slope, a.loss_function.add_to(lost[g], r, load(a.importance + j * kLanes)));
+                y = output.back(y, slope, a.loss_function.add_to(lost[g], r, load(importance + j * kLanes)));
                 d[j] = y;
                 bias_sum[j] = bias_sum[j] + y;
 #pragma GCC unroll 8
-                for (int k = 0; k < kM; ++k) dh[k] = fmadd(load(a.weights + (j * kM + k) * kLanes), y, dh[k]);
+                for (int k = 0; k < kM; ++k) dh[k] = fmadd(load(weights + (j * kM + k) * kLanes), y, dh[k]);
             }
 #pragma GCC unroll 8
             for (int k = 0; k < kM; ++k) dh[k] = hidden.back(h[k], slope, dh[k]);
@@ -125,10 +130,18 @@ void side_by_side_pass(SideBySidePass& a) {
 
 using SideBySidePassFunction = void (*)(SideBySidePass&);
 
-inline SideBySidePassFunction side_by_side_pass_for(int n, int m) {
-    if (n == 2 && m == 1) return side_by_side_pass<2, 1, 1>;
-    if (n == 5 && m == 2) return side_by_side_pass<5, 2, 1>;
-    return nullptr;
+// Null where the shape is not among them. The listed ones are those of columns_pass_of, so that sums have its order.
+inline SideBySidePassFunction side_by_side_pass_for(const Network& net) {
+    if (!net.tied || net.sparse || !has_floors_alone(net)) return nullptr;
+    const int64_t n = net.n_features, m = net.n_hidden;
+    if (n == 2 && m == 1) return side_by_side_pass<2, 1>;
+    if (n == 3 && m == 1) return side_by_side_pass<3, 1>;
+    if (n == 3 && m == 2) return side_by_side_pass<3, 2>;
+    if (n == 4 && m == 2) return side_by_side_pass<4, 2>;
+    if (n == 5 && m == 2) return side_by_side_pass<5, 2>;
+    if (n == 6 && m == 2) return side_by_side_pass<6, 2>;
+    if (n * m > kSideBySideWeights) return nullptr;
+    return m == 1 ? side_by_side_pass<0, 1> : m == 2 ? side_by_side_pass<0, 2> : nullptr;
 }
 
 }  // namespace TOYKERN_LEVEL

@@ -46,13 +46,16 @@ struct ColumnsPass {
 // Columns come in runs of this many; the ones past the last are zeros.
 constexpr int kColumnRun = 32;
 
+// Lane groups that go side by side, where the registers last: each weight and each sum in L1 is then touched once for all
+// of them. Each has a loss of its own.
+template <int kN, int kM, bool kFloor>
+constexpr int kColumnGroups = kN || kM > 5 || 2 * kLanes > kColumnRun || !kFloor ? 1 : 2;
+
 // kN = 0: n at run time. kTied: decoder = encoder and so are their sums. A: FloorActivation, or CalledActivation for
-// all others. kG lane groups go side by side where the registers last: each weight and each sum in L1 is then touched
-// once for all of them.
+// all others.
 template <int kN, int kM, bool kTied, class A>
 void columns_pass(ColumnsPass& a) {
-    constexpr bool kFloor = std::is_same<A, FloorActivation<F>>::value;
-    constexpr int kG = kN || kM > 5 || 2 * kLanes > kColumnRun || !kFloor ? 1 : 2;
+    constexpr int kG = kColumnGroups<kN, kM, std::is_same<A, FloorActivation<F>>::value>;
     constexpr int kE = kN ? kN * kM : 1, kD = kN && !kTied ? kN * kM : 1, kB = kN ? kN : 1;
     F local_e[kE], local_d[kD], local_b[kB], local_r[kB];
     const int n = kN ? kN : a.n;

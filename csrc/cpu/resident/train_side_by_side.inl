@@ -7,7 +7,9 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-constexpr int kSideBySideRows = 512;  // the most arrivals of a model; the columns' loop takes as many in one run
+// The most arrivals of a model, which are as many as the columns' loop takes in one run, and the most on average.
+constexpr int kSideBySideRows = 512;
+constexpr double kSideBySideArrivals = 400.0;
 
 // UpdateConstants of kLanes models.
 struct SideBySideConstants {
@@ -18,9 +20,22 @@ struct SideBySideConstants {
     float mu, undamped;
 };
 
+// So many of kLanes models are needed for a step of all lanes to cost less than theirs one after another.
+constexpr int kLeastSideBySide = kLanes == 16 ? 11 : kLanes == 8 ? 6 : 4;
+
+// How many models of a run a thread should take together: its share of them, up to the lanes that there are.
+inline int64_t models_side_by_side(const TrainParams& p) {
+    const Distribution& d = p.data;
+    if (!side_by_side_pass_for(p.network) || d.joint != (int32_t)Joint::kUnits || d.noise > 0.0f) return 1;
+    const int64_t share = (p.n_models + p.threads - 1) / (p.threads > 0 ? p.threads : 1);
+    return share < kLeastSideBySide ? 1 : share < kLanes ? share : kLanes;
+}
+
 class SideBySide {
   public:
     void carve(Workspace& w, const Network& net) {
+        run_ = side_by_side_pass_for(net);
+        if (!run_) return;
         n_ = net.n_features, m_ = net.n_hidden, length_ = n_ * m_ + n_;
         const size_t all = (size_t)length_ * kLanes;
         p_ = w.take<float>(all);
@@ -41,7 +56,6 @@ class SideBySide {
         pass_.output_activation = net.output_activation;
         pass_.loss_function = {net.loss};
         pass_.target_bits = target_bits(net.target);
-        run_ = side_by_side_pass_for((int)n_, (int)m_);
     }
 
     // Trains models of[0 … count - 1], count <= kLanes; false (and nothing done) if one of them is not for this loop.
@@ -53,10 +67,12 @@ class SideBySide {
             const StreamTables& tables = worker.tables_of(of[i]);
             if (!side_by_side_arrivals(tables, p.batch_size)) return false;
             arrivals_.set_lane(lanes, p.seed[of[i]], tables.rare, p.batch_size);
+            if (tables.rare_rate * (double)p.batch_size > kSideBySideArrivals) return false;
             of_[lanes++] = of[i];
         }
+        if (lanes < kLeastSideBySide) return false;
         for (int l = lanes; l < kLanes; ++l) arrivals_.set_lane(l, 0, rare_process(0, 0.0, true), 0);
-        arrivals_.begin(p.data.magnitude);
+        arrivals_.begin(p.data.magnitude, (uint32_t)Purpose::kTraining);
         const size_t all = (size_t)length_ * kLanes;
         for (size_t i = 0; i < all; ++i) p_[i] = s1_[i] = s2_[i] = 0.0f;
         for (size_t i = 0; i < (size_t)n_ * kLanes; ++i) importance_[i] = 0.0f;
@@ -100,17 +116,16 @@ class SideBySide {
 
     // The sum of each model's losses and its gradients.
     void batch(const TrainParams& p, uint32_t step, double* loss, ColumnsModel& model, ColumnsWorker& worker) {
-        const uint32_t more = arrivals_.draw(step, (uint32_t)Purpose::kTraining);
-        uint32_t columns[kLanes];
+        const uint32_t more = arrivals_.draw(step);
+        const uint32_t* columns = arrivals_.columns();
         float of_columns[kLanes], of_empty[kLanes];
-        store(columns, arrivals_.columns());
         pass_.x = arrivals_.x();
-        pass_.columns = arrivals_.columns();
+        pass_.columns = load(columns);
         pass_.rows = 0;
         for (int l = 0; l < kLanes; ++l) pass_.rows = (int)columns[l] > pass_.rows ? (int)columns[l] : pass_.rows;
         run_(pass_);
         store(of_columns, pass_.loss);
-        store(of_empty, empty(ubcast((uint32_t)p.batch_size) - arrivals_.columns()));
+        store(of_empty, empty(ubcast((uint32_t)p.batch_size) - load(columns)));
         for (int l = 0; l < kLanes; ++l) {
             const int64_t left = p.batch_size - columns[l];
             loss[l] = (double)of_columns[l] + (left ? (double)of_empty[l] * (double)left : 0.0);

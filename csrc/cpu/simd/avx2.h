@@ -102,7 +102,6 @@ TOYKERN_INLINE U and_not(U a, U b) { return {_mm256_andnot_si256(b.v, a.v)}; }
 TOYKERN_INLINE U shl(U a, int k) { return {_mm256_sll_epi32(a.v, _mm_cvtsi32_si128(k))}; }
 TOYKERN_INLINE U shr(U a, int k) { return {_mm256_srl_epi32(a.v, _mm_cvtsi32_si128(k))}; }
 TOYKERN_INLINE U shl_lanes(U a, U k) { return {_mm256_sllv_epi32(a.v, k.v)}; }
-TOYKERN_INLINE U shr_lanes(U a, U k) { return {_mm256_srlv_epi32(a.v, k.v)}; }
 TOYKERN_INLINE U spread_sign(U a) { return {_mm256_srai_epi32(a.v, 31)}; }
 TOYKERN_INLINE U mullo(U a, U b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
 TOYKERN_INLINE U mulhi(U a, U b) {
@@ -156,12 +155,17 @@ TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
         base[at[lane]] = value[lane];
     }
 }
-TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
-    uint32_t at[kLanes];
-    float value[kLanes];
+TOYKERN_INLINE void scatter_all(float* base, U index, const float* from) {
+    alignas(32) uint32_t at[kLanes];
     store(at, index);
+    asm("" : "+m"(at));
+    for (int i = 0; i < kLanes; ++i) base[at[i]] = from[i];
+}
+TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
+    alignas(32) float value[kLanes];
     store(value, a);
-    for (int i = 0; i < kLanes; ++i) base[at[i]] = value[i];
+    asm("" : "+m"(value));
+    scatter_all(base, index, value);
 }
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) {
     const uint64_t kept = _pdep_u64(bits(m), 0x0101010101010101ull) * 0xFFu;
@@ -190,9 +194,12 @@ TOYKERN_INLINE L mul_wide(U a, U b) {
 TOYKERN_INLINE L operator+(L a, L b) { return {_mm256_add_epi64(a.even, b.even), _mm256_add_epi64(a.odd, b.odd)}; }
 TOYKERN_INLINE L shl1(L a) { return {_mm256_slli_epi64(a.even, 1), _mm256_slli_epi64(a.odd, 1)}; }
 TOYKERN_INLINE L shr31(L a) { return {_mm256_srli_epi64(a.even, 31), _mm256_srli_epi64(a.odd, 31)}; }
-TOYKERN_INLINE L widen(U a) { return {a.v, _mm256_srli_epi64(a.v, 32)}; }
+TOYKERN_INLINE L widen(U a) {
+    return {_mm256_and_si256(a.v, _mm256_set1_epi64x(0xFFFFFFFF)), _mm256_srli_epi64(a.v, 32)};
+}
 TOYKERN_INLINE L lbcast(uint32_t x) { return {_mm256_set1_epi64x(x), _mm256_set1_epi64x(x)}; }
 TOYKERN_INLINE L mul_low(L a, L b) { return {_mm256_mul_epu32(a.even, b.even), _mm256_mul_epu32(a.odd, b.odd)}; }
+TOYKERN_INLINE L shl_lanes(L a, L k) { return {_mm256_sllv_epi64(a.even, k.even), _mm256_sllv_epi64(a.odd, k.odd)}; }
 TOYKERN_INLINE L shr32(L a) { return {_mm256_srli_epi64(a.even, 32), _mm256_srli_epi64(a.odd, 32)}; }
 TOYKERN_INLINE L operator^(L a, L b) { return {_mm256_xor_si256(a.even, b.even), _mm256_xor_si256(a.odd, b.odd)}; }
 TOYKERN_INLINE L xor3(L a, L b, L c) { return a ^ b ^ c; }

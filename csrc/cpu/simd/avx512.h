@@ -136,7 +136,6 @@ TOYKERN_INLINE U and_not(U a, U b) { return {_mm512_andnot_si512(b.v, a.v)}; }  
 TOYKERN_INLINE U shl(U a, int k) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(k))}; }
 TOYKERN_INLINE U shr(U a, int k) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(k))}; }
 TOYKERN_INLINE U shl_lanes(U a, U k) { return {_mm512_sllv_epi32(a.v, k.v)}; }
-TOYKERN_INLINE U shr_lanes(U a, U k) { return {_mm512_srlv_epi32(a.v, k.v)}; }
 TOYKERN_INLINE U spread_sign(U a) { return {_mm512_srai_epi32(a.v, 31)}; }
 TOYKERN_INLINE U clz(U a) { return {_mm512_lzcnt_epi32(a.v)}; }
 TOYKERN_INLINE U mullo(U a, U b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
@@ -169,14 +168,20 @@ TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
         base[at[i]] = value[i];
     }
 }
-// All lanes; the last of those with one index stays.
-TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
+// All lanes, of the values at `from`; the last of those with one index stays. Indices go through memory, which a compiler
+// is not to see through: lanes taken out of a register one by one keep its shuffles busy.
+TOYKERN_INLINE void scatter_all(float* base, U index, const float* from) {
     alignas(64) uint32_t at[16];
-    alignas(64) float value[16];
     store(at, index);
-    store(value, a);
+    asm("" : "+m"(at));
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) base[at[i]] = value[i];
+    for (int i = 0; i < 16; ++i) base[at[i]] = from[i];
+}
+TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
+    alignas(64) float value[16];
+    store(value, a);
+    asm("" : "+m"(value));
+    scatter_all(base, index, value);
 }
 // The lanes of m moved to the front; the whole vector is written.
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) { store(p, U{_mm512_maskz_compress_epi32(m.v, a.v)}); }
@@ -201,10 +206,13 @@ TOYKERN_INLINE L mul_wide(U a, U b) {
 TOYKERN_INLINE L operator+(L a, L b) { return {_mm512_add_epi64(a.even, b.even), _mm512_add_epi64(a.odd, b.odd)}; }
 TOYKERN_INLINE L shl1(L a) { return {_mm512_slli_epi64(a.even, 1), _mm512_slli_epi64(a.odd, 1)}; }
 TOYKERN_INLINE L shr31(L a) { return {_mm512_srli_epi64(a.even, 31), _mm512_srli_epi64(a.odd, 31)}; }
-// Words as the lower halves of 64 bits; what stands in the upper ones is anything.
-TOYKERN_INLINE L widen(U a) { return {a.v, _mm512_srli_epi64(a.v, 32)}; }
+TOYKERN_INLINE L widen(U a) {
+    return {_mm512_and_si512(a.v, _mm512_set1_epi64(0xFFFFFFFF)), _mm512_srli_epi64(a.v, 32)};
+}
 TOYKERN_INLINE L lbcast(uint32_t x) { return {_mm512_set1_epi64(x), _mm512_set1_epi64(x)}; }
+// Products of the lower halves.
 TOYKERN_INLINE L mul_low(L a, L b) { return {_mm512_mul_epu32(a.even, b.even), _mm512_mul_epu32(a.odd, b.odd)}; }
+TOYKERN_INLINE L shl_lanes(L a, L k) { return {_mm512_sllv_epi64(a.even, k.even), _mm512_sllv_epi64(a.odd, k.odd)}; }
 TOYKERN_INLINE L shr32(L a) { return {_mm512_srli_epi64(a.even, 32), _mm512_srli_epi64(a.odd, 32)}; }
 TOYKERN_INLINE L operator^(L a, L b) { return {_mm512_xor_si512(a.even, b.even), _mm512_xor_si512(a.odd, b.odd)}; }
 TOYKERN_INLINE L xor3(L a, L b, L c) {

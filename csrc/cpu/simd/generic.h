@@ -172,7 +172,6 @@ TOYKERN_WORDWISE(operator|, a.v[i] | b.v[i])
 TOYKERN_WORDWISE(operator^, a.v[i] ^ b.v[i])
 TOYKERN_WORDWISE(and_not, a.v[i] & ~b.v[i])
 TOYKERN_WORDWISE(shl_lanes, b.v[i] < 32 ? a.v[i] << b.v[i] : 0u)
-TOYKERN_WORDWISE(shr_lanes, b.v[i] < 32 ? a.v[i] >> b.v[i] : 0u)
 TOYKERN_WORDWISE(mullo, a.v[i] * b.v[i])
 TOYKERN_WORDWISE(mulhi, (uint32_t)(((uint64_t)a.v[i] * b.v[i]) >> 32))
 #undef TOYKERN_WORDWISE
@@ -239,13 +238,8 @@ TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
         if (m.v >> i & 1u) base[index.v[i]] = a.v[i];
     }
 }
-TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
-    uint32_t at[kLanes];
-    float value[kLanes];
-    store(at, index);
-    store(value, a);
-    for (int i = 0; i < kLanes; ++i) base[at[i]] = value[i];
-}
+TOYKERN_INLINE void scatter_all(float* base, U index, const float* from) { TOYKERN_EACH base[index.v[i]] = from[i]; }
+TOYKERN_INLINE void scatter_all(float* base, U index, F a) { scatter_all(base, index, a.v); }
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) {
     TOYKERN_EACH {
         if (m.v >> i & 1u) *p++ = a.v[i];
@@ -300,6 +294,10 @@ TOYKERN_INLINE L widen(U a) {
 TOYKERN_INLINE L lbcast(uint32_t x) { return widen(ubcast(x)); }
 TOYKERN_INLINE L mul_low(L a, L b) {
     TOYKERN_EACH a.v[i] = (a.v[i] & 0xFFFFFFFFu) * (b.v[i] & 0xFFFFFFFFu);
+    return a;
+}
+TOYKERN_INLINE L shl_lanes(L a, L k) {
+    TOYKERN_EACH a.v[i] <<= k.v[i];
     return a;
 }
 TOYKERN_INLINE L shr32(L a) {

@@ -14,13 +14,13 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
-// Exponential gaps in units of 2^-32 cells (§3) by a fixed-point logarithm. Several lane groups side by side: one alone
-// would wait for its own multiplications.
-constexpr int kGapGroup = kLanes == 16 ? 4 : 2;
+// Exponential gaps in units of 2^-32 cells (§3) by a fixed-point logarithm, of `count` lane groups side by side: one
+// alone would wait for its own multiplications.
+template <int count>
 TOYKERN_INLINE void gaps_of(const uint32_t* words, U scale, L* gap) {
-    U z[kGapGroup], tau[kGapGroup], segment[kGapGroup], s[kGapGroup];
+    U z[count], tau[count], segment[count], s[count];
 #pragma GCC unroll 4
-    for (int g = 0; g < kGapGroup; ++g) {
+    for (int g = 0; g < count; ++g) {
         const U v = load(words + g * kLanes) | ubcast(1u);
         z[g] = clz(v);
         const U x = shl(shl_lanes(v, z[g]), 1);
@@ -31,11 +31,11 @@ TOYKERN_INLINE void gaps_of(const uint32_t* words, U scale, L* gap) {
 #pragma GCC unroll 4
     for (int k = 4; k >= 1; --k)
 #pragma GCC unroll 4
-        for (int g = 0; g < kGapGroup; ++g) s[g] = lookup16(kLog2Table[k], segment[g]) - mulhi(s[g], tau[g]);
+        for (int g = 0; g < count; ++g) s[g] = lookup16(kLog2Table[k], segment[g]) - mulhi(s[g], tau[g]);
 #pragma GCC unroll 4
-    for (int g = 0; g < kGapGroup; ++g) {
+    for (int g = 0; g < count; ++g) {
         const U log2 = lookup16(kLog2Table[0], segment[g]) + shr(mulhi(s[g], tau[g]), 3);
-        gap[g] = shl1(mul_wide(z[g], scale)) + shr31(mul_wide(log2 ^ ubcast(0xFFFFFFFFu), scale));
+        gap[g] = mul_wide(z[g] + z[g], scale) + shr31(mul_wide(log2 ^ ubcast(0xFFFFFFFFu), scale));
     }
 }
 
@@ -131,7 +131,7 @@ class RareCursor {
         bool ended = false;
         L times[128 / kLanes];
         const int words = wide_ ? 128 : 64;
-        for (int v = 0; v < words; v += kGapGroup * kLanes) gaps(words_ + v, scale, times + v / kLanes);
+        for (int v = 0; v < words; v += kGroup * kLanes) gaps(words_ + v, scale, times + v / kLanes);
         // The end is looked for every 64 arrivals: it is rarely where a core predicts it. What lies past it is not
         // kept.
         for (int v = 0; v < words && !(ended && v % 64 == 0); v += kLanes) {
@@ -182,11 +182,12 @@ class RareCursor {
         last_sample_ = last_unit_ = ubcast(0xFFFFFFFFu);
     }
 
-    // The gaps of kGapGroup lane groups, summed up within each.
+    // The gaps of some lane groups, summed up within each.
+    static constexpr int kGroup = kLanes == 16 ? 4 : 2;
     static TOYKERN_INLINE void gaps(const uint32_t* words, U scale, L* times) {
-        gaps_of(words, scale, times);
+        gaps_of<kGroup>(words, scale, times);
 #pragma GCC unroll 4
-        for (int g = 0; g < kGapGroup; ++g) times[g] = running_sum(times[g]);
+        for (int g = 0; g < kGroup; ++g) times[g] = running_sum(times[g]);
     }
 
     // Unit by place when the rates differ: guide, then a short walk, lane by lane.

@@ -78,13 +78,15 @@ TOYKERN_INLINE void philox_side_by_side(uint32_t c0, const uint32_t (&tag)[2], c
 // Whether a model's arrivals can be drawn beside others'.
 inline bool side_by_side_arrivals(const StreamTables& t, int64_t batch_size) {
     return t.plain && !t.n_frequent && t.data->noise == 0.0f && t.rare.uniform && t.rare_in_order &&
-           t.rare.n_units == (uint32_t)t.data->n_features && t.rare.rho <= 0 &&
+           t.rare.n_units == (uint32_t)t.data->n_features && t.rare.rho <= 0 && t.rare.rho >= -16 &&
            batch_size <= ((int64_t)1 << t.rare.slice_log2);
 }
 
+constexpr int kSideBySideGroup = 4;  // arrivals of a model whose gaps are made side by side
+
 class SideBySideArrivals {
   public:
-    // `rows`, a multiple of kGapGroup: the most arrivals of a model.
+    // `rows`, a multiple of kSideBySideGroup: the most arrivals of a model.
     void carve(Workspace& w, int64_t n_features, int rows) {
         n_ = (int)n_features;
         rows_ = rows;
@@ -97,79 +99,80 @@ class SideBySideArrivals {
     // Lanes without a model have a process without units and an empty batch.
     void set_lane(int lane, int64_t seed, const RareProcess& r, int64_t batch_size) {
         OfLane& of = *lane_;
-        const int32_t cells_log2 = r.slice_log2 + r.rho;
         of.seed[lane] = seed;
         of.scale[lane] = r.gap_scale;
         of.samples_log2[lane] = (uint32_t)-r.rho;
-        of.cells[lane] = cells_log2 > 0 ? 1u << cells_log2 : 1u;
         of.batch[lane] = (uint32_t)batch_size;
     }
-    void begin(int32_t magnitude) {
+    void begin(int32_t magnitude, uint32_t purpose) {
+        purpose_ = purpose;
         keys_->set(lane_->seed);
         magnitude_ = magnitude;
     }
 
     // One batch. Sets columns() and returns which models have more arrivals than there are rows, a bit for each.
-    uint32_t draw(uint32_t step, uint32_t purpose) {
+    uint32_t draw(uint32_t step) {
         const OfLane& of = *lane_;
         keys_->open(step);
-        const uint32_t tag[2] = {counter_tag(Kind::kGap, purpose, 0), counter_tag(Kind::kRareMagnitude, purpose, 0)};
-        const U scale = load(of.scale), up = load(of.samples_log2), down = ubcast(32u) - up, cells = load(of.cells);
-        const U batch = load(of.batch), units = ubcast((uint32_t)n_), row = ubcast((uint32_t)(n_ * kLanes));
-        const U nowhere = ubcast((uint32_t)(rows_ * n_ * kLanes)), none = ubcast(0u), one = ubcast(1u);
-        U sample = ubcast(0xFFFFFFFFu), unit = sample, columns = none, at = ulane() - row;
+        const uint32_t tag[2] = {counter_tag(Kind::kGap, purpose_, 0), counter_tag(Kind::kRareMagnitude, purpose_, 0)};
+        const U scale = load(of.scale), batch = load(of.batch), row = ubcast((uint32_t)(n_ * kLanes));
+        const U nowhere = ubcast((uint32_t)(rows_ * n_ * kLanes)), vectors = ubcast(~(uint32_t)(kLanes - 1));
+        const L up = widen(load(of.samples_log2)), units = lbcast((uint32_t)(n_ * kLanes));
+        U sample = ubcast(0xFFFFFFFFu), at = ulane() - row, place = sample;
         L time = lzero();
         uint32_t open = 0;
         float* clear = x_;
-        for (int i = 0; i < rows_; i += kGapGroup) {
+        for (int i = 0; i < rows_; i += kSideBySideGroup) {
             const int in_block = i & 63;
             if (in_block < 16) {
                 const uint32_t c0 = (uint32_t)(i >> 6) * 16u + (uint32_t)in_block;
-                for (int g = 0; g < kGapGroup; ++g)
+                for (int g = 0; g < kSideBySideGroup; ++g)
                     philox_side_by_side(c0 + g, tag, *keys_,
                                         {words_ + (in_block + g) * kLanes,
                                          (uint32_t*)magnitudes_ + (in_block + g) * kLanes});
             }
-            L gap[kGapGroup];
+            L gap[kSideBySideGroup];
             float* values = magnitudes_ + in_block * kLanes;
-            gaps_of(words_ + in_block * kLanes, scale, gap);
-            to_magnitudes(magnitude_, values, kGapGroup * kLanes);
-            for (int j = 0; j < kGapGroup * n_; ++j, clear += kLanes) store(clear, fzero());
+            gaps_of<kSideBySideGroup>(words_ + in_block * kLanes, scale, gap);
+            to_magnitudes(magnitude_, values, kSideBySideGroup * kLanes);
+            for (int j = 0; j < kSideBySideGroup * n_; ++j, clear += kLanes) store(clear, fzero());
 #pragma GCC unroll 4
-            for (int g = 0; g < kGapGroup; ++g) {
+            for (int g = 0; g < kSideBySideGroup; ++g) {
                 time = time + gap[g];
-                const U cell = high_words(time), fraction = low_words(time), before = sample, unit_before = unit;
-                sample = shl_lanes(cell, up) + shr_lanes(fraction, down);
-                unit = mulhi(shl_lanes(fraction, up), units);
-                const M valid = lt(cell, cells) & lt(sample, batch), same = eq(sample, before);
-                const M opens = and_not(valid, same), kept = and_not(valid, same & eq(unit, unit_before));
-                columns = columns + select(opens, one, none);
-                at = at + select(opens, row, none);
-                scatter_all(x_, select(kept, at + shl(unit, kLanesLog2), nowhere), load(values + g * kLanes));
+                const L samples = shl_lanes(time, up);  // in samples, with 32 bits of a sample's inside
+                const U before = sample, place_before = place;
+                sample = high_words(samples);
+                const M valid = lt(sample, batch), opens = and_not(valid, eq(sample, before));
+                at = select(opens, at + row, at);
+                place = at + (high_words(mul_low(samples, units)) & vectors);  // a unit is a vector further
+                const M kept = and_not(valid, eq(place, place_before));
                 open = bits(valid);
+                scatter_all(x_, select(kept, place, nowhere), values + g * kLanes);
             }
             if (!open) break;
         }
-        columns_ = columns;
+        store(columns_, at + row);
+        for (int l = 0; l < kLanes; ++l) columns_[l] = (columns_[l] - (uint32_t)l) / (uint32_t)(n_ * kLanes);
         return open;
     }
     const float* x() const { return x_; }
-    U columns() const { return columns_; }
+    const uint32_t* columns() const { return columns_; }  // of each model
 
   private:
-    static constexpr int kLanesLog2 = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
+
     struct OfLane {
         int64_t seed[kLanes];
-        uint32_t scale[kLanes], samples_log2[kLanes], cells[kLanes], batch[kLanes];
+        uint32_t scale[kLanes], samples_log2[kLanes], batch[kLanes];
     };
     int n_, rows_;
     int32_t magnitude_;
+    uint32_t purpose_;
     SideBySideKeys* keys_;
     OfLane* lane_;
     uint32_t* words_;    // [64][kLanes]
     float* magnitudes_;  // [64][kLanes]
     float* x_;           // [rows][n][kLanes], and a place for what is not kept
-    U columns_;
+    uint32_t columns_[kLanes];
 };
 
 }  // namespace TOYKERN_LEVEL

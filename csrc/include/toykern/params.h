@@ -166,6 +166,7 @@ struct TrainParams {
     int64_t* diverged_at;  // [K] step whose batch loss was not finite, or -1; such a model is left alone
 
     const int64_t* order;  // [K] the order in which models are taken, costliest first; null: 0 … K-1
+    int64_t together;      // models that a worker takes at once; made by train()
     int threads;
 };
 
