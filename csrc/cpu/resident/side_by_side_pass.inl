@@ -8,8 +8,11 @@
 //            tree. So here the columns c = q, q + kLanes, … of each q follow one another, and their sums meet in that
 //            tree: a model has the bits that it has by itself
 // Owner      one worker
-// Limits     tied weights, ReLU or none (SideBySideShape); n·m of the listed shapes keep their sums in registers
-// Roof       5 n m fused multiply-adds and about 7 n elementwise operations for a column of all models
+// Limits     side_by_side_pass_for: tied weights, ReLU or none, n·m up to 14; the listed shapes keep their sums in
+//            registers
+// Roof       5 n m fused multiply-adds and about 7 n elementwise operations for a column of all models, which is what a
+//            lane group of sixteen columns costs there
+// Twin       columns_pass, for one model
 #pragma once
 #include "cpu/resident/train_columns.inl"
 
@@ -20,14 +23,14 @@ constexpr int64_t kSideBySideWeights = 14;  // from 16 on a model by itself is f
 
 // What a pass reads and writes; a vector for kLanes models.
 struct SideBySidePass {
-    int n, rows;                       // features; columns of the model that has most
-    U columns;                         // of each
-    const float* x;                    // [rows][n]
+    int n, rows;                               // features; columns of the model that has most
+    U columns;                                 // of each
+    const float* x;                            // [rows][n]
     const float *weights, *bias, *importance;  // [n][m] [n] [n]
     int32_t hidden_activation, output_activation;
     AnyLoss loss_function;
     uint32_t target_bits;
-    float *gradient;  // [n m + n]
+    float* gradient;  // [n m + n]
     F* room;          // [7][n m + n + n] sums under way
     F loss;
 };
@@ -81,7 +84,8 @@ void side_by_side_pass(SideBySidePass& a) {
         F lost[kGroups];
         for (int g = 0; g < kGroups; ++g) lost[g] = fzero();
         for (int c = q, g = 0; c < a.rows; c += kLanes, g = (g + 1) % kGroups) {
-            const float *x = a.x + (int64_t)c * n * kLanes, *weights = a.weights, *bias = a.bias, *importance = a.importance;
+            const float *x = a.x + (int64_t)c * n * kLanes, *weights = a.weights, *bias = a.bias,
+                        *importance = a.importance;
             // Not to be kept in registers, which the sums need: nobody is to see that these are the same each time.
             asm("" : "+r"(weights), "+r"(bias), "+r"(importance));
             const M there = lt(ubcast((uint32_t)c), a.columns);

@@ -1,4 +1,15 @@
-// The resident run of several tiny models at once, a model to a lane (side_by_side_pass.inl), step by step.
+// The resident run of several tiny models at once, a model to a lane: many steps of them together.
+//
+// Why        a step of one tiny model is latency: a logarithm, a running sum, a product across lanes, the optimiser's
+//            square root and division, one after the other. Here each is made for all models, and none is across lanes
+// Layout     weights, moments and gradients [length][kLanes]; arrivals and passes of rare_side_by_side.inl and
+//            side_by_side_pass.inl
+// Own bits   a model has those that the columns' loop gives it: it may be taken either way, alone or among others
+// Shares     models of one run that stand together in the order of the queue, costliest first, so that lanes end alike.
+//            Too few of them, and runs with a model that is not for lanes, go by the columns' loop one after another
+// Owner      one worker
+// Limits     models_side_by_side, side_by_side_arrivals, kSideBySideArrivals. A batch with more than kSideBySideRows
+//            arrivals is done by the columns' loop, for its model alone
 #pragma once
 #include "common/records.h"
 #include "cpu/resident/side_by_side_pass.inl"
@@ -9,7 +20,7 @@ namespace TOYKERN_LEVEL {
 
 // The most arrivals of a model, which are as many as the columns' loop takes in one run, and the most on average.
 constexpr int kSideBySideRows = 512;
-constexpr double kSideBySideArrivals = 400.0;
+constexpr double kSideBySideArrivals = 480.0;
 
 // UpdateConstants of kLanes models.
 struct SideBySideConstants {
@@ -150,8 +161,8 @@ class SideBySide {
         for (int64_t j = 0; j < n_; ++j) {
             float* g = g_ + (n_ * m_ + j) * kLanes;
             const F b = load(pass_.bias + j * kLanes), y = output.value(b, slope);
-            const F d = output.back(
-                b, slope, pass_.loss_function.add_to(lost[j % kLanes], y, load(importance_ + j * kLanes)));
+            const F d =
+                output.back(b, slope, pass_.loss_function.add_to(lost[j % kLanes], y, load(importance_ + j * kLanes)));
             store(g, fmadd(keep(some, d), times, load(g)));
         }
         return fsum_of(lost);

@@ -2,14 +2,16 @@
 // non-empty samples of each model, one after another.
 //
 // Layout     column c of all models is n vectors of one value for each model, x [columns][n][kLanes]
-// Work       that of RareCursor, without its sums across lanes, its packing and the search for where a sample ends: a
-//            gap is added to the model's own time, a column opens where the sample is another than before
-// Words      Philox with a key for each lane. A block of four words is made when its first is needed, so that what lies
-//            past the last arrival is hardly drawn
+// Work       that of RareCursor (rare.inl), without its sums across lanes, its packing and its look for where a sample
+//            ends: a gap is added to the model's own time, and a column opens where the sample is another than before
+// Words      Philox with a key for each lane. A block of four words is made when its first is needed, so that little is
+//            drawn past the last arrival of the model that has most
+// Exact      the entries are RareCursor's, bit by bit, in the same order
 // Owner      one worker; nothing survives a batch
-// Limits     one slice, one rate for all units, all of them single features in order, less than one arrival a sample
-//            (side_by_side_arrivals); models with more arrivals than there are rows are named, and are not whole
-// Roof       that of RareCursor, 2 words and 8 instructions an arrival; and one store of a float, which no vector does
+// Limits     side_by_side_arrivals. Models with more arrivals than there are rows are named, and are not whole
+// Roof       2 random words and some 60 vector instructions an arrival of all models, and a store of a float for each,
+//            which are a third of the time (Zen 4)
+// Twin       RareCursor, for one model
 #pragma once
 #include "cpu/stream/rare.inl"
 
@@ -21,11 +23,11 @@ struct SideBySideKeys {
     L k0[10], k1[10];
     L first, second, third;  // x0 after round 1, and what is added in round 2 to the products of x2 and of x0
     L fourth;                // x3 after round 2
-    uint32_t step, low;      // the lower half of the step's product in round 1
 
     void set(const int64_t* seed) {  // [kLanes]
         uint32_t low[kLanes], high[kLanes];
-        for (int l = 0; l < kLanes; ++l) low[l] = (uint32_t)(uint64_t)seed[l], high[l] = (uint32_t)((uint64_t)seed[l] >> 32);
+        for (int l = 0; l < kLanes; ++l)
+            low[l] = (uint32_t)(uint64_t)seed[l], high[l] = (uint32_t)((uint64_t)seed[l] >> 32);
         U a = load(low), b = load(high);
         for (int round = 0; round < 10; ++round) {
             k0[round] = widen(a), k1[round] = widen(b);
@@ -75,7 +77,8 @@ TOYKERN_INLINE void philox_side_by_side(uint32_t c0, const uint32_t (&tag)[2], c
     }
 }
 
-// Whether a model's arrivals can be drawn beside others'.
+// Whether a model's arrivals can be drawn beside others': single features of one rate, in order, less than one arrival a
+// sample (and not so few that a time in samples would overflow), a batch of one slice.
 inline bool side_by_side_arrivals(const StreamTables& t, int64_t batch_size) {
     return t.plain && !t.n_frequent && t.data->noise == 0.0f && t.rare.uniform && t.rare_in_order &&
            t.rare.n_units == (uint32_t)t.data->n_features && t.rare.rho <= 0 && t.rare.rho >= -16 &&
@@ -86,7 +89,7 @@ constexpr int kSideBySideGroup = 4;  // arrivals of a model whose gaps are made 
 
 class SideBySideArrivals {
   public:
-    // `rows`, a multiple of kSideBySideGroup: the most arrivals of a model.
+    // `rows`, a multiple of kSideBySideGroup: the most arrivals of a model. Each is a column at most.
     void carve(Workspace& w, int64_t n_features, int rows) {
         n_ = (int)n_features;
         rows_ = rows;
@@ -104,13 +107,14 @@ class SideBySideArrivals {
         of.samples_log2[lane] = (uint32_t)-r.rho;
         of.batch[lane] = (uint32_t)batch_size;
     }
+    // After all lanes are set.
     void begin(int32_t magnitude, uint32_t purpose) {
-        purpose_ = purpose;
         keys_->set(lane_->seed);
         magnitude_ = magnitude;
+        purpose_ = purpose;
     }
 
-    // One batch. Sets columns() and returns which models have more arrivals than there are rows, a bit for each.
+    // One batch; sets columns(). Returns which models have more arrivals than there are rows, a bit for each.
     uint32_t draw(uint32_t step) {
         const OfLane& of = *lane_;
         keys_->open(step);
@@ -118,7 +122,7 @@ class SideBySideArrivals {
         const U scale = load(of.scale), batch = load(of.batch), row = ubcast((uint32_t)(n_ * kLanes));
         const U nowhere = ubcast((uint32_t)(rows_ * n_ * kLanes)), vectors = ubcast(~(uint32_t)(kLanes - 1));
         const L up = widen(load(of.samples_log2)), units = lbcast((uint32_t)(n_ * kLanes));
-        U sample = ubcast(0xFFFFFFFFu), at = ulane() - row, place = sample;
+        U sample = ubcast(0xFFFFFFFFu), at = ulane() - row, place = sample;  // at: the column in hand, in x
         L time = lzero();
         uint32_t open = 0;
         float* clear = x_;
@@ -127,9 +131,9 @@ class SideBySideArrivals {
             if (in_block < 16) {
                 const uint32_t c0 = (uint32_t)(i >> 6) * 16u + (uint32_t)in_block;
                 for (int g = 0; g < kSideBySideGroup; ++g)
-                    philox_side_by_side(c0 + g, tag, *keys_,
-                                        {words_ + (in_block + g) * kLanes,
-                                         (uint32_t*)magnitudes_ + (in_block + g) * kLanes});
+                    philox_side_by_side(
+                        c0 + g, tag, *keys_,
+                        {words_ + (in_block + g) * kLanes, (uint32_t*)magnitudes_ + (in_block + g) * kLanes});
             }
             L gap[kSideBySideGroup];
             float* values = magnitudes_ + in_block * kLanes;
@@ -159,7 +163,6 @@ class SideBySideArrivals {
     const uint32_t* columns() const { return columns_; }  // of each model
 
   private:
-
     struct OfLane {
         int64_t seed[kLanes];
         uint32_t scale[kLanes], samples_log2[kLanes], batch[kLanes];

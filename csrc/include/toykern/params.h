@@ -166,8 +166,8 @@ struct TrainParams {
     int64_t* diverged_at;  // [K] step whose batch loss was not finite, or -1; such a model is left alone
 
     const int64_t* order;  // [K] the order in which models are taken, costliest first; null: 0 … K-1
-    int64_t together;      // models that a worker takes at once; made by train()
     int threads;
+    int64_t together;  // models that a worker takes at once; made by train()
 };
 
 // Mean loss over fresh samples of the evaluation stream, without training.
