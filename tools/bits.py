@@ -65,6 +65,15 @@ def trained_sparse(n: int, m: int, steps: int) -> str:
     return hash_of(kit.tensors_of(run) | {"mask": model.topology.to_mask()})
 
 
+def trained_crowd(n: int, m: int, batch_size: int, steps: int) -> str:
+    """Models enough that they are taken side by side, each with its own rare features."""
+    p = torch.linspace(0.005, 0.1, 37, dtype=torch.float64)[:, None].expand(-1, n)
+    model = tk.TiedAutoencoder(n, m, len(p))
+    torch.set_num_threads(1)
+    run = tk.fit(model, tk.SparseFeatures(n, p), steps, batch_size, record_every=2, progress=False)
+    return hash_of(kit.tensors_of(run))
+
+
 def evaluated(case: cases.LayerCase, dtype: torch.dtype, sparse: bool) -> str:
     """The layer's output, loss and gradients."""
     model, batch = kit.layer_of(case, dtype), kit.layer_batch(case, dtype)
@@ -118,6 +127,8 @@ def ways() -> Iterator[tuple[str, Callable[[], str]]]:
             yield f"fit {level} {case.name}", at_level(level, trained, case, 1 if large else STEPS)
         for n, m in ((6, 2), (12, 8), (40, 20)):
             yield f"fit sparse {level} {n},{m}", at_level(level, trained_sparse, n, m, STEPS)
+        for n, m, batch in ((2, 1, 1024), (3, 2, 100), (5, 2, 1024), (7, 2, 256)):
+            yield f"fit crowd {level} {n},{m} batch {batch}", at_level(level, trained_crowd, n, m, batch, 40)
         for number, case in enumerate(cases.LAYER_CASES):
             for dtype, name in dtypes.items():
                 for sparse in (False, True):

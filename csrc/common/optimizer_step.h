@@ -68,9 +68,10 @@ TOYKERN_SHARED UpdateConstants update_constants(const TrainParams& p, int64_t mo
     return update_constants(p, p.weight_decay[model], step, lr * scale[0], lr * scale[1], scale[2]);
 }
 
+// C is UpdateConstants, or has the same members, those of one model's own as lanes of several models.
 // The parameter after the step; g is its gradient, s1 its momentum.
-template <class V>
-TOYKERN_MATHS V sgd_step(const UpdateConstants& c, V w, V g, V& s1) {
+template <class C, class V>
+TOYKERN_MATHS V sgd_step(const C& c, V w, V g, V& s1) {
     V d = fmadd(Lanes<V>::all(c.l2), w, g);
     if (c.momentum) {
         s1 = c.first ? d : fmadd(Lanes<V>::all(c.mu), s1, Lanes<V>::all(c.undamped) * d);
@@ -80,8 +81,8 @@ TOYKERN_MATHS V sgd_step(const UpdateConstants& c, V w, V g, V& s1) {
 }
 
 // Adam and AdamW; s1 and s2 are the moments.
-template <class V>
-TOYKERN_MATHS V adam_step(const UpdateConstants& c, V w, V g, V& s1, V& s2) {
+template <class C, class V>
+TOYKERN_MATHS V adam_step(const C& c, V w, V g, V& s1, V& s2) {
     w = w * Lanes<V>::all(c.decay);
     const V d = fmadd(Lanes<V>::all(c.l2), w, g);
     s1 = fmadd(d - s1, Lanes<V>::all(c.mix1), s1);
@@ -115,8 +116,8 @@ TOYKERN_MATHS V sgld_step(const SgldConstants& c, V w, V g, V x0, V normal) {
     return fmadd(Lanes<V>::all(c.noise), normal, w - Lanes<V>::all(c.half_lr) * d);
 }
 
-template <class V>
-TOYKERN_MATHS V updated(const UpdateConstants& c, V w, V g, V& s1, V& s2) {
+template <class C, class V>
+TOYKERN_MATHS V updated(const C& c, V w, V g, V& s1, V& s2) {
     return c.kind == Optimizer::kSGD ? sgd_step(c, w, g, s1) : adam_step(c, w, g, s1, s2);
 }
 

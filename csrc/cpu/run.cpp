@@ -99,6 +99,7 @@ void train(const TrainParams& given) {
     const LevelTable& l = level();
     const TrainRegime regime = l.pick_regime(p.network, p.finite.rows > 0, !p.l1 && plain_update(p));
     const int parts = regime.parts(p.network, p.batch_size);
+    p.together = 1;
     guard_fork(p.threads);
     if (p.n_models < p.threads && parts > 1) {
         const int size = std::min(p.threads, parts);
@@ -118,10 +119,12 @@ void train(const TrainParams& given) {
         });
         return;
     }
-    const int threads = workers_for(p.n_models, p.threads);
+    p.together = regime.together(p);
+    const int64_t runs = (p.n_models + p.together - 1) / p.together;
+    const int threads = workers_for(runs, p.threads);
     Room shared((size_t)threads, regime.shared_bytes(p.network, p.batch_size), "the models in hand");
     Room workers((size_t)threads, regime.worker_bytes(p.network, p.data, p.finite), "training");
-    over_models(p.n_models, threads, [&](size_t t, const Queue& queue) {
+    over_models(runs, threads, [&](size_t t, const Queue& queue) {
         regime.train(p, shared.piece(t), workers.piece(t), Team(), queue);
     });
 }

@@ -6,6 +6,7 @@
 #include "common/records.h"
 #include "cpu/resident/train_columns.inl"
 #include "cpu/resident/train_general.inl"
+#include "cpu/resident/train_side_by_side.inl"
 #include "cpu/resident/train_tiles.inl"
 #include "toykern/api.h"
 
@@ -148,8 +149,9 @@ void each_to_train(const TrainParams& p, const Queue& queue, const Train& train)
 template <class Model, class Worker>
 struct Regime {
     static TrainRegime table(const char* name) {
-        return {name, batch_parts<Model>, form, shared_bytes, worker_bytes, train, evaluate};
+        return {name, batch_parts<Model>, form, together, shared_bytes, worker_bytes, train, evaluate};
     }
+    static int64_t together(const TrainParams&) { return 1; }
     static size_t shared_bytes(const Network& net, int64_t batch_size) {
         Workspace w;
         Shared<Model> shared;
@@ -195,13 +197,15 @@ struct Regime {
     }
 };
 
-// Networks of few hidden units on a stream: a model takes columns or tiles, as its form is.
+// Networks of few hidden units on a stream: a model takes columns or tiles, as its form is. Of the smallest that take
+// columns, as many as there are lanes are taken together (train_side_by_side.inl).
 struct ColumnsRegime {
     struct Loops {
         Shared<ColumnsModel> columns_shared;
         Shared<TilesModel> tiles_shared;
         ColumnsWorker columns;
         TilesWorker tiles;
+        SideBySide side_by_side;
 
         void carve_shared(Workspace& w, const Network& net, int64_t batch_size) {
             columns_shared.carve(w, net, batch_size);
@@ -210,6 +214,7 @@ struct ColumnsRegime {
         void carve_workers(Workspace& w, const Network& net, const Distribution& data) {
             columns.carve(w, net, data, FiniteData{});
             tiles.carve(w, net, data, FiniteData{});
+            side_by_side.carve(w, net);
         }
         // Calls take(shared, worker) with the loop that model i takes, set up for it.
         template <class Params, class Take>
@@ -222,7 +227,10 @@ struct ColumnsRegime {
     };
 
     static TrainRegime table() {
-        return {"columns", batch_parts<ColumnsModel>, form, shared_bytes, worker_bytes, train, evaluate};
+        return {"columns", batch_parts<ColumnsModel>, form, together, shared_bytes, worker_bytes, train, evaluate};
+    }
+    static int64_t together(const TrainParams& p) {
+        return batch_parts<ColumnsModel>(p.network, p.batch_size) == 1 ? models_side_by_side(p) : 1;
     }
     static size_t shared_bytes(const Network& net, int64_t batch_size) {
         Workspace w;
@@ -244,9 +252,19 @@ struct ColumnsRegime {
         Loops loops;
         loops.carve_shared(sw, p.network, p.batch_size);
         loops.carve_workers(ww, p.network, p.data);
-        each_to_train(p, queue, [&](int64_t i) {
+        const auto train_alone = [&](int64_t i) {
             loops.with_model(p, i, [&](auto& shared, auto& worker) { train_one(p, i, shared, worker, team); });
-        });
+        };
+        if (p.together == 1) return each_to_train(p, queue, train_alone);
+        for (int64_t run; (run = queue.next()) >= 0;) {
+            const int64_t first = run * p.together, left = p.n_models - first;
+            const int count = (int)(left < p.together ? left : p.together);
+            int64_t of[kLanes];
+            for (int i = 0; i < count; ++i) of[i] = p.order ? p.order[first + i] : first + i;
+            if (loops.side_by_side.train(p, of, count, loops.columns_shared.model, loops.columns)) continue;
+            for (int i = 0; i < count; ++i)
+                if (p.diverged_at[of[i]] < 0) train_alone(of[i]);
+        }
     }
     static void evaluate(const EvaluateParams& p, void* shared_memory, void* worker_memory, const Queue& queue) {
         Workspace sw(shared_memory), ww(worker_memory);

@@ -42,13 +42,16 @@ struct ColumnsPass {
 // Columns come in runs of this many; the ones past the last are zeros.
 constexpr int kColumnRun = 32;
 
+// Lane groups that go side by side, where the registers last: each weight and each sum in L1 is then touched once for all
+// of them. Each has a loss of its own.
+template <int kN, int kM, bool kFloor>
+constexpr int kColumnGroups = kN || kM > 5 || 2 * kLanes > kColumnRun || !kFloor ? 1 : 2;
+
 // kN = 0: n at run time. kTied: decoder = encoder and so are their sums. A: FloorActivation, or CalledActivation for
-// all others. kG lane groups go side by side where the registers last: each weight and each sum in L1 is then touched
-// once for all of them.
+// all others.
 template <int kN, int kM, bool kTied, class A>
 void columns_pass(ColumnsPass& a) {
-    constexpr bool kFloor = std::is_same<A, FloorActivation<F>>::value;
-    constexpr int kG = kN || kM > 5 || 2 * kLanes > kColumnRun || !kFloor ? 1 : 2;
+    constexpr int kG = kColumnGroups<kN, kM, std::is_same<A, FloorActivation<F>>::value>;
     constexpr int kE = kN ? kN * kM : 1, kD = kN && !kTied ? kN * kM : 1, kB = kN ? kN : 1;
     F local_e[kE], local_d[kD], local_b[kB], local_r[kB];
     const int n = kN ? kN : a.n;
@@ -328,6 +331,10 @@ class ColumnsWorker {
         pass_ = columns_pass_for((int)n, (int)net.n_hidden, net.tied, net.hidden_activation, net.output_activation);
     }
     void set_up(int64_t model, int64_t, int64_t) { tables_.set_up(model); }
+    const StreamTables& tables_of(int64_t model) {
+        tables_.set_up(model);
+        return tables_;
+    }
     void choose(ColumnsModel&, int64_t) const {}  // there is one form
     // Which form the model that was set up takes, of all that there are.
     Form form(int64_t batch_size) const { return pick_form(net_, tables_, batch_size, true); }

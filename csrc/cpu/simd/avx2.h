@@ -6,6 +6,8 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 constexpr int kLanes = 8;
+constexpr int kSumOrder[kLanes] = {0, 4, 2, 6, 1, 5, 3, 7};
+constexpr int kFsumOrder[kLanes] = {0, 4, 2, 6, 1, 5, 3, 7};
 
 struct F {
     __m256 v;
@@ -157,12 +159,17 @@ TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
         base[at[lane]] = value[lane];
     }
 }
-TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
-    uint32_t at[kLanes];
-    float value[kLanes];
+TOYKERN_INLINE void scatter_all(float* base, U index, const float* from) {
+    alignas(32) uint32_t at[kLanes];
     store(at, index);
+    asm("" : "+m"(at));
+    for (int i = 0; i < kLanes; ++i) base[at[i]] = from[i];
+}
+TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
+    alignas(32) float value[kLanes];
     store(value, a);
-    for (int i = 0; i < kLanes; ++i) base[at[i]] = value[i];
+    asm("" : "+m"(value));
+    scatter_all(base, index, value);
 }
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) {
     const uint64_t kept = _pdep_u64(bits(m), 0x0101010101010101ull) * 0xFFu;
@@ -191,6 +198,15 @@ TOYKERN_INLINE L mul_wide(U a, U b) {
 TOYKERN_INLINE L operator+(L a, L b) { return {_mm256_add_epi64(a.even, b.even), _mm256_add_epi64(a.odd, b.odd)}; }
 TOYKERN_INLINE L shl1(L a) { return {_mm256_slli_epi64(a.even, 1), _mm256_slli_epi64(a.odd, 1)}; }
 TOYKERN_INLINE L shr31(L a) { return {_mm256_srli_epi64(a.even, 31), _mm256_srli_epi64(a.odd, 31)}; }
+TOYKERN_INLINE L widen(U a) {
+    return {_mm256_and_si256(a.v, _mm256_set1_epi64x(0xFFFFFFFF)), _mm256_srli_epi64(a.v, 32)};
+}
+TOYKERN_INLINE L lbcast(uint32_t x) { return {_mm256_set1_epi64x(x), _mm256_set1_epi64x(x)}; }
+TOYKERN_INLINE L mul_low(L a, L b) { return {_mm256_mul_epu32(a.even, b.even), _mm256_mul_epu32(a.odd, b.odd)}; }
+TOYKERN_INLINE L shl_lanes(L a, L k) { return {_mm256_sllv_epi64(a.even, k.even), _mm256_sllv_epi64(a.odd, k.odd)}; }
+TOYKERN_INLINE L shr32(L a) { return {_mm256_srli_epi64(a.even, 32), _mm256_srli_epi64(a.odd, 32)}; }
+TOYKERN_INLINE L operator^(L a, L b) { return {_mm256_xor_si256(a.even, b.even), _mm256_xor_si256(a.odd, b.odd)}; }
+TOYKERN_INLINE L xor3(L a, L b, L c) { return a ^ b ^ c; }
 TOYKERN_INLINE U low_words(L a) { return {_mm256_blend_epi32(a.even, _mm256_slli_epi64(a.odd, 32), 0xAA)}; }
 TOYKERN_INLINE U high_words(L a) { return {_mm256_blend_epi32(_mm256_srli_epi64(a.even, 32), a.odd, 0xAA)}; }
 TOYKERN_INLINE L running_sum(L a) {

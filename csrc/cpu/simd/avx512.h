@@ -6,6 +6,9 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 constexpr int kLanes = 16;
+// Lanes in the order in which sum_lanes and fsum add them up: neighbours first, then neighbouring pairs, and so on.
+constexpr int kSumOrder[kLanes] = {0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15};
+constexpr int kFsumOrder[kLanes] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15};
 
 struct F {
     __m512 v;
@@ -169,14 +172,20 @@ TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
         base[at[i]] = value[i];
     }
 }
-// All lanes; the last of those with one index stays.
-TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
+// All lanes, of the values at `from`; the last of those with one index stays. Indices go through memory, which a compiler
+// is not to see through: lanes taken out of a register one by one keep its shuffles busy.
+TOYKERN_INLINE void scatter_all(float* base, U index, const float* from) {
     alignas(64) uint32_t at[16];
-    alignas(64) float value[16];
     store(at, index);
-    store(value, a);
+    asm("" : "+m"(at));
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) base[at[i]] = value[i];
+    for (int i = 0; i < 16; ++i) base[at[i]] = from[i];
+}
+TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
+    alignas(64) float value[16];
+    store(value, a);
+    asm("" : "+m"(value));
+    scatter_all(base, index, value);
 }
 // The lanes of m moved to the front; the whole vector is written.
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) { store(p, U{_mm512_maskz_compress_epi32(m.v, a.v)}); }
@@ -201,6 +210,19 @@ TOYKERN_INLINE L mul_wide(U a, U b) {
 TOYKERN_INLINE L operator+(L a, L b) { return {_mm512_add_epi64(a.even, b.even), _mm512_add_epi64(a.odd, b.odd)}; }
 TOYKERN_INLINE L shl1(L a) { return {_mm512_slli_epi64(a.even, 1), _mm512_slli_epi64(a.odd, 1)}; }
 TOYKERN_INLINE L shr31(L a) { return {_mm512_srli_epi64(a.even, 31), _mm512_srli_epi64(a.odd, 31)}; }
+TOYKERN_INLINE L widen(U a) {
+    return {_mm512_and_si512(a.v, _mm512_set1_epi64(0xFFFFFFFF)), _mm512_srli_epi64(a.v, 32)};
+}
+TOYKERN_INLINE L lbcast(uint32_t x) { return {_mm512_set1_epi64(x), _mm512_set1_epi64(x)}; }
+// Products of the lower halves.
+TOYKERN_INLINE L mul_low(L a, L b) { return {_mm512_mul_epu32(a.even, b.even), _mm512_mul_epu32(a.odd, b.odd)}; }
+TOYKERN_INLINE L shl_lanes(L a, L k) { return {_mm512_sllv_epi64(a.even, k.even), _mm512_sllv_epi64(a.odd, k.odd)}; }
+TOYKERN_INLINE L shr32(L a) { return {_mm512_srli_epi64(a.even, 32), _mm512_srli_epi64(a.odd, 32)}; }
+TOYKERN_INLINE L operator^(L a, L b) { return {_mm512_xor_si512(a.even, b.even), _mm512_xor_si512(a.odd, b.odd)}; }
+TOYKERN_INLINE L xor3(L a, L b, L c) {
+    return {_mm512_ternarylogic_epi64(a.even, b.even, c.even, 0x96),
+            _mm512_ternarylogic_epi64(a.odd, b.odd, c.odd, 0x96)};
+}
 TOYKERN_INLINE U low_words(L a) { return {_mm512_mask_shuffle_epi32(a.even, 0xAAAA, a.odd, (_MM_PERM_ENUM)0xA0)}; }
 TOYKERN_INLINE U high_words(L a) { return {_mm512_mask_shuffle_epi32(a.odd, 0x5555, a.even, (_MM_PERM_ENUM)0xF5)}; }
 // Running sums over the lanes in order.

@@ -7,6 +7,8 @@ namespace toykern {
 namespace TOYKERN_LEVEL {
 
 constexpr int kLanes = 4;
+constexpr int kSumOrder[kLanes] = {0, 2, 1, 3};
+constexpr int kFsumOrder[kLanes] = {0, 2, 1, 3};
 
 struct F {
     float v[kLanes];
@@ -240,13 +242,8 @@ TOYKERN_INLINE void scatter(float* base, U index, F a, M m) {
         if (m.v >> i & 1u) base[index.v[i]] = a.v[i];
     }
 }
-TOYKERN_INLINE void scatter_all(float* base, U index, F a) {
-    uint32_t at[kLanes];
-    float value[kLanes];
-    store(at, index);
-    store(value, a);
-    for (int i = 0; i < kLanes; ++i) base[at[i]] = value[i];
-}
+TOYKERN_INLINE void scatter_all(float* base, U index, const float* from) { TOYKERN_EACH base[index.v[i]] = from[i]; }
+TOYKERN_INLINE void scatter_all(float* base, U index, F a) { scatter_all(base, index, a.v); }
 TOYKERN_INLINE void store_packed(uint32_t* p, U a, M m) {
     TOYKERN_EACH {
         if (m.v >> i & 1u) *p++ = a.v[i];
@@ -293,6 +290,29 @@ TOYKERN_INLINE L shr31(L a) {
     TOYKERN_EACH a.v[i] >>= 31;
     return a;
 }
+TOYKERN_INLINE L widen(U a) {
+    L r;
+    TOYKERN_EACH r.v[i] = a.v[i];
+    return r;
+}
+TOYKERN_INLINE L lbcast(uint32_t x) { return widen(ubcast(x)); }
+TOYKERN_INLINE L mul_low(L a, L b) {
+    TOYKERN_EACH a.v[i] = (a.v[i] & 0xFFFFFFFFu) * (b.v[i] & 0xFFFFFFFFu);
+    return a;
+}
+TOYKERN_INLINE L shl_lanes(L a, L k) {
+    TOYKERN_EACH a.v[i] <<= k.v[i];
+    return a;
+}
+TOYKERN_INLINE L shr32(L a) {
+    TOYKERN_EACH a.v[i] >>= 32;
+    return a;
+}
+TOYKERN_INLINE L operator^(L a, L b) {
+    TOYKERN_EACH a.v[i] ^= b.v[i];
+    return a;
+}
+TOYKERN_INLINE L xor3(L a, L b, L c) { return a ^ b ^ c; }
 TOYKERN_INLINE U low_words(L a) {
     U r;
     TOYKERN_EACH r.v[i] = (uint32_t)a.v[i];

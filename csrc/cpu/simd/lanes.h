@@ -33,6 +33,7 @@ TOYKERN_INLINE void normal_of(D z, D& distribution, D& density) {
 template <>
 struct Lanes<TOYKERN_LEVEL::F> {
     TOYKERN_INLINE static TOYKERN_LEVEL::F all(double x) { return TOYKERN_LEVEL::bcast((float)x); }
+    TOYKERN_INLINE static TOYKERN_LEVEL::F all(TOYKERN_LEVEL::F x) { return x; }  // lanes that differ already
 };
 template <>
 struct Lanes<TOYKERN_LEVEL::D> {

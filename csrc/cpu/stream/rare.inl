@@ -14,6 +14,31 @@
 namespace toykern {
 namespace TOYKERN_LEVEL {
 
+// Exponential gaps in units of 2^-32 cells (§3) by a fixed-point logarithm, of `count` lane groups side by side: one
+// alone would wait for its own multiplications.
+template <int count>
+TOYKERN_INLINE void gaps_of(const uint32_t* words, U scale, L* gap) {
+    U z[count], tau[count], segment[count], s[count];
+#pragma GCC unroll 4
+    for (int g = 0; g < count; ++g) {
+        const U v = load(words + g * kLanes) | ubcast(1u);
+        z[g] = clz(v);
+        const U x = shl(shl_lanes(v, z[g]), 1);
+        segment[g] = shr(x, 28);
+        tau[g] = shl(x, 4);
+        s[g] = lookup16(kLog2Table[5], segment[g]);
+    }
+#pragma GCC unroll 4
+    for (int k = 4; k >= 1; --k)
+#pragma GCC unroll 4
+        for (int g = 0; g < count; ++g) s[g] = lookup16(kLog2Table[k], segment[g]) - mulhi(s[g], tau[g]);
+#pragma GCC unroll 4
+    for (int g = 0; g < count; ++g) {
+        const U log2 = lookup16(kLog2Table[0], segment[g]) + shr(mulhi(s[g], tau[g]), 3);
+        gap[g] = mul_wide(z[g] + z[g], scale) + shr31(mul_wide(log2 ^ ubcast(0xFFFFFFFFu), scale));
+    }
+}
+
 class RareCursor {
   public:
     void carve(Workspace& w, const StreamTables& tables) {
@@ -157,29 +182,12 @@ class RareCursor {
         last_sample_ = last_unit_ = ubcast(0xFFFFFFFFu);
     }
 
-    // Exponential gaps in units of 2^-32 cells (§3) by a fixed-point logarithm, summed up within each lane group.
-    // Several lane groups side by side: one alone would wait for its own multiplications.
+    // The gaps of some lane groups, summed up within each.
     static constexpr int kGroup = kLanes == 16 ? 4 : 2;
     static TOYKERN_INLINE void gaps(const uint32_t* words, U scale, L* times) {
-        U z[kGroup], tau[kGroup], segment[kGroup], s[kGroup];
+        gaps_of<kGroup>(words, scale, times);
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroup; ++g) {
-            const U v = load(words + g * kLanes) | ubcast(1u);
-            z[g] = clz(v);
-            const U x = shl(shl_lanes(v, z[g]), 1);
-            segment[g] = shr(x, 28);
-            tau[g] = shl(x, 4);
-            s[g] = lookup16(kLog2Table[5], segment[g]);
-        }
-#pragma GCC unroll 4
-        for (int k = 4; k >= 1; --k)
-#pragma GCC unroll 4
-            for (int g = 0; g < kGroup; ++g) s[g] = lookup16(kLog2Table[k], segment[g]) - mulhi(s[g], tau[g]);
-#pragma GCC unroll 4
-        for (int g = 0; g < kGroup; ++g) {
-            const U log2 = lookup16(kLog2Table[0], segment[g]) + shr(mulhi(s[g], tau[g]), 3);
-            times[g] = running_sum(shl1(mul_wide(z[g], scale)) + shr31(mul_wide(log2 ^ ubcast(0xFFFFFFFFu), scale)));
-        }
+        for (int g = 0; g < kGroup; ++g) times[g] = running_sum(times[g]);
     }
 
     // Unit by place when the rates differ: guide, then a short walk, lane by lane.

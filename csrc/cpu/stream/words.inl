@@ -69,7 +69,7 @@ TOYKERN_INLINE F lognormal(U w) {
     return as_floats(as_words(y) + shl(as_words(shifted), 23));
 }
 
-// Words turned into magnitudes, in place; count is a multiple of 64.
+// Words turned into magnitudes, in place; count is a multiple of kLanes.
 TOYKERN_INLINE void to_magnitudes(int32_t magnitude, float* words, int count) {
     const uint32_t* w = (const uint32_t*)words;
     switch ((Magnitude)magnitude) {

@@ -49,8 +49,11 @@ struct TrainRegime {
     int (*parts)(const Network&, int64_t batch_size);  // of a batch, which as many threads may share
     // Which of its forms one model takes: that follows from the model's own distribution, too.
     Form (*form)(const Network&, const Distribution&, int64_t batch_size, int64_t model, void* worker);
+    // How many models a worker should take at once, where p.threads workers share p.n_models.
+    int64_t (*together)(const TrainParams& p);
     size_t (*shared_bytes)(const Network&, int64_t batch_size);
     size_t (*worker_bytes)(const Network&, const Distribution&, const FiniteData&);
+    // The queue's numbers are of runs of p.together models.
     void (*train)(const TrainParams&, void* shared, void* worker, const Team&, const Queue&);
     void (*evaluate)(const EvaluateParams&, void* shared, void* worker, const Queue&);
 };

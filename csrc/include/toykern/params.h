@@ -167,6 +167,7 @@ struct TrainParams {
 
     const int64_t* order;  // [K] the order in which models are taken, costliest first; null: 0 … K-1
     int threads;
+    int64_t together;  // models that a worker takes at once; made by train()
 };
 
 // Mean loss over fresh samples of the evaluation stream, without training.
