@@ -157,7 +157,7 @@ class SparseLinear(SparseWeights):
         )
 
     def _dense_product(self, x: torch.Tensor, relu: bool) -> torch.Tensor:
-        weight = self._plain_weight()
+        weight = self._unfused_weight()
         if self.n_models == 1:
             y = torch.nn.functional.linear(x, weight[0], self.bias)
         else:

@@ -14,10 +14,10 @@ from toykern.network.specification import TensorSpec
 from toykern.nn.factory import factory_device_of_connections
 from toykern.nn.indexing import model_index
 from toykern.nn.network_stack import NetworkStack
-from toykern.nn.plain import plain_output
 from toykern.nn.sparse_initialization import initial_values, random_topology
 from toykern.nn.sparse_weights import SparseWeights
 from toykern.nn.tied_autoencoder import TiedAutoencoder
+from toykern.nn.unfused import unfused_output
 from toykern.ops.sparse_linear import by_column, sparse_linear
 from toykern.ops.sparse_linear_schema import GradientCapture
 from toykern.ops.transforms import transforming
@@ -209,8 +209,8 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
                 f"{self.n_features}] or [batch, {self.n_features}], not {list(x.shape)}"
             )
         if not check_flag("fused", fused):
-            tensors = {"weight": self._plain_weight()} | ({} if self.bias is None else {"bias": self.bias})
-            return plain_output(stacked, tensors, self)
+            tensors = {"weight": self._unfused_weight()} | ({} if self.bias is None else {"bias": self.bias})
+            return unfused_output(stacked, tensors, self)
         encoding, decoding = (
             capture.number if self._capturing else 0 for capture in (self._encoding, self._decoding)
         )

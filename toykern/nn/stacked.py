@@ -20,7 +20,7 @@ from toykern.network.specification import (
 )
 from toykern.nn.dense_stack import DenseStack
 from toykern.nn.factory import factory_device, factory_dtype
-from toykern.nn.plain import plain_loss, plain_output
+from toykern.nn.unfused import unfused_loss, unfused_output
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
 
 
@@ -121,8 +121,8 @@ class StackedModel(DenseStack):
         (docs/fused_layer.md): slower, and with the memory of ordinary layers.
         """
         if not check_flag("fused", fused):
-            values, tensors, _ = self._plainly(x)
-            return plain_output(values, tensors, self)
+            values, tensors, _ = self._without_kernels(x)
+            return unfused_output(values, tensors, self)
         x, entries, cast = self._input(x)
         encoder, decoder, bias, hidden_bias = self._weights(cast)
         return autoencoder_output(x, encoder, decoder, bias, hidden_bias, self._options(), **entries)
@@ -164,7 +164,7 @@ class StackedModel(DenseStack):
         check_choice("loss_reduction", loss_reduction, REDUCTIONS)
         check_choice("loss", loss, LAYER_LOSSES)
         if not check_flag("fused", fused):
-            return self._plain_loss(x, importance, target, Objective("identity", loss_reduction, loss), l1)
+            return self._unfused_loss(x, importance, target, Objective("identity", loss_reduction, loss), l1)
         values, entries, cast = self._input(x)
         wanted = self._target(target, entries["batch"] if entries else values.shape[1], cast)
         encoder, decoder, bias, hidden_bias = self._weights(cast)
@@ -197,7 +197,7 @@ class StackedModel(DenseStack):
             raise ValueError(f"target must have as many samples as x ({samples}), not {describe(target)}")
         return wanted
 
-    def _plain_loss(
+    def _unfused_loss(
         self,
         x: torch.Tensor | SparseBatch,
         importance: Any,
@@ -205,14 +205,14 @@ class StackedModel(DenseStack):
         objective: Objective,
         l1: Any,
     ) -> torch.Tensor:
-        values, tensors, cast = self._plainly(x)
+        values, tensors, cast = self._without_kernels(x)
         wanted = self._target(target, values.shape[1], cast)
         if not isinstance(wanted, torch.Tensor):
             wanted = TARGETS[wanted](values)
         weights = self._importance(importance, self.n_features, values.device)
-        return plain_loss(values, tensors, self, weights, self._l1(l1, weights), wanted, objective)
+        return unfused_loss(values, tensors, self, weights, self._l1(l1, weights), wanted, objective)
 
-    def _plainly(
+    def _without_kernels(
         self, x: torch.Tensor | SparseBatch
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.dtype | None]:
         """(x dense, the network's tensors by name, the dtype that autocast asks for)."""

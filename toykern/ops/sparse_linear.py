@@ -191,7 +191,7 @@ class _SparseLinear(torch.autograd.Function):
         )
         if ctx.flat:
             made = (*made[:2], made[2].reshape(-1))
-        found = (once(g, (dy, x, values)) if want else None for g, want in zip(made, wanted, strict=True))
+        found = (once(g, dy, x, values) if want else None for g, want in zip(made, wanted, strict=True))
         return (*found, *[None] * 7)
 
 

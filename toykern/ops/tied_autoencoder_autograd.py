@@ -24,7 +24,7 @@ SLOPE_FROM_OUTPUT = frozenset(
 )
 
 
-def _scaled(gradient: torch.Tensor, scale: Optional) -> torch.Tensor:
+def scaled(gradient: torch.Tensor, scale: Optional) -> torch.Tensor:
     """Each model's gradient times its scale, never in place; the gradient itself for scales of 1 (None)."""
     if scale is None:
         return gradient
@@ -35,7 +35,7 @@ def _sum_over_models(gradient: torch.Tensor, models: int) -> torch.Tensor:
     return gradient if gradient.shape[0] == models else gradient.sum(0, keepdim=True)
 
 
-def _are_ones(grad: torch.Tensor, gradient: torch.Tensor) -> bool:
+def are_ones(grad: torch.Tensor, gradient: torch.Tensor) -> bool:
     """Whether the saved gradients are to be scaled by 1, as far as looking costs less than scaling.
 
     On a GPU it means waiting for it: worth while for large gradients alone, and impossible in a capture.
@@ -86,27 +86,27 @@ class _Loss(torch.autograd.Function):
         row_start, importance, l1, d_importance, d_l1, *gradients = ctx.saved_tensors
         d_weight, d_decoder, d_bias, d_hidden, d_x, d_target, *sources = gradients
         grad = grads[0]
-        scale = None if _are_ones(grad, d_weight) else grad
+        scale = None if are_ones(grad, d_weight) else grad
         weights_wanted, x_wanted, target_wanted = ctx.wanted
         has_decoder, has_bias, has_hidden = ctx.presence
         found: list[Optional] = [None] * 15
         if weights_wanted:
-            found[4] = _scaled(d_weight, scale)
-            found[5] = _scaled(d_decoder, scale) if has_decoder else None
-            found[6] = _scaled(d_bias, scale) if has_bias else None
-            found[7] = _scaled(d_hidden, scale) if has_hidden else None
+            found[4] = scaled(d_weight, scale)
+            found[5] = scaled(d_decoder, scale) if has_decoder else None
+            found[6] = scaled(d_bias, scale) if has_bias else None
+            found[7] = scaled(d_hidden, scale) if has_hidden else None
         if x_wanted and ctx.sparse:
             found[0] = _scaled_values(d_x, scale, row_start, ctx.batch)
         elif x_wanted:
-            found[0] = _sum_over_models(_scaled(d_x, scale), ctx.x_models)
+            found[0] = _sum_over_models(scaled(d_x, scale), ctx.x_models)
         if target_wanted:
-            found[10] = _sum_over_models(_scaled(d_target, scale), ctx.target_models)
+            found[10] = _sum_over_models(scaled(d_target, scale), ctx.target_models)
         for place, given, gradient in ((8, importance, d_importance), (9, l1, d_l1)):
             if gradient is not None:
-                found[place] = _sum_over_models(_scaled(gradient, scale), given.shape[0]).to(given.dtype)
+                found[place] = _sum_over_models(scaled(gradient, scale), given.shape[0]).to(given.dtype)
         needs = ctx.needs_input_grad
         sources += (grad, importance, l1)
-        return tuple(once(gradient, sources) if needs[i] else None for i, gradient in enumerate(found))
+        return tuple(once(gradient, *sources) if needs[i] else None for i, gradient in enumerate(found))
 
 
 def _scaled_values(
@@ -114,7 +114,7 @@ def _scaled_values(
 ) -> torch.Tensor:
     """Gradient of entries `[entries]`; from `[models, entries]` where models share them."""
     if gradient.ndim == 2:
-        return _scaled(gradient, scale).sum(0)
+        return scaled(gradient, scale).sum(0)
     if scale is None:
         return gradient
     if scale.shape[0] == 1:
@@ -201,7 +201,7 @@ class _Output(torch.autograd.Function):
             found[0] = _sum_over_models(d_x, x.shape[0])
         needs = ctx.needs_input_grad
         sources = (grads[0], x, weight, decoder, bias, hidden_bias)
-        return tuple(once(g, sources) if needs[i] else None for i, g in enumerate(found))
+        return tuple(once(g, *sources) if needs[i] else None for i, g in enumerate(found))
 
 
 # ---- the same under torch.func -----------------------------------------------------------------------------
@@ -275,9 +275,11 @@ def _differentiable(*tensors: Optional) -> list[torch.Tensor]:
 
 
 def _wants(*tensors: Optional) -> bool:
-    if transforming():
-        return any(t is not None and requires_grad(t) for t in tensors)
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _wants_in_transforms(*tensors: Optional) -> bool:
+    return any(t is not None and requires_grad(t) for t in tensors)
 
 
 def autoencoder_output(
@@ -310,8 +312,8 @@ def autoencoder_output(
     """
     refuse_distributed(x=x, weight=weight)
     samples = x.shape[1] if batch is None else batch
-    wanted = (_wants(weight, decoder, bias, hidden_bias), _wants(x))
-    function = _OutputInTransforms if transforming() else _Output
+    function, wants = (_OutputInTransforms, _wants_in_transforms) if transforming() else (_Output, _wants)
+    wanted = (wants(weight, decoder, bias, hidden_bias), wants(x))
     return function.apply(x, row_start, feature, samples, weight, decoder, bias, hidden_bias, options, wanted)
 
 
@@ -354,12 +356,14 @@ def autoencoder_loss(
     samples = x.shape[1] if batch is None else batch
     given = target if isinstance(target, torch.Tensor) else None
     objective = Objective(GIVEN if isinstance(target, torch.Tensor) else target, reduction, loss)
-    wanted = (_wants(weight, decoder, bias, hidden_bias), _wants(x), _wants(given))
+    in_transforms = transforming()
+    wants = _wants_in_transforms if in_transforms else _wants
+    wanted = (wants(weight, decoder, bias, hidden_bias), wants(x), wants(given))
     arguments = (
         x, row_start, feature, samples, weight, decoder, bias, hidden_bias, importance, l1, given,
-        objective, options, wanted, (_wants(importance), _wants(l1)),
+        objective, options, wanted, (wants(importance), wants(l1)),
     )  # fmt: skip
-    if transforming():
+    if in_transforms:
         found: torch.Tensor = _LossInTransforms.apply(*arguments)[0]
         return found
     return _Loss.apply(*arguments)

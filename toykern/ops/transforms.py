@@ -9,7 +9,6 @@ say what to do instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -40,7 +39,7 @@ def requires_grad(tensor: torch.Tensor) -> bool:
     return tensor.requires_grad
 
 
-def once(gradient: torch.Tensor | None, sources: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+def once(gradient: torch.Tensor | None, *sources: torch.Tensor | None) -> torch.Tensor | None:
     """The gradient, whose own derivative with respect to any of the sources is an error.
 
     Where autograd cannot ask for one, it is the gradient itself.

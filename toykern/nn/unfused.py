@@ -14,14 +14,14 @@ from toykern.network.losses import Objective
 from toykern.nn.two_layer import Tensors, codes_of, outputs_of, summed_loss
 
 
-def plain_output(x: torch.Tensor, tensors: Tensors, described: Any) -> torch.Tensor:
+def unfused_output(x: torch.Tensor, tensors: Tensors, described: Any) -> torch.Tensor:
     """y `[models, batch, n_features]` in the dtype of x, `[models or 1, batch, n_features]`."""
     with torch.autocast(x.device.type, enabled=False):
         _, output = _codes_and_output(x, tensors, described)
         return output.to(x.dtype)
 
 
-def plain_loss(
+def unfused_loss(
     x: torch.Tensor,
     tensors: Tensors,
     described: Any,
@@ -39,7 +39,7 @@ def plain_loss(
         return summed_loss(codes, output, wanted, importance, l1, objective)
 
 
-def plain_weight(
+def unfused_weight(
     values: torch.Tensor, row_start: torch.Tensor, column: torch.Tensor, in_features: int
 ) -> torch.Tensor:
     """Sparse weights with their zeros, `[n_models, out_features, in_features]`.
@@ -48,7 +48,7 @@ def plain_weight(
     `[n_models, out_features + 1]`.
 
     >>> start, column = torch.tensor([[0, 2, 3]]), torch.tensor([0, 1, 0, 0], dtype=torch.int32)
-    >>> plain_weight(torch.tensor([1.0, 2.0, 3.0, 0.0]), start, column, 2)
+    >>> unfused_weight(torch.tensor([1.0, 2.0, 3.0, 0.0]), start, column, 2)
     tensor([[[1., 2.],
              [3., 0.]]])
     """
