@@ -14,6 +14,7 @@ EXTRAS_demo := results,plot
 EXTRAS_test := test
 EXTRAS_lint := lint,results,plot
 EXTRAS_bench := test,jax
+EXTRAS_docs := docs,notebook,results,plot,analysis
 
 # What `make test-newest` runs, about two minutes on two quiet cores: what has met a newer Python, NumPy, Zarr or xarray
 # and failed, and one file for each part of the package.
@@ -22,7 +23,7 @@ CORE := $(addprefix tests/test_, import.py info.py broadcast.py models.py metric
 	fit_topology.py fit_results.py sweep_topology.py store_place.py store_damage.py evaluate.py evaluate_methods.py \
 	odd_values.py)
 
-.PHONY: help demo test test-slow test-newest core lint format bench gpu-check emulate emulate-all count sanitize native clean
+.PHONY: help demo test test-slow test-newest core lint format docs docs-outputs bench gpu-check emulate emulate-all count sanitize native clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -31,8 +32,9 @@ help:
 	@echo "make test      run the tests, but for the slow ones"
 	@echo "make test-slow run those: other processes, compilers, notebooks, whole benches"
 	@echo "make test-newest  run a core of them on the newest Python that is here, with the newest packages"
-	@echo "make lint      check formatting, style and types"
+	@echo "make lint      check formatting, style, types and spelling"
 	@echo "make format    format the sources in place"
+	@echo "make docs      build the documentation into build/site; docs-outputs runs the notebooks for it first (minutes)"
 	@echo "make bench     compare with PyTorch, JAX (installs it) and plain C++, and print the table"
 	@echo "make gpu-check build, test, sanitize and measure on a GPU, with the python3 that is there; writes a record"
 	@echo "make emulate   run the core of the GPU tests on an emulator of PTX (TOYKERN_EMULATOR); emulate-all: all of them"
@@ -74,11 +76,21 @@ lint: $(VENV)/.with-lint
 	$(BIN)/ruff check .
 	$(BIN)/mypy toykern/
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/codespell
 
 format: $(VENV)/.with-lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CPP)
+
+# Pages and links in strict mode: a warning ends it. The site needs no network to be read.
+docs: $(VENV)/.with-docs native
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR) $(BIN)/mkdocs build --quiet
+	$(BIN)/python tools/docs_site/offline.py build/site
+
+# What notebooks write and draw, for their pages; kept in build/notebooks as long as a notebook stays what it is.
+docs-outputs: $(VENV)/.with-docs native
+	$(BIN)/python tools/docs_site/run_notebooks.py
 
 bench: $(VENV)/.with-bench native
 	$(BIN)/python -m bench

@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--only", nargs="+", metavar="KEY", choices=[w.key for w in WORKLOADS], help="only these workloads"
     )
     parser.add_argument(
-        "--readme", action="store_true", help="only rewrite README.md's tables from the newest records"
+        "--readme",
+        action="store_true",
+        help="only rewrite the tables of README.md and docs/benchmarks.md from the newest records",
     )
     parser.add_argument(
         "--known",

@@ -1,4 +1,4 @@
-"""The bench's table in Markdown, and the README's copy of it."""
+"""The bench's tables in Markdown: all of them in docs/benchmarks.md, the first one in the README."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bench.peers import KINDS, OURS, TITLES
 from bench.record import fastest
 
 README = Path(__file__).parent.parent / "README.md"
+PAGE = README.parent / "docs" / "benchmarks.md"
 BEGIN = "<!-- bench: begin (written by `python -m bench --readme`) -->"
 END = "<!-- bench: end -->"
 
@@ -29,9 +30,20 @@ def render(record: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def update_readme(record: dict[str, Any], path: Path = README) -> None:
-    """Replaces what stands between the two comment markers; ValueError if the file lacks one of them."""
-    replace_between(path, BEGIN, END, render(record))
+def brief(record: dict[str, Any]) -> str:
+    """What the README shows: the figure of each workload, the best of each kind of peers, what those are."""
+    header = ["workload", "toykern"]
+    for kind in KINDS:
+        header += [_HEADERS[kind], "ratio"]
+    rows = [_row(entry)[: len(header)] for entry in record["workloads"]]
+    return f"{markdown(header, rows)}\n\n{_caption(record, brief=True)}"
+
+
+def update_readme(record: dict[str, Any], path: Path = README, page: Path = PAGE) -> None:
+    """Replaces what stands between the two comment markers, here and there; ValueError if a file lacks one of
+    them."""
+    replace_between(path, BEGIN, END, brief(record))
+    replace_between(page, BEGIN, END, render(record))
 
 
 def replace_between(path: Path, begin: str, end: str, text: str) -> None:
@@ -76,7 +88,7 @@ def _both(entry: dict[str, Any], name: str) -> str:
     return f"{wall} / {significant(median(figures['processor']))}" if "processor" in figures else wall
 
 
-def _caption(record: dict[str, Any]) -> str:
+def _caption(record: dict[str, Any], brief: bool = False) -> str:
     versions = record["versions"]
     packages = ", ".join(
         f"{name} {versions[name]}"
@@ -87,6 +99,14 @@ def _caption(record: dict[str, Any]) -> str:
     repeats = {
         len(c["samples"]) for e in record["workloads"] for c in e["contenders"].values() if "samples" in c
     }
+    if brief:
+        return (
+            "Microseconds for one step of one model, less is better; in brackets which library. As people "
+            "use them: batched products, a random number for every entry, defaults. Tuned: the best "
+            "of several ways in which an expert would write it with the same library, with ideas of this "
+            f"project. {record['processor']}, {record['cores']} cores; {record['date'][:10]}; {packages}. "
+            f"{mark(record)}"
+        ).rstrip()
     return (
         "Microseconds per model-step; ratios by wall time / by processor time of all cores. Libraries as "
         "people use them: einsums, a gate and a magnitude for every entry, defaults. Best of an expert: the "

@@ -317,16 +317,19 @@ def test_a_table_from_a_busy_machine_says_so() -> None:
 
 
 def test_readme_table_is_replaced_between_its_markers(tmp_path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n{BEGIN}\nold\n{END}\ntail\n")
-    update_readme(_record("absent"), readme)
-    update_readme(_record("absent"), readme)
-    text = readme.read_text()
-    assert text.startswith(f"# Title\n{BEGIN}\n| workload |") and text.endswith(f"{END}\ntail\n")
-    assert "old" not in text and text.count("the set-up that won") == 1
+    readme, page = tmp_path / "README.md", tmp_path / "benchmarks.md"
+    for path in (readme, page):
+        path.write_text(f"# Title\n{BEGIN}\nold\n{END}\ntail\n")
+    update_readme(_record("absent"), readme, page)
+    update_readme(_record("absent"), readme, page)
+    for path in (readme, page):
+        text = path.read_text()
+        assert text.startswith(f"# Title\n{BEGIN}\n| workload |") and text.endswith(f"{END}\ntail\n")
+        assert "old" not in text and text.count("the set-up that won") == (path == page)
+    assert len(readme.read_text().splitlines()[2].split("|")) == 10
     readme.write_text("no markers\n")
     with pytest.raises(ValueError, match="README.md must contain"):
-        update_readme(_record("absent"), readme)
+        update_readme(_record("absent"), readme, page)
     assert readme.read_text() == "no markers\n"
 
 

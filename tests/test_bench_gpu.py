@@ -291,8 +291,8 @@ def test_the_records_of_both_calls_make_one_table(figures: dict, tmp_path) -> No
     assert [w["name"] for w in table.figures_of(table.newest_record(tmp_path))["workloads"]] == ["large"]
 
 
-def test_the_readme_in_the_repository_is_up_to_date() -> None:
-    text = table.README.read_text(encoding="utf-8")
+def test_the_page_in_the_repository_is_up_to_date() -> None:
+    text = table.PAGE.read_text(encoding="utf-8")
     shown = text.partition(table.BEGIN)[2].partition(table.END)[0].strip()
     record = table.newest_record()
     assert shown == (table.NOTHING if record is None else table.render(record))

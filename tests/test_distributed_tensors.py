@@ -41,6 +41,31 @@ def test_models_and_layers_refuse_them_by_name(mesh: Any) -> None:
         layer(x)
 
 
+class Loss(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.loss(x).sum()
+
+
+def test_fsdp_trains_models_whose_loss_is_a_forward_pass(mesh: Any) -> None:
+    """As docs/fused_layer.md has it."""
+    alone, shared, x = Loss(tk.TiedAutoencoder(5, 2, 3)), Loss(tk.TiedAutoencoder(5, 2, 3)), torch.rand(4, 5)
+    fsdp.fully_shard(shared)
+    for module in (alone, shared):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(x).backward()
+            optimizer.step()
+    for theirs, ours in zip(shared.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(theirs.full_tensor(), ours)
+    with pytest.raises(TypeError, match=r"^weight must be a plain tensor, not a DTensor"):
+        shared.model.loss(x)
+
+
 def test_fsdp_trains_sparse_layers_and_recipes_refuse_them(mesh: Any) -> None:
     net = tk.sparsify(nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 5)), 0.2, seed=1)
     late = tk.SET(interval=1, end=9).attach(net, torch.optim.Adam(net.parameters()))

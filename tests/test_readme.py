@@ -56,10 +56,23 @@ def sandbox(tmp_path, monkeypatch):
     plt.close("all")
 
 
-def run_all(blocks: list[str], where: str) -> dict[str, object]:
-    """The names that the blocks leave behind, run one after another."""
+INTEROP = {"datasets": "devinterp", "devinterp": "devinterp", "sae_lens": "sae_lens"}
+"""What blocks may import that the tests do not install, and the package that it comes with."""
+
+
+def foreign(block: str) -> set[str]:
+    """The packages of `INTEROP` that a block is about."""
+    imported = re.findall(r"^(?:from|import) (\w+)", block, re.M)
+    return {INTEROP[name] for name in imported if name in INTEROP}
+
+
+def run_all(blocks: list[str], where: str, about: str = "") -> dict[str, object]:
+    """The names that the blocks leave behind, run one after another; of those about other packages the ones
+    about this one."""
     names: dict[str, object] = {}
     for number, block in enumerate(blocks):
+        if foreign(block) - {about}:
+            continue
         exec(compile(block, f"{where}, block {number + 1}", "exec"), names)
     return names
 
@@ -95,6 +108,16 @@ def test_snippets_of_the_docs_run_on_a_small_budget(page, sandbox):
     for pattern, replacement in small.items():
         blocks = [re.sub(pattern, replacement, block) for block in blocks]
     run_all(blocks, page.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", sorted(set(INTEROP.values())))
+def test_models_are_handed_on(package, sandbox):
+    pytest.importorskip(package)
+    page = ROOT / "docs" / "handing_on.md"
+    blocks = [re.sub(r"\bsteps=[\d_]+", "steps=200", block) for block in fenced(page, "python")]
+    assert any(package in foreign(block) for block in blocks)
+    run_all(blocks, page.name, about=package)
 
 
 @each_page

@@ -1,4 +1,4 @@
-"""The GPU's table in Markdown, and the README's copy of it, from the newest record of `make gpu-check`."""
+"""The GPU's table in Markdown, in docs/benchmarks.md, from the newest record of `make gpu-check`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.load import mark
 from bench.peers import OURS, PEERS, TITLES
-from bench.table import README, markdown, replace_between, significant
+from bench.table import PAGE, markdown, replace_between, significant
 
 RESULTS = Path(__file__).parent.parent / "results"
 BEGIN = "<!-- gpu: begin (written by `python -m bench --readme`) -->"
@@ -43,7 +43,7 @@ def figures_of(record: dict[str, Any]) -> dict[str, Any] | None:
     return {**found[0], "workloads": [w for f in found for w in f["workloads"]]} if found else None
 
 
-def update_readme(record: dict[str, Any] | None, path: Path = README) -> None:
+def update_readme(record: dict[str, Any] | None, path: Path = PAGE) -> None:
     """Replaces what stands between the two comment markers; ValueError if the file lacks one of them."""
     replace_between(path, BEGIN, END, NOTHING if record is None else render(record))
 

@@ -20,6 +20,7 @@ from toykern.network.specification import NetworkSpec
 from toykern.nn.indexing import model_index
 from toykern.nn.initialization import initial_std, initial_weights
 from toykern.nn.network_stack import NetworkStack
+from toykern.ops.transforms import transforming
 
 
 class DenseStack(NetworkStack):
@@ -190,7 +191,7 @@ class DenseStack(NetworkStack):
             dtype=torch.float64 if self._encoder.dtype == torch.float64 else torch.float32,
             device=device,
             # looking at values on another device would wait for it
-            check_values=device.type == "cpu" and not torch.compiler.is_compiling(),
+            check_values=device.type == "cpu" and not torch.compiler.is_compiling() and not transforming(),
             detach=False,
             width=self.output_width,
         )
@@ -200,7 +201,7 @@ class DenseStack(NetworkStack):
             if not 0 <= l1 <= torch.finfo(torch.float64).max:  # a comparison is what torch.compile can follow
                 check_number("l1", l1, minimum=0.0)
             return None if l1 == 0 else torch.full((1,), float(l1), dtype=like.dtype, device=like.device)
-        unseen = like.device.type != "cpu" or torch.compiler.is_compiling()
+        unseen = like.device.type != "cpu" or torch.compiler.is_compiling() or transforming()
         if isinstance(l1, torch.Tensor) and l1.device == like.device and unseen:
             # looking at its values would wait for the device, or break the graph
             if l1.shape not in ((), (1,), (self.n_models,)):

@@ -113,12 +113,15 @@ class SparseLinear(SparseWeights):
             self.values.copy_(values)
         self._capture = GradientCapture()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *, fused: bool = True) -> torch.Tensor:
         """Outputs of every model.
 
         One model: x `[…, in_features]` to `[…, out_features]`, as `torch.nn.Linear`. Several: x `[n_models,
         batch, in_features]`, or `[batch, in_features]` for all of them, to `[n_models, batch, out_features]`.
         ValueError for another shape, TypeError for a dtype that is not the weights' (autocast aside).
+
+        fused=False computes the same with the dense weights by torch operations, for derivatives in forward
+        mode and of second order and for `torch.vmap` (docs/fused_layer.md).
         """
         capture = self._capture.number if self._capturing else 0
         relu = self.activation == "relu"
@@ -129,15 +132,16 @@ class SparseLinear(SparseWeights):
                 f"x must have the shape [..., in_features] with in_features = {self.in_features}, "
                 f"not {list(x.shape)}"
             )
+        check_flag("fused", fused)
         if self.n_models == 1:
-            return self._product(x, relu, capture)
+            return self._product(x, relu, capture) if fused else self._dense_product(x, relu)
         if x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[0] not in (1, self.n_models)):
             raise ValueError(
                 f"x must have the shape [n_models, batch, in_features] = [{self.n_models}, batch, "
                 f"{self.in_features}] or [batch, {self.in_features}], not {list(x.shape)}"
             )
         stacked = x.unsqueeze(0) if x.ndim == 2 else x
-        return self._product(stacked, relu, capture)
+        return self._product(stacked, relu, capture) if fused else self._dense_product(stacked, relu)
 
     def _product(self, x: torch.Tensor, relu: bool, capture: int) -> torch.Tensor:
         return sparse_linear(
@@ -151,6 +155,15 @@ class SparseLinear(SparseWeights):
             group=self.group,
             width=self._width,
         )
+
+    def _dense_product(self, x: torch.Tensor, relu: bool) -> torch.Tensor:
+        weight = self._unfused_weight()
+        if self.n_models == 1:
+            y = torch.nn.functional.linear(x, weight[0], self.bias)
+        else:
+            y = torch.matmul(x, weight.mT)
+            y = y if self.bias is None else y + self.bias.unsqueeze(1)
+        return y.relu() if relu else y
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, topology: Topology) -> SparseLinear:

@@ -17,8 +17,10 @@ from toykern.nn.network_stack import NetworkStack
 from toykern.nn.sparse_initialization import initial_values, random_topology
 from toykern.nn.sparse_weights import SparseWeights
 from toykern.nn.tied_autoencoder import TiedAutoencoder
+from toykern.nn.unfused import unfused_output
 from toykern.ops.sparse_linear import by_column, sparse_linear
 from toykern.ops.sparse_linear_schema import GradientCapture
+from toykern.ops.transforms import transforming
 from toykern.sparse.topology import Topology
 
 _ACTIVATIONS = ("none", "relu")  # of those that dense stacks have
@@ -186,8 +188,11 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         part = type(self).from_config(config, topology, weight, bias, self.seed[chosen])
         return part.to(self.values.device).train(self.training)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *, fused: bool = True) -> torch.Tensor:
         """Outputs `[models, batch, n_features]` for x of that shape, or `[batch, n_features]` for all models.
+
+        fused=False computes the same with the dense weights by torch operations, for derivatives in forward
+        mode and of second order and for `torch.vmap` (docs/fused_layer.md).
 
         ValueError for another shape, TypeError for what is no tensor or has another dtype than the weights.
         """
@@ -203,6 +208,9 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
                 f"x must have the shape [models, batch, n_features] = [{self.n_models}, batch, "
                 f"{self.n_features}] or [batch, {self.n_features}], not {list(x.shape)}"
             )
+        if not check_flag("fused", fused):
+            tensors = {"weight": self._unfused_weight()} | ({} if self.bias is None else {"bias": self.bias})
+            return unfused_output(stacked, tensors, self)
         encoding, decoding = (
             capture.number if self._capturing else 0 for capture in (self._encoding, self._decoding)
         )
@@ -234,6 +242,8 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         target: str | torch.Tensor | None = "identity",
         loss_reduction: str = "mean",
         loss: str = Objective.loss,
+        *,
+        fused: bool = True,
     ) -> torch.Tensor:
         """Loss of each model on a batch, `[models]`: Σ_i importance_i · (target_i − output_i)².
 
@@ -261,10 +271,10 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
             self.n_features,
             dtype=x.dtype,
             device=x.device,
-            check_values=x.device.type == "cpu" and not torch.compiler.is_compiling(),
+            check_values=x.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming(),
             detach=False,
         )
-        per_feature = LOSSES[objective.loss].of(self(x), wanted).sum(dim=1)
+        per_feature = LOSSES[objective.loss].of(self(x, fused=fused), wanted).sum(dim=1)
         terms = x.shape[-2] * objective.terms(self.n_features)
         return (per_feature * weights).sum(dim=1) / terms
 

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from toykern.arguments.errors import check_choice, check_flag, describe
 from toykern.native.address import storage_address
 from toykern.nn.factory import factory_dtype
+from toykern.nn.unfused import unfused_weight
 from toykern.ops.sparse_backends import BACKENDS
 from toykern.ops.sparse_index import SparseIndex, check_index
 from toykern.ops.sparse_linear_schema import GradientCapture
@@ -207,6 +208,10 @@ class SparseWeights(nn.Module):
     def to_dense(self) -> torch.Tensor:
         """The weights with their zeros, `[n_models, out_features, in_features]`; differentiable."""
         return self.topology.to_dense(self.values)
+
+    def _unfused_weight(self) -> torch.Tensor:
+        """The same by torch operations alone, which every transform of torch.func can follow."""
+        return unfused_weight(self.values, self.row_start, self.column, self.in_features)
 
     def to_csr(self, model: int = 0) -> torch.Tensor:
         """One model's weights as a torch.sparse CSR tensor `[out_features, in_features]` (a copy)."""

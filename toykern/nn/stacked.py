@@ -20,6 +20,7 @@ from toykern.network.specification import (
 )
 from toykern.nn.dense_stack import DenseStack
 from toykern.nn.factory import factory_device, factory_dtype
+from toykern.nn.unfused import unfused_loss, unfused_output
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
 from toykern.ops.tied_autoencoder_plain import plain_loss, plain_output
 
@@ -109,17 +110,24 @@ class StackedModel(DenseStack):
             raise ValueError("init was given per model: pass it, [models], to model_from_config")
         return cls(**arguments, seed=seed, device=device, dtype=dtype)
 
-    def forward(self, x: torch.Tensor | SparseBatch) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | SparseBatch, *, fused: bool = True) -> torch.Tensor:
         """Outputs `[models, batch, n_features]`.
 
         x: `[models, batch, n_features]`, or `[batch, n_features]` for all models; or a `toykern.SparseBatch`
         of as many models or of one. ValueError for another shape or device, TypeError for a dtype that is not
         the weights'; RuntimeError where there are no kernels for the device. Under autocast, computed from x
         and weights rounded to its dtype, with float32 sums.
+
+        fused=False computes the same by torch operations, for derivatives in forward mode and of second order
+        (docs/fused_layer.md): slower, and with the memory of ordinary layers.
         """
-        found = self._plain(plain_output, x)
-        if found is not None:
-            return found
+        if fused is True:
+            found = self._plain(plain_output, x)
+            if found is not None:
+                return found
+        elif not check_flag("fused", fused):
+            values, tensors, _ = self._without_kernels(x)
+            return unfused_output(values, tensors, self)
         x, entries, cast = self._input(x)
         encoder, decoder, bias, hidden_bias = self._weights(cast)
         return autoencoder_output(x, encoder, decoder, bias, hidden_bias, self._options(), **entries)
@@ -132,6 +140,8 @@ class StackedModel(DenseStack):
         loss_reduction: str = "mean",
         l1: Any = 0.0,
         loss: str = Objective.loss,
+        *,
+        fused: bool = True,
     ) -> torch.Tensor:
         """Loss of each model on a batch, `[models]`: Σ_i importance_i · (target_i − output_i)² + l1 · Σ_k
         |h_k|.
@@ -145,6 +155,7 @@ class StackedModel(DenseStack):
                 mean over the batch.
             l1: a number or `[models]`, ≥ 0: the weight of the hidden code's L1 norm, a mean over the batch.
             loss: of an output's error; "squared_error" is the only one so far.
+            fused: False computes the same by torch operations, as in `forward`.
 
         `importance` and `l1` may be tensors that require a gradient, at the cost of another forward pass
         each. Else the output is never stored, and gradients are computed along with the loss. Models are
@@ -155,23 +166,17 @@ class StackedModel(DenseStack):
         >>> TiedAutoencoder(n_features=5, n_hidden=2, n_models=3).loss(torch.ones(8, 5)).shape
         torch.Size([3])
         """
-        objective = ("identity" if target is None else target, loss_reduction, loss)
-        found = self._plain(plain_loss, x, objective, importance, l1)
-        if found is not None:
-            return found
+        if fused is True:
+            objective = ("identity" if target is None else target, loss_reduction, loss)
+            found = self._plain(plain_loss, x, objective, importance, l1)
+            if found is not None:
+                return found
         check_choice("loss_reduction", loss_reduction, REDUCTIONS)
         check_choice("loss", loss, LAYER_LOSSES)
+        if not check_flag("fused", fused):
+            return self._unfused_loss(x, importance, target, Objective("identity", loss_reduction, loss), l1)
         values, entries, cast = self._input(x)
-        samples = entries["batch"] if entries else values.shape[1]
-        if samples == 0:
-            raise ValueError("x must hold at least one sample for a loss, not 0")
-        if isinstance(target, torch.Tensor):
-            values_wanted = self._check_batch("target", target, cast)
-            wanted: torch.Tensor | str = values_wanted
-            if values_wanted.shape[1] != samples:
-                raise ValueError(f"target must have as many samples as x ({samples}), not {describe(target)}")
-        else:
-            wanted = check_choice("target", "identity" if target is None else target, TARGETS)
+        wanted = self._target(target, entries["batch"] if entries else values.shape[1], cast)
         encoder, decoder, bias, hidden_bias = self._weights(cast)
         weights = self._importance(importance, self.n_features, values.device)
         return autoencoder_loss(
@@ -219,6 +224,48 @@ class StackedModel(DenseStack):
         sizes = self.n_models, self.n_features
         found: torch.Tensor | None = way(tensors, x, row_start, feature, batch, sizes, options, *others)
         return found
+
+    def _target(
+        self, target: str | torch.Tensor | None, samples: int, cast: torch.dtype | None
+    ) -> torch.Tensor | str:
+        """What the loss compares with: a name, or a tensor that fits x."""
+        if samples == 0:
+            raise ValueError("x must hold at least one sample for a loss, not 0")
+        if not isinstance(target, torch.Tensor):
+            return check_choice("target", "identity" if target is None else target, TARGETS)
+        wanted = self._check_batch("target", target, cast)
+        if wanted.shape[1] != samples:
+            raise ValueError(f"target must have as many samples as x ({samples}), not {describe(target)}")
+        return wanted
+
+    def _unfused_loss(
+        self,
+        x: torch.Tensor | SparseBatch,
+        importance: Any,
+        target: str | torch.Tensor | None,
+        objective: Objective,
+        l1: Any,
+    ) -> torch.Tensor:
+        values, tensors, cast = self._without_kernels(x)
+        wanted = self._target(target, values.shape[1], cast)
+        if not isinstance(wanted, torch.Tensor):
+            wanted = TARGETS[wanted](values)
+        weights = self._importance(importance, self.n_features, values.device)
+        return unfused_loss(values, tensors, self, weights, self._l1(l1, weights), wanted, objective)
+
+    def _without_kernels(
+        self, x: torch.Tensor | SparseBatch
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.dtype | None]:
+        """(x dense, the network's tensors by name, the dtype that autocast asks for)."""
+        values, _, cast = self._input(x)
+        if isinstance(x, SparseBatch):
+            values = (x if cast is None else x.to(cast)).to_dense()
+        tensors = {
+            name: tensor if cast is None else tensor.to(cast)
+            for name in (*self.weight_names, "bias", "hidden_bias")
+            if (tensor := getattr(self, name)) is not None
+        }
+        return values, tensors, cast
 
     def _options(self) -> Options:
         activations = self.hidden_activation, self.output_activation

@@ -8,7 +8,7 @@ among three back ends.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -25,6 +25,7 @@ from toykern.ops.sparse_linear_schema import (
     check_forward,
     shape_of_y,
 )
+from toykern.ops.transforms import no_forward_mode, not_transformed, once, transforming
 
 
 def sparse_linear(
@@ -68,12 +69,17 @@ def sparse_linear(
         x, values = x.to(dtype), values.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     flat = bias is not None and bias.ndim == 1 and index.row_start.shape[0] == 1
+    in_transforms = transforming()
     if kind == "cuda":
+        if in_transforms:
+            raise not_transformed("on a GPU under torch.func")
         return sparse_linear_on_device(x, values, bias, index, relu, capture, backend, group, width)
-    if torch.is_grad_enabled() and (
-        x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    if in_transforms or (
+        torch.is_grad_enabled()
+        and (x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad))
     ):
-        return _SparseLinear.apply(
+        function = _SparseLinearInTransforms if in_transforms else _SparseLinear
+        return function.apply(
             x,
             values,
             bias,
@@ -97,7 +103,8 @@ def by_column(values: torch.Tensor, index: SparseIndex, transposed: SparseIndex)
     >>> by_column(torch.tensor([1.0, 2.0, 3.0]), index, index.transposed())
     tensor([1., 3., 2.])
     """
-    return _Reordered.apply(values, index.slot, transposed.slot, index.row_start)
+    function = _ReorderedInTransforms if transforming() else _Reordered
+    return function.apply(values, index.slot, transposed.slot, index.row_start)
 
 
 class _Reordered(torch.autograd.Function):
@@ -111,12 +118,26 @@ class _Reordered(torch.autograd.Function):
         return _taken(values, slot, row_start.shape[0])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         place, row_start = ctx.saved_tensors
         taken = _taken(gradient, place, row_start.shape[0]).reshape(row_start.shape[0], -1)
         here = torch.arange(taken.shape[1], dtype=torch.int64, device=taken.device)
         return torch.where(here < row_start[:, -1:], taken, 0).reshape(-1), None, None, None
+
+
+class _ReorderedInTransforms(_Reordered):
+    generate_vmap_rule = True
+    jvp = staticmethod(no_forward_mode)
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        values: torch.Tensor, slot: torch.Tensor, place: torch.Tensor, row_start: torch.Tensor
+    ) -> torch.Tensor:
+        return _taken(values, slot, row_start.shape[0])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs[2:])
 
 
 def _taken(values: torch.Tensor, slot: torch.Tensor, n_models: int) -> torch.Tensor:
@@ -151,7 +172,6 @@ class _SparseLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, values, y, row_start, column, column_start, row, slot = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
@@ -171,7 +191,42 @@ class _SparseLinear(torch.autograd.Function):
         )
         if ctx.flat:
             made = (*made[:2], made[2].reshape(-1))
-        return (*(g if want else None for g, want in zip(made, wanted, strict=True)), *[None] * 7)
+        found = (once(g, dy, x, values) if want else None for g, want in zip(made, wanted, strict=True))
+        return (*found, *[None] * 7)
+
+
+class _SparseLinearInTransforms(_SparseLinear):
+    """The same under torch.func, but for vmap."""
+
+    jvp = staticmethod(no_forward_mode)
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        x: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor | None,
+        row_start: torch.Tensor,
+        column: torch.Tensor,
+        column_start: torch.Tensor,
+        row: torch.Tensor,
+        slot: torch.Tensor,
+        relu: bool,
+        capture: int,
+    ) -> torch.Tensor:
+        rows = bias.unsqueeze(0) if bias is not None and bias.ndim == 1 else bias
+        y: torch.Tensor = torch.ops.toykern.sparse_linear_forward(x, values, rows, row_start, column, relu)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, values, bias, row_start, column, column_start, row, slot, ctx.relu, ctx.capture = inputs
+        ctx.flat = bias is not None and bias.ndim == 1 and row_start.shape[0] == 1
+        y = output if ctx.relu else None
+        ctx.save_for_backward(x, values, y, row_start, column, column_start, row, slot)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> NoReturn:
+        raise not_transformed("under torch.vmap (and jacrev, which is made of it)")
 
 
 # --- the CPU ----------------------------------------------------------------------------------------------

@@ -16,33 +16,12 @@ from toykern.network.activations import ACTIVATIONS
 from toykern.network.losses import GIVEN, LOSSES, TARGETS, Objective
 from toykern.network.specification import Options
 from toykern.ops.tied_autoencoder_call import PLAIN, Optional
+from toykern.ops.transforms import no_forward_mode, once, requires_grad, transforming
 
 # Asked of the kernels once, at import: a compiled graph cannot call the native module while it is traced.
 SLOPE_FROM_OUTPUT = frozenset(
     name for name, row in ACTIVATIONS.items() if _native.slope_from_output(row.number)
 )
-
-
-class _FirstDerivative(torch.autograd.Function):
-    """The identity, for gradients that are not differentiable themselves."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(
-            "the fused autoencoder has no second derivative: its kernels give the gradient only. "
-            "Write the forward pass with torch operations where you need one"
-        )
-
-
-def once(gradient: Optional, source: torch.Tensor) -> Optional:
-    """A gradient whose own derivative is an error, where autograd might ask for it."""
-    if gradient is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return gradient
-    return _FirstDerivative.apply(gradient, source)
 
 
 def scaled(gradient: torch.Tensor, scale: Optional) -> torch.Tensor:
@@ -61,7 +40,7 @@ def are_ones(grad: torch.Tensor, gradient: torch.Tensor) -> bool:
 
     On a GPU it means waiting for it: worth while for large gradients alone, and impossible in a capture.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transforming():
         return False
     if grad.device.type != "cpu":
         small = gradient.numel() * gradient.itemsize < _LOOK_BYTES
@@ -95,7 +74,8 @@ class _Loss(torch.autograd.Function):
             d_importance = _losses_of_features(*network, given, objective)
         if prices_wanted[1]:
             d_l1 = _code_norms(*network)
-        ctx.save_for_backward(weight, row_start, importance, l1, d_importance, d_l1, *gradients)
+        sources = _differentiable(x, weight, decoder, bias, hidden_bias, given)
+        ctx.save_for_backward(row_start, importance, l1, d_importance, d_l1, *gradients, *sources)
         ctx.sparse, ctx.batch = row_start is not None, batch
         ctx.x_models = x.shape[0] if row_start is None else 0
         ctx.target_models = 0 if given is None else given.shape[0]
@@ -105,8 +85,8 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        weight, row_start, importance, l1, d_importance, d_l1, *gradients = ctx.saved_tensors
-        d_weight, d_decoder, d_bias, d_hidden, d_x, d_target = gradients
+        row_start, importance, l1, d_importance, d_l1, *gradients = ctx.saved_tensors
+        d_weight, d_decoder, d_bias, d_hidden, d_x, d_target, *sources = gradients
         grad = grads[0]
         scale = None if are_ones(grad, d_weight) else grad
         weights_wanted, x_wanted, target_wanted = ctx.wanted
@@ -127,7 +107,8 @@ class _Loss(torch.autograd.Function):
             if gradient is not None:
                 found[place] = _sum_over_models(scaled(gradient, scale), given.shape[0]).to(given.dtype)
         needs = ctx.needs_input_grad
-        return tuple(once(gradient, weight) if needs[i] else None for i, gradient in enumerate(found))
+        sources += (grad, importance, l1)
+        return tuple(once(gradient, *sources) if needs[i] else None for i, gradient in enumerate(found))
 
 
 def _scaled_values(
@@ -221,11 +202,86 @@ class _Output(torch.autograd.Function):
         elif x_wanted:
             found[0] = _sum_over_models(d_x, x.shape[0])
         needs = ctx.needs_input_grad
-        return tuple(once(g, weight) if needs[i] else None for i, g in enumerate(found))
+        sources = (grads[0], x, weight, decoder, bias, hidden_bias)
+        return tuple(once(g, *sources) if needs[i] else None for i, g in enumerate(found))
+
+
+# ---- the same under torch.func -----------------------------------------------------------------------------
+
+
+class _LossInTransforms(_Loss):
+    """Its gradients are results beside the loss: transforms keep track of inputs and results alone."""
+
+    generate_vmap_rule = True
+    jvp = staticmethod(no_forward_mode)
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
+        decoder: Optional, bias: Optional, hidden_bias: Optional, importance: torch.Tensor, l1: Optional,
+        given: Optional, objective: Objective, options: Options, wanted: tuple[bool, bool, bool],
+        prices_wanted: tuple[bool, bool],
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        loss, *gradients = torch.ops.toykern.tied_autoencoder_loss(
+            x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(),
+            importance, l1, given, *objective.objective(), *wanted,
+        )  # fmt: skip
+        network = (x, row_start, feature, batch, weight, decoder, bias, hidden_bias, options)
+        prices = [
+            _losses_of_features(*network, given, objective) if prices_wanted[0] else loss.new_empty(0),
+            _code_norms(*network) if prices_wanted[1] else loss.new_empty(0),
+        ]
+        return loss, *prices, *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        (
+            x, row_start, _, ctx.batch, weight, decoder, bias, hidden_bias, importance, l1, given,
+            _, _, ctx.wanted, prices_wanted,
+        ) = inputs  # fmt: skip
+        _, *gradients = output
+        ctx.mark_non_differentiable(*gradients)
+        ctx.set_materialize_grads(False)
+        prices = (g if want else None for g, want in zip(gradients, prices_wanted, strict=False))
+        sources = (x, weight, decoder, bias, hidden_bias, given)
+        ctx.save_for_backward(row_start, importance, l1, *prices, *gradients[2:], *sources)
+        ctx.sparse = row_start is not None
+        ctx.x_models = x.shape[0] if row_start is None else 0
+        ctx.target_models = 0 if given is None else given.shape[0]
+        ctx.presence = (decoder is not None, bias is not None, hidden_bias is not None)
+
+
+class _OutputInTransforms(_Output):
+    generate_vmap_rule = True
+    jvp = staticmethod(no_forward_mode)
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        x: torch.Tensor, row_start: Optional, feature: Optional, batch: int, weight: torch.Tensor,
+        decoder: Optional, bias: Optional, hidden_bias: Optional, options: Options, wanted: tuple[bool, bool],
+    ) -> torch.Tensor:  # fmt: skip
+        output: torch.Tensor = torch.ops.toykern.tied_autoencoder(
+            x, row_start, feature, batch, weight, decoder, bias, hidden_bias, *options.arguments(),
+        )  # fmt: skip
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, row_start, feature, ctx.batch, weight, decoder, bias, hidden_bias, ctx.options, ctx.wanted = inputs
+        saved = output if ctx.options.output_activation in SLOPE_FROM_OUTPUT else None
+        ctx.save_for_backward(x, row_start, feature, weight, decoder, bias, hidden_bias, saved)
+
+
+def _differentiable(*tensors: Optional) -> list[torch.Tensor]:
+    return [t for t in tensors if t is not None and t.requires_grad]
 
 
 def _wants(*tensors: Optional) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _wants_in_transforms(*tensors: Optional) -> bool:
+    return any(t is not None and requires_grad(t) for t in tensors)
 
 
 def autoencoder_output(
@@ -258,8 +314,9 @@ def autoencoder_output(
     """
     refuse_distributed(x=x, weight=weight)
     samples = x.shape[1] if batch is None else batch
-    wanted = (_wants(weight, decoder, bias, hidden_bias), _wants(x))
-    return _Output.apply(x, row_start, feature, samples, weight, decoder, bias, hidden_bias, options, wanted)
+    function, wants = (_OutputInTransforms, _wants_in_transforms) if transforming() else (_Output, _wants)
+    wanted = (wants(weight, decoder, bias, hidden_bias), wants(x))
+    return function.apply(x, row_start, feature, samples, weight, decoder, bias, hidden_bias, options, wanted)
 
 
 def autoencoder_loss(
@@ -301,8 +358,14 @@ def autoencoder_loss(
     samples = x.shape[1] if batch is None else batch
     given = target if isinstance(target, torch.Tensor) else None
     objective = Objective(GIVEN if isinstance(target, torch.Tensor) else target, reduction, loss)
-    wanted = (_wants(weight, decoder, bias, hidden_bias), _wants(x), _wants(given))
-    return _Loss.apply(
+    in_transforms = transforming()
+    wants = _wants_in_transforms if in_transforms else _wants
+    wanted = (wants(weight, decoder, bias, hidden_bias), wants(x), wants(given))
+    arguments = (
         x, row_start, feature, samples, weight, decoder, bias, hidden_bias, importance, l1, given,
-        objective, options, wanted, (_wants(importance), _wants(l1)),
+        objective, options, wanted, (wants(importance), wants(l1)),
     )  # fmt: skip
+    if in_transforms:
+        found: torch.Tensor = _LossInTransforms.apply(*arguments)[0]
+        return found
+    return _Loss.apply(*arguments)

@@ -28,8 +28,9 @@ from toykern.network.activations import ACTIVATIONS, option_of
 from toykern.network.losses import LAYER_LOSSES, LOSSES, REDUCTIONS, TARGETS, Objective
 from toykern.network.specification import Options
 from toykern.ops.gate import FLOAT_DTYPES
-from toykern.ops.tied_autoencoder_autograd import SLOPE_FROM_OUTPUT, are_ones, once, scaled
+from toykern.ops.tied_autoencoder_autograd import SLOPE_FROM_OUTPUT, are_ones, scaled
 from toykern.ops.tied_autoencoder_call import TASKS, Optional
+from toykern.ops.transforms import once, transforming
 
 Tensors = Sequence[Optional]
 """Encoder, decoder (None when tied), bias and hidden bias."""
@@ -43,7 +44,7 @@ _NAMES = [str, str, str]
 def _seen() -> bool:
     """Whether something is at work that has to see operators: a transform, a mode, a trace, autocast."""
     return bool(
-        torch._C._are_functorch_transforms_active()
+        transforming()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._get_tracing_state() is not None
@@ -208,15 +209,15 @@ class _PlainLoss(torch.autograd.Function):
         ctx: Any, made: tuple[torch.Tensor, list[Optional]], encoder: torch.Tensor, decoder: Optional,
         bias: Optional, hidden_bias: Optional,
     ) -> torch.Tensor:  # fmt: skip
-        ctx.save_for_backward(encoder, *made[1])
+        ctx.save_for_backward(encoder, decoder, bias, hidden_bias, *made[1])
         return made[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        encoder, *gradients = ctx.saved_tensors
-        if are_ones(grads[0], gradients[0]):
-            return None, *[once(gradient, encoder) for gradient in gradients]
-        return None, *[g if g is None else once(scaled(g, grads[0]), encoder) for g in gradients]
+        tensors, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if not are_ones(grads[0], gradients[0]):
+            gradients = [g if g is None else scaled(g, grads[0]) for g in gradients]
+        return None, *[once(gradient, *tensors, grads[0]) for gradient in gradients]
 
 
 class _PlainOutput(torch.autograd.Function):
@@ -240,7 +241,7 @@ class _PlainOutput(torch.autograd.Function):
             network = (x, row_start, feature, ctx.batch, *tensors, *ctx.options)
             found = torch.ops.toykern.tied_autoencoder_backward(grads[0], output, *network, True, False)
             gradients = [g if there is not None else None for g, there in zip(found, tensors, strict=False)]
-        return None, *[once(gradient, tensors[0]) for gradient in gradients]
+        return None, *[once(gradient, *tensors, grads[0]) for gradient in gradients]
 
 
 def _output_gradients(
