@@ -72,7 +72,7 @@ core: $(VENV)/.with-test native
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy toykern/
+	$(BIN)/mypy toykern/ tests/typed_script.py
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 format: $(VENV)/.with-lint

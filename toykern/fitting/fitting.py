@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from toykern.arguments.broadcast import Values
 from toykern.arguments.errors import check_function, check_int, check_positive_int
 from toykern.arguments.grids import Grid
 from toykern.data.dataset import Dataset
@@ -34,8 +35,8 @@ def fit(
     steps: int | None = None,
     batch_size: int | None = None,
     optimizer: Optimizer | None = None,
-    importance: Any = 1.0,
-    seed: Any = None,
+    importance: Values = 1.0,
+    seed: Values | None = None,
     target: str = "identity",
     schedule: Schedule = "constant",
     loss_reduction: str = "mean",
@@ -48,7 +49,7 @@ def fit(
     progress: bool | None | BarMaker = None,
     topology: Recipe | None = None,
     loss: str = Objective.loss,
-    l1: Any = 0.0,
+    l1: Values = 0.0,
     test: Dataset | None = None,
     callback: Callback | None = None,
 ) -> Run:
@@ -166,7 +167,7 @@ def fit(
             "model": model, "data": data, "optimizer": optimizer, "seed": seed,
             "record_every": record_every, "grid": grid, "topology": topology, "test": test,
         }  # fmt: skip
-        defaults = {
+        defaults: dict[str, tuple[Any, Any]] = {
             "batch_size": (batch_size, None), "target": (target, "identity"),
             "schedule": (schedule, "constant"), "loss_reduction": (loss_reduction, "mean"),
             "loss": (loss, Objective.loss),
