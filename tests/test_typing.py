@@ -48,7 +48,7 @@ def test_nothing_public_returns_any():
     }
     assert len(found) > 300
     vague = {name for name, annotation in found.items() if annotation in (None, Any, "Any", "nothing")}
-    # The kernels' view of the data, which only the package itself takes; settings of one experiment's own class.
+    # The kernels' view of the data, which only the package takes; settings of one experiment's own class.
     known = (".native", "Experiment.configure")
     assert {name for name in vague if not name.endswith(known)} == set()
 

@@ -27,12 +27,15 @@ from toykern.sweeps.boxes import Box
 from toykern.sweeps.job import Measure, Plan
 from toykern.training import Optimizer
 from toykern.training.optim.rates import Rate, Scales
+from toykern.training.progress import Bar, BarMaker
 from toykern.training.resident_topology import ResidentTopology
 from toykern.training.schedule import Schedule
 
 __all__ = [
     "AnyModel",
     "AttachedTopology",
+    "Bar",
+    "BarMaker",
     "Box",
     "Callback",
     "Dependence",

@@ -119,8 +119,9 @@ def fit(
             the bits of one that was so long from the start (`snapshots` may add some after the former end).
         stop_at: stop after this many updates in all (`run.steps_made`); `resume` goes on.
         grid: the `Grid` that the models come from; the results are then labelled by it.
-        progress: True, False, or None: a bar if standard error is a terminal. (Or what makes one:
-            `toykern.training.progress.BarMaker`.)
+        progress: True or None: a bar in a terminal or a notebook, and a line a minute elsewhere (in the log
+            of a job), where True adds how it ended. False: nothing is said. (Or what makes a bar:
+            `toykern.typing.BarMaker`.)
         topology: how the connections of a `SparseTiedAutoencoder` change: `SET()`, `RigL(end=…)`, `SRigL`,
             `SNFS`, `GSE`, `GradualMagnitude`, any `PruneAndGrow`, or `Static()`; None also leaves them as
             they are. Step t of the recipe is after t updates of the weights. Its seed None means `seed`. What
