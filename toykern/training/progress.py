@@ -254,7 +254,7 @@ def in_notebook() -> bool:
 
 
 def _size_of(stream: TextIO) -> dict[str, Any]:
-    """tqdm's arguments for the size: of the terminal as it is; usual ones where it says 0, as in containers."""
+    """tqdm's arguments for the size: the terminal's; usual ones where it says 0, as in some containers."""
     try:
         columns, rows = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):  # it is no real terminal
