@@ -15,6 +15,7 @@ EXTRAS_test := test
 EXTRAS_lint := lint,results,plot
 EXTRAS_bench := test,jax
 EXTRAS_docs := docs,notebook,results,plot,analysis
+EXTRAS_package := package
 
 # What `make test-newest` runs, about two minutes on two quiet cores: what has met a newer Python, NumPy, Zarr or xarray
 # and failed, and one file for each part of the package.
@@ -23,18 +24,23 @@ CORE := $(addprefix tests/test_, import.py info.py broadcast.py models.py metric
 	fit_topology.py fit_results.py sweep_topology.py store_place.py store_damage.py evaluate.py evaluate_methods.py \
 	odd_values.py)
 
-.PHONY: help demo test test-slow test-newest core lint format docs docs-outputs bench gpu-check emulate emulate-all count sanitize native clean
+.PHONY: help demo develop test test-slow test-newest core lint format docs docs-outputs wheel wheel-check release \
+	compile-commands bench gpu-check emulate emulate-all count sanitize native clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train the n=2, m=1 phase diagram and draw it (phase_diagram.png)"
+	@echo "make develop   .venv with what tests and lint need, and the native module"
 	@echo "make test      run the tests, but for the slow ones"
 	@echo "make test-slow run those: other processes, compilers, notebooks, whole benches"
 	@echo "make test-newest  run a core of them on the newest Python that is here, with the newest packages"
 	@echo "make lint      check formatting, style, types and spelling"
 	@echo "make format    format the sources in place"
 	@echo "make docs      build the documentation into build/site; docs-outputs runs the notebooks for it first (minutes)"
+	@echo "make wheel     build the wheel that people install; wheel-check: try it away from the sources, without a compiler"
+	@echo "make release   check the papers and make what is released; nothing is uploaded"
+	@echo "make compile-commands  write compile_commands.json for editors"
 	@echo "make bench     compare with PyTorch, JAX (installs it) and plain C++, and print the table"
 	@echo "make gpu-check build, test, sanitize and measure on a GPU, with the python3 that is there; writes a record"
 	@echo "make emulate   run the core of the GPU tests on an emulator of PTX (TOYKERN_EMULATOR); emulate-all: all of them"
@@ -44,6 +50,8 @@ help:
 
 demo: $(VENV)/.with-demo native
 	$(BIN)/toykern phase-diagram --overwrite
+
+develop: $(VENV)/.with-test $(VENV)/.with-lint native
 
 # In two processes, a file in one of them: the suite is two-core work. TEST_JOBS=0 takes one process and shows output at
 # once. A change is taken when both halves have passed (.ci/run).
@@ -74,9 +82,25 @@ core: $(VENV)/.with-test native
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy toykern/
+	$(BIN)/mypy toykern/ tests/typed_script.py
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/codespell
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+
+# One wheel for every torch and every GPU: with the CUDA kernels where nvcc is found.
+wheel: $(VENV)/.with-package
+	$(BIN)/python tools/make_wheel.py
+
+# In build/wheel-venv, with the pinned torch.
+wheel-check: $(VENV)/.created
+	$(BIN)/python tools/make_wheel.py --check --constraints $(CONSTRAINTS) --jobs $(TEST_JOBS)
+
+release: $(VENV)/.with-package
+	$(BIN)/python tools/release.py
+
+compile-commands: $(VENV)/.created
+	$(BIN)/python tools/compile_commands.py
 
 format: $(VENV)/.with-lint
 	$(BIN)/ruff format .
@@ -139,4 +163,4 @@ $(VENV)/.with-%: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 .PRECIOUS: $(VENV)/.with-%
 
 clean:
-	rm -rf build dist $(VENV) .venv-newest *.egg-info toykern/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist $(VENV) .venv-newest compile_commands.json *.egg-info toykern/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

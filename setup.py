@@ -2,7 +2,7 @@
 
 Read from the environment (tools/native_build.py says what each does): CXX, MAX_JOBS, TOYKERN_CUDA,
 TOYKERN_CUDA_ARCHS, CUDACXX, CUDA_HOME, CUDA_PATH, TOYKERN_SANITIZE, TOYKERN_COMMIT, TOYKERN_ONLY_BASE,
-TOYKERN_CXXFLAGS.
+TOYKERN_THREADS, TOYKERN_CXXFLAGS.
 """
 
 from __future__ import annotations

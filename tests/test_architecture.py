@@ -16,7 +16,8 @@ PACKAGE = Path(toykern.__file__).parent
 
 ROOMS = (
     "arguments", "native", "network", "ops", "data", "metrics", "plot", "sparse", "nn", "training", "results",
-    "fitting", "llc", "terminal", "explorer", "sweeps", "experiments", "reference", "info", "cli", "__main__",
+    "fitting", "llc", "terminal", "explorer", "sweeps", "experiments", "typing", "reference", "info", "cli",
+    "__main__",
 )  # fmt: skip
 """Packages and modules below `toykern`, lowest first: each may import from those before it."""
 

@@ -290,3 +290,36 @@ def test_without_ninja_everything_is_compiled_and_linked_all_the_same(toy, capfd
         native_build.build(toy, destination)
     assert "toy_v3.cpp:1" in capfd.readouterr().err
     assert destination.read_bytes() == before
+
+
+# --- whose threads ----------------------------------------------------------------------------------------
+
+
+def test_threads_are_libgomps_unless_asked_otherwise(toy):
+    for clang, flag in ((False, "-fopenmp"), (True, "-fopenmp=libgomp")):
+        settings = replace(toy, clang=clang)
+        assert flag in native_build.compile_flags(settings, Path("csrc/cpu/toy_base.cpp"))
+        assert flag in native_build.link_flags(settings) and "-shared" in native_build.link_flags(settings)
+
+
+def test_own_threads_need_no_openmp_and_build_apart(toy):
+    own = replace(toy, own_threads=True)
+    flags = native_build.compile_flags(own, Path("csrc/cpu/toy_base.cpp"))
+    assert "-DTOYKERN_OWN_THREADS" in flags
+    assert not [flag for flag in [*flags, *native_build.link_flags(own)] if "openmp" in flag]
+    assert own.build_dir != toy.build_dir
+
+
+def test_a_module_for_macos_is_a_bundle_without_openmp(toy):
+    settings = replace(toy, own_threads=True, macos=True, clang=True, only_base=True)
+    flags = native_build.link_flags(settings)
+    assert flags[:3] == ["-bundle", "-undefined", "dynamic_lookup"] and "-shared" not in flags
+    assert not [flag for flag in flags if "openmp" in flag or flag.startswith("-Wl,")]
+
+
+def test_what_threads_may_be_asked_for(tmp_path):
+    for asked, own in (("", False), ("libgomp", False), ("own", True)):
+        environ = {"TOYKERN_THREADS": asked, "TOYKERN_CUDA": "0"}
+        assert Settings.from_environment(tmp_path, "1", environ).own_threads == own
+    with pytest.raises(BuildError, match=r"TOYKERN_THREADS is 'tbb'; allowed are 'libgomp' and 'own'"):
+        Settings.from_environment(tmp_path, "1", {"TOYKERN_THREADS": "tbb", "TOYKERN_CUDA": "0"})

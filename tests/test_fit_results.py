@@ -1,9 +1,6 @@
-"""What a run holds: records, other metrics, snapshots, models that diverged, provenance, the progress bar."""
+"""What a run holds: records, other metrics, snapshots, models that diverged, provenance."""
 
 from __future__ import annotations
-
-import io
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +10,6 @@ from kit import assert_same_bits, batches_of, data_of, fit_case, model_of, refer
 
 import toykern as tk
 from toykern import _native, metrics, reference
-from toykern.training.progress import Progress
 
 BY_NAME = {case.name: case for case in FIT_CASES}
 BOTH_LOOPS = [BY_NAME["5,2 each model its own"], BY_NAME["20,9 each model its own"]]
@@ -282,27 +278,3 @@ def test_arguments_that_can_be_left_out():
     run = tk.fit(model, data, 3, progress=False)
     assert run.config["batch_size"] == 1024 and run.config["optimizer"] == tk.AdamW().config()
     assert run.model is model and run.data is data
-
-
-def test_the_progress_bar_counts_model_steps():
-    written = io.StringIO()
-    bar = Progress(200, 100, n_models=1000, shown=True, stream=written)
-    bar.update(150)
-    bar.update(200)
-    bar.close()
-    text = written.getvalue()
-    assert " 75% 150 of 200 steps" in text and "100% 200 of 200 steps" in text
-    assert "model-steps/s" in text and " left" in text.split("\r")[1] and " left" not in text.split("\r")[2]
-    assert text.endswith("\n")
-
-
-@pytest.mark.parametrize(
-    ("terminal", "asked", "shown"),
-    [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
-)
-def test_the_bar_is_shown_on_a_terminal(capsys, monkeypatch, terminal, asked, shown):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    tk.fit(tk.TiedAutoencoder(2, 1), tk.SparseFeatures(2, 0.1), 20, 8, progress=asked)
-    captured = capsys.readouterr()
-    assert ("20 of 20 steps" in captured.err) == shown
-    assert captured.out == ""

@@ -6,7 +6,6 @@ import importlib
 import os
 import subprocess
 import sys
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ import toykern as tk
 from toykern.experiments.phase_diagram import diagram_of, train_phase_diagram
 from toykern.sweeps.boxes import box_shape, boxes_of
 from toykern.sweeps.memory import default_chunk
-from toykern.training.progress import SweepProgress
 
 BEGINNING, RUN, JOB, MEMORY = (
     importlib.import_module(f"toykern.{name}")
@@ -393,22 +391,6 @@ def test_stores_of_another_kind_are_refused(tmp_path):
 
 
 # Looking
-
-
-def test_one_bar_over_all_chunks(tmp_path):
-    shown = StringIO()
-    bar = SweepProgress(steps=10, n_models=30, chunks=3, done=10, shown=True, stream=shown)
-    for number in (1, 2):
-        part = bar.of_chunk(number)(10, 0, 10)
-        part.update(5)
-        part.update(10)
-        part.close()
-    bar.close()
-    lines = shown.getvalue().split("\r")[1:]
-    assert [line.split(" of ")[0].split("─")[-1].split("█")[-1].strip() for line in lines] == [
-        "50% chunk 2", "67% chunk 2", "83% chunk 3", "100% chunk 3",
-    ]  # fmt: skip
-    assert shown.getvalue().endswith("\n")
 
 
 def test_a_sweep_says_what_it_is(whole):

@@ -21,6 +21,8 @@ Environment:
     TOYKERN_SANITIZE    a list for -fsanitize=, for example address,undefined
     TOYKERN_COMMIT      the commit to bake in where there is no git checkout
     TOYKERN_ONLY_BASE   1: leave the x86 levels out, as on other machines
+    TOYKERN_THREADS     whose threads: libgomp (torch's on Linux; the default there) | own (std::thread; the
+                        default on macOS, where torch brings an OpenMP runtime that is not libgomp)
     TOYKERN_CXXFLAGS    appended to every compile, for profiling and experiments
 
 CXXFLAGS is not read: a stray -march or -ffast-math in it would silently break the promise that every
@@ -76,12 +78,15 @@ class Settings:
     cuda: Cuda
     sanitize: str = ""
     only_base: bool = False
+    own_threads: bool = False
+    macos: bool = False
     extra_flags: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls, root: Path, version: str, environ: Mapping[str, str] = os.environ) -> Settings:
         """Reads and checks the environment; raises BuildError for a value that is not allowed."""
-        compiler = tuple(shlex.split(environ.get("CXX", "") or "g++"))
+        macos = sys.platform == "darwin"
+        compiler = tuple(shlex.split(environ.get("CXX", "") or ("clang++" if macos else "g++")))
         sanitize = environ.get("TOYKERN_SANITIZE", "")
         try:
             cuda = choose(environ, compiler, sanitize)
@@ -96,6 +101,8 @@ class Settings:
             cuda=cuda,
             sanitize=sanitize,
             only_base=not _targets_x86_64() or environ.get("TOYKERN_ONLY_BASE", "0") not in ("", "0"),
+            own_threads=_own_threads(environ, macos),
+            macos=macos,
             extra_flags=tuple(shlex.split(environ.get("TOYKERN_CXXFLAGS", ""))),
         )
 
@@ -104,6 +111,7 @@ class Settings:
         """Objects are kept here between builds, apart for each Python, compiler and sanitizer."""
         parts = [sys.implementation.cache_tag, Path(self.compiler[-1]).name]
         parts += ["base"] if self.only_base else []
+        parts += ["own-threads"] if self.own_threads else []
         parts += self.sanitize.split(",") if self.sanitize else []
         return self.root / "build" / "native" / "-".join(parts)
 
@@ -146,9 +154,7 @@ def compile_flags(settings: Settings, source: Path) -> list[str]:
     if _level(source) == "_v4" and not settings.clang:
         # GCC 12's own AVX-512 headers start from undefined registers and warn about it (its bug 105593).
         flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-    # torch's threads are libgomp's. Clang links that, but makes no code of `#pragma omp` for it: what has to
-    # run in parallel under Clang too must call libgomp's own entry points (csrc/cpu/threads/parallel.h).
-    flags += ["-fopenmp=libgomp" if settings.clang else "-fopenmp"]
+    flags += ["-DTOYKERN_OWN_THREADS", "-pthread"] if settings.own_threads else _libgomp(settings)
     optimized = LIGHTLY if any(source.is_relative_to(folder) for folder in LIGHT_FOLDERS) else OPTIMIZED
     flags += [f"-fsanitize={settings.sanitize}", *SANITIZED] if settings.sanitize else optimized
     flags += INCLUDES
@@ -173,7 +179,10 @@ def cuda_command(settings: Settings) -> list[str]:
 
 def link_flags(settings: Settings) -> list[str]:
     """All flags of the one link, to come after the objects."""
-    flags = ["-shared", *settings.cuda.link_flags(), "-fopenmp=libgomp" if settings.clang else "-fopenmp"]
+    # On macOS an extension is a bundle, and Python's own names are found when it is loaded.
+    flags = ["-bundle", "-undefined", "dynamic_lookup"] if settings.macos else ["-shared"]
+    flags += settings.cuda.link_flags()
+    flags += ["-pthread"] if settings.own_threads else _libgomp(settings)
     if settings.sanitize:
         flags += [f"-fsanitize={settings.sanitize}"]
     if settings.sanitize and settings.clang:  # its run-time libraries lie where the loader does not look
@@ -297,6 +306,22 @@ def _cuda_rule(settings: Settings) -> list[str]:
         "  deps = gcc",
         "  description = compile $in",
     ]
+
+
+def _libgomp(settings: Settings) -> list[str]:
+    """The flag that links libgomp, whose threads are torch's too.
+
+    Clang makes no code of `#pragma omp` for that runtime: what has to run in parallel calls its own entry
+    points (csrc/cpu/threads/parallel.h).
+    """
+    return ["-fopenmp=libgomp" if settings.clang else "-fopenmp"]
+
+
+def _own_threads(environ: Mapping[str, str], macos: bool) -> bool:
+    asked = environ.get("TOYKERN_THREADS", "") or ("own" if macos else "libgomp")
+    if asked not in ("libgomp", "own"):
+        raise BuildError(f"TOYKERN_THREADS is {asked!r}; allowed are 'libgomp' and 'own'")
+    return asked == "own"
 
 
 def _is_stub(source: Path) -> bool:

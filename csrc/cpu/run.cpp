@@ -79,7 +79,7 @@ bool fill_tables(const Distribution& data, const TablesLayout& layout, int64_t n
     threads = workers_for(n_models, threads);
     Room workers((size_t)threads, l.tables_room(data), "the stream's tables");
     parallel(threads, [&] {
-        const int64_t t = omp_get_thread_num(), team = omp_get_num_threads();
+        const int64_t t = thread_rank(), team = team_size();
         const int64_t first = t * n_models / team, last = (t + 1) * n_models / team;
         l.flat_tables(data, layout, first, last, workers.piece((size_t)t), out + first * (int64_t)layout.bytes);
     });
@@ -109,8 +109,8 @@ void train(const TrainParams& given) {
         parallel(size, [&] {
             [[maybe_unused]] FlushDenormals flush;
             Team team;
-            team.rank = omp_get_thread_num();
-            team.size = omp_get_num_threads();
+            team.rank = thread_rank();
+            team.size = team_size();
             team.barrier = Meeting::wait;
             team.meeting = &meeting;
             CountingQueue queue{0, p.n_models};
@@ -207,7 +207,7 @@ double measure(int threads, int64_t rounds, const Spin& spin) {
         std::vector<double> done((size_t)threads), seconds((size_t)threads);
         parallel(threads, [&] {
             const double start = thread_seconds();
-            const auto t = (size_t)omp_get_thread_num();
+            const auto t = (size_t)thread_rank();
             int64_t operations = 0;
             volatile double sink = (double)spin(rounds, &operations);
             (void)sink;

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from toykern.arguments.errors import check_dense_tensor, check_int, check_number, describe, is_number
 from toykern.arguments.memory import check_free_memory
+
+Values: TypeAlias = ArrayLike | torch.Tensor
+"""What arguments for numbers take: a number, a sequence, an array (of NumPy, pandas or xarray), a tensor."""
 
 
 def from_data(value: Any) -> torch.Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 
 from toykern import _native
-from toykern.arguments.broadcast import as_tensor, broadcast_seed
+from toykern.arguments.broadcast import Values, as_tensor, broadcast_seed
 from toykern.arguments.errors import (
     check_choice,
     check_flag,
@@ -84,14 +84,14 @@ class SparseFeatures:
     def __init__(
         self,
         n_features: int,
-        probability: Any = None,
+        probability: Values | None = None,
         magnitude: str = "uniform",
         groups: Iterable[Group] = (),
         noise: float = 0.0,
         *,
         active: int | None = None,
         dependence: Dependence | None = None,
-        projection: Any = None,
+        projection: Values | None = None,
     ) -> None:
         self.n_features = check_int("n_features", n_features, minimum=1, maximum=MAX_FEATURES)
         self.active: int | None = None
@@ -137,18 +137,39 @@ class SparseFeatures:
         """Width of the targets: of the projection, or n_features."""
         return self.n_features if self.projection is None else self.projection.n_outputs
 
+    @overload
+    def sample(
+        self, step: int, batch_size: int, seed: Values | None = None, *, n_models: int | None = None,
+        layout: Literal["dense"] = "dense", clean: bool = False, purpose: str = "training",
+        device: torch.device | str | None = None,
+    ) -> torch.Tensor: ...  # fmt: skip
+
+    @overload
+    def sample(
+        self, step: int, batch_size: int, seed: Values | None = None, *, n_models: int | None = None,
+        layout: Literal["sparse"], clean: bool = False, purpose: str = "training",
+        device: torch.device | str | None = None,
+    ) -> SparseBatch: ...  # fmt: skip
+
+    @overload
+    def sample(
+        self, step: int, batch_size: int, seed: Values | None = None, *, n_models: int | None = None,
+        layout: Literal["coo"], clean: bool = False, purpose: str = "training",
+        device: torch.device | str | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...  # fmt: skip
+
     def sample(
         self,
         step: int,
         batch_size: int,
-        seed: Any = None,
+        seed: Values | None = None,
         *,
         n_models: int | None = None,
         layout: str = "dense",
         clean: bool = False,
         purpose: str = "training",
-        device: Any = None,
-    ) -> Any:
+        device: torch.device | str | None = None,
+    ) -> torch.Tensor | SparseBatch | tuple[torch.Tensor, torch.Tensor]:
         """The batch of a step, bit for bit as `toykern.fit` draws it.
 
         Args:
@@ -221,7 +242,7 @@ class SparseFeatures:
         self,
         step: int,
         batch_size: int,
-        seed: Any = None,
+        seed: Values | None = None,
         *,
         n_models: int | None = None,
         purpose: str = "training",
@@ -235,15 +256,13 @@ class SparseFeatures:
         True
         """
         check_choice("purpose", purpose, PURPOSES)
-        clean: torch.Tensor = self.sample(
-            step, batch_size, seed, n_models=n_models, clean=True, purpose=purpose
-        )
+        clean = self.sample(step, batch_size, seed, n_models=n_models, clean=True, purpose=purpose)
         return clean if self.projection is None else self.projection.of(clean)
 
     def dataset(
         self,
-        samples: Any,
-        seed: Any = None,
+        samples: Values,
+        seed: Values | None = None,
         *,
         n_models: int | None = None,
         normalize: str | None = None,
@@ -356,7 +375,7 @@ class SparseFeatures:
         parts += [f"projection=<{list(self.projection.matrix.shape)}>"] if self.projection is not None else []
         return f"SparseFeatures({', '.join(parts)})"
 
-    def models_of(self, seed: Any, n_models: int | None) -> int:
+    def models_of(self, seed: Values | None, n_models: int | None) -> int:
         """How many models a batch is for; ValueError where the arguments disagree."""
         if n_models is None:
             if self.n_models is not None:

@@ -23,6 +23,7 @@ from toykern.results.store_format import StoreError, check_path
 from toykern.sweeps import Sweep, SweepPlan, sweep
 from toykern.sweeps.boxes import Box, boxes_of
 from toykern.sweeps.job import Job
+from toykern.training.progress import labelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,7 +117,7 @@ def run(
         store: a folder with a sweep for each stage (`toykern.sweep`): trained in chunks that are kept, so
             that `resume` goes on after an interruption. None: in memory.
         resume, overwrite: as `toykern.sweep` takes them; for a `store` alone.
-        progress: a bar for each stage; True, False, or None: if standard error is a terminal.
+        progress: a bar for each stage, or a line a minute; True, False or None as in `toykern.fit`.
         **settings: of the experiment, in place of its own (`get(name).settings`).
 
     Raises:
@@ -216,7 +217,7 @@ class _InStore:
 def _in_memory(stage: Stage, progress: bool | None) -> Trained:
     job = Job(stage.grid, stage.plan, stage.measure, stage.fit)
     (whole,) = boxes_of(stage.grid.shape, stage.grid.shape)
-    done = job.train(whole, progress)
+    done = job.train(whole, labelled(progress, f"{stage.name}, "))
     if done.interrupted:
         raise KeyboardInterrupt(f"stopped in {stage.name} after {done.step:,} of its steps; nothing is kept")
     return _InMemory(stage, job.results(done, whole)[0], done.model)

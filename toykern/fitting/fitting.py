@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from toykern.arguments.broadcast import Values
 from toykern.arguments.errors import check_function, check_int, check_positive_int
 from toykern.arguments.grids import Grid
 from toykern.data.dataset import Dataset
@@ -34,8 +35,8 @@ def fit(
     steps: int | None = None,
     batch_size: int | None = None,
     optimizer: Optimizer | None = None,
-    importance: Any = 1.0,
-    seed: Any = None,
+    importance: Values = 1.0,
+    seed: Values | None = None,
     target: str = "identity",
     schedule: Schedule = "constant",
     loss_reduction: str = "mean",
@@ -48,7 +49,7 @@ def fit(
     progress: bool | None | BarMaker = None,
     topology: Recipe | None = None,
     loss: str = Objective.loss,
-    l1: Any = 0.0,
+    l1: Values = 0.0,
     test: Dataset | None = None,
     callback: Callback | None = None,
 ) -> Run:
@@ -118,8 +119,9 @@ def fit(
             the bits of one that was so long from the start (`snapshots` may add some after the former end).
         stop_at: stop after this many updates in all (`run.steps_made`); `resume` goes on.
         grid: the `Grid` that the models come from; the results are then labelled by it.
-        progress: True, False, or None: a bar if standard error is a terminal. (Or what makes one:
-            `toykern.training.progress.BarMaker`.)
+        progress: True or None: a bar in a terminal or a notebook, and a line a minute elsewhere (in the log
+            of a job), where True adds how it ended. False: nothing is said. (Or what makes a bar:
+            `toykern.typing.BarMaker`.)
         topology: how the connections of a `SparseTiedAutoencoder` change: `SET()`, `RigL(end=…)`, `SRigL`,
             `SNFS`, `GSE`, `GradualMagnitude`, any `PruneAndGrow`, or `Static()`; None also leaves them as
             they are. Step t of the recipe is after t updates of the weights. Its seed None means `seed`. What
@@ -166,7 +168,7 @@ def fit(
             "model": model, "data": data, "optimizer": optimizer, "seed": seed,
             "record_every": record_every, "grid": grid, "topology": topology, "test": test,
         }  # fmt: skip
-        defaults = {
+        defaults: dict[str, tuple[Any, Any]] = {
             "batch_size": (batch_size, None), "target": (target, "identity"),
             "schedule": (schedule, "constant"), "loss_reduction": (loss_reduction, "mean"),
             "loss": (loss, Objective.loss),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from toykern.arguments.broadcast import (
+    Values,
     broadcast_importance,
     broadcast_l1,
     broadcast_per_model,
@@ -45,12 +46,12 @@ def local_learning_coefficient(
     localization: Any = 1.0,
     weight_decay: Any = 0.0,
     batch_size: int | None = None,
-    seed: Any = None,
-    importance: Any = 1.0,
+    seed: Values | None = None,
+    importance: Values = 1.0,
     target: str = "identity",
     loss_reduction: str = "mean",
     loss: str = Objective.loss,
-    l1: Any = 0.0,
+    l1: Values = 0.0,
     progress: bool | None | BarMaker = None,
 ) -> LearningCoefficient:
     """λ̂ of every model at its weights w*, by localised stochastic gradient Langevin dynamics (Lau et al.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from toykern.arguments.broadcast import Values
 from toykern.arguments.errors import check_int, check_number, check_size, describe
 from toykern.data.features import SparseFeatures
 from toykern.llc.estimation import local_learning_coefficient
@@ -79,7 +80,7 @@ def polygon_learning_coefficients(
     nbeta: Any = None,
     localization: Any = 1.0,
     batch_size: int | None = 64,
-    seed: Any = 0,
+    seed: Values = 0,
     progress: bool | None | BarMaker = None,
 ) -> PolygonCoefficients:
     """λ̂ of regular polygons in the toy model of superposition, all at once (Chen et al. 2023).

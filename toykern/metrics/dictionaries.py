@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from toykern.arguments.broadcast import Values
 from toykern.arguments.errors import check_number, describe
 from toykern.arguments.memory import check_free_memory
 from toykern.metrics.assignment import largest_assignment
@@ -38,7 +38,7 @@ class Matching:
     cosine: torch.Tensor
 
 
-def mean_max_cosine_similarity(dictionary: Any, truth: Any) -> torch.Tensor:
+def mean_max_cosine_similarity(dictionary: Values, truth: Values) -> torch.Tensor:
     """MMCS, `[models]`: the mean over the true directions of the largest cosine with any of the dictionary.
 
     1 where every true direction is in the dictionary, whatever else is in it. The other way round,
@@ -59,7 +59,7 @@ def mean_max_cosine_similarity(dictionary: Any, truth: Any) -> torch.Tensor:
     return _result(torch.cat(found), d, t)
 
 
-def match_directions(dictionary: Any, truth: Any) -> Matching:
+def match_directions(dictionary: Values, truth: Values) -> Matching:
     """Each true direction with one of the dictionary for itself, so that the sum of cosines is largest.
 
     Where MMCS lets several true directions share one of the dictionary, here each is taken once at most: with
@@ -91,7 +91,7 @@ def match_directions(dictionary: Any, truth: Any) -> Matching:
     return Matching(index if stacked else index[0], _result(torch.cat(matched), d, t))
 
 
-def explained_variance(target: Any, reconstruction: Any) -> torch.Tensor:
+def explained_variance(target: Values, reconstruction: Values) -> torch.Tensor:
     """1 − Σ‖x − x̂‖² / Σ‖x − x̄‖², `[models]`: the share of the target's variance that is explained.
 
     x̄ is the mean over samples. 1 for a perfect reconstruction, 0 for one by the mean, negative for worse
@@ -116,7 +116,7 @@ def explained_variance(target: Any, reconstruction: Any) -> torch.Tensor:
     return _result(share, x, y)
 
 
-def l0(codes: Any, threshold: float = 0.0) -> torch.Tensor:
+def l0(codes: Values, threshold: float = 0.0) -> torch.Tensor:
     """The mean number of units that are active in a sample, `[models]`.
 
     codes: `[models, samples, n_hidden]` or `[samples, n_hidden]`; a unit is active where |code| is above
@@ -130,7 +130,7 @@ def l0(codes: Any, threshold: float = 0.0) -> torch.Tensor:
     return torch.where(h.isnan().flatten(-2).any(-1), torch.nan, counts).to(h.dtype)
 
 
-def dead_units(codes: Any, threshold: float = 0.0) -> torch.Tensor:
+def dead_units(codes: Values, threshold: float = 0.0) -> torch.Tensor:
     """Which units are active in no sample, bool `[models, n_hidden]`; `.double().mean(-1)` is their share.
 
     codes: `[models, samples, n_hidden]` or `[samples, n_hidden]`; a unit is active where |code| is above
@@ -142,7 +142,7 @@ def dead_units(codes: Any, threshold: float = 0.0) -> torch.Tensor:
     return ~_active(codes, threshold)[1].any(dim=-2)
 
 
-def _active(codes: Any, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _active(codes: Values, threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
     h = check_stack("codes", codes, ("samples", "n_hidden")).detach()
     threshold = check_number("threshold", threshold, minimum=0.0)
     return h, ~(h.double().abs() <= threshold)
@@ -169,7 +169,7 @@ def _unit(directions: torch.Tensor) -> torch.Tensor:
     return wide / torch.where(square == 0, 1.0, square).sqrt()
 
 
-def _check_pair(dictionary: Any, truth: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _check_pair(dictionary: Values, truth: Values) -> tuple[torch.Tensor, torch.Tensor]:
     d = check_stack("dictionary", dictionary, ("n", "n_dictionary"))
     t = check_stack("truth", truth, ("n", "n_truth"))
     _check_beside("truth", t, "dictionary", d, slice(-2, -1))

@@ -9,15 +9,13 @@ how many rows there are: they are transformed together.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from toykern.arguments.broadcast import real_tensor
+from toykern.arguments.broadcast import Values, real_tensor
 from toykern.arguments.errors import check_flag, check_number, describe
 
 
-def fourier_power(weights: Any) -> torch.Tensor:
+def fourier_power(weights: Values) -> torch.Tensor:
     """The power at each frequency, `[…, p // 2 + 1]`: its share of Σ w² over the residues (Parseval).
 
     weights: `[…, p]`, of 2 residues or more. `fourier_power(w)[..., 1:].argmax(-1) + 1` is each row's
@@ -30,7 +28,7 @@ def fourier_power(weights: Any) -> torch.Tensor:
     return _power(w).to(w.dtype)
 
 
-def inverse_participation_ratio(weights: Any, constant: bool = False) -> torch.Tensor:
+def inverse_participation_ratio(weights: Values, constant: bool = False) -> torch.Tensor:
     """Σ_k P_k² / (Σ_k P_k)², `[…]`: how few frequencies a row of weights has.
 
     1 for a single frequency, 1/F where F frequencies have the same power. P_k is `fourier_power`: a
@@ -55,7 +53,7 @@ def inverse_participation_ratio(weights: Any, constant: bool = False) -> torch.T
     return share.square().sum(-1).to(w.dtype)
 
 
-def key_frequencies(weights: Any, share: float = 0.9) -> torch.Tensor:
+def key_frequencies(weights: Values, share: float = 0.9) -> torch.Tensor:
     """The fewest frequencies that together have `share` of the power, bool `[models, p // 2 + 1]`.
 
     The power is summed over the units, without frequency 0, which is never among them. The strongest come
@@ -105,7 +103,7 @@ def _power(weights: torch.Tensor, first: int = 0) -> torch.Tensor:
     return (power * twice)[..., first:]
 
 
-def _check_weights(weights: Any) -> torch.Tensor:
+def _check_weights(weights: Values) -> torch.Tensor:
     tensor = real_tensor("weights", weights, detach=False)
     if not tensor.is_floating_point():
         raise TypeError(f"weights must hold floating-point numbers, not {describe(weights)}")

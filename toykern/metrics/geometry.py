@@ -9,10 +9,9 @@ definitions are those of Elhage et al. 2022, *Toy Models of Superposition*.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from toykern.arguments.broadcast import Values
 from toykern.arguments.errors import check_int, check_number
 from toykern.metrics.stacks import CACHED, check_stack, models_first, models_last, product, total
 
@@ -20,7 +19,7 @@ UNDEFINED, NOT_REPRESENTED, DEDICATED, SUPERPOSITION = -1, 0, 1, 2
 """The phases of a feature: `classify_phase` and `best_solution` return these numbers."""
 
 
-def features_per_dimension(weight: Any) -> torch.Tensor:
+def features_per_dimension(weight: Values) -> torch.Tensor:
     """‖W‖²_F / m, `[models]`: about how many features are represented per hidden dimension.
 
     Its inverse is D*, the dimensions per feature.
@@ -33,7 +32,7 @@ def features_per_dimension(weight: Any) -> torch.Tensor:
     return models_first(total(squares) / w.shape[-2], w)
 
 
-def interference(weight: Any) -> torch.Tensor:
+def interference(weight: Values) -> torch.Tensor:
     """WᵀW, `[models, n_features, n_features]`: how strongly each feature reads every other.
 
     >>> interference(torch.tensor([[1.0, -1.0]])).tolist()
@@ -44,7 +43,7 @@ def interference(weight: Any) -> torch.Tensor:
     return models_first(product(wide.transpose(0, 1), wide), w)
 
 
-def superposition(weight: Any) -> torch.Tensor:
+def superposition(weight: Values) -> torch.Tensor:
     """Σ_{j≠i} (Ŵ_i · W_j)², `[models, n_features]`: how much of the other features lies along feature i.
 
     0 for a feature orthogonal to all others, and for one whose column is 0.
@@ -56,7 +55,7 @@ def superposition(weight: Any) -> torch.Tensor:
     return models_first(_superposition(*_norm_and_shared(w)), w)
 
 
-def feature_dimensionality(weight: Any) -> torch.Tensor:
+def feature_dimensionality(weight: Values) -> torch.Tensor:
     """D_i = ‖W_i‖² / Σ_j (Ŵ_i · W_j)² with j = i included, `[models, n_features]`.
 
     The fraction of a hidden dimension that feature i has for itself: 1 if dedicated, 1/2 in an antipodal
@@ -70,7 +69,7 @@ def feature_dimensionality(weight: Any) -> torch.Tensor:
 
 
 def classify_phase(
-    weight: Any, feature: int = -1, norm_threshold: float = 0.5, superposition_threshold: float = 0.25
+    weight: Values, feature: int = -1, norm_threshold: float = 0.5, superposition_threshold: float = 0.25
 ) -> torch.Tensor:
     """The phase of one feature in each model, int64 `[models]`, as in the paper's phase diagrams.
 
@@ -122,5 +121,5 @@ def _superposition(norm: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     return (shared - norm.square()).clamp(min=0)
 
 
-def _check_weight(weight: Any) -> torch.Tensor:
+def _check_weight(weight: Values) -> torch.Tensor:
     return check_stack("weight", weight, ("n_hidden", "n_features"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from toykern.arguments.broadcast import Values
 from toykern.arguments.errors import check_number, describe, is_int
 from toykern.metrics.stacks import check_stack, models_first, models_last, total
 
@@ -40,7 +41,7 @@ def single_feature_activations(model: Any, magnitude: float = 1.0) -> torch.Tens
     return codes
 
 
-def monosemanticity(activations: Any) -> torch.Tensor:
+def monosemanticity(activations: Values) -> torch.Tensor:
     """max_i a_i / Σ_i a_i of each hidden unit, `[models, n_hidden]`, over the features i.
 
     1 for a unit that one feature alone activates, 1/n_features for one that all activate alike. Activations
@@ -57,7 +58,7 @@ def monosemanticity(activations: Any) -> torch.Tensor:
     return models_first(_monosemanticity(a), a)
 
 
-def monosemantic_share(activations: Any, threshold: float = 0.999) -> torch.Tensor:
+def monosemantic_share(activations: Values, threshold: float = 0.999) -> torch.Tensor:
     """The share of hidden units whose `monosemanticity` is above `threshold`, `[models]`, of all units.
 
     Dead ones are among them and are not monosemantic. For the share of the others, divide by

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from toykern.arguments.broadcast import real_tensor
+from toykern.arguments.broadcast import Values, real_tensor
 from toykern.arguments.errors import check_size, describe, is_int
 from toykern.arguments.memory import check_free_memory
 from toykern.metrics.assignment import largest_assignment
@@ -124,7 +124,7 @@ def permute_units(parameters: Any, order: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def linear_path(first: Any, second: Any, points: Any = 11) -> dict[str, torch.Tensor]:
+def linear_path(first: Any, second: Any, points: Values = 11) -> dict[str, torch.Tensor]:
     """The parameters on the straight line from one network to another, `[points, …]` by name.
 
     (1 − t) · first + t · second, exactly the first at t = 0 and the second at t = 1. The points of two single
@@ -169,7 +169,7 @@ def linear_path(first: Any, second: Any, points: Any = 11) -> dict[str, torch.Te
     return found
 
 
-def loss_barrier(losses: Any, points: Any = None) -> torch.Tensor:
+def loss_barrier(losses: Values, points: Values | None = None) -> torch.Tensor:
     """How far the loss rises above the line between its ends, `[…]`: max_t L(t) − (1 − t) L(0) − t L(1).
 
     At least 0, and 0 for a path along which the loss is convex. NaN where a loss is NaN, or infinite at an

@@ -6,16 +6,15 @@ argument has it, the dtype of the argument (they are computed in double precisio
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from toykern.arguments.broadcast import Values
 from toykern.arguments.errors import check_number
 from toykern.metrics.geometry import dimensionality
 from toykern.metrics.stacks import check_stack, models_first
 
 
-def sample_dimensionality(codes: Any) -> torch.Tensor:
+def sample_dimensionality(codes: Values) -> torch.Tensor:
     """D_x = ‖h_x‖² / Σ_y (ĥ_x · h_y)² with y = x included, `[models, samples]`.
 
     The fraction of a hidden dimension that a sample has for itself: for a T-gon of samples in m dimensions
@@ -33,7 +32,7 @@ def sample_dimensionality(codes: Any) -> torch.Tensor:
     return models_first(dimensionality(h.mT), h)
 
 
-def leverage(matrix: Any, rtol: float | None = None) -> torch.Tensor:
+def leverage(matrix: Values, rtol: float | None = None) -> torch.Tensor:
     """h_i = (X X⁺)_ii, `[models, samples]`: the diagonal of the hat matrix of the design matrix X.
 
     How much a sample's own target decides about its prediction by least squares: from 0 to 1, summing up to

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -28,6 +28,20 @@ DISTRIBUTIONS = ("uniform", "erdos-renyi", "erk")
 SOURCES = ("random", "largest")
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+@overload
+def sparsify(
+    module: nn.Linear, density: float, distribution: str = "uniform", *, exclude: Iterable[str] = (),
+    from_weights: str = "random", minimum_fan_in: int = 0, capacity: float = 1.0, seed: int | None = None,
+) -> nn.Linear | SparseLinear: ...  # fmt: skip
+
+
+@overload
+def sparsify(
+    module: Module, density: float, distribution: str = "uniform", *, exclude: Iterable[str] = (),
+    from_weights: str = "random", minimum_fan_in: int = 0, capacity: float = 1.0, seed: int | None = None,
+) -> Module: ...  # fmt: skip
 
 
 def sparsify(

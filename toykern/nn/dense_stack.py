@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from toykern.arguments.broadcast import broadcast_importance, broadcast_per_model, broadcast_seed
+from toykern.arguments.broadcast import Values, broadcast_importance, broadcast_per_model, broadcast_seed
 from toykern.arguments.errors import check_number, describe
 from toykern.arguments.memory import check_free_memory
 from toykern.data.sparse_batch import SparseBatch
@@ -46,7 +46,7 @@ class DenseStack(NetworkStack):
     init_std: torch.Tensor
 
     def _begin(
-        self, network: NetworkSpec, init: Any, seed: Any, dtype: torch.dtype, device: torch.device
+        self, network: NetworkSpec, init: Any, seed: Values | None, dtype: torch.dtype, device: torch.device
     ) -> None:
         """Parameters of the network's shapes, and what they are drawn from; nothing is drawn."""
         self._check_memory(network, dtype, device)
@@ -66,7 +66,7 @@ class DenseStack(NetworkStack):
         cls,
         config: dict[str, Any],
         *,
-        seed: Any = None,
+        seed: Values | None = None,
         init: Any = None,
         device: Any = None,
         dtype: Any = None,
@@ -107,10 +107,10 @@ class DenseStack(NetworkStack):
     def loss(
         self,
         x: torch.Tensor | SparseBatch,
-        importance: Any = 1.0,
+        importance: Values = 1.0,
         target: str | torch.Tensor | None = "identity",
         loss_reduction: str = "mean",
-        l1: Any = 0.0,
+        l1: Values = 0.0,
         loss: str = Objective.loss,
     ) -> torch.Tensor:
         """Loss of each model on a batch, `[models]`."""
@@ -182,7 +182,7 @@ class DenseStack(NetworkStack):
         found: torch.Tensor = self._parameters["weight" if "weight" in self._parameters else "encoder"]  # type: ignore[assignment]
         return found
 
-    def _importance(self, importance: Any, n_outputs: int, device: torch.device) -> torch.Tensor:
+    def _importance(self, importance: Values, n_outputs: int, device: torch.device) -> torch.Tensor:
         """`[1 or models, n_outputs]`, float64 of float64 models and else float32, with its gradient."""
         return broadcast_importance(
             importance,
@@ -196,7 +196,7 @@ class DenseStack(NetworkStack):
             width=self.output_width,
         )
 
-    def _l1(self, l1: Any, like: torch.Tensor) -> torch.Tensor | None:
+    def _l1(self, l1: Values, like: torch.Tensor) -> torch.Tensor | None:
         if isinstance(l1, int | float) and not isinstance(l1, bool):
             if not 0 <= l1 <= torch.finfo(torch.float64).max:  # a comparison is what torch.compile can follow
                 check_number("l1", l1, minimum=0.0)

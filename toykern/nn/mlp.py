@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
 
+from toykern.arguments.broadcast import Values
 from toykern.arguments.errors import (
     check_choice,
     check_flag,
@@ -105,7 +106,7 @@ class MLP(DenseStack):
         top_k: int | None = None,
         negative_slope: float | None = None,
         init: Any = "xavier",
-        seed: Any = None,
+        seed: Values | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -213,7 +214,7 @@ class MLP(DenseStack):
         cls,
         config: dict[str, Any],
         *,
-        seed: Any = None,
+        seed: Values | None = None,
         init: Any = None,
         device: Any = None,
         dtype: Any = None,
@@ -326,6 +327,11 @@ class MLP(DenseStack):
         fixed = {name: held.detach() for name, held in self.fixed_tensors().items()}
         return published(self.stacked_parameters(), fixed, model, self.n_models)
 
+    if TYPE_CHECKING:  # torch.nn.Module says nothing of what a call gives
+
+        def __call__(self, x: torch.Tensor | SparseBatch) -> torch.Tensor:
+            """As `forward`, with the hooks of the module."""
+
     def forward(self, x: torch.Tensor | SparseBatch) -> torch.Tensor:
         """Outputs `[models, batch, n_outputs]`.
 
@@ -360,10 +366,10 @@ class MLP(DenseStack):
     def loss(
         self,
         x: torch.Tensor | SparseBatch,
-        importance: Any = 1.0,
+        importance: Values = 1.0,
         target: str | torch.Tensor | None = "identity",
         loss_reduction: str = "mean",
-        l1: Any = 0.0,
+        l1: Values = 0.0,
         loss: str = Objective.loss,
     ) -> torch.Tensor:
         """Loss of each model on a batch, `[models]`, and l1 · Σ_k |h_k|.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from toykern.arguments.broadcast import broadcast_seed
+from toykern.arguments.broadcast import Values, broadcast_seed
 from toykern.arguments.errors import check_choice, check_flag, check_int, check_size, describe
 from toykern.arguments.memory import check_free_memory
 from toykern.nn.factory import factory_device_of_connections
@@ -60,9 +60,9 @@ class SparseLinear(SparseWeights):
         self,
         in_features: int,
         out_features: int,
-        density: Any = None,
+        density: Values | None = None,
         *,
-        fan_in: Any = None,
+        fan_in: Values | None = None,
         topology: Topology | None = None,
         minimum_fan_in: int = 0,
         capacity: int | None = None,
@@ -71,7 +71,7 @@ class SparseLinear(SparseWeights):
         bias: bool = True,
         activation: str = "none",
         init: Any = "linear",
-        seed: Any = None,
+        seed: Values | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         backend: str = "auto",
@@ -112,6 +112,11 @@ class SparseLinear(SparseWeights):
         with torch.no_grad():
             self.values.copy_(values)
         self._capture = GradientCapture()
+
+    if TYPE_CHECKING:  # torch.nn.Module says nothing of what a call gives
+
+        def __call__(self, x: torch.Tensor, *, fused: bool = True) -> torch.Tensor:
+            """As `forward`, with the hooks of the module."""
 
     def forward(self, x: torch.Tensor, *, fused: bool = True) -> torch.Tensor:
         """Outputs of every model.

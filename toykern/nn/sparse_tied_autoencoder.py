@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
 
-from toykern.arguments.broadcast import broadcast_importance, broadcast_seed
+from toykern.arguments.broadcast import Values, broadcast_importance, broadcast_seed
 from toykern.arguments.errors import check_choice, check_flag, check_size, describe
 from toykern.network.losses import LOSSES, TARGETS, Objective
 from toykern.network.specification import TensorSpec
@@ -58,9 +58,9 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         self,
         n_features: int,
         n_hidden: int,
-        density: Any = None,
+        density: Values | None = None,
         *,
-        fan_in: Any = None,
+        fan_in: Values | None = None,
         topology: Topology | None = None,
         minimum_fan_in: int = 0,
         capacity: int | None = None,
@@ -69,7 +69,7 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         output_activation: str = "relu",
         bias: bool = True,
         init: Any = "xavier",
-        seed: Any = None,
+        seed: Values | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         backend: str = "auto",
@@ -135,7 +135,12 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
 
     @classmethod
     def from_config(
-        cls, config: dict[str, Any], topology: Topology, weight: torch.Tensor, bias: Any, seed: Any
+        cls,
+        config: dict[str, Any],
+        topology: Topology,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        seed: Values,
     ) -> Self:
         """The CPU stack that `config()` described, with these connections, weights, their dtype, and seeds.
 
@@ -150,6 +155,7 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         with torch.no_grad():
             model.values[topology.occupied_slots()] = weight.reshape(-1)[topology.keys()]
             if model.bias is not None:
+                assert bias is not None  # of the same config
                 model.bias.copy_(bias)
         return model
 
@@ -187,6 +193,11 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
         weight, bias = parameters["weight"], parameters.get("bias")
         part = type(self).from_config(config, topology, weight, bias, self.seed[chosen])
         return part.to(self.values.device).train(self.training)
+
+    if TYPE_CHECKING:  # torch.nn.Module says nothing of what a call gives
+
+        def __call__(self, x: torch.Tensor, *, fused: bool = True) -> torch.Tensor:
+            """As `forward`, with the hooks of the module."""
 
     def forward(self, x: torch.Tensor, *, fused: bool = True) -> torch.Tensor:
         """Outputs `[models, batch, n_features]` for x of that shape, or `[batch, n_features]` for all models.
@@ -238,7 +249,7 @@ class SparseTiedAutoencoder(NetworkStack, SparseWeights):
     def loss(
         self,
         x: torch.Tensor,
-        importance: Any = 1.0,
+        importance: Values = 1.0,
         target: str | torch.Tensor | None = "identity",
         loss_reduction: str = "mean",
         loss: str = Objective.loss,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from toykern.arguments.broadcast import Values
 from toykern.arguments.errors import check_choice, check_flag, check_size, describe
 from toykern.data.sparse_batch import SparseBatch
 from toykern.network.activations import LAYER_HIDDEN_ACTIVATIONS, LAYER_OUTPUT_ACTIVATIONS
@@ -54,7 +55,7 @@ class StackedModel(DenseStack):
         output_activation: str = "relu",
         bias: bool = True,
         init: Any = "xavier",
-        seed: Any = None,
+        seed: Values | None = None,
         device: torch.device | str | None = None,
         *,
         hidden_bias: bool = False,
@@ -92,7 +93,7 @@ class StackedModel(DenseStack):
         cls,
         config: dict[str, Any],
         *,
-        seed: Any = None,
+        seed: Values | None = None,
         init: Any = None,
         device: Any = None,
         dtype: Any = None,
@@ -109,6 +110,11 @@ class StackedModel(DenseStack):
         elif arguments["init"] == "per_model":
             raise ValueError("init was given per model: pass it, [models], to model_from_config")
         return cls(**arguments, seed=seed, device=device, dtype=dtype)
+
+    if TYPE_CHECKING:  # torch.nn.Module says nothing of what a call gives
+
+        def __call__(self, x: torch.Tensor | SparseBatch, *, fused: bool = True) -> torch.Tensor:
+            """As `forward`, with the hooks of the module."""
 
     def forward(self, x: torch.Tensor | SparseBatch, *, fused: bool = True) -> torch.Tensor:
         """Outputs `[models, batch, n_features]`.
@@ -135,10 +141,10 @@ class StackedModel(DenseStack):
     def loss(
         self,
         x: torch.Tensor | SparseBatch,
-        importance: Any = 1.0,
+        importance: Values = 1.0,
         target: str | torch.Tensor | None = "identity",
         loss_reduction: str = "mean",
-        l1: Any = 0.0,
+        l1: Values = 0.0,
         loss: str = Objective.loss,
         *,
         fused: bool = True,

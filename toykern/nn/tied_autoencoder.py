@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
 
-from toykern.arguments.broadcast import as_tensor
+from toykern.arguments.broadcast import Values, as_tensor
 from toykern.arguments.errors import describe
 from toykern.nn.published import published
 from toykern.nn.stacked import StackedModel
@@ -57,8 +57,8 @@ output_activation='relu', bias=True, init='xavier')
     @classmethod
     def from_published(
         cls,
-        weight: Any,
-        bias: Any = None,
+        weight: Values,
+        bias: Values | None = None,
         *,
         hidden_activation: str = "none",
         output_activation: str = "relu",

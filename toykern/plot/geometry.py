@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from toykern import metrics
-from toykern.arguments.broadcast import real_tensor
+from toykern.arguments.broadcast import Values, real_tensor
 from toykern.arguments.errors import check_flag, check_number
 from toykern.plot.axes import (
     BLUE,
@@ -39,8 +39,8 @@ POLYTOPES = {
 
 
 def feature_directions(
-    weight: Any,
-    importance: Any = None,
+    weight: Values,
+    importance: Values | None = None,
     *,
     numbers: bool | None = None,
     title: str | None = None,
@@ -100,7 +100,9 @@ def feature_directions(
     return ax
 
 
-def interference(weight: Any, bias: Any = None, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+def interference(
+    weight: Values, bias: Values | None = None, *, title: str | None = None, ax: Axes | None = None
+) -> Axes:
     """One model as in the paper's figures: WᵀW (and the bias), and beside it the norm of each feature.
 
     The matrix shows W_i·W_j, vermillion where positive and blue where negative. The bars have the length
@@ -176,8 +178,8 @@ def interference(weight: Any, bias: Any = None, *, title: str | None = None, ax:
 
 
 def dimensionality_scatter(
-    weight: Any,
-    density: Any,
+    weight: Values,
+    density: Values,
     *,
     polytopes: bool = True,
     minimum_norm: float = 0.1,

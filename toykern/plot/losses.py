@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
-from toykern.arguments.broadcast import real_array
+from toykern.arguments.broadcast import Values, real_array
 from toykern.arguments.errors import describe
+from toykern.arguments.grids import Grid
 from toykern.plot.axes import (
     BLUE,
     axes_for,
@@ -18,9 +20,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@runtime_checkable
+class LossRecords(Protocol):
+    """What of a run a curve is drawn from; `toykern.Run` is one."""
+
+    loss: torch.Tensor
+    grid: Grid | None
+    config: dict[str, Any]
+
+    @property
+    def record_steps(self) -> np.ndarray:
+        """The steps of the records."""
+
+
 def loss_curves(
-    loss: Any,
-    steps: Any = None,
+    loss: Values | LossRecords,
+    steps: Values | None = None,
     *,
     by: str | None = None,
     labels: Sequence[str] | None = None,
@@ -84,11 +99,11 @@ def loss_curves(
 
 
 def _loss_groups(
-    loss: Any, steps: Any, by: str | None
+    loss: Values | LossRecords, steps: Values | None, by: str | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, str]:
     """Models of each curve by its label, values `[models, records]`, their steps, label of the y axis."""
     grid, ylabel = None, "loss"
-    if hasattr(loss, "record_steps"):
+    if isinstance(loss, LossRecords):
         run = loss
         grid, steps = run.grid, run.record_steps
         ylabel = {"mean": "loss (mean over batch and features)", "sum": "loss (sum over features)"}.get(

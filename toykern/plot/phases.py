@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from toykern import metrics
-from toykern.arguments.broadcast import real_array, real_tensor
+from toykern.arguments.broadcast import Values, real_array, real_tensor
 from toykern.arguments.errors import check_flag
 from toykern.plot.axes import (
     BLUE,
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def phase_diagram(
-    weight: Any,
-    importance: Any,
-    density: Any,
+    weight: Values,
+    importance: Values,
+    density: Values,
     *,
     boundaries: bool | None = None,
     key: bool = True,

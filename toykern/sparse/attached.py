@@ -114,7 +114,7 @@ class AttachedTopology:
         recipe.attached_to(self)
 
     @property
-    def layers(self) -> dict[str, Any]:
+    def layers(self) -> dict[str, nn.Module]:
         """The sparse layers by name."""
         return {layer.name: layer.module for layer in self._layers}
 

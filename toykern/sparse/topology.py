@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toykern.arguments.broadcast import broadcast_per_model, broadcast_seed
+from toykern.arguments.broadcast import Values, broadcast_per_model, broadcast_seed
 from toykern.arguments.errors import (
     check_dense_tensor,
     check_flag,
@@ -86,10 +86,10 @@ class Topology:
         cls,
         in_features: int,
         out_features: int,
-        density: Any,
+        density: Values,
         *,
         n_models: int = 1,
-        seed: Any = None,
+        seed: Values | None = None,
         layer: int = 0,
         minimum_fan_in: int = 0,
         capacity: int | None = None,
@@ -144,10 +144,10 @@ class Topology:
         cls,
         in_features: int,
         out_features: int,
-        fan_in: Any,
+        fan_in: Values,
         *,
         n_models: int = 1,
-        seed: Any = None,
+        seed: Values | None = None,
         layer: int = 0,
         capacity: int | None = None,
     ) -> Topology:
@@ -183,7 +183,7 @@ class Topology:
         return cls._from_keys(shape, stacked.reshape(-1).nonzero()[:, 0], capacity)
 
     @classmethod
-    def from_largest(cls, weight: torch.Tensor, density: Any, *, capacity: int | None = None) -> Topology:
+    def from_largest(cls, weight: torch.Tensor, density: Values, *, capacity: int | None = None) -> Topology:
         """The round(density · in · out) largest |weight| of each model; of equal ones the first.
 
         `weight` is `[out, in]` or `[n_models, out, in]`, `density` in (0, 1], one or `[n_models]`.
@@ -555,7 +555,7 @@ class _Shape:
             "take fewer",
         )
 
-    def counts_at(self, name: str, density: Any) -> np.ndarray:
+    def counts_at(self, name: str, density: Values) -> np.ndarray:
         """round(density · positions) for each model, int64; ValueError outside (0, 1] and where it is 0."""
         densities = broadcast_per_model(name, density, self.n_models, torch.float64).numpy()
         if ((densities <= 0) | (densities > 1)).any():

@@ -127,6 +127,8 @@ class Crew:
                     if done:
                         finished = store.finished
                         bar.finished(int(finished.sum()), models_of(store.boxes, finished))
+                    else:
+                        bar.waiting()
             except BaseException:
                 stop.tell()  # threads of this process hear it
                 for future in running:

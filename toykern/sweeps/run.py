@@ -110,7 +110,7 @@ def sweep(
             the bits of some models are then others.
         dry_run: write nothing and train no more than one model and a moment of a chunk; return a
             `toykern.sweeps.SweepPlan`: models, chunks, memory, size of the store, time.
-        progress: one bar over all chunks; True, False, or None: if standard error is a terminal.
+        progress: one bar over all chunks, or a line a minute; True, False or None as in `toykern.fit`.
         **settings: further arguments of `toykern.fit`, the same for all chunks.
 
     Returns:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from toykern.arguments.broadcast import broadcast_importance, broadcast_l1, broadcast_seed
+from toykern.arguments.broadcast import Values, broadcast_importance, broadcast_l1, broadcast_seed
 from toykern.arguments.errors import check_choice, check_int
 from toykern.data.dataset import Dataset
 from toykern.data.philox import MAX_STEP
@@ -27,13 +27,13 @@ def evaluate(
     model: AnyModel,
     data: Source,
     samples: int = 65_536,
-    seed: Any = None,
-    importance: Any = 1.0,
+    seed: Values | None = None,
+    importance: Values = 1.0,
     target: str = "identity",
     loss_reduction: str = "mean",
     method: str = "samples",
     loss: str = Objective.loss,
-    l1: Any = 0.0,
+    l1: Values = 0.0,
 ) -> torch.Tensor:
     """Each model's loss over `samples` samples of a stream that training never draws from.
 

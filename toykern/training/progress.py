@@ -1,15 +1,24 @@
-"""A progress bar on one line, where somebody can see it."""
+"""How far a training is: the one place that says it, whoever trains.
+
+Where somebody is looking, in a terminal or a notebook, it is a bar (tqdm's), redrawn in place. Elsewhere, in
+the log of a job that runs for hours, it is a line a minute.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from toykern.arguments.errors import describe
 
-WIDTH = 28
+BETWEEN_DRAWINGS = 0.1  # seconds
+BETWEEN_LINES = 60.0  # seconds
+
+Clock = Callable[[], float]
 
 
 class Bar(Protocol):
@@ -40,66 +49,60 @@ def bar_for(progress: bool | None | BarMaker, total: int, done: int, n_models: i
         ) from error
 
 
+def labelled(progress: bool | None, label: str) -> BarMaker:
+    """The `progress` of a run that is one of several: `label` stands before what is said."""
+    return lambda total, done, n_models: Progress(total, done, n_models, progress, label=label)
+
+
 class Progress:
-    """`████────  42% 4,200 of 10,000 steps, 1.9 M model-steps/s, 3 s left`, redrawn in place.
+    """`42%|████    | 4,200 of 10,000 steps, 1.9 M model-steps/s, 3 s left`.
 
     Args:
         total: steps of the run.
         done: steps done before this call (a resumed run).
         n_models: for the rate.
-        shown: True or False; None shows it only where `stream` is a terminal.
+        shown: False: nothing is said. True or None: a bar in a terminal or a notebook, elsewhere a line a
+            minute; True says there also in the end how far it came, if that took less.
         stream: standard error by default.
+        clock: seconds.
+        label: stands before what is said.
     """
 
     def __init__(
-        self, total: int, done: int, n_models: int, shown: bool | None = None, stream: TextIO | None = None
-    ) -> None:
-        self._line = _Line(shown, stream)
-        self._total, self._first, self._n_models = total, done, n_models
-        self._begin = time.perf_counter()
+        self, total: int, done: int, n_models: int, shown: bool | None = None, stream: TextIO | None = None,
+        clock: Clock = time.monotonic, label: str = "",
+    ) -> None:  # fmt: skip
+        self._total, self._n_models = total, n_models
+        self._sign = _Sign(total, done, n_models, label, shown, stream, clock)
 
     def update(self, done: int) -> None:
         """Show that `done` steps of the run are done."""
-        if not self._total:
-            return
-        seconds = max(time.perf_counter() - self._begin, 1e-9)
-        rate = (done - self._first) / seconds
-        left = (self._total - done) / rate if rate > 0 and done < self._total else None
-        what = f"{done:,} of {self._total:,} steps"
-        self._line.draw(done / self._total, what, rate * self._n_models, left)
+        self._sign.show(done, f"{done:,} of {self._total:,} steps")
 
     def close(self) -> None:
         """End the line."""
-        self._line.end()
+        self._sign.end()
 
 
 class SweepProgress:
-    """One bar over all chunks of a sweep: `██──  31% chunk 5 of 16, 1.9 M model-steps/s, 3 s left`.
+    """One bar over all chunks of a sweep: `31%|██    | chunk 5 of 16, 1.9 M model-steps/s, 3 s left`.
 
     Args:
         steps: of each model.
         n_models: of the whole sweep.
         chunks: of the whole sweep.
         done: models that were finished before.
-        shown, stream: as for `Progress`.
+        shown, stream, clock: as for `Progress`.
         label: which part of the sweep this process has.
     """
 
     def __init__(
-        self,
-        steps: int,
-        n_models: int,
-        chunks: int,
-        done: int = 0,
-        shown: bool | None = None,
-        stream: TextIO | None = None,
-        label: str = "",
-    ) -> None:
-        self._line = _Line(shown, stream)
-        self._total, self._chunks, self._label = steps * n_models, chunks, label
-        self._steps = steps
-        self._done = self._first = steps * done
-        self._begin = time.perf_counter()
+        self, steps: int, n_models: int, chunks: int, done: int = 0, shown: bool | None = None,
+        stream: TextIO | None = None, clock: Clock = time.monotonic, label: str = "",
+    ) -> None:  # fmt: skip
+        self._sign = _Sign(steps * n_models, steps * done, 1, label, shown, stream, clock)
+        self._steps, self._chunks = steps, chunks
+        self._done, self._what = steps * done, f"{chunks:,} chunks"
 
     def of_chunk(self, number: int) -> BarMaker:
         """The `progress` of the run that trains chunk `number`."""
@@ -116,21 +119,28 @@ class SweepProgress:
     def finished(self, chunks: int, n_models: int) -> None:
         """Show that so many chunks, with so many models in all, are finished."""
         self._done = self._steps * n_models
-        self._show(0, f"{chunks:,} of {self._chunks:,} chunks")
+        self.show(0, f"{chunks:,} of {self._chunks:,} chunks")
+
+    def waiting(self) -> None:
+        """Say again how far it is, where others are at work and nothing has been heard of them."""
+        self.show(0, self._what)
+
+    def show(self, part: int, what: str) -> None:
+        """Show `what`, with so many model-steps beyond those of finished chunks."""
+        self._what = what
+        self._sign.show(self._done + part, what)
+
+    def of_part(self, number: int, part: int) -> None:
+        """Show that so many model-steps of chunk `number` are done."""
+        self.show(part, f"chunk {number + 1:,} of {self._chunks:,}")
+
+    def part_finished(self, model_steps: int) -> None:
+        """Count the model-steps of a chunk that is finished."""
+        self._done += model_steps
 
     def close(self) -> None:
         """End the line."""
-        self._line.end()
-
-    def _draw(self, number: int, part: int) -> None:
-        self._show(part, f"chunk {number + 1:,} of {self._chunks:,}")
-
-    def _show(self, part: int, what: str) -> None:
-        done = self._done + part
-        seconds = max(time.perf_counter() - self._begin, 1e-9)
-        rate = (done - self._first) / seconds
-        left = (self._total - done) / rate if rate > 0 and done < self._total else None
-        self._line.draw(done / self._total, self._label + what, rate, left)
+        self._sign.end()
 
 
 class _Part:
@@ -143,38 +153,122 @@ class _Part:
 
     def update(self, done: int) -> None:
         self._done = done * self._n_models
-        self._whole._draw(self._number, self._done)
+        self._whole.of_part(self._number, self._done)
 
     def close(self) -> None:
         if self._done == self._model_steps:
-            self._whole._done += self._model_steps
+            self._whole.part_finished(self._model_steps)
 
 
-class _Line:
-    """One line of a terminal, redrawn in place."""
+class _Sign:
+    """What is done of a whole, with the rate and the time that is left, wherever it is to be read."""
 
-    def __init__(self, shown: bool | None, stream: TextIO | None) -> None:
-        self._stream = stream or sys.stderr
-        self._shown = self._stream.isatty() if shown is None else shown
-        self._begun = False
-
-    def draw(self, share: float, what: str, rate: float, left: float | None) -> None:
-        """The bar, what is done, model-steps a second, seconds left."""
-        if not self._shown:
+    def __init__(
+        self, total: int, done: int, weight: int, label: str, shown: bool | None, stream: TextIO | None,
+        clock: Clock,
+    ) -> None:  # fmt: skip
+        self._total, self._first, self._weight, self._clock = total, done, weight, clock
+        self._label = label
+        self._begin = clock()
+        self._drawn: float | None = None
+        self._text: tuple[int, str] | None = None  # not drawn yet
+        stream = sys.stderr if stream is None else stream
+        self._display: _TqdmBar | _Lines | None = None
+        if shown is False or stream is None or not total:  # without a console there is no standard error
             return
-        filled = round(share * WIDTH)
+        in_place = stream.isatty() or (stream is sys.stderr and in_notebook())
+        self._display = _TqdmBar(total, stream) if in_place else _Lines(total, stream, shown is True)
+        self._every = BETWEEN_DRAWINGS if in_place else BETWEEN_LINES
+        if not in_place:
+            self._drawn = self._begin  # the first line comes after a minute
+
+    def show(self, done: int, what: str) -> None:
+        if self._display is None:
+            return
+        now = self._clock()
+        seconds = max(now - self._begin, 1e-9)
+        rate = (done - self._first) / seconds
+        left = (self._total - done) / rate if rate > 0 and done < self._total else None
         remaining = "" if left is None else f", {_duration(left)} left"
-        self._stream.write(
-            f"\r{'█' * filled}{'─' * (WIDTH - filled)} {share:4.0%} {what}, "
-            f"{_rate(rate)} model-steps/s{remaining}\033[K"
-        )
-        self._stream.flush()
-        self._begun = True
+        self._text = done, f"{self._label}{what}, {_rate(rate * self._weight)} model-steps/s{remaining}"
+        if self._drawn is None or now - self._drawn >= self._every:
+            self._draw(now)
+
+    def _draw(self, now: float) -> None:
+        if self._display is not None and self._text is not None:
+            done, text = self._text
+            self._display.draw(done, text)
+            self._drawn, self._text = now, None
 
     def end(self) -> None:
-        if self._shown and self._begun:
-            self._stream.write("\n")
-            self._stream.flush()
+        if self._display is not None:
+            if self._text is not None and self._display.wants_the_last:
+                self._draw(self._clock())
+            self._display.close()
+
+
+class _TqdmBar:
+    """tqdm draws: on one line of a terminal, or as a widget of a notebook."""
+
+    wants_the_last = True
+
+    def __init__(self, total: int, stream: TextIO) -> None:
+        self._total, self._stream = total, stream
+        self._bar: Any = None  # made, and by that drawn, when there is something to say
+
+    def draw(self, done: int, text: str) -> None:
+        if self._bar is None:
+            self._bar = _tqdm()(
+                total=self._total, initial=done, desc=text, file=self._stream,
+                bar_format="{percentage:3.0f}%|{bar}| {desc}", **_size_of(self._stream),
+            )  # fmt: skip
+            return
+        self._bar.n = done
+        self._bar.set_description_str(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _Lines:
+    """Whole lines, for logs."""
+
+    def __init__(self, total: int, stream: TextIO, to_the_end: bool) -> None:
+        self._total, self._stream = total, stream
+        self.wants_the_last = to_the_end
+
+    def draw(self, done: int, text: str) -> None:
+        self._stream.write(f"toykern: {done / self._total:4.0%} {text}\n")
+        self._stream.flush()
+        self.wants_the_last = True  # what was begun is ended
+
+    def close(self) -> None:
+        pass
+
+
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook, whose standard error is no terminal and yet is looked at."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
+
+
+def _size_of(stream: TextIO) -> dict[str, Any]:
+    """tqdm's arguments for the size: the terminal's; usual ones where it says 0, as in some containers."""
+    try:
+        columns, rows = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):  # it is no real terminal
+        columns = rows = 1
+    return {"dynamic_ncols": True} if columns and rows else {"ncols": columns or 80, "nrows": rows or 24}
+
+
+def _tqdm() -> Any:
+    """tqdm's bar for where this runs, without its thread for slow bars: each drawing is asked for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a notebook without widgets, where the bar is a line of text
+        from tqdm.auto import tqdm
+
+    return type("Bar", (tqdm,), {"monitor_interval": 0})
 
 
 def _rate(value: float) -> str:

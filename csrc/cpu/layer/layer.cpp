@@ -33,7 +33,7 @@ EntryFault check_entries(const int64_t* row_start, int64_t rows, const int32_t* 
     } else {
         guard_fork(threads);
         parallel(threads, [&] {
-            const int64_t size = omp_get_num_threads(), rank = omp_get_thread_num();
+            const int64_t size = team_size(), rank = thread_rank();
             const int64_t first = rows * rank / size, last = rows * (rank + 1) / size;
             if (!hold(row_start, first, last, feature, entries, n_features)) good = false;
         });
@@ -67,8 +67,8 @@ void run_layer(const LayerParams& p) {
         parallel(p.threads, [&] {
             [[maybe_unused]] FlushDenormals flush;
             Team team;
-            team.rank = omp_get_thread_num();
-            team.size = omp_get_num_threads();
+            team.rank = thread_rank();
+            team.size = team_size();
             team.barrier = Meeting::wait;
             team.meeting = &meeting;
             CountingQueue queue{0, groups};

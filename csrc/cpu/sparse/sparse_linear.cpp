@@ -50,8 +50,8 @@ void in_phases(int64_t phases, int threads, const Count& count, const Work& work
     Meeting meeting;
     parallel(threads, [&] {
         [[maybe_unused]] FlushDenormals flush;
-        const auto worker = (size_t)omp_get_thread_num();
-        const int team = omp_get_num_threads();
+        const auto worker = (size_t)thread_rank();
+        const int team = team_size();
         for (int64_t p = 0; p < phases; ++p) {
             const int64_t n = count(p);
             for (int64_t i; (i = next[(size_t)p].fetch_add(1, std::memory_order_relaxed)) < n;) work(p, i, worker);

@@ -78,7 +78,7 @@ void over_models(int64_t n_models, int threads, const Work& work) {
     parallel(threads, [&] {
         [[maybe_unused]] FlushDenormals flush;
         ThreadQueue queue{&common};
-        work((size_t)omp_get_thread_num(), Queue{ThreadQueue::take, &queue});
+        work((size_t)thread_rank(), Queue{ThreadQueue::take, &queue});
     });
 }
 
