@@ -113,7 +113,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "exponential": {"features": {"magnitude": "exponential"}},
     "lognormal": {"features": {"magnitude": "lognormal"}},
     "no bias": {"network": {"bias": False}},
-    "linear": {"network": {"activation": "none"}},
+    "linear": {"network": {"output_activation": "none"}},
     "hidden ReLU": {"network": {"hidden_activation": "relu"}},
     "a sum": {"loss_reduction": "sum"},
     "schedule": {"schedule": "cosine"},
