@@ -113,7 +113,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "exponential": {"features": {"magnitude": "exponential"}},
     "lognormal": {"features": {"magnitude": "lognormal"}},
     "no bias": {"network": {"bias": False}},
-    "linear": {"network": {"activation": "none"}},
+    "linear": {"network": {"output_activation": "none"}},
     "hidden ReLU": {"network": {"hidden_activation": "relu"}},
     "a sum": {"loss_reduction": "sum"},
     "schedule": {"schedule": "cosine"},
@@ -151,7 +151,7 @@ def test_more_arrivals_than_there_is_room_for(level):
     options = {"p": (p, p), "batch_size": batch_size, "steps": steps}
     seeds = 10**12 + 7 * models
     entries = [
-        (tk.SparseFeatures(5, p).sample(batch_size, seed=seeds, step=step) != 0).sum(dim=(1, 2))
+        (tk.SparseFeatures(5, p).sample(step, batch_size, seeds) != 0).sum(dim=(1, 2))
         for step in range(steps)
     ]
     over = torch.stack(entries) > 512

@@ -5,6 +5,7 @@
 // changes a bit of any model.
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <ctime>
