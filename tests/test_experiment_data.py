@@ -43,6 +43,7 @@ def test_memorised_samples_are_told_from_learnt_features() -> None:
     assert verdicts([1.0, 3.0, 0.95]) == [True, True, True, True]
     assert verdicts([1.0, 1.1, 0.95])[2] is False
     assert verdicts([1.0, 2.0, 3.0]) == [True, None, None, None]  # no dataset beyond the bump
+    assert verdicts([1.0, 300.0, 200.0]) == [True, None, True, None]  # the largest is still in it
     assert double_descent._of_first(
         settings, train, np.array([1.0, 3.0, 0.95]), typical / 2, features, represented
     )[0].agrees is False  # fmt: skip

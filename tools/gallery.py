@@ -5,7 +5,8 @@
     python tools/gallery.py --check    says which of them are not what it would write
 
 Nothing on a page is typed by hand: what an experiment is comes from its module, what came out of it from the
-record beside its picture.
+record beside its picture. A second run with other settings, NAME--WORD.json and its picture, is shown below
+the first.
 """
 
 from __future__ import annotations
@@ -41,8 +42,13 @@ def recorded() -> list[str]:
     return [name for name in experiments.names() if (FOLDER / f"{name}.json").exists()]
 
 
+def second_runs(name: str) -> dict[str, dict[str, Any]]:
+    """Records of further runs of an experiment, by the names of their files."""
+    return {path.stem: record_of(path.stem) for path in sorted(FOLDER.glob(f"{name}--*.json"))}
+
+
 def record_of(name: str) -> dict[str, Any]:
-    """What was recorded of an experiment."""
+    """What was recorded of an experiment, or of a further run of it."""
     found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
@@ -59,8 +65,8 @@ def command_of(name: str, record: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def page_of(name: str, record: Mapping[str, Any]) -> str:
-    """The page of one experiment."""
+def page_of(name: str, record: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page of one experiment: its run, and others by their files' names."""
     experiment = experiments.get(name)
     lines = [
         f"# {experiment.title}",
@@ -69,8 +75,18 @@ def page_of(name: str, record: Mapping[str, Any]) -> str:
         "",
         _filled(experiment.summary),
         "",
+        *_run_of(name, name, record),
     ]
-    lines += [f"![{experiment.title}]({name}.png)", "", "```sh", command_of(name, record), "```", ""]
+    for file, other in others.items():
+        lines += ["", f"## Another run: {file.partition('--')[2].replace('-', ' ')}", ""]
+        lines += _run_of(name, file, other)
+    return "\n".join(lines) + "\n"
+
+
+def _run_of(name: str, file: str, record: Mapping[str, Any]) -> list[str]:
+    """The lines of a run: picture, command, outcomes, settings."""
+    lines = [f"![{experiments.get(name).title}]({file}.png)", ""]
+    lines += ["```sh", command_of(name, record), "```", ""]
     processor, wall = record["processor_seconds"], _time(record["seconds"])
     spent = f"{processor:,.0f} s of processor time, {wall} beside other work"
     lines += [f"{record['models']:,} networks, {spent}." if record["models"] else f"{spent}.", ""]
@@ -86,8 +102,7 @@ def page_of(name: str, record: Mapping[str, Any]) -> str:
     for number, note in enumerate(notes, 1):
         lines += ["", _filled(f"({number}) {note}")]
     lines += ["", "Settings:", ""]
-    lines += [f"* `{setting}` = {_text(value)}" for setting, value in record["settings"].items()]
-    return "\n".join(lines) + "\n"
+    return lines + [f"* `{setting}` = {_text(value)}" for setting, value in record["settings"].items()]
 
 
 def index_of(names: list[str]) -> str:
@@ -123,7 +138,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the gallery of experiments.")
     parser.add_argument("--check", action="store_true", help="write nothing; name what is not up to date")
     check = parser.parse_args().check
-    wanted = {FOLDER / f"{name}.md": page_of(name, record_of(name)) for name in recorded()}
+    wanted = {FOLDER / f"{name}.md": page_of(name, record_of(name), second_runs(name)) for name in recorded()}
     wanted[INDEX] = index_of(recorded())
     stale = [p for p, text in wanted.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in stale:

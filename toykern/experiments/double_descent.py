@@ -200,7 +200,14 @@ def _of_first(
     even = np.abs(typical / fair - 1)
     largest = of_features.max(axis=1)
     inside = worst not in (few, many)
+    # With the most samples the test loss has to be down again, or their regime has not been reached.
+    reached = inside and bool(test[many] < 2 * test[few])
     note = "sizes of datasets that show it are not among the settings"
+    beyond = (
+        f"T = {sizes[many]} is still in the bump: the regime of many samples begins beyond it"
+        if inside
+        else note
+    )
     return (
         Outcome(
             f"Few samples, m = {m}",
@@ -217,8 +224,8 @@ def _of_first(
             "their own",
             f"T = {sizes[many]}: largest D_i {largest[many]:.2f}, {represented[many]} features longer than "
             f"{REPRESENTED}; at T = {sizes[worst]} {largest[worst]:.2f} and {represented[worst]}",
-            bool(largest[many] > 0.2 and represented[many] < 0.5 * represented[worst]) if inside else None,
-            "" if inside else note,
+            bool(largest[many] > 0.2 and represented[many] < 0.5 * represented[worst]) if reached else None,
+            "" if reached else beyond,
         ),
         Outcome(
             f"Test loss between, m = {m}",
@@ -232,9 +239,9 @@ def _of_first(
             "What is stored where the test loss is largest",
             "neither: dimensionalities of samples and of features are both low there",
             f"T = {sizes[worst]}: median D_X {typical[worst]:.3f}, largest D_i {largest[worst]:.2f}",
-            bool(typical[worst] < 0.5 * typical[few] and largest[worst] < 0.75 * largest[many]) if inside
+            bool(typical[worst] < 0.5 * typical[few] and largest[worst] < 0.75 * largest[many]) if reached
             else None,
-            "" if inside else note,
+            "" if reached else beyond,
         ),
     )  # fmt: skip
 
@@ -263,13 +270,14 @@ def _of_epochs(settings: Settings, epochs: NDArray[Any]) -> Outcome:
     sizes = np.asarray(settings.samples)
     lost = epochs[:, -1] / epochs.min(axis=1)
     worst, many = int(lost.argmax()), int(sizes.argmax())
+    reached = worst != many and bool(epochs[many, -1] < 2 * epochs[sizes.argmin(), -1])
     return Outcome(
         "Test loss by epochs",
         "epochs can hurt as parameters do, where a model can just fit its samples, and not with many more "
         "(Nakkiran et al. 2019, Deep Double Descent; not for this model)",
         f"end over least: {lost[worst]:.2f} at T = {sizes[worst]}, {lost[many]:.2f} at T = {sizes[many]}",
-        bool(lost[worst] > 1.2 and lost[many] < 1.05) if worst != many else None,
-        "" if worst != many else "the largest dataset is still too small",
+        bool(lost[worst] > 1.2 and lost[many] < 1.05) if reached else None,
+        "" if reached else "the largest dataset is still too small",
     )
 
 
