@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from kit import LEVELS, isa_level
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import toykern as tk
@@ -138,10 +139,10 @@ def test_what_has_to_see_operators_sees_them():
         with torch.overrides.BaseTorchFunctionMode():
             model.loss(x)
         parameters = {name: p.detach() for name, p in model.named_parameters()}
-        with pytest.raises(RuntimeError, match="setup_context"):
-            torch.func.grad(lambda held: torch.func.functional_call(model, held, (x,)).sum())(parameters)
-        with pytest.raises(RuntimeError, match="setup_context"):
-            torch.func.vmap(model)(x.unsqueeze(0))
+        torch.func.grad(lambda held: torch.func.functional_call(model, held, (x,)).sum())(parameters)
+        torch.func.vmap(model)(x.unsqueeze(0))
+        with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode"):
+            model(forward_ad.make_dual(x, torch.ones_like(x)))
         model.loss(x, importance=torch.ones(6, requires_grad=True))
         model.loss(x, l1=torch.tensor(0.1))
         model.loss(x, target=x)

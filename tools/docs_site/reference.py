@@ -24,6 +24,7 @@ HOMES = {
     "toykern.training": "Optimisers and what they are made of.",
     "toykern.results": "What a run is stored as.",
     "toykern.sweeps": "Grids of runs in one store.",
+    "toykern.typing": "Names for annotations.",
     "toykern.ops": "The fused layer's operators, for modules of your own.",
 }
 """The packages with public names, and what is in each."""
