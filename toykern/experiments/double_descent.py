@@ -249,19 +249,27 @@ def _of_first(
 def _of_sizes(settings: Settings, test: NDArray[Any]) -> Outcome:
     """How the bump stands to the number of hidden dimensions; test `[hidden, samples]`."""
     hidden, sizes = np.asarray(settings.hidden), np.asarray(settings.samples)
+    few, many = test[:, sizes.argmin()], test[:, sizes.argmax()]
     peaks = sizes[test.argmax(axis=1)]
-    bumps = test.max(axis=1) > 1.2 * np.maximum(test[:, sizes.argmin()], test[:, sizes.argmax()])
+    bumps = test.max(axis=1) > 1.2 * np.maximum(few, many)
     rising = np.sort(hidden).tolist() == hidden.tolist() and len(hidden) > 2
     along = (
         test[1:-1].max(axis=0) > 1.05 * np.maximum(test[0], test[-1]) if rising else np.zeros(0, dtype=bool)
     )
+    # Of those without a bump, the ones whose test loss has not come down with the most samples.
+    within = ~bumps & (many > 2 * few)
+    note = "three or more m, rising, are needed for a bump along m"
+    if rising:
+        missing = ", ".join(f"m = {m}" for m in hidden[~bumps])
+        note = f"no bump along T within the sizes run: {missing}" if missing else ""
+    told = bool((bumps | ~within).all())
     return Outcome(
         "Number of hidden dimensions",
         "double descent along T and along m (the paper's map of both)",
         ", ".join(f"m = {m}: largest at T = {peak}" for m, peak in zip(hidden, peaks, strict=True))
         + f"; along m between its ends at {int(along.sum())} of {len(sizes)} T",
-        bool(bumps.all() and along.any()) if rising else None,
-        "" if rising else "three or more m, rising, are needed for a bump along m",
+        bool(bumps.all() and along.any()) if rising and told else None,
+        note,
     )
 
 
