@@ -139,7 +139,9 @@ def test_commands_exist(page):
                 for extra in re.findall(r"\[(.*)\]", " ".join(rest)):
                     assert set(extra.split(",")) <= set(extras), words
             case [program, *_]:
-                assert program in {"pytest", "perf", "git", "sed"}, f"{page.name}: {shlex.join(words)}: is that a command?"
+                assert program in {"pytest", "perf", "git", "sed"}, (
+                    f"{page.name}: {shlex.join(words)}: is that a command?"
+                )
 
 
 def test_the_two_commands_are_there():
