@@ -207,14 +207,21 @@ def _of_curves(
     )
     none = ~some
     at = f"{settings.curve_fraction:.0%} of the pairs"
+    follows = bool(both.any() and late.min() >= 3)
+    plateau = (
+        f"no plateau: the other sums are right after {late.min():.1f} to {late.max():.1f} times the steps"
+        if both.any()
+        else "the other sums are never right"
+    )
+    without = test[none, -1].max() if none.any() else float("nan")
     return (
         Outcome(
             "Test accuracy follows training accuracy",
             "late: with weight decay, long after all training sums are right, the others become so (Power "
             "et al. 2022; Gromov 2023)",
             f"90% of training and of other sums right after steps: {seen} ({at})",
-            bool(late.min() >= 3) if both.any() else (False if some.any() else None),
-            "" if some.any() else "no weight decay among the settings",
+            follows if some.any() else None,
+            ("" if follows else plateau) if some.any() else "no weight decay among the settings",
         ),
         Outcome(
             "More weight decay",
@@ -227,11 +234,11 @@ def _of_curves(
         Outcome(
             "No weight decay",
             f"none within these steps where few pairs are known; {at} here",
-            f"{test[none, -1].max():.0%} of the other sums right after {settings.steps}"
+            f"{without:.0%} of the other sums right after {settings.steps}" if none.any() else "not tried",
+            bool(without < 0.5) if none.any() else None,
+            ("" if without < 0.5 else f"{at} are enough without any")
             if none.any()
-            else "not tried",
-            bool(test[none, -1].max() < 0.5) if none.any() else None,
-            "" if none.any() else "every model had some",
+            else "every model had some",
         ),
     )
 
@@ -245,17 +252,22 @@ def _of_few(settings: Settings, train: NDArray[Any], test: NDArray[Any]) -> Outc
     few, many = int(fractions.argmin()), int(fractions.argmax())
     known = train[:, few, quiet] >= LEARNT
     judged = fractions[few] <= 0.25 and settings.noises[quiet] == 0
+    agrees = bool(known.any() and test[:, few, quiet].max() < 0.3 and test[:, many, quiet].max() > LEARNT)
+    enough = [f"{d:g}" for d, right in zip(settings.decays, test[:, few, quiet], strict=True) if right >= 0.3]
+    other = (
+        f"{fractions[few]:.0%} are not too few with a decay of {', '.join(enough)}" if enough else "see there"
+    )
     return Outcome(
         "Too few pairs",
         "are remembered and never generalised from, whatever the decay",
         f"{fractions[few]:.0%} of the pairs: training sums right by {int(known.sum())} of {len(known)} "
         f"decays, at most {test[:, few, quiet].max():.0%} of the others; {fractions[many]:.0%}: up to "
         f"{test[:, many, quiet].max():.0%}",
-        bool(known.any() and test[:, few, quiet].max() < 0.3 and test[:, many, quiet].max() > LEARNT)
+        agrees if judged else None,
+        ("" if agrees else other)
         if judged
-        else None,
-        "" if judged else "no fraction up to a quarter without wrong labels is among the settings",
-    )  # fmt: skip
+        else "no fraction up to a quarter without wrong labels is among the settings",
+    )
 
 
 def _of_structure(
@@ -264,7 +276,7 @@ def _of_structure(
     """Fourier structure of models that generalise and of ones that only remember, over the whole map."""
     knows, remembers = test >= LEARNT, (train >= LEARNT) & (test < 0.3)
     judged = bool(knows.any() and remembers.any())
-    what = "too few models of either kind"
+    what, spread = "too few models of either kind", ""
     if judged:
         one, other = np.nanmedian(participation[knows]), np.nanmedian(participation[remembers])
         what = (
@@ -272,13 +284,19 @@ def _of_structure(
             f"where they are only remembered; {np.median(frequencies[knows]):.0f} and "
             f"{np.median(frequencies[remembers]):.0f} key frequencies"
         )
+        low, high = np.nanquantile(participation[knows], (0.1, 0.9))
+        spread = (
+            f"networks that generalise differ: a tenth have at most {low:.2f}, a tenth {high:.2f} or more"
+        )
     return Outcome(
         "Fourier structure",
         "in networks that generalise each unit's weights are a cosine of one frequency (ratio 1), in ones "
         "that remember they are spread over many (Gromov 2023; Doshi et al. 2024)",
         what,
         bool(one > 2 * other and one > 0.5) if judged else None,
-        "" if judged else "needs both kinds among the settings",
+        ("" if one > 2 * other and one > 0.5 else spread)
+        if judged
+        else "needs both kinds among the settings",
     )
 
 
