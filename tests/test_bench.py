@@ -13,7 +13,18 @@ import toykern as tk
 from bench import bench_dataset, bench_sweep
 from bench import record as bench_record
 from bench.measure import Timing
-from bench.peers import CONTENDERS, LOOPS, NOTEBOOK, OCCHIO, OURS, PEERS, PLAIN, Variant, why_absent
+from bench.peers import (
+    CONTENDERS,
+    LOOPS,
+    NOTEBOOK,
+    OCCHIO,
+    OURS,
+    PEERS,
+    PLAIN,
+    Variant,
+    plain_loop,
+    why_absent,
+)
 from bench.peers.problem import Problem, Trainer, problem_of
 from bench.peers.sparse import SPARSE_CONTENDERS, SparseStep
 from bench.peers.sparse import why_absent as why_sparse_absent
@@ -358,3 +369,12 @@ def test_sparse_contenders_do_the_same_work(contender: str) -> None:
     before = [parameter.detach().clone() for parameter in step.layer.parameters()]
     step.step()
     assert all(not torch.equal(a, b) for a, b in zip(before, step.layer.parameters(), strict=True))
+
+
+@pytest.mark.skipif(plain_loop.compiler_absent() is not None, reason="there is no C++ compiler")
+def test_the_plain_loop_leaves_denormals_to_the_process() -> None:
+    """A library that is linked with -ffast-math would flush them in every process that loads it."""
+    tiny = np.full(8, 1e-40, dtype=np.float32)
+    assert (tiny * np.float32(0.5) != 0).all()
+    plain_loop.library(3, 2, "-O1")
+    assert (tiny * np.float32(0.5) != 0).all()

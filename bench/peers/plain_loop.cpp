@@ -105,10 +105,17 @@ float update(Model* model, Model* first, Model* second, const float* importance,
 void train(int models, Model* model, Model* first, Model* second, const float* importance, uint64_t* state, double p,
            int batch, float lr, int done, int steps, double* loss) {
     std::vector<Entry> x((size_t)batch * n);
+#ifdef __x86_64__  // a program that is linked with -ffast-math counts numbers below the smallest normal one as 0
+    const unsigned before = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(before | 0x8040u);
+#endif
     for (int i = 0; i < models; ++i)
         for (int t = done + 1; t <= done + steps; ++t) {
             const int count = draw({state[i]}, batch, p, x.data());
             loss[i] += step(model[i], first[i], second[i], importance + i * n, x.data(), count, batch, lr, t);
         }
+#ifdef __x86_64__
+    __builtin_ia32_ldmxcsr(before);
+#endif
 }
 }

@@ -144,8 +144,8 @@ def library(n: int, m: int, optimize: str) -> Any:
         "-march=native",
         "-ffast-math",
         "-std=c++17",
-        "-shared",
         "-fPIC",
+        "-c",
     ]
     command += [f"-DFEATURES={n}", f"-DHIDDEN={m}", str(SOURCE)]
     cpuinfo = Path("/proc/cpuinfo")
@@ -158,7 +158,11 @@ def library(n: int, m: int, optimize: str) -> Any:
     if not path.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")  # another process may be at it too
-        subprocess.run([*command, "-o", str(unfinished)], check=True)
+        compiled = unfinished.with_suffix(f".{os.getpid()}.o")
+        subprocess.run([*command, "-o", str(compiled)], check=True)
+        # Linked without -ffast-math, with which a library would flush denormals in whatever process loads it.
+        subprocess.run([*compiler(), "-shared", str(compiled), "-o", str(unfinished)], check=True)
+        compiled.unlink()
         unfinished.replace(path)
     found = ctypes.CDLL(str(path))
     pointer, integer, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
