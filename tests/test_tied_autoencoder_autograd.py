@@ -129,6 +129,24 @@ def test_entries_shared_by_all_models():
     torch.testing.assert_close(batch.value.grad, dense.grad[x != 0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("models", "shape"), [(3, (5, 6)), (3, (3, 5, 6)), (1, (5, 6)), (2, (0, 6))])
+def test_entries_that_leave_nothing_out_are_as_good_as_a_dense_x(models, shape, dtype):
+    model, x = _model(models=models).to(dtype), (torch.rand(shape) + 0.5).to(dtype)
+    batch, dense = tk.SparseBatch.from_dense(x), x.clone().requires_grad_()
+    batch.value.requires_grad_()
+    weights = torch.arange(1.0, models * 6 + 1).view(models, 1, 6).to(dtype)
+    for given in (batch, dense):
+        (model(given) * weights).sum().backward()
+    assert torch.equal(model(batch), model(dense))
+    assert torch.equal(batch.value.grad, dense.grad.flatten())
+    if x.numel():
+        batch.value.grad = dense.grad = None
+        for given in (batch, dense):
+            (model.loss(given) * torch.arange(1.0, models + 1)).sum().backward()
+        assert torch.equal(batch.value.grad, dense.grad.flatten())
+
+
 @pytest.mark.parametrize("frozen", ["weight", "bias", "all"])
 def test_frozen_parameters(frozen):
     model, x = _model(), _batch(2, 5, 6)

@@ -191,6 +191,16 @@ class SparseBatch:
         return torch.Size((self.n_models, self.batch_size, self.n_features))
 
     @property
+    def leaves_nothing_out(self) -> bool:
+        """Whether every feature of every sample has an entry: the values are then the dense batch, in its order.
+
+        >>> batch = SparseBatch.from_dense(torch.ones(2, 3))
+        >>> batch.leaves_nothing_out, batch.value.view(batch.shape).shape
+        (True, torch.Size([1, 2, 3]))
+        """
+        return self.value.numel() == self.n_models * self.batch_size * self.n_features
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the values."""
         return self.value.dtype

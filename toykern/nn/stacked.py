@@ -214,7 +214,11 @@ class StackedModel(DenseStack):
             if type(x) is SparseBatch:
                 if x.n_features != self.n_features or x.n_models not in (1, self.n_models):
                     return None
-                batch, row_start, feature, x = x.batch_size, x.row_start, x.feature, x.value
+                batch = x.batch_size
+                if x.leaves_nothing_out:
+                    x = x.value.view(x.shape)
+                else:
+                    row_start, feature, x = x.row_start, x.feature, x.value
             elif isinstance(x, torch.Tensor):
                 batch = x.shape[-2]
             else:
@@ -297,6 +301,8 @@ class StackedModel(DenseStack):
         if not isinstance(x, SparseBatch):
             return self._check_batch("x", x, cast), {}, cast
         values = self._check_entries(x, cast)
+        if x.leaves_nothing_out:  # numbers in a row are cheaper than entries
+            return values.view(x.shape), {}, cast
         return values, {"row_start": x.row_start, "feature": x.feature, "batch": x.batch_size}, cast
 
 
