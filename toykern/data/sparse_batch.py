@@ -192,7 +192,7 @@ class SparseBatch:
 
     @property
     def leaves_nothing_out(self) -> bool:
-        """Whether every feature of every sample has an entry: the values are then the dense batch, in its order.
+        """Whether every feature of every sample has an entry: the values are the dense batch then.
 
         >>> batch = SparseBatch.from_dense(torch.ones(2, 3))
         >>> batch.leaves_nothing_out, batch.value.view(batch.shape).shape
