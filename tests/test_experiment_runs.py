@@ -15,6 +15,9 @@ from toykern.experiments.registry import MODULES
 
 each_experiment = pytest.mark.parametrize("name", experiments.names())
 SMALL = {"steps": 20, "densities": (1.0, 0.1), "seeds": 2}
+LENGTHS = ("steps", "pull_steps", "release_steps", "transformer_steps", "updates")
+# What these judge is computed: packings that are built, and sampling from solutions that are known exactly.
+UNTRAINED = ("packings", "learning-coefficients")
 
 
 @each_experiment
@@ -51,6 +54,19 @@ def test_the_quick_version_shows_what_was_published(name, tmp_path):
     assert picture.stat().st_size > 5000
     assert set(result.findings.arrays) == set(result.findings.to_xarray().data_vars)
     json.dumps(result.summary())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in experiments.names() if n not in UNTRAINED])
+def test_models_that_were_hardly_trained_do_not_show_it(name):
+    """Two updates in place of hundreds: an outcome that agrees all the same is one that tells nothing."""
+    names = {field.name for field in dataclasses.fields(experiments.get(name).settings)}
+    few = {length: 2 for length in LENGTHS if length in names}
+    assert few
+    if "snapshots" in names and isinstance(experiments.get(name).quick.snapshots, int):
+        few["snapshots"] = 2
+    result = experiments.run(name, quick=True, progress=False, **few)
+    assert any(outcome.agrees is False for outcome in result.findings.outcomes), str(result)
 
 
 def test_the_modules_that_are_registered_are_those_that_hold_an_experiment():
