@@ -275,8 +275,8 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     ratio, alpha = findings["ratio"], findings["alpha"]
     image = left.pcolormesh(findings["mmcs"], cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(image, ax=left, label="MMCS with the true directions")
-    every = max(1, len(alpha) // 7)
-    left.set_xticks(np.arange(len(alpha))[::every] + 0.5, [f"{a:.3g}" for a in alpha[::every]])
+    every = -(-len(alpha) // 7)
+    left.set_xticks(np.arange(len(alpha))[::every] + 0.5, [f"{a:.2g}" for a in alpha[::every]])
     left.set_yticks(np.arange(len(ratio)) + 0.5, [f"{r:g}" for r in ratio])
     left.set(
         xlabel="L1 weight α (divided by the units)", ylabel="size of the dictionary / true size",
