@@ -90,6 +90,8 @@ def _run_of(name: str, file: str, record: Mapping[str, Any]) -> list[str]:
     processor, wall = record["processor_seconds"], _time(record["seconds"])
     spent = f"{processor:,.0f} s of processor time, {wall} beside other work"
     lines += [f"{record['models']:,} networks, {spent}." if record["models"] else f"{spent}.", ""]
+    if record.get("remark"):  # put there by hand: what a run of the published size would take
+        lines += [_filled(record["remark"]), ""]
     lines += ["| what | published | seen | agrees |", "|---|---|---|---|"]
     notes = []
     for outcome in record["outcomes"]:
