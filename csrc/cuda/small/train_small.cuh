@@ -91,8 +91,8 @@ class SmallModel {
                 add_rows_gradient(b_, room_, tile);
             b_.sync();  // the tile and its entries have been read before the next ones come
         }
-        if (empty() > 0) add_empty();
-        return total_loss();
+        add_empty(b_, room_, Options(task_.network), empty(), from_.loss);
+        return total_loss(b_, room_, from_.loss);
     }
     // Empty samples of the batch.
     TOYKERN_DEVICE int64_t empty() const { return task_.batch_size - from_.visited; }
@@ -159,42 +159,17 @@ class SmallModel {
         b_.sync();  // the codes' gradient is there for the encoder's; decoder's and biases' are done with the tile
     }
 
-    TOYKERN_DEVICE void add_empty() {
-        const SmallShape& s = room_.s;
-        b_.each([&](int t) {
-            float sum = 0.0f;
-            for (int j = t; j < s.n; j += s.threads()) empty_output(room_, Options(task_.network), j, sum);
-            from_.loss[t] += (double)sum * (double)empty();
-        });
-    }
-    TOYKERN_DEVICE double total_loss() {
-        SmallExchange& x = room_.exchange();
-        b_.each_warp([&](const Warp& w) {
-            Lane<double> sum;
-            w.each([&](int lane) { sum[lane] = from_.loss[32 * w.number + lane]; });
-            sum = sum_of_lanes(w, sum);
-            w.each([&](int lane) {
-                if (lane == 0) x.loss[w.number] = sum[lane];
-            });
-        });
-        b_.sync();  // the warps' sums are there
-        double total = 0.0;
-        TOYKERN_NO_UNROLL
-        for (int v = 0; v < room_.s.warps; ++v) total += x.loss[v];
-        b_.sync();  // an evaluation's next batch, or the next model, may come to its own sums without another barrier
-        return total;
-    }
-
     Block b_;
     const SmallTask& task_;
     SmallRoom room_;
     SmallSource& from_;
 };
 
-// Whether a model is the tiny regime's.
+// Whether a model is the tiny regime's, or the Gram form's.
 TOYKERN_DEVICE bool left_alone(const SmallTask& task, int64_t model) {
     const TablesView tables = {task.tables + model * task.tables_stride, &task.layout};
-    return task.rows_only && !drawn_as_rows(task.layout, task.data.noise, tables.head());
+    return (task.rows_only && !drawn_as_rows(task.layout, task.data.noise, tables.head())) ||
+           gram_takes(task.gram, task.network, task.layout, task.data.noise, tables.head(), task.batch_size);
 }
 
 template <int kM, class A>
