@@ -165,17 +165,23 @@ class SmallModel {
     SmallSource& from_;
 };
 
-// Whether a model is the tiny regime's, or the Gram form's.
+// Whether a model is the tiny regime's.
 TOYKERN_DEVICE bool left_alone(const SmallTask& task, int64_t model) {
     const TablesView tables = {task.tables + model * task.tables_stride, &task.layout};
-    return (task.rows_only && !drawn_as_rows(task.layout, task.data.noise, tables.head())) ||
-           gram_takes(task.gram, task.network, task.layout, task.data.noise, tables.head(), task.batch_size);
+    return task.rows_only && !drawn_as_rows(task.layout, task.data.noise, tables.head());
+}
+// Whether it is the Gram form's, which knows no activations that are called.
+template <class A>
+TOYKERN_DEVICE bool left_to_gram(const SmallTask& task, int64_t model) {
+    if constexpr (kKeepsSlope<A>) return false;
+    const TablesView tables = {task.tables + model * task.tables_stride, &task.layout};
+    return gram_takes(task.gram, task.network, task.layout, task.data.noise, tables.head(), task.batch_size);
 }
 
 template <int kM, class A>
 TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, const SmallTask& task,
                                       const double* step_scale, const SmallRoom& room, int64_t model) {
-    if (p.diverged_at[model] >= 0 || left_alone(task, model)) return;
+    if (p.diverged_at[model] >= 0 || left_alone(task, model) || left_to_gram<A>(task, model)) return;
     SmallSource source(b, task, room, model);
     SmallModel<kM, true, A> m(b, task, room, source);
     load_model(b, room, task, model);
