@@ -15,7 +15,7 @@ from toykern.arguments.broadcast import broadcast_seed
 from toykern.native.device_launch import DeviceLaunch
 from toykern.training import kernels as resident
 
-REGIMES = ("tiny", "small", "large")
+REGIMES = ("tiny", "small", "large", "gram")
 CPU = torch.device("cpu")
 
 

@@ -130,6 +130,16 @@ EVERY_SMALL = [
         ("by columns", 41, lambda n: np.linspace(0.02, 0.12, n), 700),
     )
 ]  # fmt: skip
+# Of the Gram form (csrc/cuda/gram/shape.h) what a device gives it: one to six samples at a time, a list
+# that is filled again, features that are no multiple of four; and models beside them that it leaves.
+GRAM = [
+    FitCase("gram 29,11", 29, 11, np.linspace(0.01, 0.06, 29), 900, n_models=3, steps=3),
+    FitCase("gram 43,4 symmetric", 43, 4, 0.02, 600, n_models=2, steps=3,
+            features={"magnitude": "symmetric"}),
+    FitCase("gram 90,21 |x|", 90, 21, 0.02, 500, n_models=2, steps=3, loss={"target": "abs"},
+            network={"output_activation": "none"}, features={"magnitude": "symmetric"}),
+    FitCase("gram 20,5 and others", 20, 5, [[0.02], [0.5], [0.0], [1e-5], [0.05]], 1024, n_models=5, steps=3),
+]  # fmt: skip
 # Of networks with other activations the same two, evaluated too; exclusive members of unequal probability.
 SHARED_BY_WARPS = [
     FitCase(

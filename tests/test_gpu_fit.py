@@ -13,6 +13,7 @@ from gpu_kit import (
     DEVICE,
     EVERY_SMALL,
     EVERY_TINY,
+    GRAM,
     LARGE,
     LARGE_DATA,
     LARGE_TILES,
@@ -55,7 +56,7 @@ def _one_thread():
 def test_the_cases_reach_every_regime():
     assert [device_regime(model_of(c), c.batch_size) for c in ACTIVATIONS] == ["small"] * 3 + ["large"]
     others = (
-        ([NOTHING_ACTIVE, *PIECES, *EVERY_SMALL, *SHARED_BY_WARPS], "small"),
+        ([NOTHING_ACTIVE, *PIECES, *EVERY_SMALL, *SHARED_BY_WARPS, *GRAM], "small"),
         ([LARGE_TILES, LARGE_TILES_CALLED, *LONGEST, *LARGE_DATA], "large"),
     )
     tiny = [*TINY, *OTHER_TINY, *EVERY_TINY]
@@ -69,7 +70,9 @@ def test_one_evaluation_is_as_exact_as_pytorch(case: FitCase):
     assert_as_exact_as_pytorch(case, partial(fit_on_gpu, case))
 
 
-@pytest.mark.parametrize("case", [*FIT_CASES, NOTHING_ACTIVE, *PIECES, *EVERY_TINY, *EVERY_SMALL], ids=ids)
+@pytest.mark.parametrize(
+    "case", [*FIT_CASES, NOTHING_ACTIVE, *PIECES, *EVERY_TINY, *EVERY_SMALL, *GRAM], ids=ids
+)
 def test_training_follows_the_reference(case: FitCase):
     assert_follows_the_reference(case, fit_on_gpu(case, record_every=7))
 

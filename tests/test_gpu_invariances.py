@@ -94,9 +94,16 @@ def test_the_tiles_that_many_models_make_worth_while_change_no_bit():
         assert_same_runs(alone, whole, other_models=slice(i, i + 1))
 
 
-def test_a_block_goes_from_one_model_to_the_next():
+@pytest.mark.parametrize(
+    "case",
+    [
+        FitCase("100,1", 100, 1, 0.02, 3, n_models=1030, steps=2),
+        FitCase("64,4 gram", 64, 4, 0.01, 240, n_models=1030, steps=2),
+    ],
+    ids=ids,
+)
+def test_a_block_goes_from_one_model_to_the_next(case: FitCase):
     """Blocks with a workspace are at most 1,024 (csrc/cuda/small/shape.h); the first have two models each."""
-    case = FitCase("100,1", 100, 1, 0.02, 3, n_models=1030, steps=2)
     seeds = torch.arange(case.n_models)
     whole = fit_on_gpu(case, seed=seeds, record_every=1)
     loss = tk.evaluate(whole.model, data_of(case), 3, seed=seeds)

@@ -93,7 +93,7 @@ CORE = [  # the longest first
         (
             FIT, "tests/test_gpu_sample.py", "tests/test_devices.py", LAYER, "-k",
             "gpu_sample or test_devices"
-            " or (follows and (momentum or pieces or frequent or groups or untied or 80))"
+            " or (follows and (momentum or pieces or frequent or groups or untied or gram or 80))"
             " or (as_exact and (many or large)) or (every_gradient and (codes or gelu or centred or deep))",
         ),
         twins=True, steps=8,

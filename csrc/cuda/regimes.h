@@ -3,7 +3,8 @@
 //
 //   tiny    half a warp to a model, everything in registers train_tiny.cuh, which leaves some distributions to small;
 //           of networks with none and ReLU alone, and not of sparse models
-//   small   a block to a model, everything in shared memory            train_small.cuh
+//   small   a block to a model, everything in shared memory            train_small.cuh; before it, of the same shapes,
+//           models with linear codes and rare features                 train_gram.cuh (gram/shape.h says which)
 //   large   kernels over all blocks, weights in device memory          train_large.cuh
 #pragma once
 #include "common/activation.h"
@@ -11,7 +12,7 @@
 
 namespace toykern {
 
-enum class DeviceRegime { kTiny, kSmall, kLarge };
+enum class DeviceRegime { kTiny, kSmall, kLarge, kGram };  // the last: tests force it for every model that it can take
 
 // Tied networks whose shape is compiled in: calls Kernel<N, M>::run(arguments …) for the one that fits; false if there
 // is none.
@@ -36,6 +37,9 @@ size_t small_shared_bytes(const Network& network);  // of one block: cuda/small/
 size_t small_workspace(const Network& network, int64_t n_models);
 constexpr size_t kSmallSharedLimit = 99 * 1024;  // what every device of sm_80 and newer can give a block
 
+bool gram_trains(const Network& network, int64_t batch_size);  // some models, maybe: cuda/gram/shape.h
+size_t gram_workspace(const Network& network, int64_t n_models);
+
 inline DeviceRegime device_regime(const Network& net, int64_t batch_size) {
     const bool plain = net.tied && !net.sparse && has_floors_alone(net);
     if (plain && batch_size <= kTinyBatch && for_tiny_shape<AnyTinyShape>(net)) return DeviceRegime::kTiny;
@@ -47,6 +51,7 @@ namespace cuda {
 void train_tiny(const TrainParams&, const Launch&);
 void evaluate_tiny(const EvaluateParams&, const Launch&);
 void train_small(const TrainParams&, const Launch&);
+void train_gram(const TrainParams&, const Launch&);
 void evaluate_small(const EvaluateParams&, const Launch&);
 size_t large_workspace(const Network&, const TablesLayout&, int64_t n_models, int64_t batch_size);
 void train_large(const TrainParams&, const Launch&);
@@ -56,6 +61,7 @@ namespace host {
 void train_tiny(const TrainParams&, const Launch&);
 void evaluate_tiny(const EvaluateParams&, const Launch&);
 void train_small(const TrainParams&, const Launch&);
+void train_gram(const TrainParams&, const Launch&);
 void evaluate_small(const EvaluateParams&, const Launch&);
 void train_large(const TrainParams&, const Launch&);
 void evaluate_large(const EvaluateParams&, const Launch&);

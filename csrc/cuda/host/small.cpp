@@ -1,8 +1,5 @@
-// The small regime's device source run on the host, lanes in lock step. A block's shared memory is a piece of the heap
-// of exactly the size that a device would be asked for.
-#include <cstdlib>
-#include <memory>
-
+// The small regime's device source run on the host, lanes in lock step.
+#include "cuda/host/memory.h"
 #include "cuda/regimes.h"
 #include "cuda/small/train_small.cuh"
 
@@ -20,18 +17,6 @@ namespace host {
 using namespace host_side;
 
 namespace {
-
-struct Free {
-    void operator()(char* p) const { std::free(p); }
-};
-using Memory = std::unique_ptr<char, Free>;
-
-// What a device leaves in memory is anything; here it is a pattern of NaNs.
-Memory memory_of(size_t bytes) {
-    char* p = static_cast<char*>(std::malloc(bytes ? bytes : 1));
-    for (size_t i = 0; p && i < bytes; ++i) p[i] = (char)0xFF;
-    return Memory(p);
-}
 
 // Two blocks, each in memory of its own, take every second model.
 template <class Run>

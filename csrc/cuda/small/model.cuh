@@ -9,6 +9,7 @@
 #include "common/optimizer_step.h"
 #include "common/records.h"
 #include "common/tensors.h"
+#include "cuda/gram/shape.h"
 #include "cuda/small/room.cuh"
 #include "toykern/cuda.h"
 
@@ -29,6 +30,7 @@ struct SmallTask {
     int64_t importance_stride;
     const float *encoder, *decoder, *bias;
     bool rows_only;         // leave models alone whose batches are not drawn as rows
+    GramChoice gram;        // which are the Gram form's
     double mean_factor;     // the loss is the sum over samples and features times this
     float gradient_factor;  // the gradient is the sum of what goes back times this
 };
@@ -50,6 +52,7 @@ SmallTask small_task(const Params& p, const Launch& launch) {
             tensor_of(p, Role::kDecoder).data,
             tensor_of(p, Role::kBias).data,
             launch.rows_only,
+            (GramChoice)launch.gram,
             toykern::mean_factor(p.network, p.batch_size),
             toykern::gradient_factor(p.network, p.batch_size)};
 }
@@ -132,6 +135,37 @@ TOYKERN_DEVICE float empty_output(const SmallRoom& room, const SmallOptions<A>& 
     float slope;
     const float y = o.output.value(row[0], slope);
     return o.output.back(row[0], slope, o.loss.add_to(loss, y, row[1]));
+}
+
+// Of `count` empty samples: their loss.
+template <class A>
+TOYKERN_DEVICE void add_empty(const Block& b, const SmallRoom& room, const SmallOptions<A>& o, int64_t count,
+                              PerThread<double>& loss) {
+    if (count <= 0) return;
+    b.each([&](int t) {
+        float sum = 0.0f;
+        for (int j = t; j < room.s.n; j += room.s.threads()) empty_output(room, o, j, sum);
+        loss[t] += (double)sum * (double)count;
+    });
+}
+
+// The sum of the threads' losses, the same for all. A barrier is behind it.
+TOYKERN_DEVICE double total_loss(const Block& b, const SmallRoom& room, const PerThread<double>& loss) {
+    SmallExchange& x = room.exchange();
+    b.each_warp([&](const Warp& w) {
+        Lane<double> sum;
+        w.each([&](int lane) { sum[lane] = loss[32 * w.number + lane]; });
+        sum = sum_of_lanes(w, sum);
+        w.each([&](int lane) {
+            if (lane == 0) x.loss[w.number] = sum[lane];
+        });
+    });
+    b.sync();  // the warps' sums are there
+    double total = 0.0;
+    TOYKERN_NO_UNROLL
+    for (int v = 0; v < room.s.warps; ++v) total += x.loss[v];
+    b.sync();  // an evaluation's next batch, or the next model, may come to its own sums without another barrier
+    return total;
 }
 
 TOYKERN_DEVICE void update_parameter(const SmallRoom& room, const UpdateConstants& c, float& w, float g, int set,

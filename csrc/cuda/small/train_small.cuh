@@ -91,8 +91,8 @@ class SmallModel {
                 add_rows_gradient(b_, room_, tile);
             b_.sync();  // the tile and its entries have been read before the next ones come
         }
-        if (empty() > 0) add_empty();
-        return total_loss();
+        add_empty(b_, room_, Options(task_.network), empty(), from_.loss);
+        return total_loss(b_, room_, from_.loss);
     }
     // Empty samples of the batch.
     TOYKERN_DEVICE int64_t empty() const { return task_.batch_size - from_.visited; }
@@ -159,32 +159,6 @@ class SmallModel {
         b_.sync();  // the codes' gradient is there for the encoder's; decoder's and biases' are done with the tile
     }
 
-    TOYKERN_DEVICE void add_empty() {
-        const SmallShape& s = room_.s;
-        b_.each([&](int t) {
-            float sum = 0.0f;
-            for (int j = t; j < s.n; j += s.threads()) empty_output(room_, Options(task_.network), j, sum);
-            from_.loss[t] += (double)sum * (double)empty();
-        });
-    }
-    TOYKERN_DEVICE double total_loss() {
-        SmallExchange& x = room_.exchange();
-        b_.each_warp([&](const Warp& w) {
-            Lane<double> sum;
-            w.each([&](int lane) { sum[lane] = from_.loss[32 * w.number + lane]; });
-            sum = sum_of_lanes(w, sum);
-            w.each([&](int lane) {
-                if (lane == 0) x.loss[w.number] = sum[lane];
-            });
-        });
-        b_.sync();  // the warps' sums are there
-        double total = 0.0;
-        TOYKERN_NO_UNROLL
-        for (int v = 0; v < room_.s.warps; ++v) total += x.loss[v];
-        b_.sync();  // an evaluation's next batch, or the next model, may come to its own sums without another barrier
-        return total;
-    }
-
     Block b_;
     const SmallTask& task_;
     SmallRoom room_;
@@ -196,11 +170,18 @@ TOYKERN_DEVICE bool left_alone(const SmallTask& task, int64_t model) {
     const TablesView tables = {task.tables + model * task.tables_stride, &task.layout};
     return task.rows_only && !drawn_as_rows(task.layout, task.data.noise, tables.head());
 }
+// Whether it is the Gram form's, which knows no activations that are called.
+template <class A>
+TOYKERN_DEVICE bool left_to_gram(const SmallTask& task, int64_t model) {
+    if constexpr (kKeepsSlope<A>) return false;
+    const TablesView tables = {task.tables + model * task.tables_stride, &task.layout};
+    return gram_takes(task.gram, task.network, task.layout, task.data.noise, tables.head(), task.batch_size);
+}
 
 template <int kM, class A>
 TOYKERN_DEVICE void train_small_model(const Block& b, const TrainParams& p, const SmallTask& task,
                                       const double* step_scale, const SmallRoom& room, int64_t model) {
-    if (p.diverged_at[model] >= 0 || left_alone(task, model)) return;
+    if (p.diverged_at[model] >= 0 || left_alone(task, model) || left_to_gram<A>(task, model)) return;
     SmallSource source(b, task, room, model);
     SmallModel<kM, true, A> m(b, task, room, source);
     load_model(b, room, task, model);

@@ -30,9 +30,10 @@ struct Launch {
     int64_t tables_stride = 0;     // layout.bytes, or 0 when one model's tables serve all
     const double* step_scale =
         nullptr;  // [T][3] training: lr factor, lr factor / (1 - beta1^(step + 1)), 1 / sqrt(1 - beta2^(step + 1))
-    bool mixed = false;         // a model has rare and frequent units (as fill_tables says)
-    bool rows_only = false;     // leave alone the models that the tiny regime trains: it does not train all
-    int regime = -1;            // of DeviceRegime; -1: the one for the shape (tests force another)
+    bool mixed = false;      // a model has rare and frequent units (as fill_tables says)
+    bool rows_only = false;  // leave alone the models that the tiny regime trains: it does not train all
+    uint8_t gram = 0;        // of GramChoice: the models that the Gram form trains, which the small loop leaves alone
+    int regime = -1;         // of DeviceRegime; -1: the one for the shape (tests force another)
     void* workspace = nullptr;  // of at least workspace_bytes(…), aligned to 256
     size_t workspace_bytes = 0;
 };
