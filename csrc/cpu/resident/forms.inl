@@ -3,6 +3,7 @@
 //   columns    samples across lanes (train_columns.inl): few hidden units, a stream
 //   tiles      features across lanes, samples in tiles of rows (train_tiles.inl): whatever there is
 //   gram       tiles by G = D E (gram.inl): linear codes, rare features that come as entries
+//   connections  tiles turned, samples across lanes, over the connections of a sparse model (connections_passes.inl)
 //
 // Every form has a cost: nanoseconds of a step, by a formula in what is expected of a batch, whose factors are fitted to
 // processor times (docs/performance.md). The cheapest form is taken. The arithmetic is that of doubles and the same at
@@ -27,6 +28,7 @@ inline bool gram_fits(const Network& net) {
     return net.hidden_activation == (int32_t)Activation::kNone && net.n_features <= kGramMaxFeatures &&
            net.n_features * net.n_hidden > kTinyWeights;
 }
+inline bool connections_fit(const Network& net) { return net.sparse && net.tied; }
 
 // What is expected of a batch.
 struct Expected {
@@ -72,13 +74,22 @@ struct StepCosts {
     }
 };
 
-// `columns`: that form can be taken, too.
-inline Form pick_form(const Network& net, const StreamTables& tables, int64_t batch_size, bool columns) {
+// Of a finite dataset, whose samples are not known beforehand.
+inline Form pick_form_of_rows(const Network& net, int64_t connections) {
+    const bool listed = connections >= 0 && connections_fit(net);
+    return listed && forced_form() == Form::kConnections ? Form::kConnections : Form::kTiles;
+}
+
+// `columns`: that form can be taken, too. `connections`: how many a sparse model has; all but this form need not know.
+inline Form pick_form(const Network& net, const StreamTables& tables, int64_t batch_size, bool columns,
+                      int64_t connections = -1) {
     const Expected e = expected_of(tables, batch_size);
-    const bool gram = gram_fits(net) && e.listed;
+    const bool gram = gram_fits(net) && e.listed, listed = connections >= 0 && connections_fit(net);
     const Form forced = forced_form();
     if (forced == Form::kTiles || (forced == Form::kColumns && columns) || (forced == Form::kGram && gram))
         return forced;
+    // Before its connections are counted, such a model goes to the tiles, whose worker has this form.
+    if (forced == Form::kConnections && connections_fit(net)) return listed ? forced : Form::kTiles;
     const StepCosts costs = StepCosts::of(net, e);
     Form best = Form::kTiles;
     double least = costs.tiles();
