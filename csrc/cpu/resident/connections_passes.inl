@@ -16,6 +16,7 @@
 #pragma once
 #include "common/loss.h"
 #include "cpu/resident/connections.inl"
+#include "cpu/resident/entry_rows.inl"
 #include "cpu/resident/tile_source.inl"
 #include "cpu/resident/tiles_model.inl"
 #include "cpu/simd/lanes.h"
@@ -53,43 +54,45 @@ struct LaneSums {
     }
 };
 
-// One block, whose lists of features may be shorter than all.
+// One block.
 struct ConnectionsBlock {
     const Connections* lists;
     const float *w, *b, *importance;
     float *gradient, *bias_gradient;
-    const float *x, *target;    // [n][kBlockSamples]; the target before the sign is taken off
-    float *y, *h, *u;           // [n] and [m][kBlockSamples]: y becomes d
-    const uint32_t* present;    // features that a sample of the block has
-    int64_t n_present, rows;
-    uint32_t* on;  // outputs that are on in a sample of the block
-    int64_t n_on;
+    const float *x, *target;  // [n][kBlockSamples]; the target before the sign is taken off
+    float *y, *h, *u;         // [n] and [m][kBlockSamples]: y becomes d
+    uint32_t* on;             // [n + 1] outputs that are on in a sample of the block
+    int64_t rows, n_on;
     AnyLoss loss_function;
     uint32_t target_bits;
     double loss;
 };
 
+template <int kV>
+TOYKERN_INLINE void load_groups(const float* from, F (&to)[kV]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) to[v] = load(from + v * kLanes);
+}
+template <int kV>
+TOYKERN_INLINE void store_groups(float* to, const F (&from)[kV]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) store(to + v * kLanes, from[v]);
+}
+
 template <int kV, class A>
 struct ConnectionsPass {
-    // h += W x of the features that are there.
-    static void codes(const ConnectionsBlock& q) {
+    // to [m] = W from, from [n].
+    static void encode(const ConnectionsBlock& q, const float* from, float* to) {
         const Connections& c = *q.lists;
-        for (int64_t k = 0; k < c.m; ++k)
-            for (int v = 0; v < kV; ++v) store(q.h + k * kBlockSamples + v * kLanes, fzero());
-        for (int64_t panel = 0; panel < c.panels; ++panel) {
-            float* const h = q.h + c.first_unit(panel) * kBlockSamples;
-            const uint32_t* const start = c.start + panel * (c.n + 1);
-            for (int64_t at = 0; at < q.n_present; ++at) {
-                const uint32_t i = q.present[at];
-                F x[kV];
+        for (int64_t panel = 0; panel < c.feature_panels; ++panel) {
+            const float* const x = from + c.first_feature(panel) * kBlockSamples;
+            const uint32_t* const start = c.unit_start + panel * (c.m + 1);
+            for (int64_t k = 0; k < c.m; ++k) {
+                F sum[kV];
 #pragma GCC unroll 4
-                for (int v = 0; v < kV; ++v) x[v] = load(q.x + i * kBlockSamples + v * kLanes);
-                for (uint32_t e = start[i]; e < start[i + 1]; ++e) {
-                    const F w = bcast(q.w[e]);
-                    float* const to = h + c.hidden[e] * kBlockSamples;
-#pragma GCC unroll 4
-                    for (int v = 0; v < kV; ++v) store(to + v * kLanes, fmadd(w, x[v], load(to + v * kLanes)));
-                }
+                for (int v = 0; v < kV; ++v) sum[v] = panel ? load(to + k * kBlockSamples + v * kLanes) : fzero();
+                add_products(c.unit_weight, c.feature, start[k], start[k + 1], x, sum);
+                store_groups(to + k * kBlockSamples, sum);
             }
         }
     }
@@ -114,15 +117,9 @@ struct ConnectionsPass {
                 F y[kV];
 #pragma GCC unroll 4
                 for (int v = 0; v < kV; ++v) y[v] = panel ? load(place + v * kLanes) : bcast(q.b[i]);
-                for (uint32_t e = start[i]; e < start[i + 1]; ++e) {
-                    const F w = bcast(q.w[e]);
-                    const float* const from = h + c.hidden[e] * kBlockSamples;
-#pragma GCC unroll 4
-                    for (int v = 0; v < kV; ++v) y[v] = fmadd(w, load(from + v * kLanes), y[v]);
-                }
+                add_products(q.w, c.hidden, start[i], start[i + 1], h, y);
                 if (!last) {
-#pragma GCC unroll 4
-                    for (int v = 0; v < kV; ++v) store(place + v * kLanes, y[v]);
+                    store_groups(place, y);
                     continue;
                 }
                 const F importance = bcast(q.importance[i]);
@@ -133,8 +130,7 @@ struct ConnectionsPass {
                     const F t = and_bits(load(q.target + i * kBlockSamples + v * kLanes), q.target_bits);
                     F slope;
                     const F error = keep(there[v], activation.value(y[v], slope) - t);
-                    const F d =
-                        activation.back(y[v], slope, q.loss_function.add_to(loss, error, importance));
+                    const F d = activation.back(y[v], slope, q.loss_function.add_to(loss, error, importance));
                     any |= bits(nonzero(d));
                     total = total + d;
                     store(place + v * kLanes, d);
@@ -147,33 +143,31 @@ struct ConnectionsPass {
         sums.finish();
         q.loss = (double)fsum(loss);
     }
-    // u = W d, and the decoder's part of the gradient.
-    static void back(const ConnectionsBlock& q) {
+    // The gradients: Σ d h, and Σ x u where the samples' inputs go by lanes, too.
+    template <bool kInputs>
+    static void gradients(const ConnectionsBlock& q) {
         const Connections& c = *q.lists;
-        for (int64_t k = 0; k < c.m; ++k)
-            for (int v = 0; v < kV; ++v) store(q.u + k * kBlockSamples + v * kLanes, fzero());
         LaneSums sums;
         sums.to = q.gradient;
+        const int64_t many = kInputs ? c.n : q.n_on;
         for (int64_t panel = 0; panel < c.panels; ++panel) {
-            const int64_t unit = c.first_unit(panel);
-            const float* const h = q.h + unit * kBlockSamples;
-            float* const u = q.u + unit * kBlockSamples;
+            const int64_t unit = c.first_unit(panel) * kBlockSamples;
+            const float *const h = q.h + unit, *const u = q.u + unit;
             const uint32_t* const start = c.start + panel * (c.n + 1);
-            for (int64_t at = 0; at < q.n_on; ++at) {
-                const uint32_t i = q.on[at];
-                F d[kV];
-#pragma GCC unroll 4
-                for (int v = 0; v < kV; ++v) d[v] = load(q.y + i * kBlockSamples + v * kLanes);
-                sums.begin_at(q.gradient + start[i]);
+            for (int64_t at = 0; at < many; ++at) {
+                const int64_t i = kInputs ? at : q.on[at];
+                F d[kV], x[kV];
+                load_groups(q.y + i * kBlockSamples, d);
+                if (kInputs) load_groups(q.x + i * kBlockSamples, x);
+                if (!kInputs) sums.begin_at(q.gradient + start[i]);
                 for (uint32_t e = start[i]; e < start[i + 1]; ++e) {
-                    const F w = bcast(q.w[e]);
                     const int64_t k = c.hidden[e] * kBlockSamples;
                     F sum = d[0] * load(h + k);
-                    store(u + k, fmadd(w, d[0], load(u + k)));
+                    if (kInputs) sum = fmadd(x[0], load(u + k), sum);
 #pragma GCC unroll 4
                     for (int v = 1; v < kV; ++v) {
                         sum = fmadd(d[v], load(h + k + v * kLanes), sum);
-                        store(u + k + v * kLanes, fmadd(w, d[v], load(u + k + v * kLanes)));
+                        if (kInputs) sum = fmadd(x[v], load(u + k + v * kLanes), sum);
                     }
                     sums.push(sum);
                 }
@@ -181,32 +175,41 @@ struct ConnectionsPass {
         }
         sums.finish();
     }
-    // The encoder's part of the gradient, from what goes back through f.
-    static void inputs(const ConnectionsBlock& q) {
-        const Connections& c = *q.lists;
-        LaneSums sums;
-        sums.to = q.gradient;
-        for (int64_t panel = 0; panel < c.panels; ++panel) {
-            const float* const u = q.u + c.first_unit(panel) * kBlockSamples;
-            const uint32_t* const start = c.start + panel * (c.n + 1);
-            for (int64_t at = 0; at < q.n_present; ++at) {
-                const uint32_t i = q.present[at];
-                F x[kV];
+
+  private:
+    TOYKERN_INLINE static void add_products(const float* weight, const uint32_t* other, int64_t first, int64_t last,
+                                            const float* from, F (&sum)[kV]) {
+        for (int64_t e = first; e < last; ++e) {
+            const F w = bcast(weight[e]);
+            const float* const at = from + other[e] * kBlockSamples;
 #pragma GCC unroll 4
-                for (int v = 0; v < kV; ++v) x[v] = load(q.x + i * kBlockSamples + v * kLanes);
-                sums.begin_at(q.gradient + start[i]);
-                for (uint32_t e = start[i]; e < start[i + 1]; ++e) {
-                    const float* const from = u + c.hidden[e] * kBlockSamples;
-                    F sum = x[0] * load(from);
-#pragma GCC unroll 4
-                    for (int v = 1; v < kV; ++v) sum = fmadd(x[v], load(from + v * kLanes), sum);
-                    sums.push(sum);
-                }
-            }
+            for (int v = 0; v < kV; ++v) sum[v] = fmadd(w, load(at + v * kLanes), sum[v]);
         }
-        sums.finish();
     }
 };
+
+// Turns: rows [rows][from_row], whose samples are rows, to [width][kBlockSamples], zeros past the last sample; `from` may be
+// read to whole lane groups. And back, to [kBlockSamples][to_row], whose pads become zeros.
+inline void to_lanes(const float* from, int64_t from_row, int64_t rows, int64_t width, float* to) {
+    for (int64_t r = 0; r < kBlockSamples; r += kLanes)
+        for (int64_t j = 0; j < width; j += kLanes) {
+            F block[kLanes];
+            for (int i = 0; i < kLanes; ++i) block[i] = r + i < rows ? load(from + (r + i) * from_row + j) : fzero();
+            transpose(block);
+            const int64_t many = width - j < kLanes ? width - j : kLanes;
+            for (int64_t i = 0; i < many; ++i) store(to + (j + i) * kBlockSamples + r, block[i]);
+        }
+}
+inline void to_rows(const float* from, int64_t width, float* to, int64_t to_row) {
+    for (int64_t j = 0; j < to_row; j += kLanes)
+        for (int64_t r = 0; r < kBlockSamples; r += kLanes) {
+            F block[kLanes];
+            for (int i = 0; i < kLanes; ++i)
+                block[i] = j + i < width ? load(from + (j + i) * kBlockSamples + r) : fzero();
+            transpose(block);
+            for (int i = 0; i < kLanes; ++i) store(to + (r + i) * to_row + j, block[i]);
+        }
+}
 
 // Takes tiles of rows in blocks, and adds up their gradients.
 class ConnectionsPasses {
@@ -218,16 +221,14 @@ class ConnectionsPasses {
         const size_t wide = there ? n * (size_t)kBlockSamples : 0, narrow = there ? m * (size_t)kBlockSamples : 0;
         x_ = w.take<float>(wide), y_ = w.take<float>(wide), target_ = w.take<float>(own_target ? wide : 0);
         h_ = w.take<float>(narrow), u_ = w.take<float>(narrow), slope_ = w.take<float>(narrow);
-        present_ = w.take<uint32_t>(there ? n : 0), on_ = w.take<uint32_t>(there ? n + 1 : 0);
-        seen_ = w.take<uint8_t>(there ? n : 0);
-        turned_ = w.take<float>(there ? (size_t)(kBlockSamples + kLanes) * mp : 0);
+        on_ = w.take<uint32_t>(there ? n + 1 : 0);
+        turned_ = w.take<float>(there ? (size_t)kBlockSamples * mp : 0);
         panel_ = w.take<float>((size_t)(kBlockSamples + kPanelDepth) * kBlockVectors * kLanes);
     }
     // A part of a batch, of no samples yet.
     void begin(const TilesModel& model, const TilesModel::Gradient& g) {
-        model_ = &model, g_ = g;
+        model_ = &model, g_ = g, by_entries_ = false;
         for (int64_t i = 0; i < model.n * kBlockSamples; i += kLanes) store(x_ + i, fzero());
-        for (int64_t i = 0; i < model.n; ++i) seen_[i] = 0;
     }
     // `listed`: the tile is a list of entries alone, of up to kBlockSamples rows. Returns its loss.
     double tile(const Tile& t, bool listed) {
@@ -236,70 +237,61 @@ class ConnectionsPasses {
         const int64_t n = model_->n, np = model_->np;
         for (int64_t r = 0; r < t.rows; r += kBlockSamples) {
             const int64_t rows = t.rows - r < kBlockSamples ? t.rows - r : kBlockSamples;
-            turn_rows(t.x + r * np, np, rows, n, x_);
-            if (t.target != t.x) turn_rows(t.target + r * np, np, rows, n, target_);
-            for (int64_t i = 0; i < n; ++i) present_[i] = (uint32_t)i;
-            loss += block(rows, n, t.target != t.x ? target_ : x_);
+            to_lanes(t.x + r * np, np, rows, n, x_);
+            if (t.target != t.x) to_lanes(t.target + r * np, np, rows, n, target_);
+            loss += block(rows, nullptr, t.target != t.x ? target_ : x_);
         }
         return loss;
+    }
+    // After the part's last tile.
+    void finish() {
+        const int64_t n = model_->n, mp = model_->mp;
+        if (!by_entries_) return;
+        model_->connections.each([&](int64_t c, int64_t unit, int64_t i) { g_.d[c] += g_.dt[i * mp + unit]; });
+        for (int64_t i = 0; i < n * mp && model_->whole_gradient; i += kLanes)
+            store(g_.whole + i, load(g_.whole + i) + load(g_.dt + i));
     }
 
   private:
     double listed_tile(const Tile& t) {
-        for (int64_t e = 0; e < t.entries; ++e) {
-            x_[t.feature[e] * kBlockSamples + t.row[e]] = t.value[e];
-            seen_[t.feature[e]] = 1;
-        }
-        int64_t count = 0;
-        for (int64_t i = 0; i < model_->n; ++i) {
-            present_[count] = (uint32_t)i;
-            count += seen_[i];
-        }
-        const double loss = block(t.rows, count, x_);
+        for (int64_t e = 0; e < t.entries; ++e) x_[t.feature[e] * kBlockSamples + t.row[e]] = t.value[e];
+        // An entry costs a row of codes (of all units), forward and back; else every connection is a product of lanes.
+        const double by_rows = (0.25 * (double)t.entries + 40.0) * (double)model_->mp;
+        const double loss = block(t.rows, by_rows < 5.5 * (double)model_->connections.count ? &t : nullptr, x_);
         for (int64_t e = 0; e < t.entries; ++e) x_[t.feature[e] * kBlockSamples + t.row[e]] = 0.0f;
-        for (int64_t at = 0; at < count; ++at) seen_[present_[at]] = 0;
         return loss;
     }
-    // rows [rows][from_row] to [width][kBlockSamples], zeros past the last of them; `from` may be read to whole lane groups.
-    static void turn_rows(const float* from, int64_t from_row, int64_t rows, int64_t width, float* to) {
-        for (int64_t r = 0; r < kBlockSamples; r += kLanes)
-            for (int64_t j = 0; j < width; j += kLanes) {
-                F block[kLanes];
-                for (int i = 0; i < kLanes; ++i)
-                    block[i] = r + i < rows ? load(from + (r + i) * from_row + j) : fzero();
-                transpose(block);
-                const int64_t many = width - j < kLanes ? width - j : kLanes;
-                for (int64_t i = 0; i < many; ++i) store(to + (j + i) * kBlockSamples + r, block[i]);
-            }
-    }
-    double block(int64_t rows, int64_t n_present, const float* target) {
+    // `entries`: the first product and its gradient go by them.
+    double block(int64_t rows, const Tile* entries, const float* target) {
         ConnectionsBlock q = {};
         q.lists = &model_->connections;
         q.w = model_->d, q.b = model_->b, q.importance = model_->importance;
         q.gradient = g_.d, q.bias_gradient = g_.b;
-        q.x = x_, q.target = target, q.y = y_, q.h = h_, q.u = u_;
-        q.present = present_, q.n_present = n_present, q.rows = rows, q.on = on_;
+        q.x = x_, q.target = target, q.y = y_, q.h = h_, q.u = u_, q.on = on_, q.rows = rows;
         q.loss_function = {net_.loss}, q.target_bits = target_bits(net_.target);
         if (is_floor(net_.hidden_activation) && is_floor(net_.output_activation))
-            pass<FloorActivation<F>>(q);
+            pass<FloorActivation<F>>(q, entries);
         else
-            pass<CalledActivation>(q);
+            pass<CalledActivation>(q, entries);
         return q.loss;
     }
     template <class A>
-    void pass(ConnectionsBlock& q) {
+    void pass(ConnectionsBlock& q, const Tile* entries) {
         switch ((q.rows + kLanes - 1) / kLanes) {
-            case 1: return pass<1, A>(q);
-            case 2: return pass<2, A>(q);
-            case 3: return pass<3, A>(q);
-            default: return pass<kBlockGroups, A>(q);
+            case 1: return pass<1, A>(q, entries);
+            case 2: return pass<2, A>(q, entries);
+            case 3: return pass<3, A>(q, entries);
+            default: return pass<kBlockGroups, A>(q, entries);
         }
     }
     template <int kV, class A>
-    void pass(ConnectionsBlock& q) {
+    void pass(ConnectionsBlock& q, const Tile* entries) {
         using Pass = ConnectionsPass<kV, A>;
         const A hidden = A::of(net_.hidden_activation, net_.hidden_option);
-        Pass::codes(q);
+        if (entries)
+            encode_entries(*entries);
+        else
+            Pass::encode(q, x_, h_);
         for (int64_t k = 0; k < model_->m; ++k)
             for (int v = 0; v < kV; ++v) {
                 const int64_t at = k * kBlockSamples + v * kLanes;
@@ -308,42 +300,51 @@ class ConnectionsPasses {
                 store(slope_ + at, slope);
             }
         Pass::outputs(q, A::of(net_.output_activation, net_.output_option));
-        Pass::back(q);
+        Pass::encode(q, y_, u_);  // dL/dh: W is tied
         for (int64_t k = 0; k < model_->m; ++k)
             for (int v = 0; v < kV; ++v) {
                 const int64_t at = k * kBlockSamples + v * kLanes;
                 store(u_ + at, hidden.back(load(h_ + at), load(slope_ + at), load(u_ + at)));
             }
-        Pass::inputs(q);
-        if (model_->whole_gradient) whole_gradient(q.rows);
+        if (entries) {
+            Pass::template gradients<false>(q);
+            entries_gradient(*entries);
+        } else {
+            Pass::template gradients<true>(q);
+        }
+        if (!model_->whole_gradient) return;
+        whole_product(y_, h_, q.rows);
+        if (!entries) whole_product(x_, u_, q.rows);
     }
-    // The gradient at all places, whether there is a connection or not, to g.dt [n][mp].
-    void whole_gradient(int64_t rows) {
-        const int64_t n = model_->n, m = model_->m, mp = model_->mp;
-        const auto add = [&](const float* of_features, const float* of_units) {
-            for (int64_t k = 0; k < m; k += kLanes)
-                for (int64_t r = 0; r < kBlockSamples; r += kLanes) {
-                    F block[kLanes];
-                    for (int i = 0; i < kLanes; ++i)
-                        block[i] = k + i < m ? load(of_units + (k + i) * kBlockSamples + r) : fzero();
-                    transpose(block);
-                    for (int i = 0; i < kLanes; ++i) store(turned_ + (r + i) * mp + k, block[i]);
-                }
-            for (int64_t r = 0; r < rows; ++r)
-                for (int64_t k = (m + kLanes - 1) / kLanes * kLanes; k < mp; k += kLanes)
-                    store(turned_ + r * mp + k, fzero());
-            multiply_all({of_features, kBlockSamples, 1, {turned_, mp, rows, nullptr}, g_.dt, mp, true}, n, mp, panel_);
-        };
-        add(y_, h_);
-        add(x_, u_);
+    void encode_entries(const Tile& t) {
+        const int64_t mp = model_->mp;
+        if (t.entries > 4 * t.rows) {
+            sum_rows(t.rows, t.entries, t.row, t.feature, t.value, model_->et, turned_, mp);
+        } else {
+            for (int64_t i = 0; i < t.rows * mp; i += kLanes) store(turned_ + i, fzero());
+            add_rows(t.entries, t.row, t.feature, t.value, model_->et, turned_, mp);
+        }
+        to_lanes(turned_, mp, t.rows, model_->m, h_);
+    }
+    void entries_gradient(const Tile& t) {
+        by_entries_ = true;
+        to_rows(u_, model_->m, turned_, model_->mp);
+        add_rows(t.entries, t.feature, t.row, t.value, turned_, g_.dt, model_->mp);
+    }
+    // The gradient at all places, whether there is a connection or not: Σ of_features of_unitsᵀ over the samples.
+    void whole_product(const float* of_features, const float* of_units, int64_t rows) {
+        const int64_t mp = model_->mp;
+        to_rows(of_units, model_->m, turned_, mp);
+        multiply_all({of_features, kBlockSamples, 1, {turned_, mp, rows, nullptr}, g_.whole, mp, true}, model_->n, mp,
+                     panel_);
     }
 
     Network net_;
     const TilesModel* model_;
     TilesModel::Gradient g_;
+    bool by_entries_;
     float *x_, *y_, *target_, *h_, *u_, *slope_, *turned_, *panel_;
-    uint32_t *present_, *on_;
-    uint8_t* seen_;
+    uint32_t* on_;
 };
 
 }  // namespace TOYKERN_LEVEL

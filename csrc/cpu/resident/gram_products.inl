@@ -107,8 +107,9 @@ constexpr int64_t kNarrowPanel = 192;  // features: three lane groups of more of
 
 // dW [m][np] from w [m][np]; room [whole_groups(n)][np] is the team's. Nobody waits for it at the end. `connections`: those
 // of a sparse network, or null; dW is whole all the same.
-inline void gram_tied_gradient(const float* a, int64_t stride, int parts, const float* w, const Connections* connections,
-                               int64_t n, int64_t m, int64_t np, float* room, float* dw, const Team& team) {
+inline void gram_tied_gradient(const float* a, int64_t stride, int parts, const float* w,
+                               const Connections* connections, int64_t n, int64_t m, int64_t np, float* room, float* dw,
+                               const Team& team) {
     const int64_t vectors = np / kLanes, panels = panel_count(vectors);
     for (int64_t i = team.rank; i < panels; i += team.size) {
         const int64_t v0 = panel_start(vectors, i), v1 = panel_start(vectors, i + 1), lane = v0 * kLanes;
@@ -120,7 +121,7 @@ inline void gram_tied_gradient(const float* a, int64_t stride, int parts, const 
                 const bool three = n <= kNarrowPanel && v1 - v0 == 3;
                 for (int64_t k = 0; k < m; ++k) {
                     const uint32_t *const first = connections->feature + connections->unit_start[k],
-                                   *const last = connections->feature + connections->unit_start[k + 1];
+                                          *const last = connections->feature + connections->unit_start[k + 1];
                     const float* const from = panel + v * kLanes;
                     float* const to = dw + k * np + lane + v * kLanes;
                     if (three)

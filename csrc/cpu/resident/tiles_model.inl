@@ -38,16 +38,18 @@ struct TilesModel {
 
     // Gradients of one part.
     struct Gradient {
-        float* d;   // [m][np], from dense tiles; by connection: [connections.count]
-        float* dt;  // [n][mp], from sparse tiles (tied: et); by connection: the whole gradient
-        float* et;  // [n][mp]
-        float* b;   // [np]
-        float* a;   // [n][np] Σ x dᵀ: in the Gram form the others, but b, follow from it
+        float* d;      // [m][np], from dense tiles; by connection: [connections.count]
+        float* dt;     // [n][mp], from sparse tiles (tied: et)
+        float* et;     // [n][mp]
+        float* b;      // [np]
+        float* a;      // [n][np] Σ x dᵀ: in the Gram form the others, but b, follow from it
+        float* whole;  // [n][mp], by connection where it is wanted: the gradient at all places
     };
+    bool connections_fit() const { return sparse && tied; }
     int64_t tiles_length() const { return m * np + (tied ? 1 : 2) * n * mp; }  // of d, dt and et
     int64_t gradient_length() const {
         const int64_t tiles = tiles_length(), gram = has_gram ? gram_length() : 0;
-        return (gram > tiles ? gram : tiles) + np;
+        return (gram > tiles ? gram : tiles) + (connections_fit() ? n * mp : 0) + np;
     }
     int64_t gram_length() const { return m * np + whole_groups(n) * np + (tied ? 0 : n * mp); }  // of d, a and et
     Gradient gradient(float* g) const {
@@ -57,6 +59,7 @@ struct TilesModel {
         r.et = r.a + (gram && !tied ? whole_groups(n) * np : 0);
         r.dt = tied ? r.et : r.et + n * mp;
         r.b = g + gradient_length() - np;
+        r.whole = r.b - n * mp;
         return r;
     }
 
@@ -66,7 +69,8 @@ struct TilesModel {
         float* const from = gram ? g.a : g.d;
         const int64_t matrices = by_connection ? connections.count : gram ? whole_groups(n) * np : tiles_length();
         for (int64_t i = 0; i < matrices; i += kLanes) store(from + i, fzero());
-        for (int64_t i = 0; i < n * mp && by_connection && whole_gradient; i += kLanes) store(g.dt + i, fzero());
+        for (int64_t i = 0; i < n * mp && by_connection; i += kLanes) store(g.dt + i, fzero());
+        for (int64_t i = 0; i < n * mp && by_connection && whole_gradient; i += kLanes) store(g.whole + i, fzero());
         for (int64_t i = 0; i < np; i += kLanes) store(g.b + i, fzero());
     }
 
@@ -84,13 +88,19 @@ struct TilesModel {
         importance_room = w.take<float>((size_t)np);
         importance = importance_room;
         connected = w.take<float>(sparse ? (size_t)(m * np) : 0);
-        connections.carve(w, n, m, connections_fit(net));
+        connections.carve(w, n, m, connections_fit());
         gt = w.take<float>(has_gram ? (size_t)((n + kLanes) * np) : 0);
         room = w.take<float>(has_gram && tied ? (size_t)((n + kLanes) * np) : 0);
     }
 
     // What follows from the weights once a batch.
     void prepare(const Team& team) const {
+        if (by_connection) {
+            connections.order_by_unit(d, team.rank, team.size);
+            if (team.rank == 0)
+                connections.each([&](int64_t c, int64_t unit, int64_t feature) { et[feature * mp + unit] = d[c]; });
+            team.meet();
+        }
         if (!gram) return;
         if (gram_by_connection)
             gram_of_connections(connections, d, n, np, gt, team);
@@ -102,7 +112,7 @@ struct TilesModel {
     // Nothing stays with the caller.
     void attach(const ModelArrays&) {
         if (sparse) connections.divide(gram);
-        gram_by_connection = gram && sparse && 2 * connections.count <= n * m;
+        gram_by_connection = gram && sparse && TOYKERN_LEVEL::gram_by_connection(n * m, connections.count);
     }
     // How many connections a sparse model has: before its form is chosen.
     void count(const uint8_t* marks) { connections.count_all(marks); }
@@ -111,7 +121,8 @@ struct TilesModel {
         if (by_connection) {
             for (float* bias : {b, b1, b2})
                 for (int64_t j = 0; j < np; ++j) bias[j] = 0.0f;
-            connections.list_features(a.connected);
+            connections.list(a.connected);
+            for (int64_t i = 0; i < n * mp; i += kLanes) store(et + i, fzero());
             each_by_connection(a, [](float& ours, float* theirs) { ours = theirs ? *theirs : 0.0f; });
             return;
         }
@@ -119,7 +130,7 @@ struct TilesModel {
         import(a.state[0], d1, e1, b1);
         import(a.state[1], d2, e2, b2);
         transpose_into(d, np, dt, mp, 0, m, n, false);
-        if (gram_by_connection) connections.list_features(a.connected), connections.list_units(a.connected);
+        if (gram_by_connection) connections.list(a.connected);
         for (int64_t k = 0; k < m && sparse; ++k)
             for (int64_t j = 0; j < np; ++j) connected[k * np + j] = j < n ? (float)a.connected[k * n + j] : 0.0f;
     }
@@ -144,8 +155,8 @@ struct TilesModel {
         if (by_connection) update_connections(c, scale, g, stride, parts, team, gradient_out);
         if (gram) {
             if (tied)
-                gram_tied_gradient(first.a, stride, parts, d, gram_by_connection ? &connections : nullptr, n, m, np, room,
-                                   first.d, team);
+                gram_tied_gradient(first.a, stride, parts, d, gram_by_connection ? &connections : nullptr, n, m, np,
+                                   room, first.d, team);
             else
                 gram_untied_gradients(first.a, stride, parts, et, dt, n, m, np, mp, first.d, first.et, team);
             team.meet();  // the gradients are there before a weight moves
@@ -187,8 +198,8 @@ struct TilesModel {
         }
     }
     // The connections' share of update(): ranks take runs of them.
-    void update_connections(const UpdateConstants& constants, float scale, float* g,
-                            int64_t stride, int parts, const Team& team, float* gradient_out) const {
+    void update_connections(const UpdateConstants& constants, float scale, float* g, int64_t stride, int parts,
+                            const Team& team, float* gradient_out) const {
         const Gradient first = gradient(g);
         const int64_t groups = (connections.count + kLanes - 1) / kLanes;
         const int64_t from = team.rank * groups / team.size * kLanes;
@@ -201,7 +212,7 @@ struct TilesModel {
         for (int64_t j = team.rank * n / team.size; j < (team.rank + 1) * n / team.size; ++j)
             for (int64_t k = 0; k < m; ++k) {
                 float sum = 0.0f;
-                for (int part = 0; part < parts; ++part) sum += g[part * stride + (first.dt - g) + j * mp + k];
+                for (int part = 0; part < parts; ++part) sum += g[part * stride + (first.whole - g) + j * mp + k];
                 gradient_out[k * n + j] = sum * scale;
             }
     }

@@ -32,7 +32,9 @@ class TilesWorker : TilesPasses {
         if (finite.rows && net.n_hidden <= kLanes)
             while (rows_max_ > kBlockRows && rows_max_ * np > 65536) rows_max_ /= 2;
         const int64_t drawn_rows = connections_fit(net) ? kConnectionsRows : kDrawnRows;
-        const int64_t listed_rows = gram_fits(net) ? kGramTileRows : rows_max_ > kBlockSamples ? rows_max_ : kBlockSamples;
+        const int64_t listed_rows = gram_fits(net)              ? kGramTileRows
+                                    : rows_max_ > kBlockSamples ? rows_max_
+                                                                : kBlockSamples;
         source_.carve(w, net, data, finite, rows_max_, listed_rows, drawn_rows);
         connections_.carve(w, net, data.noise > 0.0f || finite.target || finite.label);
         sorted_.carve(w, gram_fits(net));
@@ -57,6 +59,7 @@ class TilesWorker : TilesPasses {
         if (model.by_connection) connections_.begin(model, g_);
         const int64_t listed_rows = model.gram ? kGramTileRows : model.by_connection ? kBlockSamples : rows_max_;
         source_.each_tile(key, first, last, listed_rows, !model.gram && !model.by_connection, *this);
+        if (model.by_connection) connections_.finish();
         if (last - first > visited_) add_empty(last - first - visited_);
         return loss_;
     }
