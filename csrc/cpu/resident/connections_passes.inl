@@ -27,6 +27,16 @@ namespace TOYKERN_LEVEL {
 constexpr int kBlockGroups = 4;  // lane groups of samples side by side: a weight is loaded once for all of them
 constexpr int64_t kBlockSamples = kBlockGroups * kLanes;
 
+// to[i] += the sum over lanes of held[i], i < count ≤ 16. By a call: it stands in every loop.
+__attribute__((noinline)) static void add_lane_sums(const F* held, int count, float* to) {
+    float sums[16];
+    sum_lanes(held, count, sums);
+    for (int i = 0; i < count; i += kLanes) {
+        const M m = mask_first(count - i < kLanes ? count - i : kLanes);
+        store_first(to + i, load_first(to + i, m) + load(sums + i), m);
+    }
+}
+
 // Sums over lanes of one vector after another, added to consecutive numbers; sixteen at a time.
 struct LaneSums {
     F held[16];
@@ -42,13 +52,8 @@ struct LaneSums {
         held[count] = sum;
         if (++count == 16) finish();
     }
-    void finish() {
-        float sums[16];
-        sum_lanes(held, count, sums);
-        for (int i = 0; i < count; i += kLanes) {
-            const M m = mask_first(count - i < kLanes ? count - i : kLanes);
-            store_first(to + i, load_first(to + i, m) + load(sums + i), m);
-        }
+    TOYKERN_INLINE void finish() {
+        add_lane_sums(held, count, to);
         to += count;
         count = 0;
     }
