@@ -89,8 +89,7 @@ struct StepCosts {
     }
 };
 
-// Of a finite dataset, whose samples are not known beforehand: its rows are never left out by the connections' form, and are
-// taken as if all were full.
+// Of a finite dataset, whose samples are not known beforehand: nothing says what a form would cost.
 inline Form pick_form_of_rows(const Network& net, int64_t connections) {
     if (connections < 0 || !connections_fit(net)) return Form::kTiles;
     const Form forced = forced_form();
