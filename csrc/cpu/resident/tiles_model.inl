@@ -135,10 +135,16 @@ struct TilesModel {
             for (int64_t j = 0; j < np; ++j) connected[k * np + j] = j < n ? (float)a.connected[k * n + j] : 0.0f;
     }
     void store_model(const ModelArrays& a) const {
-        if (by_connection)
-            return each_by_connection(a, [](float& ours, float* theirs) {
+        if (by_connection) {
+            // Steps over what is not there would leave moments of +0, whatever the sign of the zeros that came.
+            for (const ModelArrays::Of& state : a.state)
+                for (int64_t i = 0; i < m * n && state[Role::kEncoder] && !frozen[Role::kEncoder]; ++i)
+                    state[Role::kEncoder][i] = 0.0f;
+            each_by_connection(a, [](float& ours, float* theirs) {
                 if (theirs) *theirs = ours;
             });
+            return;
+        }
         export_to(a.parameter, d, et, b);
         export_to(a.state[0], d1, e1, b1);
         export_to(a.state[1], d2, e2, b2);
