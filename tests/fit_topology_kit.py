@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kit import TRAJECTORY, batches_of, relative_error
+from kit import TRAJECTORY, assert_same_bits, batches_of, relative_error
 
 import toykern as tk
 from toykern import reference
@@ -160,3 +160,32 @@ def assert_follows_masked_dense(case: Case, run: tk.Run) -> None:
     if updates:
         moved = torch.stack([(masks[t] != masks[0]).flatten(1).any(1) for t in updates])
         assert moved.any(0).all()  # every model went somewhere else
+
+
+def assert_same(run: tk.Run, other: tk.Run, models: Any = None, other_models: Any = None) -> None:
+    """All bits of all models, or of `models` (and `other_models`): dense arrays, connections, reports."""
+    pair = []
+    for one in (run, other):
+        dense = tk.TiedAutoencoder(one.model.n_features, one.model.n_hidden, one.n_models)
+        with torch.no_grad():
+            dense.weight.copy_(one.model.weight)
+            if one.model.bias is not None:
+                dense.bias.copy_(one.model.bias)
+        pair.append(dataclasses.replace(one, model=dense))
+    assert_same_bits(*pair, models, other_models)
+    masks = [one.model.topology.to_mask() for one in (run, other)]
+    chosen = [
+        mask if index is None else mask[index]
+        for mask, index in zip(masks, (models, other_models), strict=True)
+    ]
+    assert torch.equal(*chosen)
+    assert (run.topology is None) == (other.topology is None)
+    if run.topology is None:
+        return
+    for ours, theirs in zip(run.topology.history, other.topology.history, strict=True):
+        for name, value in vars(ours.layers["weight"]).items():
+            if value is not None:
+                a, b = value, getattr(theirs.layers["weight"], name)
+                assert torch.equal(
+                    a if models is None else a[models], b if other_models is None else b[other_models]
+                ), name

@@ -23,6 +23,7 @@ from fit_topology_kit import (
     Case,
     assert_follows_masked_dense,
     assert_nothing_where_nothing_is,
+    assert_same,
     data_of,
     fit_case,
     model_of,
@@ -204,32 +205,6 @@ def stack(order: list[int], case: Case, **options: Any) -> tk.Run:
         "progress": False,
     }
     return tk.fit(models, tk.SparseFeatures(n, p[chosen]), **(settings | options))
-
-
-def assert_same(run: tk.Run, other: tk.Run, models: Any = None, other_models: Any = None) -> None:
-    """All bits of all models, or of `models` (and `other_models`): dense arrays, connections, reports."""
-    pair = []
-    for one in (run, other):
-        dense = tk.TiedAutoencoder(one.model.n_features, one.model.n_hidden, one.n_models)
-        with torch.no_grad():
-            dense.weight.copy_(one.model.weight)
-            if one.model.bias is not None:
-                dense.bias.copy_(one.model.bias)
-        pair.append(dataclasses.replace(one, model=dense))
-    assert_same_bits(*pair, models, other_models)
-    masks = [one.model.topology.to_mask() for one in (run, other)]
-    chosen = [
-        mask if index is None else mask[index]
-        for mask, index in zip(masks, (models, other_models), strict=True)
-    ]
-    assert torch.equal(*chosen)
-    for ours, theirs in zip(run.topology.history, other.topology.history, strict=True):
-        for name, value in vars(ours.layers["weight"]).items():
-            if value is not None:
-                a, b = value, getattr(theirs.layers["weight"], name)
-                assert torch.equal(
-                    a if models is None else a[models], b if other_models is None else b[other_models]
-                ), name
 
 
 @pytest.mark.parametrize("case", KEPT, ids=str)

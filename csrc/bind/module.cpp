@@ -307,13 +307,18 @@ PYBIND11_MODULE(_native, m) {
     m.def(
         "regime", [](const Network& n, bool finite, bool plain) { return std::string(train_regime(n, finite, plain)); },
         py::arg("network"), py::arg("finite") = false, py::arg("plain") = true);
-    m.def("train_form",
-          [](const Network& n, const Distribution& d, int64_t n_models, int64_t batch_size, int64_t model) {
-              check(d, true);
-              check(n, d, n_models, batch_size);
-              check_range("model", model, 0, n_models - 1);
-              return std::string(kFormNames[(int32_t)train_form(n, d, batch_size, model)]);
-          });
+    m.def(
+        "train_form",
+        [](const Network& n, const Distribution& d, int64_t n_models, int64_t batch_size, int64_t model,
+           int64_t connections) {
+            check(d, true);
+            check(n, d, n_models, batch_size);
+            check_range("model", model, 0, n_models - 1);
+            check_range("connections", connections, -1, n.n_features * n.n_hidden);
+            return std::string(kFormNames[(int32_t)train_form(n, d, batch_size, model, connections)]);
+        },
+        py::arg("network"), py::arg("data"), py::arg("n_models"), py::arg("batch_size"), py::arg("model"),
+        py::arg("connections") = -1);
     m.def(
         "force_form", [](const std::string& name) { force_form((Form)number_of("form", kFormNames, name)); },
         py::arg("name"),

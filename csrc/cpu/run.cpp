@@ -42,10 +42,11 @@ std::atomic<Form> forced{Form::kAny};
 Form forced_form() { return forced; }
 void force_form(Form form) { forced = form; }
 
-Form train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model) {
+Form train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model,
+                int64_t connections) {
     const TrainRegime regime = level().pick_regime(network, false, true);
     Room worker(1, regime.worker_bytes(network, data, FiniteData{}), "a look at the form of the step");
-    return regime.form(network, data, batch_size, model, worker.piece(0));
+    return regime.form(network, data, batch_size, model, connections, worker.piece(0));
 }
 
 namespace {

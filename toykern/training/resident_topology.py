@@ -1,8 +1,9 @@
 """A topology recipe at work inside the resident trainer, between its native calls.
 
-The kernels train a dense W with zeros where there is no connection: toy models are so small that storage by
-connection would cost more than the zeros do. What changes a topology, a `toykern.sparse` recipe, works on
-layers with one value for each connection; `DenseLayer` is that view of the dense arrays.
+The kernels are handed a dense W with zeros where there is no connection, and marks of those there are; what
+they make of it inside is theirs (csrc/cpu/resident/connections.inl). What changes a topology, a
+`toykern.sparse` recipe, works on layers with one value for each connection; `DenseLayer` is that view of the
+dense arrays.
 """
 
 from __future__ import annotations

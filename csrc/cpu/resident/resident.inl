@@ -35,9 +35,30 @@ int parts_in_hand(const Model&, int most, int64_t) {
     return most;
 }
 inline int parts_in_hand(const TilesModel& model, int most, int64_t batch_size) {
+    if (model.by_connection) {
+        const double work = 3.0 * (double)batch_size * ((double)model.connections.count + 8.0 * (double)model.n);
+        const int wanted = parts_of(work);
+        return wanted < most ? wanted : most;
+    }
     if (!model.gram) return most;
     const int wanted = parts_of(8.0 * (double)batch_size * (double)model.n);
     return wanted < most ? wanted : most;
+}
+
+// What a sparse model's form follows from, and whether a step's gradient is wanted at all places.
+template <class Model>
+void count_connections(Model&, const uint8_t*) {}
+inline void count_connections(TilesModel& model, const uint8_t* connected) { model.count(connected); }
+template <class Model>
+void want_whole_gradient(Model&, bool) {}
+inline void want_whole_gradient(TilesModel& model, bool wanted) { model.whole_gradient = wanted; }
+
+template <class Worker>
+Form form_of(const Worker& worker, int64_t batch_size, int64_t) {
+    return worker.form(batch_size);
+}
+inline Form form_of(const TilesWorker& worker, int64_t batch_size, int64_t connections) {
+    return worker.form_of(batch_size, connections);
 }
 
 inline int64_t part_start(int64_t batch_size, int parts, int part) {
@@ -96,6 +117,7 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
     for (int32_t role = 0; role < kRoles; ++role)
         shared.model.frozen.of[role] = p.tensors[role].frozen;  // every rank has a model of its own in that
 
+    count_connections(shared.model, arrays.connected);
     const int64_t batch_size = shared.open(p, i, worker);
     shared.model.attach(arrays);
     if (team.rank == 0) shared.model.load_model(arrays);
@@ -106,9 +128,10 @@ void train_one(const TrainParams& p, int64_t i, Shared<Model>& shared, Worker& w
     LossRecord record(p, i);
     for (int64_t step = p.first_step; step < p.first_step + p.steps; ++step) {
         const StreamKey key = stream_key(p.seed[i], (uint32_t)step, (uint32_t)Purpose::kTraining);
+        const bool last = step + 1 == p.first_step + p.steps;
+        want_whole_gradient(shared.model, last && p.gradient);
         const double loss = shared.batch(worker, key, batch_size, team) * factor;
         if (!record.add(p, i, step, loss, team.rank == 0)) break;  // every rank sees the same sum and leaves
-        const bool last = step + 1 == p.first_step + p.steps;
         shared.model.update(p, i, step, gradient, shared.gradients, shared.stride, shared.parts, team,
                             last && p.gradient ? p.gradient + i * weights : nullptr);
         team.meet();
@@ -165,12 +188,12 @@ struct Regime {
         return w.bytes();
     }
     static Form form(const Network& net, const Distribution& data, int64_t batch_size, int64_t model,
-                     void* worker_memory) {
+                     int64_t connections, void* worker_memory) {
         Workspace w(worker_memory);
         Worker worker;
         worker.carve(w, net, data, FiniteData{});
         worker.set_up(model, 0, batch_size);
-        return worker.form(batch_size);
+        return form_of(worker, batch_size, connections);
     }
     static void train(const TrainParams& p, void* shared_memory, void* worker_memory, const Team& team,
                       const Queue& queue) {
@@ -243,8 +266,10 @@ struct ColumnsRegime {
         return w.bytes();
     }
     static Form form(const Network& net, const Distribution& data, int64_t batch_size, int64_t model,
-                     void* worker_memory) {
-        return Regime<ColumnsModel, ColumnsWorker>::form(net, data, batch_size, model, worker_memory);
+                     int64_t connections, void* worker_memory) {
+        using Columns = Regime<ColumnsModel, ColumnsWorker>;
+        if (Columns::form(net, data, batch_size, model, -1, worker_memory) == Form::kColumns) return Form::kColumns;
+        return Regime<TilesModel, TilesWorker>::form(net, data, batch_size, model, connections, worker_memory);
     }
     static void train(const TrainParams& p, void* shared_memory, void* worker_memory, const Team& team,
                       const Queue& queue) {

@@ -63,6 +63,8 @@ class TileSource {
         else
             tables_.set_up(model);
     }
+    // From now on; within the room.
+    void set_drawn_rows(int64_t rows) { drawn_rows_ = rows; }
     bool of_stream() const { return !finite_.there(); }
     bool listed() const { return of_stream() && is_listed(tables_); }
     const StreamTables& tables() const { return tables_; }

@@ -36,8 +36,8 @@ struct EntrySink {
 };
 
 // A form: what one model's step takes of those that its network allows (cpu/resident/forms.inl).
-enum class Form : int32_t { kColumns = 0, kTiles = 1, kGram = 2, kGeneral = 3, kAny = 4 };
-constexpr const char* kFormNames[] = {"columns", "tiles", "gram", "general", "any"};
+enum class Form : int32_t { kColumns = 0, kTiles = 1, kGram = 2, kGeneral = 3, kConnections = 4, kAny = 5 };
+constexpr const char* kFormNames[] = {"columns", "tiles", "gram", "general", "connections", "any"};
 
 // The form that is taken wherever it can be, whatever it costs: to compare forms. kAny, the cheapest, unless
 // force_form() said otherwise.
@@ -47,8 +47,10 @@ Form forced_form();
 struct TrainRegime {
     const char* name;
     int (*parts)(const Network&, int64_t batch_size);  // of a batch, which as many threads may share
-    // Which of its forms one model takes: that follows from the model's own distribution, too.
-    Form (*form)(const Network&, const Distribution&, int64_t batch_size, int64_t model, void* worker);
+    // Which of its forms one model takes: that follows from the model's own distribution, too, and from how many
+    // connections it has where it is sparse (-1: not said).
+    Form (*form)(const Network&, const Distribution&, int64_t batch_size, int64_t model, int64_t connections,
+                 void* worker);
     // How many models a worker should take at once, where p.threads workers share p.n_models.
     int64_t (*together)(const TrainParams& p);
     size_t (*shared_bytes)(const Network&, int64_t batch_size);
@@ -115,7 +117,8 @@ struct ForkedChild : std::exception {
 };
 
 const char* train_regime(const Network& network, bool finite, bool plain);
-Form train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model);
+Form train_form(const Network& network, const Distribution& data, int64_t batch_size, int64_t model,
+                int64_t connections);
 void force_form(Form form);  // of calls from now on, by any thread
 void train(const TrainParams& params);
 void evaluate(const EvaluateParams& params);
