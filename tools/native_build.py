@@ -18,7 +18,7 @@ Environment:
     CXX                 the compiler (g++ by default; `clang++` and wrappers such as `ccache g++` work)
     MAX_JOBS            compiler processes at a time (default: the cores this process may use)
     TOYKERN_CUDA        CUDA kernels: auto (if nvcc is found; the default) | 1 (or fail) | 0 (without)
-    TOYKERN_CUDA_ARCHS  for which GPUs, "80;90;100;120" by default; later ones run PTX
+    TOYKERN_CUDA_ARCHS  for which GPUs, "75;80;90;100;120" by default; later ones run PTX
     CUDACXX, CUDA_HOME, CUDA_PATH
                         where nvcc is, if not on the PATH (`cuda_toolkit.py`)
     TOYKERN_SANITIZE    a list for -fsanitize=, for example address,undefined
