@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 PIP := $(BIN)/pip --disable-pip-version-check install -c $(CONSTRAINTS)
-CPP = $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+CPP = $$(find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 # What each environment stamp installs beside the package (the extras of pyproject.toml).
 EXTRAS_demo := results,plot

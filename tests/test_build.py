@@ -26,6 +26,7 @@ TOY_SOURCES = {
     "csrc/common/shared.h": "int level_v4(); int level_v3(); int level_base();\n",
     "csrc/cpu/toy_v4.cpp": '#include "common/shared.h"\nint level_v4() { return 4; }\n',
     "csrc/cpu/toy_v3.cpp": '#include "common/shared.h"\nint level_v3() { return 3; }\n',
+    "csrc/cpu/toy_neon.cpp": "#include <arm_neon.h>\nint level_neon() { return 8; }\n",
     "csrc/cpu/toy_base.cpp": "int level_base() { return 1; }\n",
     "csrc/bind/module.cpp": 'extern "C" const char* commit() { return TOYKERN_COMMIT; }\n',
 }
@@ -60,8 +61,8 @@ def test_each_level_has_its_flags_and_only_its_own(toy):
 
     assert march("a_v4.cpp") == ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mtune=generic"]
     assert march("a_v3.cpp") == ["-march=x86-64-v3", "-mtune=generic"]
-    assert march("a_base.cpp") == march("dispatch.cpp") == []
-    for name in ("a_v4.cpp", "a_v3.cpp", "a_base.cpp"):
+    assert march("a_neon.cpp") == march("a_base.cpp") == march("dispatch.cpp") == []
+    for name in ("a_v4.cpp", "a_v3.cpp", "a_neon.cpp", "a_base.cpp"):
         assert {"-ffp-contract=off", "-fvisibility=hidden", "-O3", "-std=c++17"} <= set(flags(name))
         assert not {"-ffast-math", "-Ofast", "-march=native"} & set(flags(name))
 
@@ -78,12 +79,30 @@ def test_only_the_binding_is_told_the_commit(toy):
     assert [name for name in flags if "abc-dirty" in " ".join(flags[name])] == ["csrc/bind/module.cpp"]
 
 
-def test_other_machines_get_the_base_level_alone(toy):
-    only_base = replace(toy, only_base=True)
+@pytest.mark.parametrize(
+    ("cpu", "levels"),
+    [("x86_64", {"toy_v4.cpp", "toy_v3.cpp"}), ("aarch64", {"toy_neon.cpp"}), ("other", set())],
+)
+def test_every_cpu_gets_its_own_levels_and_the_base(toy, cpu, levels):
+    settings = replace(toy, cpu=cpu)
+    assert {p.name for p in native_build.sources(settings)} == {*levels, "toy_base.cpp", "module.cpp"}
+    assert "-DTOYKERN_ONLY_BASE" not in native_build.compile_flags(settings, Path("csrc/cpu/toy_base.cpp"))
+    only_base = replace(settings, only_base=True)
     assert [p.name for p in native_build.sources(only_base)] == ["toy_base.cpp", "module.cpp"]
     assert "-DTOYKERN_ONLY_BASE" in native_build.compile_flags(only_base, Path("csrc/cpu/toy_base.cpp"))
-    assert "-DTOYKERN_ONLY_BASE" not in native_build.compile_flags(toy, Path("csrc/cpu/toy_base.cpp"))
-    assert only_base.build_dir != toy.build_dir
+    assert only_base.build_dir != settings.build_dir
+
+
+@pytest.mark.parametrize(
+    ("macro", "cpu"), [("__x86_64__", "x86_64"), ("__aarch64__", "aarch64"), ("__riscv", "other")]
+)
+def test_the_compiler_says_for_which_cpu_it_is_and_that_it_is_clang(tmp_path, macro, cpu):
+    """As a cross compiler would, which is for another CPU than this one."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\necho '#define {macro} 1'\necho '#define __clang__ 1'\n")
+    compiler.chmod(0o755)
+    settings = Settings.from_environment(ROOT, "1", {"CXX": str(compiler), "TOYKERN_CUDA": "0"})
+    assert settings.cpu == cpu and settings.clang and not settings.only_base
 
 
 def test_sanitizers_reach_compiler_and_linker_and_build_apart(toy):
@@ -239,7 +258,7 @@ def test_exports_its_entry_and_none_of_its_functions(module_path):
 def _level_objects() -> list[Path]:
     compiler = Path(os.environ.get("CXX", "g++")).name
     folder = ROOT / "build/native" / f"{sys.implementation.cache_tag}-{compiler}" / "objects/csrc/cpu"
-    return [path for path in sorted(folder.glob("*.o")) if path.stem[-3:] in native_build.LEVEL_FLAGS]
+    return [path for path in sorted(folder.glob("*.o")) if native_build._level(path)]
 
 
 def test_level_objects_keep_to_themselves():
@@ -248,7 +267,7 @@ def test_level_objects_keep_to_themselves():
     if not objects:
         pytest.skip("the objects of the build are not here (installed, not built in place)")
     for path in objects:
-        level = path.stem[-2:]
+        level = native_build._level(path)[1:]
         for kind, name in _nm("-C", "--defined-only", path):
             assert kind not in "WVu" or re.search(rf"\b{level}::", name), f"{path.name} defines shared {name}"
 

@@ -23,7 +23,7 @@ from native_build import Settings  # noqa: E402
 
 KIB = 1024
 # KiB of shared memory that a block can ask for (CUDA C++ Programming Guide, by compute capability).
-SHARED_LIMIT = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
+SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
 REGISTERS = 65536  # of an SM, and of a block
 
 FAKE_NVCC = """#!/bin/sh
@@ -144,9 +144,10 @@ def gencode(cuda: Cuda) -> list[str]:
 
 def test_all_default_archs_from_one_ptx_for_each_generation(fake):
     cuda = choose({"CUDACXX": str(fake().nvcc)}, ["g++"])
-    assert (cuda.archs, cuda.ptx) == ((80, 90, 100, 120), 100)
-    assert cuda.state == "built: nvcc 13.0 for sm_80, sm_90, sm_100, sm_120 and PTX of compute_100"
+    assert (cuda.archs, cuda.ptx) == ((75, 80, 90, 100, 120), 100)
+    assert cuda.state == "built: nvcc 13.0 for sm_75, sm_80, sm_90, sm_100, sm_120 and PTX of compute_100"
     assert gencode(cuda) == [
+        "arch=compute_75,code=[sm_75]",
         "arch=compute_80,code=[sm_80]",
         "arch=compute_90,code=[sm_90]",
         "arch=compute_100,code=[sm_100,sm_120,compute_100]",
@@ -158,6 +159,7 @@ def test_all_default_archs_from_one_ptx_for_each_generation(fake):
     [
         ("90", ["arch=compute_90,code=[sm_90,compute_90]"]),
         ("80;86", ["arch=compute_80,code=[sm_80,sm_86,compute_80]"]),
+        ("75;80", ["arch=compute_75,code=[sm_75]", "arch=compute_80,code=[sm_80,compute_80]"]),
         ("86;120", ["arch=compute_86,code=[sm_86]", "arch=compute_120,code=[sm_120,compute_120]"]),
     ],
 )
@@ -174,7 +176,7 @@ def test_the_sources_tell_no_more_archs_apart_than_the_build_makes():
         for line in path.read_text().splitlines()
         if "__CUDA_ARCH__" in line and re.search(r"\d{3,}", line.split("__CUDA_ARCH__")[-1])
     ]
-    assert asked  # train_tiny.cu
+    assert asked  # train_tiny.cu, common/lanes.h
     for name, line in asked:
         numbers = {int(n) for n in re.findall(r"__CUDA_ARCH__\s*[<>=!]+\s*(\d+)", line)}
         assert numbers <= {10 * first for first in cuda_toolkit.LINEAGES}, (name, line)
@@ -184,7 +186,7 @@ def test_an_older_nvcc_leaves_out_what_it_does_not_know_and_says_so(fake):
     cuda = choose({"CUDACXX": str(fake(release="12.0", archs="70 80 90").nvcc)}, ["g++"])
     assert cuda.archs == (80, 90)
     assert cuda.state == (
-        "built: nvcc 12.0 for sm_80, sm_90 and PTX of compute_90; left out sm_100, sm_120, "
+        "built: nvcc 12.0 for sm_80, sm_90 and PTX of compute_90; left out sm_75, sm_100, sm_120, "
         "which nvcc 12.0 does not know"
     )
 
@@ -425,11 +427,17 @@ def cuda_sources() -> list[Path]:
     return sorted((ROOT / "csrc/cuda").rglob("*.cu"))
 
 
+LIMIT = -1  # of `shared`: whatever cuda_shared_limit gives
+
+
 def promises() -> list[tuple[str, int, int, int]]:
     """(pattern, threads, stack, shared) of each line of csrc/cuda/promises.txt."""
     lines = (ROOT / "csrc/cuda/promises.txt").read_text().splitlines()
     rows = [line.rsplit(maxsplit=3) for line in lines if line.strip() and not line.startswith("#")]
-    return [(name.strip(), int(threads), int(stack), int(shared)) for name, threads, stack, shared in rows]
+    return [
+        (name.strip(), int(threads), int(stack), LIMIT if shared == "limit" else int(shared))
+        for name, threads, stack, shared in rows
+    ]
 
 
 def fits(name: str, pattern: str) -> bool:
@@ -453,7 +461,8 @@ def broken_promises(kernels, promised) -> list[str]:
             broken.append(f"{where}: {kernel.stack} bytes of stack, {stack} promised")
         if (kernel.registers + 7) // 8 * 8 * threads > REGISTERS:
             broken.append(f"{where}: {kernel.registers} registers are too many for {threads} threads")
-        if kernel.shared + shared > SHARED_LIMIT.get(kernel.arch, 48) * KIB:
+        there = SHARED_LIMIT.get(kernel.arch, 48) * KIB
+        if kernel.shared + (min(there, 99 * KIB) if shared == LIMIT else shared) > there:
             broken.append(
                 f"{where}: {kernel.shared} + {shared} bytes of shared memory are more than there are"
             )
@@ -493,6 +502,16 @@ def test_the_gate_sees(changes, says):
     promised = [("k<*", 512, 16, 8192), ("*", 1, 0, 0)]
     assert broken_promises([ptxas_report.Kernel(**sound)], promised[:1]) == []
     assert says in "\n".join(broken_promises([ptxas_report.Kernel(**(sound | changes))], promised[:1]))
+
+
+def test_the_gate_knows_how_much_shared_memory_an_arch_has():
+    """What takes all that a kernel may take of a block leaves no room where that is all there is."""
+    plain = {"name": "k", "registers": 32, "stack": 0, "spill_stores": 0, "spill_loads": 0}
+    for arch, shared, fits_in in ((75, 0, True), (75, 4, False), (80, 4, True), (86, 4, False)):
+        kernel = ptxas_report.Kernel(**plain, arch=arch, shared=shared)
+        assert (broken_promises([kernel], [("k", 64, 0, LIMIT)]) == []) == fits_in, (arch, shared)
+    kernel = ptxas_report.Kernel(**plain, arch=75, shared=0)
+    assert broken_promises([kernel], [("k", 64, 0, 99 * KIB)]) != []
 
 
 # --- the module -------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_a_gpu_that_the_kernels_runtime_does_not_find(machine):
 
 def test_a_gpu_too_old(machine):
     machine.gpus = [("Tesla V100", (7, 0))]
-    with pytest.raises(RuntimeError, match="Tesla V100 is sm_70, and .* need sm_80 or newer"):
+    with pytest.raises(RuntimeError, match="Tesla V100 is sm_70, and .* need sm_75 or newer"):
         check_kernels("cuda")
 
 
@@ -176,6 +176,9 @@ def test_a_gpu_that_there_is_no_code_for(machine):
 @pytest.mark.parametrize(
     ("archs", "ptx", "capability", "runs"),
     [
+        ((75, 80, 90, 100, 120), 100, (7, 5), True),
+        ((75, 80, 90), 90, (7, 0), False),
+        ((80, 90, 100, 120), 100, (7, 5), False),
         ((80, 90, 100, 120), 100, (8, 0), True),
         ((80, 90, 100, 120), 100, (8, 9), True),  # machine code of its major version
         ((80, 90, 100, 120), 100, (10, 3), True),

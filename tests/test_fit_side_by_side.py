@@ -19,7 +19,7 @@ import toykern as tk
 
 loop_module = importlib.import_module("toykern.training.loop")
 
-LANES = {"v4": 16, "v3": 8, "base": 4}
+LANES = {"v4": 16, "v3": 8, "neon": 8, "base": 4}
 
 
 @pytest.fixture(autouse=True)

@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_ARCHS = (80, 90, 100, 120)
-OLDEST_ARCH = 80
+DEFAULT_ARCHS = (75, 80, 90, 100, 120)
+OLDEST_ARCH = 75
 # From each of these on machine code is made from one PTX, so that nvcc's front end, half of its time, runs
 # once less for the default archs. The sources must tell no others apart (__CUDA_ARCH__). Two lineages would
 # not do: Blackwell's code from Hopper's PTX spills.
-LINEAGES = (80, 90, 100)
+LINEAGES = (75, 80, 90, 100)
 OLDEST_NVCC = (11, 8)  # sm_90, thread block clusters, C++17
 NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "--expt-relaxed-constexpr", "-Xfatbin=-compress-all"]
 # As on the CPU: a multiply-add is fused where the source says fma and nowhere else, quotients and roots are

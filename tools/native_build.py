@@ -3,7 +3,10 @@
 `setup.py` calls `build`. Sources are found by folder, so a new kernel needs no edit here; a file's suffix
 says for which instruction-set level it is compiled:
 
-    *_v4.cpp    x86-64-v4 (AVX-512)         *_v3.cpp    x86-64-v3 (AVX2, FMA)         others    the baseline
+    *_v4.cpp    x86-64-v4 (AVX-512)         *_neon.cpp    64-bit ARM
+    *_v3.cpp    x86-64-v3 (AVX2, FMA)       others        the baseline of any CPU
+
+The levels of another CPU than the compiler makes code for are left out; a cross compiler's CPU is its own.
 
 In csrc/cuda, .cu files are compiled by nvcc, one process each, and what ptxas says of their kernels is kept
 beside the object (`ptxas_report.py`). Where the module gets no CUDA kernels, `<name>_stub.cpp` stands in for
@@ -15,12 +18,12 @@ Environment:
     CXX                 the compiler (g++ by default; `clang++` and wrappers such as `ccache g++` work)
     MAX_JOBS            compiler processes at a time (default: the cores this process may use)
     TOYKERN_CUDA        CUDA kernels: auto (if nvcc is found; the default) | 1 (or fail) | 0 (without)
-    TOYKERN_CUDA_ARCHS  for which GPUs, "80;90;100;120" by default; later ones run PTX
+    TOYKERN_CUDA_ARCHS  for which GPUs, "75;80;90;100;120" by default; later ones run PTX
     CUDACXX, CUDA_HOME, CUDA_PATH
                         where nvcc is, if not on the PATH (`cuda_toolkit.py`)
     TOYKERN_SANITIZE    a list for -fsanitize=, for example address,undefined
     TOYKERN_COMMIT      the commit to bake in where there is no git checkout
-    TOYKERN_ONLY_BASE   1: leave the x86 levels out, as on other machines
+    TOYKERN_ONLY_BASE   1: the baseline alone, without a level of any CPU
     TOYKERN_THREADS     whose threads: libgomp (torch's on Linux; the default there) | own (std::thread; the
                         default on macOS, where torch brings an OpenMP runtime that is not libgomp)
     TOYKERN_CXXFLAGS    appended to every compile, for profiling and experiments
@@ -59,7 +62,9 @@ SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"
 LEVEL_FLAGS = {
     "_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mtune=generic"],
     "_v3": ["-march=x86-64-v3", "-mtune=generic"],
+    "_neon": [],  # part of the baseline of 64-bit ARM
 }
+LEVELS = {"x86_64": ("_v4", "_v3"), "aarch64": ("_neon",)}  # by the CPU that the compiler makes code for
 
 
 class BuildError(Exception):
@@ -76,6 +81,7 @@ class Settings:
     version: str
     commit: str
     cuda: Cuda
+    cpu: str = "x86_64"
     sanitize: str = ""
     only_base: bool = False
     own_threads: bool = False
@@ -92,19 +98,26 @@ class Settings:
             cuda = choose(environ, compiler, sanitize)
         except CudaError as error:
             raise BuildError(str(error)) from None
+        macros = _macros(compiler)
         return cls(
             root=root,
             compiler=compiler,
-            clang=_is_clang(compiler),
+            clang="__clang__" in macros,
             version=version,
             commit=find_commit(root, environ),
             cuda=cuda,
+            cpu=next((cpu for cpu in LEVELS if f"__{cpu}__" in macros), "other"),
             sanitize=sanitize,
-            only_base=not _targets_x86_64() or environ.get("TOYKERN_ONLY_BASE", "0") not in ("", "0"),
+            only_base=environ.get("TOYKERN_ONLY_BASE", "0") not in ("", "0"),
             own_threads=_own_threads(environ, macos),
             macos=macos,
             extra_flags=tuple(shlex.split(environ.get("TOYKERN_CXXFLAGS", ""))),
         )
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The suffixes of the levels that are built beside the baseline, best first."""
+        return () if self.only_base else LEVELS.get(self.cpu, ())
 
     @property
     def build_dir(self) -> Path:
@@ -145,7 +158,7 @@ def sources(settings: Settings) -> list[Path]:
         raise BuildError(f"no sources under {settings.root / 'csrc'}: is the checkout complete?")
     if settings.cuda.toolkit:
         found = [path for path in found if not _is_stub(path)]
-    return [path for path in found if not (settings.only_base and _level(path))]
+    return [path for path in found if _level(path) in ("", *settings.levels)]
 
 
 def compile_flags(settings: Settings, source: Path) -> list[str]:
@@ -329,20 +342,17 @@ def _is_stub(source: Path) -> bool:
 
 
 def _level(source: Path) -> str:
-    return source.stem[-3:] if source.stem[-3:] in LEVEL_FLAGS else ""
+    return next((suffix for suffix in LEVEL_FLAGS if source.stem.endswith(suffix)), "")
 
 
-def _is_clang(compiler: tuple[str, ...]) -> bool:
+def _macros(compiler: tuple[str, ...]) -> frozenset[str]:
+    """The names that the compiler defines by itself: who it is, and for which CPU it makes code."""
     try:
         command = [*compiler, "-dM", "-E", "-x", "c++", os.devnull]
-        macros = subprocess.run(command, capture_output=True, text=True)
+        text = subprocess.run(command, capture_output=True, text=True).stdout
     except OSError:
-        return False  # `build` reports a missing compiler
-    return "__clang__" in macros.stdout
-
-
-def _targets_x86_64() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64")
+        text = ""  # `build` reports a missing compiler
+    return frozenset(line.split()[1] for line in text.splitlines() if line.startswith("#define "))
 
 
 def _cores() -> int:

@@ -74,6 +74,8 @@ void bind_devices(py::module_& m) {
             return d;
         },
         py::arg("device"), "The properties of one GPU, sizes in bytes.");
+    m.def("cuda_shared_limit", &cuda_shared_limit, py::arg("device"),
+          "Bytes of shared memory that kernels may take of a block; of device -1: on the host.");
     m.def(
         "cuda_probe",
         [](int device, int threads, int64_t shared_bytes) {
@@ -102,15 +104,19 @@ void bind_trainer(py::module_& m, py::module_& c, py::module_& host) {
         .def_readwrite("tables_stride", &Launch::tables_stride)
         .def_readwrite("mixed", &Launch::mixed)
         .def_readwrite("regime", &Launch::regime)
+        .def_readwrite("shared_limit", &Launch::shared_limit)
         .def_readwrite("workspace_bytes", &Launch::workspace_bytes);
     bind_pointer(l, "tables", &Launch::tables);
     bind_pointer(l, "step_scale", &Launch::step_scale);
     bind_pointer(l, "stream", &Launch::stream);
     bind_pointer(l, "workspace", &Launch::workspace);
 
-    c.def("regime", [](const Network& network, int64_t batch_size) {
-        return std::string(cuda::train_regime(network, batch_size));
-    });
+    c.def(
+        "regime",
+        [](const Network& network, int64_t batch_size, int64_t shared_limit) {
+            return std::string(cuda::train_regime(network, batch_size, shared_limit));
+        },
+        py::arg("network"), py::arg("batch_size"), py::arg("shared_limit") = kSharedLimit);
     c.def("train_workspace", &cuda::train_workspace, "Bytes that train needs; the pointers are not read.");
     c.def("evaluate_workspace", &cuda::evaluate_workspace);
     c.def("train", [](const TrainParams& p, const Launch& launch) {
@@ -187,9 +193,11 @@ void bind_sparse_layers(py::module_& m, py::module_& c, py::module_& host) {
               SparseLaunch launch;
               launch.device = device;
               launch.stream = pointer<void>(stream);
+              launch.shared_limit = cuda_shared_limit(device);
               return launch;
           }),
-          py::arg("device"), py::arg("stream"));
+          py::arg("device"), py::arg("stream"), "Of device -1: the source on the host.");
+    l.def_readwrite("shared_limit", &SparseLaunch::shared_limit);
     bind_pointer(l, "workspace", &SparseLaunch::workspace);
     m.def("sparse_slots_workspace", &sparse_slots_workspace);
 
@@ -267,7 +275,7 @@ void bind_autoencoder_layer(py::module_& m, py::module_& c, py::module_& host) {
 
     m.def("layer_is_stacked", &layer_is_stacked, py::arg("n_features"), py::arg("n_hidden"), py::arg("tied"),
           py::arg("given") = true, py::arg("direct") = true, py::arg("hidden_activation") = 0,
-          "Whether a network runs within a block's shared memory.");
+          py::arg("shared_limit") = kSharedLimit, "Whether a network runs within a block's shared memory.");
     m.def("stacked_partial_floats", &stacked_partial_floats, "Scratch of one model; the pointers are not read.");
     const auto unlocked = py::call_guard<Unlocked>();
     c.def("layer_stacked", &cuda::layer_stacked, unlocked);

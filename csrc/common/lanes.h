@@ -84,8 +84,8 @@ TOYKERN_MATHS float fsqrt(float a) {
 #endif
 }
 TOYKERN_MATHS float fmax(float bound, float x) {
-#if defined(__CUDA_ARCH__)
-    float r;  // fmaxf would give the bound for a NaN, and hide that a model diverged
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    float r;  // fmaxf would give the bound for a NaN, and hide that a model diverged; before sm_80 as on the host
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(bound), "f"(x));
     return r;
 #else

@@ -15,7 +15,7 @@ struct Candidate {
 
 std::vector<Candidate> candidates() {
     std::vector<Candidate> all;
-#ifndef TOYKERN_ONLY_BASE
+#if defined(TOYKERN_X86_LEVELS)
     __builtin_cpu_init();
     const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
                     __builtin_cpu_supports("bmi2");
@@ -24,6 +24,8 @@ std::vector<Candidate> candidates() {
                     __builtin_cpu_supports("avx512vl");
     all.push_back({level_v4(), v4});
     all.push_back({level_v3(), v3});
+#elif defined(TOYKERN_ARM_LEVELS)
+    all.push_back({level_neon(), true});  // no 64-bit ARM CPU that runs programs is without it
 #endif
     all.push_back({level_base(), true});
     return all;

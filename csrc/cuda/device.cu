@@ -1,4 +1,6 @@
 // Which GPUs there are, what went wrong, and a kernel that shows whether one can be launched at all.
+#include <algorithm>
+
 #include "cuda/launch.h"
 
 namespace toykern {
@@ -128,6 +130,11 @@ CudaDevice cuda_device(int device) {
     d.l2 = properties.l2CacheSize;
     d.cooperative = attribute(cudaDevAttrCooperativeLaunch, device) != 0;
     return d;
+}
+
+int64_t cuda_shared_limit(int device) {
+    if (device < 0) return kSharedLimit;
+    return std::min<int64_t>(kSharedLimit, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
 }
 
 void cuda_synchronize(int device, void* stream, const std::string& doing) {

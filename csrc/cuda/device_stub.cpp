@@ -7,6 +7,8 @@ CudaStatus cuda_status() { return {false, 0, 0, 0, "this build has no CUDA kerne
 
 CudaDevice cuda_device(int) { throw CudaNotBuilt(); }
 
+int64_t cuda_shared_limit(int) { return kSharedLimit; }
+
 void cuda_synchronize(int, void*, const std::string&) { throw CudaNotBuilt(); }
 
 int cuda_probe(int, int, int64_t) { throw CudaNotBuilt(); }

@@ -27,11 +27,11 @@ Launch with_gram(const Launch& launch) {
 }
 // Training by the small regime's shapes: models may be the Gram form's.
 bool has_gram(const Network& network, int64_t batch_size, const Launch& launch) {
-    return launch.regime != (int)DeviceRegime::kSmall && gram_trains(network, batch_size);
+    return launch.regime != (int)DeviceRegime::kSmall && gram_trains(network, batch_size, launch.shared_limit);
 }
 
 DeviceRegime regime_of(const Network& network, int64_t batch_size, const Launch& launch) {
-    if (launch.regime < 0) return device_regime(network, batch_size);
+    if (launch.regime < 0) return device_regime(network, batch_size, launch.shared_limit);
     if (launch.regime == (int)DeviceRegime::kTiny && !has_floors_alone(network))
         throw std::invalid_argument("the tiny regime knows none and ReLU alone");  // it would take others for none
     return (DeviceRegime)launch.regime;
@@ -76,8 +76,8 @@ size_t workspace_for(const Params& p, const Launch& launch) {
 
 namespace cuda {
 
-const char* train_regime(const Network& network, int64_t batch_size) {
-    return kNames[(int)device_regime(network, batch_size)];
+const char* train_regime(const Network& network, int64_t batch_size, int64_t shared_limit) {
+    return kNames[(int)device_regime(network, batch_size, shared_limit)];
 }
 
 size_t train_workspace(const TrainParams& p, const Launch& launch) { return workspace_for(p, launch); }

@@ -1,5 +1,5 @@
-// The one place where a training loop is picked on a device: by the shape alone, since it decides the order of the
-// sums.
+// The one place where a training loop is picked on a device: by the shape, since it decides the order of the sums, and by
+// the shared memory of a block, which is the same on every device from sm_80 on.
 //
 //   tiny    half a warp to a model, everything in registers train_tiny.cuh, which leaves some distributions to small;
 //           of networks with none and ReLU alone, and not of sparse models
@@ -35,15 +35,16 @@ constexpr int64_t kTinyBatch = 65536;  // longer batches would leave most of a d
 
 size_t small_shared_bytes(const Network& network);  // of one block: cuda/small/shape.h
 size_t small_workspace(const Network& network, int64_t n_models);
-constexpr size_t kSmallSharedLimit = 99 * 1024;  // what every device of sm_80 and newer can give a block
 
-bool gram_trains(const Network& network, int64_t batch_size);  // some models, maybe: cuda/gram/shape.h
+bool gram_trains(const Network& network, int64_t batch_size,
+                 int64_t shared_limit);  // some models, maybe: cuda/gram/shape.h
 size_t gram_workspace(const Network& network, int64_t n_models);
 
-inline DeviceRegime device_regime(const Network& net, int64_t batch_size) {
+// `shared_limit`: of the device (cuda_shared_limit).
+inline DeviceRegime device_regime(const Network& net, int64_t batch_size, int64_t shared_limit) {
     const bool plain = net.tied && !net.sparse && has_floors_alone(net);
     if (plain && batch_size <= kTinyBatch && for_tiny_shape<AnyTinyShape>(net)) return DeviceRegime::kTiny;
-    return small_shared_bytes(net) <= kSmallSharedLimit ? DeviceRegime::kSmall : DeviceRegime::kLarge;
+    return (int64_t)small_shared_bytes(net) <= shared_limit ? DeviceRegime::kSmall : DeviceRegime::kLarge;
 }
 
 // Each regime's entry points, on a device (train_<regime>.cu) and on the host (host_<regime>.cpp, lanes in lock step).

@@ -14,7 +14,7 @@ import torch
 
 from toykern import _native
 from toykern.native.address import address, address_of_array
-from toykern.native.devices import explained_out_of_memory
+from toykern.native.devices import explained_out_of_memory, shared_limit
 from toykern.native.threads import kernel_threads
 
 
@@ -47,6 +47,7 @@ class DeviceLaunch:
         self._launch.layout = layout
         self._launch.tables_stride = layout.bytes if rows > 1 else 0
         self._launch.device = device.index or 0
+        self._launch.shared_limit = shared_limit(device)
         units = [torch.from_numpy(np.ascontiguousarray(a)) for a in data.unit_arrays()]
         self._kept = [data, *self.moved([tables, *units])]
         there, start, member, kind = self._kept[1:]

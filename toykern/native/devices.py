@@ -14,8 +14,8 @@ import torch
 from toykern import _native
 from toykern.arguments.errors import describe, is_int
 
-OLDEST_CAPABILITY = (8, 0)
-"""Compute capability of the oldest GPUs that the CUDA kernels are written for (A100)."""
+OLDEST_CAPABILITY = (7, 5)
+"""Compute capability of the oldest GPUs that the CUDA kernels are written for (T4)."""
 
 
 def check_device(device: Any) -> torch.device | None:
@@ -49,7 +49,7 @@ def check_kernels(device: Any) -> torch.device:
     Raises:
         ValueError: `device` is no device.
         RuntimeError: a torch without CUDA, no driver, no such GPU; a build without CUDA kernels, a driver too
-            old for them, a GPU older than compute capability 8.0, or one that they were not built for.
+            old for them, a GPU older than compute capability 7.5, or one that they were not built for.
 
     >>> check_kernels("cpu")
     device(type='cpu')
@@ -120,6 +120,18 @@ def runs_on(archs: tuple[int, ...], ptx: int | None, capability: tuple[int, int]
     )
 
 
+def shared_limit(device: torch.device) -> int:
+    """Bytes of shared memory that a block of a kernel on `device` may take, which decides how work is cut.
+
+    99 KiB on every GPU of compute capability 8.0 or newer, 64 KiB on 7.5; for the CPU, where tests run the
+    kernels' source, as on a newer one.
+
+    >>> shared_limit(torch.device("cpu"))
+    101376
+    """
+    return int(_native.cuda_shared_limit((device.index or 0) if device.type == "cuda" else -1))
+
+
 def built_archs() -> tuple[int, ...]:
     """The archs that this build has CUDA kernels for, rising; none where it has no CUDA kernels."""
     return tuple(int(arch) for arch in _native.build_info()["cuda_archs"].split(";") if arch)
@@ -187,7 +199,7 @@ def _kernels_problem(index: int) -> str:
     name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
     arch = f"sm_{capability[0]}{capability[1]}"
     if capability < OLDEST_CAPABILITY:
-        return f"{name} is {arch}, and toykern's CUDA kernels need sm_80 or newer"
+        return f"{name} is {arch}, and toykern's CUDA kernels need sm_75 or newer"
     if not runs_on(built_archs(), built_ptx(), capability):
         return (
             f"{name} is {arch}, and toykern's CUDA kernels are {_native.build_info()['cuda']}: build them "

@@ -263,7 +263,7 @@ def _call(name: str, task: Any, device: torch.device, workspace: torch.Tensor | 
             launch.workspace = address("workspace", workspace, torch.uint8, device)
         getattr(_native.cuda, name)(task, launch)
         return
-    launch = _native.SparseLaunch(0, 0)
+    launch = _native.SparseLaunch(-1, 0)
     if workspace is not None:
         launch.workspace = address("workspace", workspace, torch.uint8, device)
     getattr(_native.device_source_on_host, name)(task, launch, _host_descending)

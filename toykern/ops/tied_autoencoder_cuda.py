@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from toykern import _native
+from toykern.native.devices import shared_limit
 from toykern.network.losses import Objective
 from toykern.ops.tied_autoencoder_call import Gradients, Optional, options_of
 from toykern.ops.tied_autoencoder_cuda_call import CudaCall
@@ -36,7 +37,15 @@ def _run(call: CudaCall) -> None:
     p = call.params
     given = bool(p.output_grad or p.target_values)
     direct = call.input_grad is not None or call.target_grad is not None
-    shape = (call.features, call.hidden, call.tied, given, direct, p.hidden_activation)
+    shape = (
+        call.features,
+        call.hidden,
+        call.tied,
+        given,
+        direct,
+        p.hidden_activation,
+        shared_limit(call.device),
+    )
     if _native.layer_is_stacked(*shape):
         _run_stacked(call)
     else:

@@ -55,6 +55,17 @@ TOYKERN_INLINE D fmadd(D a, D b, D c) {
     return {_mm512_fmadd_pd(a.v, b.v, c.v)};
 #elif defined(__FMA__)
     return {_mm256_fmadd_pd(a.v, b.v, c.v)};
+#elif defined(TOYKERN_NEON)
+    D r;
+    float64x2_t x, y, z;
+    for (size_t half = 0; half < sizeof(D); half += sizeof(x)) {
+        __builtin_memcpy(&x, (const char*)&a + half, sizeof(x));
+        __builtin_memcpy(&y, (const char*)&b + half, sizeof(y));
+        __builtin_memcpy(&z, (const char*)&c + half, sizeof(z));
+        z = vfmaq_f64(z, x, y);
+        __builtin_memcpy((char*)&r + half, &z, sizeof(z));
+    }
+    return r;
 #else
     return {a.v * b.v + c.v};
 #endif

@@ -1,7 +1,7 @@
 // The lane type of the CPU kernels: kLanes floats or 32-bit words side by side.
 //
-// Each instruction-set level compiles every kernel in a namespace of its own (TOYKERN_LEVEL: v4, v3 or base) against
-// one of three implementations of the same small vocabulary:
+// Each instruction-set level compiles every kernel in a namespace of its own (TOYKERN_LEVEL: v4, v3, neon or base)
+// against one of four implementations of the same small vocabulary:
 //
 //   F   float lanes       load/store/stream/bcast, + - *, fmadd, fmax, sqrt, div, gt -> M, keep, fsum, sum_lanes
 //   U   uint32 lanes      load/store, + - & | ^ ~, shl/shr, mulhi, clz, lookup16, eq/lt -> M, to_float
@@ -9,8 +9,9 @@
 //   M   one bit per lane
 //
 // Everything that touches U, L or M is exact, so the data stream has the same bits at every level. Float sums run in
-// an order that depends on kLanes: results of training are reproducible per level, not across levels.
-// Intrinsics stand only in the three files included here. They say much in the same words, on purpose: each is read by
+// an order that depends on kLanes, and the baseline has no fused multiply-add: results of training are reproducible per
+// level, not across levels. (Those of v3 and neon are the same but where denormals are flushed.)
+// Intrinsics stand only in the files included here. They say much in the same words, on purpose: each is read by
 // itself beside the instructions of its level. No inline function of std:: may be used in a per-level file:
 // the linker would keep one copy of it, perhaps the one compiled for a CPU that this machine is not.
 #pragma once
@@ -18,7 +19,7 @@
 #include <cstdint>
 
 #ifndef TOYKERN_LEVEL
-#error "define TOYKERN_LEVEL (v4, v3 or base) before including simd.h"
+#error "define TOYKERN_LEVEL (v4, v3, neon or base) before including simd.h"
 #endif
 
 #define TOYKERN_INLINE inline __attribute__((always_inline))
@@ -36,6 +37,8 @@ struct RoundKeys {
 #include "cpu/simd/avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__)
 #include "cpu/simd/avx2.h"
+#elif defined(TOYKERN_NEON)  // and not __ARM_NEON, which is there in the baseline of 64-bit ARM, too
+#include "cpu/simd/neon.h"
 #else
 #include "cpu/simd/generic.h"
 #endif

@@ -65,6 +65,8 @@ struct Meeting {
     static void pause() {
 #if defined(__x86_64__)
         _mm_pause();
+#elif defined(__aarch64__)
+        asm volatile("yield");
 #endif
     }
 };

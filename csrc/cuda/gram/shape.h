@@ -63,8 +63,8 @@ inline GramShape gram_shape(const Network& net) {
 }
 
 // By the shape and the batch: whether any model of the network may go by it.
-inline bool gram_fits(const Network& net, int64_t batch_size) {
-    return batch_size <= kGramBatch && gram_shape(net).small.shared_bytes <= kSmallSharedLimit;
+inline bool gram_fits(const Network& net, int64_t batch_size, int64_t shared_limit) {
+    return batch_size <= kGramBatch && (int64_t)gram_shape(net).small.shared_bytes <= shared_limit;
 }
 
 // What Launch::gram says.

@@ -6,7 +6,9 @@
 
 namespace toykern {
 
-bool gram_trains(const Network& network, int64_t batch_size) { return gram_fits(network, batch_size); }
+bool gram_trains(const Network& network, int64_t batch_size, int64_t shared_limit) {
+    return gram_fits(network, batch_size, shared_limit);
+}
 
 size_t gram_workspace(const Network& network, int64_t n_models) {
     const int64_t blocks = n_models < kSmallWorkspaceBlocks ? n_models : kSmallWorkspaceBlocks;

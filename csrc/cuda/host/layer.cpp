@@ -37,8 +37,9 @@ int64_t stacked_partial_floats(const LayerParams& p) {
     return s.slices > 1 && p.task != (int32_t)LayerTask::kForward ? s.slices * s.partial : 0;
 }
 
-bool layer_is_stacked(int64_t n, int64_t m, bool tied, bool given, bool direct, int32_t hidden_activation) {
-    return stacked_fits(n, m, tied, given, direct, hidden_activation);
+bool layer_is_stacked(int64_t n, int64_t m, bool tied, bool given, bool direct, int32_t hidden_activation,
+                      int64_t shared_limit) {
+    return stacked_fits(n, m, tied, given, direct, hidden_activation, shared_limit);
 }
 
 namespace host {

@@ -2,6 +2,7 @@
 // of its own, in which nothing is a number.
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 
 #include "cuda/sparse/launches.cuh"
 
@@ -12,8 +13,11 @@ using namespace host_side;
 namespace {
 
 struct HostQueue {
+    int64_t shared_limit;
+
     template <class Kernel, class Task>
     void put(const Task& t, int64_t blocks, int threads, int64_t shared_bytes) const {
+        if (shared_bytes > shared_limit) throw std::logic_error("a block takes more shared memory than there is");
         for (int64_t i = 0; i < blocks; ++i) {
             const std::unique_ptr<double[]> shared(new double[(size_t)(shared_bytes + 15) / 16 * 2 + 2]);
             // Aligned as dynamic shared memory is.
@@ -36,33 +40,33 @@ size_t sparse_slots_workspace(const SparseLinearParams& p) {
 
 namespace host {
 
-void sparse_scatter(const SparseDense& t, const SparseLaunch&, bool descending) {
+void sparse_scatter(const SparseDense& t, const SparseLaunch& l, bool descending) {
     const HostOrder order(descending);
-    queue_sparse_scatter(HostQueue(), t);
+    queue_sparse_scatter(HostQueue{l.shared_limit}, t);
 }
-void sparse_gather(const SparseDense& t, const SparseLaunch&, bool descending) {
+void sparse_gather(const SparseDense& t, const SparseLaunch& l, bool descending) {
     const HostOrder order(descending);
-    queue_sparse_gather(HostQueue(), t);
+    queue_sparse_gather(HostQueue{l.shared_limit}, t);
 }
-void sparse_group_inputs(const SparseGroups& t, const SparseLaunch&, bool descending) {
+void sparse_group_inputs(const SparseGroups& t, const SparseLaunch& l, bool descending) {
     const HostOrder order(descending);
-    queue_sparse_group_inputs(HostQueue(), t);
+    queue_sparse_group_inputs(HostQueue{l.shared_limit}, t);
 }
-void sparse_group_inputs_gradient(const SparseGroups& t, const SparseLaunch&, bool descending) {
+void sparse_group_inputs_gradient(const SparseGroups& t, const SparseLaunch& l, bool descending) {
     const HostOrder order(descending);
-    queue_sparse_group_inputs_gradient(HostQueue(), t);
+    queue_sparse_group_inputs_gradient(HostQueue{l.shared_limit}, t);
 }
-void sparse_slots_forward(const SparseLinearParams& p, const SparseLaunch&, bool descending) {
+void sparse_slots_forward(const SparseLinearParams& p, const SparseLaunch& l, bool descending) {
     const HostOrder order(descending);
-    queue_slots_forward(HostQueue(), p);
+    queue_slots_forward(HostQueue{l.shared_limit}, p, l.shared_limit);
 }
-void sparse_slots_input_gradient(const SparseLinearParams& p, const SparseLaunch&, bool descending) {
+void sparse_slots_input_gradient(const SparseLinearParams& p, const SparseLaunch& l, bool descending) {
     const HostOrder order(descending);
-    queue_slots_input_gradient(HostQueue(), p);
+    queue_slots_input_gradient(HostQueue{l.shared_limit}, p, l.shared_limit);
 }
 void sparse_slots_values_gradient(const SparseLinearParams& p, const SparseLaunch& l, bool descending) {
     const HostOrder order(descending);
-    queue_slots_values_gradient(HostQueue(), p, l.workspace);
+    queue_slots_values_gradient(HostQueue{l.shared_limit}, p, l.workspace);
 }
 
 }  // namespace host

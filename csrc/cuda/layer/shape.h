@@ -7,7 +7,6 @@
 
 namespace toykern {
 
-constexpr int64_t kStackedSharedLimit = 99 * 1024;  // what every device of sm_80 and newer can give a block
 constexpr int64_t kStackedSliceRows = 512;
 constexpr int kStackedPitch =
     33;  // floats from a feature of a tile to the next: lanes along either are on banks of their own
@@ -64,10 +63,11 @@ inline StackedShape stacked_shape(const LayerParams& p) {
 }
 
 // Whether or not weight gradients are wanted: a loss has the same bits with and without them.
-inline bool stacked_fits(int64_t n, int64_t m, bool tied, bool given, bool direct, int32_t hidden_activation) {
+inline bool stacked_fits(int64_t n, int64_t m, bool tied, bool given, bool direct, int32_t hidden_activation,
+                         int64_t shared_limit) {
     if (n * m > 16384 || n > 16384 || m > 16384) return false;
     return 4 * (int64_t)stacked_shape(n, m, 1, tied, true, given, direct, !slope_selects(hidden_activation)).floats <=
-           kStackedSharedLimit;
+           shared_limit;
 }
 
 }  // namespace toykern

@@ -10,7 +10,7 @@
 //            dh skip features whose word is 0, the weights' gradients go from set bit to set bit
 // Order      within a tile sums over features and hidden units rise, sums over samples fall; tiles, then slices of 512
 //            in order: by the shape alone. No atomics.
-// Limits     99 KiB of shared memory (stacked_fits: n·m up to some thousands; less where x or a target takes a
+// Limits     99 KiB of shared memory, 64 KiB on sm_75 (stacked_fits: n·m up to some thousands; less where x or a target takes a
 //            gradient); larger networks go through tk's large path
 // Entries    an entry or a row outside its bounds makes the sample NaN and touches nothing else
 // Roof       reading x and writing the gradients; not measured on a GPU

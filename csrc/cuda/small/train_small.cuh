@@ -20,7 +20,7 @@
 // Registers  what a thread's number decides is computed anew for every tile by the loop for any m (Block::anew): kept
 //            across its calls it is spilled on sm_120; in the other loops it is computing it anew that spills there,
 //            and on sm_90
-// Limits     small_shape().shared_bytes <= kSmallSharedLimit; train_large.cuh takes the rest. Batches up to 2^32
+// Limits     small_shape().shared_bytes <= cuda_shared_limit(); train_large.cuh takes the rest. Batches up to 2^32
 //            samples
 // Roof       instruction issue; docs/gpu_trainer.md counts a step
 #pragma once

@@ -76,15 +76,15 @@ void queue_group_inputs_gradient(const Queue& queue, const SparseGroups& t) {
 
 // ---- slots ----
 
-// Dynamic shared memory that every arch from sm_80 on lets a block have, twice on the large ones.
-constexpr int64_t kSlotsSharedBytes = 99 * 1024;
-
+// The panel takes what shared memory a block has (the large archs have it twice); the block has as many warps as there
+// is room for their rows of the output.
 template <class T, class Queue>
-void queue_slots_product(const Queue& queue, SlotsTask t) {
+void queue_slots_product(const Queue& queue, SlotsTask t, int64_t shared_limit) {
     using A = typename Stored<T>::Computed;
-    t.warps = (int)std::min<int64_t>(kSlotsWarps, pieces_of(t.rows, kSlotsRows));
-    const int64_t most = kSlotsSharedBytes / (kSlotsPitch * (int64_t)sizeof(A));
-    t.chunk = pieces_of(t.features, pieces_of(t.features, most));
+    const int64_t numbers = shared_limit / (int64_t)sizeof(A);
+    const int64_t warps = std::min<int64_t>(kSlotsWarps, (numbers / kSlotsSamples - 1) / kSlotsRows);
+    t.warps = (int)std::min(warps, pieces_of(t.rows, kSlotsRows));
+    t.chunk = pieces_of(t.features, pieces_of(t.features, numbers / kSlotsPitch));
     const int64_t staged = t.chunk * kSlotsPitch, out = kSlotsSamples * ((int64_t)kSlotsRows * t.warps + 1);
     const int64_t blocks =
         t.n_models * pieces_of(t.batch_size, kSlotsSamples) * pieces_of(t.rows, (int64_t)kSlotsRows * t.warps);
@@ -92,16 +92,17 @@ void queue_slots_product(const Queue& queue, SlotsTask t) {
 }
 
 template <class Queue>
-void queue_slots_forward(const Queue& queue, const SparseLinearParams& p) {
+void queue_slots_forward(const Queue& queue, const SparseLinearParams& p, int64_t shared_limit) {
     const SparseTopology& c = p.topology;
     const SlotsTask t = {
         c.n_models, c.out_features,   c.in_features, c.capacity, p.batch_size, c.row_start, c.column, nullptr, p.values,
         p.x,        p.x_model_stride, p.bias,        p.relu,     p.y,          0,           0};
-    with_scalar(p.scalar, [&](auto* stored) { queue_slots_product<std::decay_t<decltype(*stored)>>(queue, t); });
+    with_scalar(p.scalar,
+                [&](auto* stored) { queue_slots_product<std::decay_t<decltype(*stored)>>(queue, t, shared_limit); });
 }
 
 template <class Queue>
-void queue_slots_input_gradient(const Queue& queue, const SparseLinearParams& p) {
+void queue_slots_input_gradient(const Queue& queue, const SparseLinearParams& p, int64_t shared_limit) {
     const SparseTopology& c = p.topology;
     const SlotsTask t = {c.n_models,
                          c.in_features,
@@ -119,7 +120,8 @@ void queue_slots_input_gradient(const Queue& queue, const SparseLinearParams& p)
                          p.dx,
                          0,
                          0};
-    with_scalar(p.scalar, [&](auto* stored) { queue_slots_product<std::decay_t<decltype(*stored)>>(queue, t); });
+    with_scalar(p.scalar,
+                [&](auto* stored) { queue_slots_product<std::decay_t<decltype(*stored)>>(queue, t, shared_limit); });
 }
 
 template <class T, class Queue>

@@ -64,11 +64,11 @@ void sparse_group_inputs_gradient(const SparseGroups& t, const SparseLaunch& l) 
 }
 void sparse_slots_forward(const SparseLinearParams& p, const SparseLaunch& l) {
     const DeviceGuard guard(l.device);
-    queue_slots_forward(queue_of(l), p);
+    queue_slots_forward(queue_of(l), p, l.shared_limit);
 }
 void sparse_slots_input_gradient(const SparseLinearParams& p, const SparseLaunch& l) {
     const DeviceGuard guard(l.device);
-    queue_slots_input_gradient(queue_of(l), p);
+    queue_slots_input_gradient(queue_of(l), p, l.shared_limit);
 }
 void sparse_slots_values_gradient(const SparseLinearParams& p, const SparseLaunch& l) {
     const DeviceGuard guard(l.device);

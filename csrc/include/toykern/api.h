@@ -89,10 +89,19 @@ struct LevelTable {
                          int64_t n_features);
 };
 
+// What a build has beside the baseline: by the CPU it is for, unless TOYKERN_ONLY_BASE (tools/native_build.py).
+#if !defined(TOYKERN_ONLY_BASE) && defined(__x86_64__)
+#define TOYKERN_X86_LEVELS
+#elif !defined(TOYKERN_ONLY_BASE) && defined(__aarch64__)
+#define TOYKERN_ARM_LEVELS
+#endif
+
 const LevelTable* level_base();
-#ifndef TOYKERN_ONLY_BASE
+#if defined(TOYKERN_X86_LEVELS)
 const LevelTable* level_v3();
 const LevelTable* level_v4();
+#elif defined(TOYKERN_ARM_LEVELS)
+const LevelTable* level_neon();
 #endif
 
 // ---- what the binding calls ----

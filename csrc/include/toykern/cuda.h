@@ -30,10 +30,11 @@ struct Launch {
     int64_t tables_stride = 0;     // layout.bytes, or 0 when one model's tables serve all
     const double* step_scale =
         nullptr;  // [T][3] training: lr factor, lr factor / (1 - beta1^(step + 1)), 1 / sqrt(1 - beta2^(step + 1))
-    bool mixed = false;      // a model has rare and frequent units (as fill_tables says)
-    bool rows_only = false;  // leave alone the models that the tiny regime trains: it does not train all
-    uint8_t gram = 0;        // of GramChoice: the models that the Gram form trains, which the small loop leaves alone
-    int regime = -1;         // of DeviceRegime; -1: the one for the shape (tests force another)
+    bool mixed = false;                   // a model has rare and frequent units (as fill_tables says)
+    bool rows_only = false;               // leave alone the models that the tiny regime trains: it does not train all
+    int64_t shared_limit = kSharedLimit;  // of the device: cuda_shared_limit
+    uint8_t gram = 0;  // of GramChoice: the models that the Gram form trains, which the small loop leaves alone
+    int regime = -1;   // of DeviceRegime; -1: the one for the shape (tests force another)
     void* workspace = nullptr;  // of at least workspace_bytes(…), aligned to 256
     size_t workspace_bytes = 0;
 };
@@ -43,8 +44,8 @@ void step_scales(const TrainParams& params, double* out);
 
 namespace cuda {
 
-// The loop that trains this shape: decided by the shape alone, because it decides the order of the sums.
-const char* train_regime(const Network& network, int64_t batch_size);
+// The loop that trains this shape on devices with so much shared memory in a block.
+const char* train_regime(const Network& network, int64_t batch_size, int64_t shared_limit);
 
 size_t train_workspace(const TrainParams& params, const Launch& launch);  // bytes; reads the shapes alone
 void train(const TrainParams& params, const Launch& launch);

@@ -61,6 +61,11 @@ struct CudaDevice {
 };
 CudaDevice cuda_device(int device);
 
+// Shared memory that a block may take: what every device of sm_80 and newer has, or less where the device has less, as
+// sm_75 with 64 KiB. Never more, so that newer devices cut their work alike, and their sums.
+constexpr int64_t kSharedLimit = 99 * 1024;
+int64_t cuda_shared_limit(int device);  // of no device (the source on the host): kSharedLimit
+
 // Launches a kernel of `threads` threads in one block that uses `shared_bytes` (at least 4 · threads) of dynamic shared
 // memory, waits for it, and returns the arch whose code ran there, such as 90. Throws as any launch does: a build
 // without code for this GPU, too many threads, too much shared memory.

@@ -24,9 +24,10 @@ struct LayerLaunch {
 
 // ---- many small models, each within one block's shared memory (cuda/layer/stacked.cuh) ----
 
+// `shared_limit`: of the device (cuda_shared_limit).
 // `given`: with a tensor of targets or output gradients; `direct`: with a gradient to x or to the target.
 bool layer_is_stacked(int64_t n_features, int64_t n_hidden, bool tied, bool given, bool direct,
-                      int32_t hidden_activation);
+                      int32_t hidden_activation, int64_t shared_limit);
 int64_t stacked_partial_floats(const LayerParams& params);  // of one model; 0 where a model's batch is one block's work
 
 // ---- large models: what happens between the products (cuda/layer/large.cuh) ----

@@ -36,8 +36,9 @@ struct SparseGroups {
 
 struct SparseLaunch {
     int device = 0;
-    void* stream = nullptr;     // cudaStream_t
-    void* workspace = nullptr;  // of sparse_slots_workspace bytes, for sparse_slots_values_gradient
+    void* stream = nullptr;               // cudaStream_t
+    int64_t shared_limit = kSharedLimit;  // of the device: cuda_shared_limit
+    void* workspace = nullptr;            // of sparse_slots_workspace bytes, for sparse_slots_values_gradient
 };
 
 // Bytes of workspace for the gradient of the values; reads the shapes alone.
