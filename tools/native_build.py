@@ -57,7 +57,7 @@ LIGHTLY = ["-O1", "-g0"]
 LIGHT_FOLDERS = (Path("csrc/bind"), Path("csrc/cuda"))
 SANITIZED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 # And operations on lanes stay calls (immintrin.h spells the attribute with underscores: its own are inlined):
-# a level's file then compiles in a minute, where with thousands of copies of every check it takes over six.
+# with a copy of every check at every use of one, a level's file compiles for several times as long.
 CALLED = ["-Dalways_inline="]
 LEVEL_FLAGS = {
     "_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mtune=generic"],
