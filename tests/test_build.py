@@ -109,6 +109,9 @@ def test_sanitizers_reach_compiler_and_linker_and_build_apart(toy):
     sanitized = replace(toy, sanitize="address,undefined")
     flags = native_build.compile_flags(sanitized, Path("csrc/cpu/toy_v4.cpp"))
     assert "-fsanitize=address,undefined" in flags and "-O3" not in flags
+    assert "-Dalways_inline=" in flags and "-Dalways_inline=" not in native_build.compile_flags(
+        toy, Path("csrc/cpu/toy_v4.cpp")
+    )
     assert "-fsanitize=address,undefined" in native_build.link_flags(sanitized)
     assert sanitized.build_dir != toy.build_dir
 

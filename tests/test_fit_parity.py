@@ -154,6 +154,23 @@ def test_a_few_steps_of_many_cases(case, level):
     assert run.loss.isfinite().all() and (run.diverged_at == -1).all()
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("form", ["columns", "tiles", "gram"])
+def test_a_few_steps_in_every_form(form, level):
+    """What the sanitizers see, of forms that a model's costs would not pick too; 70 samples fill no lanes."""
+    case = replace(FIT_FORMS[1], probability=0.03, name=f"forced {form}")
+    try:
+        _native.force_form(form)
+        assert forms_of(case) == [form] * case.n_models
+        with isa_level(level):
+            for batch_size in (1, 70):
+                run = fit_case(replace(case, batch_size=batch_size), steps=3, record_every=2)
+                assert run.loss.isfinite().all() and (run.diverged_at == -1).all()
+    finally:
+        _native.force_form("any")
+
+
 # Any shape, any option
 
 

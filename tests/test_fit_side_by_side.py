@@ -221,6 +221,9 @@ def test_a_callback_ends_the_run(level):
 
 
 @pytest.mark.sanitize
-def test_a_few_of_all_kinds():
-    for options in ({"n": 2, "m": 1}, {"n": 7, "m": 2}, {"optimizer": (tk.SGD, {"momentum": 0.5})}):
-        assert population(range(17), steps=3, **options).loss.isfinite().all()
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_few_of_all_kinds(level):
+    """What the sanitizers see."""
+    with isa_level(level):
+        for options in ({"n": 2, "m": 1}, {"n": 7, "m": 2}, {"optimizer": (tk.SGD, {"momentum": 0.5})}):
+            assert population(range(17), steps=3, **options).loss.isfinite().all()

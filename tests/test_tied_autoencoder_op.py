@@ -270,10 +270,11 @@ def test_all_loops_are_tested():
 @pytest.mark.parametrize("case", LAYER_SHAPES[:16], ids=lambda case: case.name)
 def test_reads_and_writes_only_what_it_owns(case, level):
     with isa_level(level):
-        for sparse in (False, True):
-            loss_and_gradients(case, torch.float32, sparse)
-            loss_and_gradients(case, torch.float32, sparse, inputs=False)
-        layer_of(case, torch.float32)(layer_batch(case, torch.float32)["x"])
+        for dtype in (torch.float32, torch.float64):
+            for sparse in (False, True):
+                loss_and_gradients(case, dtype, sparse)
+                loss_and_gradients(case, dtype, sparse, inputs=False)
+            layer_of(case, dtype)(layer_batch(case, dtype)["x"]).sum().backward()
 
 
 def test_functions_take_plain_tensors():

@@ -58,7 +58,10 @@ OPTIMIZED = ["-O3", "-g0"]
 # Calls into the kernels, and the device's source on the host for the tests: -O3 takes twice as long.
 LIGHTLY = ["-O1", "-g0"]
 LIGHT_FOLDERS = (Path("csrc/bind"), Path("csrc/cuda"))
-SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+SANITIZED = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+# And operations on lanes stay calls (immintrin.h spells the attribute with underscores: its own are inlined):
+# with a copy of every check at every use of one, a level's file compiles for several times as long.
+CALLED = ["-Dalways_inline="]
 LEVEL_FLAGS = {
     "_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512", "-mtune=generic"],
     "_v3": ["-march=x86-64-v3", "-mtune=generic"],
@@ -169,7 +172,7 @@ def compile_flags(settings: Settings, source: Path) -> list[str]:
         flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     flags += ["-DTOYKERN_OWN_THREADS", "-pthread"] if settings.own_threads else _libgomp(settings)
     optimized = LIGHTLY if any(source.is_relative_to(folder) for folder in LIGHT_FOLDERS) else OPTIMIZED
-    flags += [f"-fsanitize={settings.sanitize}", *SANITIZED] if settings.sanitize else optimized
+    flags += [f"-fsanitize={settings.sanitize}", *SANITIZED, *CALLED] if settings.sanitize else optimized
     flags += INCLUDES
     if settings.only_base:
         flags += ["-DTOYKERN_ONLY_BASE"]

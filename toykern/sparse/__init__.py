@@ -19,10 +19,11 @@ from toykern.sparse.grow import DenseGradient, GrowCriterion, MomentumGrowth, Ra
 from toykern.sparse.layer import AttachedLayer, NoBackwardPass, SparseLayer, is_sparse_layer
 from toykern.sparse.lottery import LotteryTicket
 from toykern.sparse.named import GSE, SET, SNFS, RigL, SRigL, Static
+from toykern.sparse.places import Places
 from toykern.sparse.prune import Magnitude, PruneCriterion, RandomPrune, Sensitivity
 from toykern.sparse.recipe import PruneAndGrow, Recipe
 from toykern.sparse.report import LayerReport, Update
-from toykern.sparse.topology import Places, Topology
+from toykern.sparse.topology import Topology
 
 __all__ = [
     "GSE",

@@ -4,34 +4,28 @@ The arrays never change their size while connections come and go, so what is as 
 values, an optimiser's moments) can stay where it is. A `Topology` itself is never changed: `with_changes`
 makes a new one and says where every connection was.
 
-The file is long because the class is one value: its constructors, its views, its changes and the checks
-that keep all of them true stand beside each other.
+What connections are called, and how some are drawn at random, is in `places.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
-from toykern.arguments.broadcast import Values, broadcast_per_model, broadcast_seed
+from toykern.arguments.broadcast import Values
 from toykern.arguments.errors import (
     check_dense_tensor,
     check_flag,
     check_int,
     check_non_negative_int,
-    check_size,
     describe,
 )
 from toykern.arguments.memory import check_free_memory
 from toykern.native.devices import check_device
 from toykern.ops import sparse_topology as native
-from toykern.sparse.draws import distinct, free_numbers
+from toykern.sparse.places import MatrixStack, Places, keys_of_growth, name_of
 from toykern.sparse.selection import largest
-
-Places = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Connections by name: (model, row, column), each int64 `[connections]`."""
 
 
 class Topology:
@@ -109,35 +103,8 @@ class Topology:
         >>> Topology.random(64, 32, 0.1, n_models=3).n_connections.tolist()
         [205, 205, 205]
         """
-        shape = _Shape(in_features, out_features, n_models)
-        counts = shape.counts_at("density", density)
-        minimum = check_int("minimum_fan_in", minimum_fan_in, minimum=0, maximum=shape.in_features)
-        if (counts < minimum * shape.out_features).any():
-            least = int(counts.min())
-            raise ValueError(
-                f"density leaves {least} connections, not enough for minimum_fan_in={minimum} on each "
-                f"of {shape.out_features} outputs; the least density is {minimum / shape.in_features:.6g}"
-            )
-        seeds = broadcast_seed("seed", seed, shape.n_models).numpy()
-        layer = check_int("layer", layer, minimum=0, maximum=2**24 - 1)
-        taken_model = taken = np.empty(0, np.int64)
-        if minimum:
-            row, column = _fan_in(shape, np.full(shape.n_models, minimum), seeds, "minimum", layer)
-            taken_model, taken = row // shape.out_features, row * shape.in_features + column
-            taken = taken - taken_model * shape.positions
-        models = np.arange(shape.n_models)
-        used = np.full(shape.n_models, minimum * shape.out_features)
-        model, rank = distinct(
-            shape.positions - used,
-            counts - used,
-            seeds,
-            np.zeros_like(models),
-            purpose="initial",
-            layer=layer,
-        )
-        place = free_numbers(model, rank, taken_model, taken, shape.n_models)
-        key = np.concatenate([model * shape.positions + place, taken_model * shape.positions + taken])
-        return cls._from_keys(shape, torch.from_numpy(np.sort(key)), capacity)
+        shape = MatrixStack(in_features, out_features, n_models)
+        return cls._from_keys(shape, shape.random_keys(density, seed, layer, minimum_fan_in), capacity)
 
     @classmethod
     def random_fan_in(
@@ -158,16 +125,8 @@ class Topology:
         >>> Topology.random_fan_in(64, 32, 6).fan_in.unique().tolist()
         [6]
         """
-        shape = _Shape(in_features, out_features, n_models)
-        counts = broadcast_per_model("fan_in", fan_in, shape.n_models, torch.int64).numpy()
-        if ((counts < 1) | (counts > shape.in_features)).any():
-            raise ValueError(
-                f"fan_in must be from 1 to in_features ({shape.in_features}), not {describe(fan_in)}"
-            )
-        seeds = broadcast_seed("seed", seed, shape.n_models).numpy()
-        layer = check_int("layer", layer, minimum=0, maximum=2**24 - 1)
-        row, column = _fan_in(shape, counts, seeds, "initial", layer)
-        return cls._from_keys(shape, torch.from_numpy(row * shape.in_features + column), capacity)
+        shape = MatrixStack(in_features, out_features, n_models)
+        return cls._from_keys(shape, shape.random_keys_in_rows(fan_in, seed, layer), capacity)
 
     @classmethod
     def from_mask(cls, mask: torch.Tensor, *, capacity: int | None = None) -> Topology:
@@ -178,8 +137,7 @@ class Topology:
         """
         if check_dense_tensor("mask", mask).dtype != torch.bool:
             raise TypeError(f"mask must be a bool tensor, not {describe(mask)}")
-        stacked = _stacked("mask", mask)
-        shape = _Shape(stacked.shape[2], stacked.shape[1], stacked.shape[0])
+        shape, stacked = MatrixStack.of("mask", mask)
         return cls._from_keys(shape, stacked.reshape(-1).nonzero()[:, 0], capacity)
 
     @classmethod
@@ -193,14 +151,13 @@ class Topology:
         """
         if not check_dense_tensor("weight", weight).is_floating_point():
             raise TypeError(f"weight must be a floating-point tensor, not {describe(weight)}")
-        stacked = _stacked("weight", weight.detach())
-        shape = _Shape(stacked.shape[2], stacked.shape[1], stacked.shape[0])
+        shape, stacked = MatrixStack.of("weight", weight.detach())
         counts = torch.from_numpy(shape.counts_at("density", density))
         chosen = largest(stacked.abs().reshape(shape.n_models, -1), counts)
         return cls._from_keys(shape, chosen.reshape(-1).nonzero()[:, 0], capacity)
 
     @classmethod
-    def _from_keys(cls, shape: _Shape, key: torch.Tensor, capacity: int | None) -> Topology:
+    def _from_keys(cls, shape: MatrixStack, key: torch.Tensor, capacity: int | None) -> Topology:
         """From ascending keys (model · out + row) · in + column, int64."""
         row, column = key // shape.in_features, key % shape.in_features
         counts = torch.bincount(row, minlength=shape.n_models * shape.out_features)
@@ -338,7 +295,7 @@ class Topology:
         ([1, 2], [1, -1])
         """
         self._check_drop(drop)
-        grown = self._checked_growth(grow)
+        grown = keys_of_growth(grow, self.n_models, self.out_features, self.in_features, self.device)
         if native.on_cpu(self.column, self.row_start):
             return self._merged(drop.to(self.device), grown)
         slot = self.occupied_slots()
@@ -438,8 +395,7 @@ class Topology:
     # --- checks -------------------------------------------------------------------------------------------
 
     def _name(self, key: int) -> str:
-        row, column = divmod(key, self.in_features)
-        return f"(model {row // self.out_features}, row {row % self.out_features}, column {column})"
+        return name_of(key, self.in_features, self.out_features)
 
     def _check_drop(self, drop: Any) -> None:
         if not isinstance(drop, torch.Tensor) or drop.dtype != torch.bool or drop.shape != self.column.shape:
@@ -447,36 +403,6 @@ class Topology:
                 f"drop must be a bool tensor with one entry for each slot, {list(self.column.shape)}, "
                 f"not {describe(drop)}"
             )
-
-    def _checked_growth(self, grow: Places) -> torch.Tensor:
-        """The keys of `grow`, ascending; ValueError if one is out of range or named twice."""
-        if (
-            not isinstance(grow, tuple)
-            or len(grow) != 3
-            or not all(isinstance(part, torch.Tensor) for part in grow)
-            or len({tuple(part.shape) for part in grow}) != 1
-        ):
-            raise ValueError(
-                "grow must be a tuple (model, row, column) of int64 tensors of the same length, "
-                f"not {describe(grow)}"
-            )
-        limits = (self.n_models, self.out_features, self.in_features)
-        for name, part, limit in zip(("model", "row", "column"), grow, limits, strict=True):
-            if part.dtype != torch.int64 or part.ndim != 1:
-                raise TypeError(
-                    f"grow: {name} must be an int64 tensor of shape [grown], not {describe(part)}"
-                )
-            if len(part) and (int(part.min()) < 0 or int(part.max()) >= limit):
-                bad = int(part[(part < 0) | (part >= limit)][0])
-                raise ValueError(f"grow: {name} must be from 0 to {limit - 1}, not {bad}")
-        model, row, column = (part.to(self.device) for part in grow)
-        key = (model * self.out_features + row) * self.in_features + column
-        if bool((key[1:] < key[:-1]).any()):
-            key = torch.sort(key).values
-        if len(key) > 1 and bool((key[1:] == key[:-1]).any()):
-            twice = int(key[1:][key[1:] == key[:-1]][0])
-            raise ValueError(f"grow names {self._name(twice)} more than once")
-        return key
 
     def _check_arrays(self) -> None:
         row_start, column = self.row_start, self.column
@@ -537,62 +463,6 @@ class Topology:
         for name, value in state.items():
             setattr(self, name, value)
         self._row = None
-
-
-class _Shape:
-    """The checked shape of a stack of matrices."""
-
-    def __init__(self, in_features: int, out_features: int, n_models: int) -> None:
-        self.in_features = check_int("in_features", in_features, minimum=1, maximum=2**31 - 1)
-        self.out_features = check_int("out_features", out_features, minimum=1, maximum=2**31 - 1)
-        self.n_models = check_size("n_models", n_models)
-        self.positions = self.in_features * self.out_features
-        if self.positions * self.n_models >= 2**62:
-            raise ValueError("in_features · out_features · n_models must be below 2⁶²")
-        check_free_memory(
-            f"the rows of n_models={self.n_models:,}, out_features={self.out_features:,}",
-            8 * self.n_models * (self.out_features + 1),
-            "take fewer",
-        )
-
-    def counts_at(self, name: str, density: Values) -> np.ndarray:
-        """round(density · positions) for each model, int64; ValueError outside (0, 1] and where it is 0."""
-        densities = broadcast_per_model(name, density, self.n_models, torch.float64).numpy()
-        if ((densities <= 0) | (densities > 1)).any():
-            raise ValueError(f"{name} must be above 0 and at most 1, not {describe(density)}")
-        counts = np.floor(densities * self.positions + 0.5).astype(np.int64)
-        if (counts == 0).any():
-            raise ValueError(
-                f"{name} {densities[counts == 0][0]:.6g} leaves no connection in a layer of "
-                f"{self.in_features} × {self.out_features}; the least is {1 / self.positions:.6g}"
-            )
-        return counts
-
-
-def _stacked(name: str, dense: torch.Tensor) -> torch.Tensor:
-    """A dense `[out, in]` or `[n_models, out, in]` as the latter; ValueError for any other shape."""
-    stacked = dense.unsqueeze(0) if dense.ndim == 2 else dense
-    if stacked.ndim != 3 or 0 in stacked.shape:
-        raise ValueError(
-            f"{name} must have the shape [out_features, in_features] or [n_models, out_features, "
-            f"in_features], none of them 0, not {list(dense.shape)}"
-        )
-    return stacked
-
-
-def _fan_in(
-    shape: _Shape, counts: np.ndarray, seeds: np.ndarray, purpose: str, layer: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`counts[model]` columns at random for every row: (model · out + row, column), in ascending order."""
-    rows = shape.n_models * shape.out_features
-    return distinct(
-        np.full(rows, shape.in_features),
-        np.repeat(counts, shape.out_features),
-        np.repeat(seeds, shape.out_features),
-        np.tile(np.arange(shape.out_features), shape.n_models),
-        purpose=purpose,
-        layer=layer,
-    )
 
 
 def _row_start(fan_in: torch.Tensor) -> torch.Tensor:
