@@ -69,6 +69,7 @@ def form_of(model: Any, data: tk.SparseFeatures, batch_size: int, i: int = 0) ->
     return _native.train_form(network, data.native(), model.n_models, batch_size, i, many)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("case", [*CASES, LARGE, *SHAPES], ids=str)
 def test_the_trajectory_is_that_of_masked_dense_models(case, level):
@@ -107,6 +108,7 @@ def masks() -> torch.Tensor:
     return mask
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("probability", [0.05, 0.5])
 @pytest.mark.parametrize("form", [CONNECTIONS, "gram", "any"])
