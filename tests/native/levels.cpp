@@ -175,7 +175,7 @@ void train_line(const std::string& name, Case c) {
     p.finite.rows = c.finite_rows;
     if (c.finite_rows) p.finite.input = rows.data(), p.finite.per_model = true;
     force_form(c.form);
-    if (!c.finite_rows && c.form != Form::kAny && train_form(c.net, p.data, c.batch, 0) != c.form)
+    if (!c.finite_rows && c.form != Form::kAny && train_form(c.net, p.data, c.batch, 0, -1) != c.form)
         lines.of["not taken: " + name].add((uint64_t)1);
     train(p);
 
