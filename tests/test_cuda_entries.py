@@ -15,6 +15,7 @@ import pytest
 from toykern import _native
 
 NO_DEVICE = 99
+HOST = -1  # which a constructor that asks the device for its limits takes, too
 SOME = 2  # every other integer: sizes, kinds, the address of a stream
 PURE = {"cuda_status", "regime", "train_workspace", "evaluate_workspace"}  # which ask no device
 ENTRIES = {
@@ -32,24 +33,24 @@ def parameters(function: Any) -> list[tuple[str, str]]:
     return [(n, k.removeprefix("toykern._native.")) for n, k in found if n != "self" and " = " not in k]
 
 
-def argument(name: str, kind: str) -> Any:
+def argument(name: str, kind: str, device: int = NO_DEVICE) -> Any:
     """What Python passes for a parameter of this type; having nothing for it is the fault looked for."""
     if kind.startswith("typing.SupportsInt"):
-        return NO_DEVICE if name == "device" else SOME
+        return device if name == "device" else SOME
     if kind in ("bool", "str"):
         return {"bool": True, "str": "waiting"}[kind]
     assert kind in CLASSES, f"{name} is of the type {kind}, which Python has no value for"
-    made = CLASSES[kind](*arguments(CLASSES[kind].__init__))
-    sizes = {"device": NO_DEVICE, "n_features": 5, "n_hidden": 2, "batch_size": 32}
+    made = CLASSES[kind](*arguments(CLASSES[kind].__init__, device))
+    sizes = {"device": device, "n_features": 5, "n_hidden": 2, "batch_size": 32}
     for struct in (made, getattr(made, "network", None)):
         for field in sizes.keys() & set(dir(struct)):
             setattr(struct, field, sizes[field])
     return made
 
 
-def arguments(function: Any) -> list[Any]:
+def arguments(function: Any, device: int = NO_DEVICE) -> list[Any]:
     """Of a call of a bound function or a constructor."""
-    return [argument(name, kind) for name, kind in parameters(function)]
+    return [argument(name, kind, device) for name, kind in parameters(function)]
 
 
 def test_the_entries_are_found():
@@ -76,7 +77,7 @@ def test_what_asks_no_device_answers_everywhere(name):
 @pytest.mark.parametrize("kind", sorted(CLASSES.keys() - MADE_BY_NATIVE_CODE))
 def test_every_field_that_can_be_set_takes_what_it_gave(kind):
     """A pointer is an integer, as `data_ptr()` and `cuda_stream` are, in both directions."""
-    structs, made = tuple(CLASSES.values()), argument(kind, kind)
+    structs, made = tuple(CLASSES.values()), argument(kind, kind, HOST)
     for field, found in vars(CLASSES[kind]).items():
         if isinstance(found, property) and found.fset is not None:
             before = getattr(made, field)

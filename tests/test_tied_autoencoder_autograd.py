@@ -147,6 +147,14 @@ def test_entries_that_leave_nothing_out_are_as_good_as_a_dense_x(models, shape, 
         assert torch.equal(batch.value.grad, dense.grad.flatten())
 
 
+def test_entries_that_left_nothing_out_and_were_changed_are_refused():
+    model, batch = _model(models=1), tk.SparseBatch.from_dense(torch.rand(4, 6) + 0.5)
+    batch.feature[-1] = 10**6
+    for call in (model, model.loss):
+        with pytest.raises(ValueError, match="feature"):
+            call(batch)
+
+
 @pytest.mark.parametrize("frozen", ["weight", "bias", "all"])
 def test_frozen_parameters(frozen):
     model, x = _model(), _batch(2, 5, 6)

@@ -22,6 +22,7 @@ from toykern.network.specification import (
 from toykern.nn.dense_stack import DenseStack
 from toykern.nn.factory import factory_device, factory_dtype
 from toykern.nn.unfused import unfused_loss, unfused_output
+from toykern.ops.gate import check_entries
 from toykern.ops.tied_autoencoder_autograd import autoencoder_loss, autoencoder_output
 from toykern.ops.tied_autoencoder_plain import plain_loss, plain_output
 
@@ -215,7 +216,7 @@ class StackedModel(DenseStack):
                 if x.n_features != self.n_features or x.n_models not in (1, self.n_models):
                     return None
                 batch = x.batch_size
-                if x.leaves_nothing_out:
+                if _is_whole(x):
                     x = x.value.view(x.shape)
                 else:
                     row_start, feature, x = x.row_start, x.feature, x.value
@@ -301,9 +302,22 @@ class StackedModel(DenseStack):
         if not isinstance(x, SparseBatch):
             return self._check_batch("x", x, cast), {}, cast
         values = self._check_entries(x, cast)
-        if x.leaves_nothing_out:  # numbers in a row are cheaper than entries
+        if _is_whole(x):  # numbers in a row are cheaper than entries
             return values.view(x.shape), {}, cast
         return values, {"row_start": x.row_start, "feature": x.feature, "batch": x.batch_size}, cast
+
+
+def _is_whole(batch: SparseBatch) -> bool:
+    """Whether the values are the dense batch on a CPU: nothing is left out, and the places of entries are still
+    in order. Where they were changed since, the operators say or show it."""
+    if not batch.leaves_nothing_out or batch.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    rows = batch.n_models * batch.batch_size
+    try:
+        check_entries(batch.row_start, batch.feature, batch.value, rows, batch.n_features)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 @functools.cache
