@@ -308,8 +308,8 @@ class StackedModel(DenseStack):
 
 
 def _is_whole(batch: SparseBatch) -> bool:
-    """Whether the values are the dense batch on a CPU: nothing is left out, and the places of entries are still
-    in order. Where they were changed since, the operators say or show it."""
+    """Whether the values are the dense batch, on a CPU: nothing is left out, and entries are still in order.
+    Where they were changed since, the operators say or show it."""
     if not batch.leaves_nothing_out or batch.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     rows = batch.n_models * batch.batch_size
