@@ -50,6 +50,9 @@ CORE = (
 )  # fmt: skip
 """The files of the suite that run against an installed wheel: of each part, none that reads the checkout."""
 
+READ_BY_TESTS = "csrc/common/stream/tables.h"
+"""Where the suite's own data stream has its tables from."""
+
 TRY = """
 import shutil, sys
 import toykern as tk
@@ -162,6 +165,8 @@ def check(wheel: Path, constraints: Path | None, folder: Path, jobs: int) -> int
     away.mkdir(parents=True)
     shutil.copytree(ROOT / "tests", away / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(ROOT / "pyproject.toml", away)
+    (away / READ_BY_TESTS).parent.mkdir(parents=True)
+    shutil.copy2(ROOT / READ_BY_TESTS, away / READ_BY_TESTS)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
     environ = {**kept, "PATH": str(python.parent)}
     print(run([python, "-c", TRY], cwd=away, env=environ).strip(), flush=True)
