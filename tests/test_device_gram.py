@@ -4,27 +4,27 @@ reference does, and nothing but the model itself decides a bit."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from cases import FIT_CASES, FIT_LARGE, FitCase
+from device_fit_checks import (
+    assert_alone_as_among_others,
+    assert_divergence_harms_no_other,
+    assert_follows_in_any_order,
+    fit_by_source,
+)
 from device_kit import device_regime, device_source
 from gpu_kit import GRAM
 from kit import (
-    TRAJECTORY,
     assert_as_exact_as_pytorch,
     assert_follows_the_reference,
     assert_same_bits,
-    data_of,
     fit_case,
     model_of,
-    reference_of,
-    relative_error,
     tensors_of,
 )
-
-import toykern as tk
-from toykern.training.optim import SGD
 
 
 def ids(case: FitCase) -> str:
@@ -59,14 +59,10 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def fit_gram(case: FitCase, *, descending: bool = False, **options):
-    with device_source("gram", descending=descending):
-        return fit_case(case, **options)
+fit_gram = partial(fit_by_source, "gram")
 
 
-def fit_small(case: FitCase, **options):
-    with device_source("small"):
-        return fit_case(case, **options)
+fit_small = partial(fit_by_source, "small")
 
 
 def differs(a, b) -> bool:
@@ -118,39 +114,13 @@ def test_the_order_of_lanes_threads_and_blocks_changes_nothing(case):
 
 @pytest.mark.parametrize("case", KINDS, ids=ids)
 def test_a_model_alone_is_the_same_as_among_others(case):
-    seeds = torch.arange(case.n_models) * 7 + 3
-    among = tensors_of(fit_gram(case, steps=3, seed=seeds))
-    stack = model_of(case)
-    for i in (0, 3):
-        p = case.probability[i] if isinstance(case.probability, list) else case.probability
-        model = type(stack)(case.n_features, case.n_hidden, 1)
-        with torch.no_grad():
-            for name, value in model.named_parameters():
-                value.copy_(stack.get_parameter(name)[i : i + 1])
-        options = {"optimizer": case.optimizer, "seed": seeds[i : i + 1], "progress": False}
-        with device_source("gram"):
-            run = tk.fit(model, data_of(replace(case, probability=p)), 3, case.batch_size, **options)
-        for name, value in tensors_of(run).items():
-            assert torch.equal(value[0], among[name][i]), (i, name)
+    assert_alone_as_among_others("gram", case)
 
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("case", KINDS, ids=ids)
 def test_a_diverged_model_is_left_as_it_was_and_harms_no_other(case):
-    seeds = torch.arange(case.n_models)
-    whole = fit_gram(case, steps=4, seed=seeds)
-    poisoned = model_of(case)
-    with torch.no_grad():
-        next(iter(poisoned.parameters()))[2] = torch.inf
-    before = next(iter(poisoned.parameters()))[2].clone()
-    with device_source("gram"):
-        run = tk.fit(
-            poisoned, data_of(case), 4, case.batch_size, optimizer=case.optimizer, seed=seeds, progress=False
-        )
-    assert run.diverged_at.tolist() == [-1, -1, 0, -1, -1]
-    assert torch.equal(next(iter(run.model.parameters()))[2], before)
-    others = torch.tensor([0, 1, 3, 4])
-    assert_same_bits(run, whole, others, others)
+    assert_divergence_harms_no_other("gram", case)
 
 
 @pytest.mark.sanitize
@@ -160,8 +130,4 @@ def test_a_diverged_model_is_left_as_it_was_and_harms_no_other(case):
 )
 @pytest.mark.parametrize("p", [0.0, 0.03, 0.12])
 def test_sizes_at_the_borders_of_blocks(n, m, p):
-    case = FitCase("border", n, m, p, 67, n_models=2, optimizer=SGD(lr=0.01, momentum=0.5))
-    assert_same_bits(fit_gram(case, steps=2), fit_gram(case, steps=2, descending=True))
-    expected = reference_of(case, 2)
-    for name, value in fit_gram(case, steps=2).model.named_parameters():
-        assert relative_error(value, expected.parameters[name]).max() <= TRAJECTORY, name
+    assert_follows_in_any_order("gram", n, m, p)

@@ -36,8 +36,8 @@ constexpr int64_t kTinyBatch = 65536;  // longer batches would leave most of a d
 size_t small_shared_bytes(const Network& network);  // of one block: cuda/small/shape.h
 size_t small_workspace(const Network& network, int64_t n_models);
 
-bool gram_trains(const Network& network, int64_t batch_size,
-                 int64_t shared_limit);  // some models, maybe: cuda/gram/shape.h
+// Whether the Gram form trains some models, maybe: cuda/gram/shape.h.
+bool gram_trains(const Network& network, int64_t batch_size, int64_t shared_limit);
 size_t gram_workspace(const Network& network, int64_t n_models);
 
 // `shared_limit`: of the device (cuda_shared_limit).

@@ -17,12 +17,6 @@ namespace TOYKERN_LEVEL {
 
 constexpr int64_t kPanelUnits = 64;  // at most, and of features
 
-inline int64_t count_connections(const uint8_t* connected, int64_t length) {
-    int64_t count = 0;
-    for (int64_t i = 0; i < length; ++i) count += connected[i];
-    return count;
-}
-
 struct Connections {
     int64_t n, m, count, panels, feature_panels;
     uint32_t* start;
@@ -46,7 +40,10 @@ struct Connections {
     int64_t first_feature(int64_t panel) const { return panel * n / feature_panels; }
 
     // Every rank has these numbers for itself: `connected` [m][n] or null, where all are there.
-    void count_all(const uint8_t* connected) { count = connected ? count_connections(connected, n * m) : n * m; }
+    void count_all(const uint8_t* connected) {
+        count = connected ? 0 : n * m;
+        for (int64_t i = 0; connected && i < n * m; ++i) count += connected[i];
+    }
     void divide(bool whole) {
         panels = whole ? 1 : (m + kPanelUnits - 1) / kPanelUnits;
         feature_panels = whole ? 1 : (n + kPanelUnits - 1) / kPanelUnits;

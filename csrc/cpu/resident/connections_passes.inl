@@ -260,9 +260,8 @@ class ConnectionsPasses {
   private:
     double listed_tile(const Tile& t) {
         for (int64_t e = 0; e < t.entries; ++e) x_[t.feature[e] * kBlockSamples + t.row[e]] = t.value[e];
-        // An entry costs a row of codes (of all units), forward and back; else every connection is a product of lanes.
-        const double by_rows = (0.25 * (double)t.entries + 40.0) * (double)model_->mp;
-        const double loss = block(t.rows, by_rows < 5.5 * (double)model_->connections.count ? &t : nullptr, x_);
+        const bool by_entries = codes_by_entries(t.entries, model_->mp, model_->connections.count);
+        const double loss = block(t.rows, by_entries ? &t : nullptr, x_);
         for (int64_t e = 0; e < t.entries; ++e) x_[t.feature[e] * kBlockSamples + t.row[e]] = 0.0f;
         return loss;
     }

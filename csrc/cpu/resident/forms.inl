@@ -32,7 +32,12 @@ inline bool connections_fit(const Network& net) { return net.sparse && net.tied;
 // Whether the products of a sparse model's Gram form go by its connections: an element is the same sum without its zeros, but
 // each multiply-add has a load of its own.
 constexpr int64_t kGramDensity = 4;  // up to one connection in so many places (measured)
-inline bool gram_by_connection(int64_t places, int64_t connections) { return kGramDensity * connections <= places; }
+inline bool gram_takes_connections(int64_t places, int64_t connections) { return kGramDensity * connections <= places; }
+// Whether a block of the connections' form has its first product and the gradient of that by entries, which costs a row of
+// codes (of all units) for each, forward and back; else each connection is a product of lanes there, too.
+inline bool codes_by_entries(int64_t entries, int64_t mp, int64_t connections) {
+    return (0.25 * (double)entries + 40.0) * (double)mp < 5.5 * (double)connections;
+}
 
 // What is expected of a batch.
 struct Expected {
@@ -113,7 +118,7 @@ inline Form pick_form(const Network& net, const StreamTables& tables, int64_t ba
     if (columns && costs.columns() < least) best = Form::kColumns, least = costs.columns();
     const bool sparse = counted && connections < net.n_features * net.n_hidden;
     if (sparse && costs.by_connection() < least) best = Form::kConnections, least = costs.by_connection();
-    if (gram && costs.gram(sparse && gram_by_connection(net.n_features * net.n_hidden, connections)) < least)
+    if (gram && costs.gram(sparse && gram_takes_connections(net.n_features * net.n_hidden, connections)) < least)
         best = Form::kGram;
     return best;
 }

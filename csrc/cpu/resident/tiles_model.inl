@@ -32,9 +32,10 @@ struct TilesModel {
     float* importance_room;
     Frozen frozen;
 
-    bool has_gram, gram;  // whether there is room for the Gram form; whether the model in hand takes it
-    float* gt;            // [n][np] Gᵀ: row i is what feature i adds to the outputs
-    float* room;          // [n][np] of gram_products.inl (tied)
+    bool has_gram, gram;   // whether there is room for the Gram form; whether the model in hand takes it
+    bool has_connections;  // whether there is room for the connections' form
+    float* gt;             // [n][np] Gᵀ: row i is what feature i adds to the outputs
+    float* room;           // [n][np] of gram_products.inl (tied)
 
     // Gradients of one part.
     struct Gradient {
@@ -45,11 +46,10 @@ struct TilesModel {
         float* a;      // [n][np] Σ x dᵀ: in the Gram form the others, but b, follow from it
         float* whole;  // [n][mp], by connection where it is wanted: the gradient at all places
     };
-    bool connections_fit() const { return sparse && tied; }
     int64_t tiles_length() const { return m * np + (tied ? 1 : 2) * n * mp; }  // of d, dt and et
     int64_t gradient_length() const {
         const int64_t tiles = tiles_length(), gram = has_gram ? gram_length() : 0;
-        return (gram > tiles ? gram : tiles) + (connections_fit() ? n * mp : 0) + np;
+        return (gram > tiles ? gram : tiles) + (has_connections ? n * mp : 0) + np;
     }
     int64_t gram_length() const { return m * np + whole_groups(n) * np + (tied ? 0 : n * mp); }  // of d, a and et
     Gradient gradient(float* g) const {
@@ -78,7 +78,8 @@ struct TilesModel {
     void carve(Workspace& w, const Network& net) {
         n = net.n_features, m = net.n_hidden, np = round_up(n), mp = round_up(m);
         tied = net.tied, has_bias = net.has_bias, sparse = net.sparse;
-        has_gram = gram_fits(net), gram = by_connection = gram_by_connection = whole_gradient = false;
+        has_gram = gram_fits(net), has_connections = connections_fit(net);
+        gram = by_connection = gram_by_connection = whole_gradient = false;
         const size_t dense = (size_t)(m + kLanes) * np, turned = (size_t)(n + kLanes) * mp;
         d = w.take<float>(dense), d1 = w.take<float>(dense), d2 = w.take<float>(dense);
         dt = w.take<float>(turned);
@@ -88,7 +89,7 @@ struct TilesModel {
         importance_room = w.take<float>((size_t)np);
         importance = importance_room;
         connected = w.take<float>(sparse ? (size_t)(m * np) : 0);
-        connections.carve(w, n, m, connections_fit());
+        connections.carve(w, n, m, has_connections);
         gt = w.take<float>(has_gram ? (size_t)((n + kLanes) * np) : 0);
         room = w.take<float>(has_gram && tied ? (size_t)((n + kLanes) * np) : 0);
     }
@@ -112,7 +113,7 @@ struct TilesModel {
     // Nothing stays with the caller.
     void attach(const ModelArrays&) {
         if (sparse) connections.divide(gram);
-        gram_by_connection = gram && sparse && TOYKERN_LEVEL::gram_by_connection(n * m, connections.count);
+        gram_by_connection = gram && sparse && gram_takes_connections(n * m, connections.count);
     }
     // How many connections a sparse model has: before its form is chosen.
     void count(const uint8_t* marks) { connections.count_all(marks); }
