@@ -154,6 +154,19 @@ def test_evaluation_agrees_with_the_cpu(case):
         assert torch.allclose(tk.evaluate(model, data, **options), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 63, 65, 130, 511, 515, 4099])
+@pytest.mark.parametrize("shape", [(2, 1), (3, 2), (5, 2), (6, 2)], ids=str)
+def test_a_batch_of_frequent_features_ends_anywhere(shape, batch_size):
+    """Within a lane's four samples, a block, a chunk, a slice; the ring of magnitudes goes round."""
+    case = FitCase("frequent", *shape, 0.6, batch_size, steps=4)
+    with device_source():
+        run = fit_case(case, record_every=1)
+    expected = reference_of(case)
+    for name, value in run.model.named_parameters():
+        assert (relative_error(value, expected.parameters[name]) <= TRAJECTORY).all(), name
+    assert ((run.loss - expected.losses).abs() <= 1e-5 * expected.losses).all()
+
+
 def test_long_batches():
     for case in FIT_LONG:
         if case.batch_size <= 65536 and _tiny(case):

@@ -8,6 +8,16 @@ namespace toykern {
 
 struct PhiloxKey {
     uint32_t low, high;
+    // The key of a round.
+    TOYKERN_HD PhiloxKey of(uint32_t round) const { return {low + round * 0x9E3779B9u, high + round * 0xBB67AE85u}; }
+};
+
+constexpr uint32_t kPhiloxRounds = 10;
+
+// The keys of all rounds, for who draws many blocks by one key and can read them faster than add them up.
+struct alignas(16) PhiloxRounds {
+    PhiloxKey round[kPhiloxRounds];
+    TOYKERN_HD PhiloxKey of(uint32_t r) const { return round[r]; }
 };
 
 struct PhiloxBlock {
@@ -18,25 +28,27 @@ TOYKERN_SHARED PhiloxKey philox_key(int64_t seed) {
     return {(uint32_t)(uint64_t)seed, (uint32_t)((uint64_t)seed >> 32)};
 }
 
-TOYKERN_SHARED PhiloxBlock philox(PhiloxKey key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+// Key is PhiloxKey, or has its `of`.
+template <class Key>
+TOYKERN_SHARED PhiloxBlock philox(const Key& key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
-    for (int round = 0; round < 10; ++round) {
+    for (uint32_t round = 0; round < kPhiloxRounds; ++round) {
+        const PhiloxKey k = key.of(round);
         const uint64_t a = (uint64_t)0xD2511F53u * c0, b = (uint64_t)0xCD9E8D57u * c2;
-        c0 = (uint32_t)(b >> 32) ^ c1 ^ key.low;
+        c0 = (uint32_t)(b >> 32) ^ c1 ^ k.low;
         c1 = (uint32_t)b;
-        c2 = (uint32_t)(a >> 32) ^ c3 ^ key.high;
+        c2 = (uint32_t)(a >> 32) ^ c3 ^ k.high;
         c3 = (uint32_t)a;
-        key.low += 0x9E3779B9u;
-        key.high += 0xBB67AE85u;
     }
     return {{c0, c1, c2, c3}};
 }
 
 // The block with words i, i + 16, i + 32 and i + 48 of a sequence, for i = 64·group + lane, lane < 16
 // (docs/data_stream.md §1).
-TOYKERN_SHARED PhiloxBlock sequence_block(PhiloxKey key, Kind kind, uint32_t purpose, uint32_t member, uint32_t slice,
+template <class Key>
+TOYKERN_SHARED PhiloxBlock sequence_block(const Key& key, Kind kind, uint32_t purpose, uint32_t member, uint32_t slice,
                                           uint32_t step, uint32_t group, uint32_t lane) {
     return philox(key, 16u * group + lane, slice, step, counter_tag(kind, purpose, member));
 }

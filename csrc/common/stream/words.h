@@ -112,23 +112,24 @@ TOYKERN_TABLED float magnitude(int32_t kind, uint32_t word) {
     }
 }
 
-// Four words at once: the kind is asked for once.
-TOYKERN_TABLED void magnitudes(int32_t kind, const PhiloxBlock& words, float (&value)[4]) {
+// Several words at once: the kind is asked for once.
+template <int kWords>
+TOYKERN_TABLED void magnitudes(int32_t kind, const uint32_t (&word)[kWords], float (&value)[kWords]) {
 #if defined(__CUDA_ARCH__)
-#define TOYKERN_EACH_WORD _Pragma("unroll") for (int q = 0; q < 4; ++q)
+#define TOYKERN_EACH_WORD _Pragma("unroll") for (int q = 0; q < kWords; ++q)
 #else
-#define TOYKERN_EACH_WORD for (int q = 0; q < 4; ++q)
+#define TOYKERN_EACH_WORD for (int q = 0; q < kWords; ++q)
 #endif
     if ((Magnitude)kind == Magnitude::kUniform)
-        TOYKERN_EACH_WORD value[q] = magnitude((int32_t)Magnitude::kUniform, words.word[q]);
+        TOYKERN_EACH_WORD value[q] = magnitude((int32_t)Magnitude::kUniform, word[q]);
     else if ((Magnitude)kind == Magnitude::kSymmetric)
-        TOYKERN_EACH_WORD value[q] = magnitude((int32_t)Magnitude::kSymmetric, words.word[q]);
+        TOYKERN_EACH_WORD value[q] = magnitude((int32_t)Magnitude::kSymmetric, word[q]);
     else if ((Magnitude)kind == Magnitude::kHalfNormal)
-        TOYKERN_EACH_WORD value[q] = half_normal(words.word[q]);
+        TOYKERN_EACH_WORD value[q] = half_normal(word[q]);
     else if ((Magnitude)kind == Magnitude::kExponential)
-        TOYKERN_EACH_WORD value[q] = exponential(words.word[q]);
+        TOYKERN_EACH_WORD value[q] = exponential(word[q]);
     else if ((Magnitude)kind == Magnitude::kLognormal)
-        TOYKERN_EACH_WORD value[q] = lognormal(words.word[q]);
+        TOYKERN_EACH_WORD value[q] = lognormal(word[q]);
     else
         TOYKERN_EACH_WORD value[q] = 1.0f;
 #undef TOYKERN_EACH_WORD

@@ -24,21 +24,27 @@ TOYKERN_DEVICE uint32_t active_member(const Distribution& d, const TablesView& t
 
 // Bit (s & 31): whether frequent unit d of n_frequent is active in sample s of the block s >> 5. A threshold of 0 is
 // "always".
-TOYKERN_DEVICE uint32_t gate_word(const StepKey& key, uint64_t block, uint32_t d, uint32_t n_frequent,
+template <class Key>
+TOYKERN_DEVICE uint32_t gate_word(const StepKeyOf<Key>& key, uint64_t block, uint32_t d, uint32_t n_frequent,
                                   uint32_t threshold) {
     if (threshold == 0) return 0xFFFFFFFFu;
     const uint64_t w = block * n_frequent + d;
     const uint32_t tag = counter_tag(Kind::kGate, key.purpose, 0);
+    // The blocks of a word's eight groups of levels lie sixteen apart, and do not carry into the counter's upper word.
+    const uint32_t counter = ((uint32_t)(w >> 4) << 7) | ((uint32_t)w & 15u), upper = (uint32_t)(w >> 29);
     uint32_t undecided = 0xFFFFFFFFu, active = 0;
     for (uint32_t level = 0; level < 32 && undecided && threshold << level; level += 4) {
-        const uint64_t counter = 16 * (8 * (w >> 4) + (level >> 2)) + (w & 15u);
-        const PhiloxBlock random = philox(key.key, (uint32_t)counter, (uint32_t)(counter >> 32), key.step, tag);
+        const PhiloxBlock random = philox(key.key, counter + 4 * level, upper, key.step, tag);
+        // Of these four levels alone, from the last to the first: which words are below the threshold, which equal it.
+        uint32_t below = 0, equal = 0xFFFFFFFFu;
         TOYKERN_UNROLL
-        for (uint32_t l = 0; l < 4; ++l) {
-            const uint32_t r = random.word[l], bit = (threshold << (level + l)) >> 31 ? 0xFFFFFFFFu : 0u;
-            active |= undecided & bit & ~r;
-            undecided &= ~(r ^ bit);
+        for (int l = 3; l >= 0; --l) {
+            const uint32_t r = random.word[l], bit = (uint32_t)((int32_t)(threshold << (level + l)) >> 31);
+            below = (bit & ~r) | (~(bit ^ r) & below);
+            equal &= ~(bit ^ r);
         }
+        active |= undecided & below;
+        undecided &= equal;
     }
     return active;
 }

@@ -18,11 +18,13 @@
 namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {
 
-// The stream of one model at one step.
-struct StepKey {
-    PhiloxKey key;
+// The stream of one model at one step; Key is what philox() takes.
+template <class Key>
+struct StepKeyOf {
+    Key key;
     uint32_t step, purpose;
 };
+using StepKey = StepKeyOf<PhiloxKey>;
 
 constexpr int kRoundArrivals = 128;
 

@@ -17,6 +17,14 @@ namespace toykern {
 namespace TOYKERN_DEVICE_SPACE {
 
 constexpr int kHalf = 16;
+
+// A model's round keys in shared memory: five reads of four words for a block, or two, where adding takes twenty.
+struct SharedRounds {
+    const PhiloxRounds* rounds;
+    TOYKERN_DEVICE PhiloxKey of(uint32_t round) const { return rounds->of(round); }
+};
+using TinyKey = StepKeyOf<SharedRounds>;
+
 constexpr int kTinyArrivals = 64;  // of a round
 constexpr int kTinyColumns = 80;   // one under way, 64 new ones, up to a multiple of sixteen
 
@@ -94,7 +102,7 @@ struct TinyArrivals {
 // counts their columns.
 template <int N, class Pass>
 TOYKERN_DEVICE void tiny_rare_batch(const Warp& w, TinyRareRoom<N>* rooms, const Lane<TinyProcess>& process,
-                                    const Lane<TablesView>& tables, const Lane<StepKey>& key, int32_t magnitude_kind,
+                                    const Lane<TablesView>& tables, const Lane<TinyKey>& key, int32_t magnitude_kind,
                                     uint32_t batch_size, const Lane<bool>& taking, Lane<uint32_t>& seen,
                                     const Pass& pass) {
     Lane<uint32_t> slice, round, last_unit, last_sample;
@@ -111,21 +119,23 @@ TOYKERN_DEVICE void tiny_rare_batch(const Warp& w, TinyRareRoom<N>* rooms, const
     });
     while (w.any(open)) {
         // Where a model is not open what follows is done all the same and comes to nothing: cheaper than branches.
+        const auto draw = [&](int lane, Kind kind) {
+            const TinyKey& k = key[lane];
+            return sequence_block(k.key, kind, k.purpose, 0, slice[lane], k.step, round[lane], (uint32_t)lane % kHalf);
+        };
         w.each([&](int lane) {
-            TinyRareRoom<N>& room = rooms[lane / kHalf];
-            const uint32_t l = (uint32_t)lane % kHalf;
-            const StepKey& k = key[lane];
-            const auto draw = [&](Kind kind) {
-                return sequence_block(k.key, kind, k.purpose, 0, slice[lane], k.step, round[lane], l);
-            };
-            const PhiloxBlock gaps = draw(Kind::kGap);
-            float value[4];
-            magnitudes(magnitude_kind, draw(Kind::kRareMagnitude), value);
+            const PhiloxBlock gaps = draw(lane, Kind::kGap);
+            uint64_t* to = rooms[lane / kHalf].gap + lane % kHalf;
             TOYKERN_UNROLL
-            for (int q = 0; q < 4; ++q) {
-                room.gap[16 * q + l] = gap(gaps.word[q], process[lane].gap_scale);
-                room.value[16 * q + l] = value[q];
-            }
+            for (int q = 0; q < 4; ++q) to[kHalf * q] = gap(gaps.word[q], process[lane].gap_scale);
+        });
+        if constexpr (N > 3) w.sync();  // or the keys would stay in twenty registers, which larger networks lack
+        w.each([&](int lane) {
+            float value[4];
+            magnitudes(magnitude_kind, draw(lane, Kind::kRareMagnitude).word, value);
+            float* to = rooms[lane / kHalf].value + lane % kHalf;
+            TOYKERN_UNROLL
+            for (int q = 0; q < 4; ++q) to[kHalf * q] = value[q];
         });
         w.sync();
         struct Times {

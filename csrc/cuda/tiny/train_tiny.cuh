@@ -43,6 +43,7 @@ struct TinyRoom {
     float parameter[2][TinyShape<N, M>::kRow];
     LossRecord record[2];    // the first lane of a half keeps it
     TinyProcess process[2];  // its features are those of the units that are drawn
+    PhiloxRounds rounds[2];
 };
 
 // What training and evaluation have in common.
@@ -116,6 +117,9 @@ class TinyPair {
                 if (draw_[lane] == TinyDraw::kFrequent)
                     process.features = pack_features(tables_[lane].frequent_feature(), head.n_frequent);
             }
+            if (lane % kHalf < (int)kPhiloxRounds)
+                room_.rounds[lane / kHalf].round[lane % kHalf] =
+                    philox_key(task_.seed[model_[lane]]).of((uint32_t)lane % kHalf);
             TOYKERN_UNROLL
             for (int j = 0; j < N; ++j)
                 weights_[lane].importance[j] = task_.importance[model(lane) * task_.importance_stride + j];
@@ -154,11 +158,11 @@ class TinyPair {
     template <bool kGradient>
     TOYKERN_DEVICE void batch(uint32_t step, Purpose purpose) {
         Lane<TinySums<N, M>> sums;
-        Lane<StepKey> key;
+        Lane<TinyKey> key;
         Lane<bool> sparse, frequent;
         w_.each([&](int lane) {
             sums[lane] = {};
-            key[lane] = {philox_key(task_.seed[model_[lane]]), step, (uint32_t)purpose};
+            key[lane] = {{&room_.rounds[lane / kHalf]}, step, (uint32_t)purpose};
             sparse[lane] = draw_[lane] == TinyDraw::kRare;
             frequent[lane] = draw_[lane] == TinyDraw::kFrequent;
         });
