@@ -1,4 +1,4 @@
-// The layer's loss for small networks: samples across lanes, by the trainer's own pass (train_columns.inl).
+// The layer's loss for small networks: samples across lanes, by the trainer's own pass (columns_pass.inl).
 //
 //   h = f(E x), y = g(D h + b), loss = scale Σ I (t − y)² with t = x or |x|, and the gradients of E, D and b
 //
@@ -9,10 +9,10 @@
 // Order      as in train_columns.inl, strips in order
 // Limits     float32, m <= 8, n·m <= 128, no hidden bias, top-k, GELU, codes that are not 0 where x is, L1, gradient to
 //            x or target tensor: layer.inl takes the rest
-// Roof       one read of x from memory; the pass over columns as in train_columns.inl
+// Roof       one read of x from memory; the pass over columns as in columns_pass.inl
 #pragma once
 #include "cpu/layer/layer.inl"
-#include "cpu/resident/train_columns.inl"
+#include "cpu/resident/columns_pass.inl"
 
 namespace toykern {
 namespace TOYKERN_LEVEL {

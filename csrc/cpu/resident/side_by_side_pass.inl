@@ -14,7 +14,7 @@
 //            lane group of sixteen columns costs there
 // Twin       columns_pass, for one model
 #pragma once
-#include "cpu/resident/train_columns.inl"
+#include "cpu/resident/columns_pass.inl"
 
 namespace toykern {
 namespace TOYKERN_LEVEL {
