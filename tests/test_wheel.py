@@ -43,6 +43,7 @@ def test_the_module_links_neither_torch_nor_cuda():
 
 
 @LINUX
+@pytest.mark.slow
 def test_there_is_one_openmp_runtime_and_it_is_torchs():
     alone = runtimes("import torch")
     assert len(alone) == 1
@@ -52,6 +53,7 @@ def test_there_is_one_openmp_runtime_and_it_is_torchs():
 
 
 @LINUX
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     ["import sklearn.cluster, torch, {}", "import torch, {}, sklearn.cluster", "import {}, sklearn.cluster"],
