@@ -55,12 +55,17 @@ def seconds_of(shape: tuple[int, int, float, str], density: float | None, steps:
     return max(spent(steps + 1) - of_a_call, 1e-9)
 
 
+def steps_for(shape: tuple[int, int, float, str], density: float | None, seconds: float) -> int:
+    """How many take so long. A few steps of a small model are lost beside what a call costs, so there are ever more."""
+    steps = 1
+    while (took := seconds_of(shape, density, steps)) < seconds / 4:
+        steps *= 4
+    return max(1, int(steps * seconds / took))
+
+
 def measure(shape: tuple[int, int, float, str], repeats: int, seconds: float = SECONDS) -> dict[str, Any]:
     """A line: microseconds of every repeat by density ("dense", "0.5", …)."""
-    steps = {
-        density: max(1, int(seconds / (seconds_of(shape, density, 4) / 4))) if seconds else 1
-        for density in DENSITIES
-    }
+    steps = {density: steps_for(shape, density, seconds) for density in DENSITIES}
     figures: dict[str, list[float]] = {}
     for _ in range(repeats):
         for density in DENSITIES:
