@@ -53,6 +53,14 @@ GROUPED = [
     FitCase("frequent, some always", 6, 2, [1.0, 0.5, 0.2, 0.0, 0.9, 1.0], 700),
     FitCase("many rounds", 6, 2, 0.12, 1024, steps=60),
     FitCase("long slices", 2, 1, 1e-4, 1024),
+    FitCase(
+        "chunks and slices of two lengths",
+        3,
+        2,
+        [[0.6, 0.3, 0.9], [0.0, 0.6, 0.0], [0.2, 1.0, 0.0]],
+        4300,
+        steps=3,
+    ),
     FitCase("a path each", 4, 2, [[0.05] * 4, [0.5] * 4, [0.05, 0.5, 0.05, 0.5]], 300),
 ]
 

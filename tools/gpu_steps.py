@@ -54,6 +54,8 @@ def steps() -> list[Step]:
         found += [
             (f"{s[0]} → {s[1]}, {kind}", partial(trained, s, *distributions(s[0])[kind])) for s in SHAPES
         ]
+    # The ring of magnitudes goes round, and chunks and slices follow one another.
+    found.append(("2 → 1, frequent, a long batch", partial(trained, (2, 1, 3, 2100, True), 0.6, {})))
     for shape in ((5, 2), (60, 17)):
         found.append((f"sparse models {shape[0]} → {shape[1]}", partial(sparse_models, shape)))
     for backend in ("dense", "slots", "groups"):

@@ -9,7 +9,9 @@ namespace toykern {
 struct PhiloxKey {
     uint32_t low, high;
     // The key of a round.
-    TOYKERN_HD PhiloxKey of(uint32_t round) const { return {low + round * 0x9E3779B9u, high + round * 0xBB67AE85u}; }
+    TOYKERN_HD __attribute__((always_inline)) PhiloxKey of(uint32_t round) const {
+        return {low + round * 0x9E3779B9u, high + round * 0xBB67AE85u};
+    }
 };
 
 constexpr uint32_t kPhiloxRounds = 10;
@@ -17,7 +19,7 @@ constexpr uint32_t kPhiloxRounds = 10;
 // The keys of all rounds, for who draws many blocks by one key and can read them faster than add them up.
 struct alignas(16) PhiloxRounds {
     PhiloxKey round[kPhiloxRounds];
-    TOYKERN_HD PhiloxKey of(uint32_t r) const { return round[r]; }
+    TOYKERN_HD __attribute__((always_inline)) PhiloxKey of(uint32_t r) const { return round[r]; }
 };
 
 struct PhiloxBlock {

@@ -2,16 +2,17 @@
 //
 // Layout     half a warp to a model. A chunk is 512 samples: lane l draws the gate words of samples 32 l … 32 l + 31,
 //            ranks their active gates by one scan, and leaves an entry for each run of sixteen samples and feature: the
-//            gates in the lower half, the rank of the first active one in the upper. A pass takes a block of 64
-//            samples, of which lane l has 4 l … 4 l + 3: they are of one run, so that a lane counts bits once for four
-//            samples, and their magnitudes follow one another. Magnitudes in the order of their ranks go through a
-//            ring, refilled by one or two Philox blocks of each lane.
+//            gates in the lower half, the rank of the first active one in the upper. A block is 64 samples, of which
+//            lane l has 4 l … 4 l + 3: they are of one run, so that a lane counts bits once for four samples, and their
+//            magnitudes follow one another. Magnitudes in the order of their ranks go through a ring, refilled by one
+//            or two Philox blocks of each lane.
 // Owner      the half warp
 // Order      a lane's samples in order; which they are depends on the batch's size alone
 // Limits     single features only, up to six, no rare unit among them
-// Roof       four passes for 64 samples of each of two models, with some five operations for a sample and feature to
-//            find its value; p N / 8 Philox blocks a lane for the magnitudes of 32 samples, about three for each gate
-//            word: docs/gpu_trainer.md counts them
+// Roof       a pass for each sixteen samples of two models, with some five operations a feature to find its value; p N / 2
+//            Philox blocks a lane for the magnitudes of 32 samples, about three for each gate word: docs/gpu_trainer.md
+//            counts them. Lanes of a run that read the ring four magnitudes apart meet on banks, up to four of them:
+//            half of the time in which the pass is issued
 #pragma once
 #include "cuda/stream/frequent.cuh"
 #include "cuda/tiny/rare.cuh"
@@ -47,7 +48,7 @@ TOYKERN_DEVICE void tiny_frequent_batch(const Warp& w, TinyFrequentRoom<N>* room
     using Room = TinyFrequentRoom<N>;
     constexpr uint32_t kReach = Room::kReach, kRing = Room::kRing, kBlocks = Room::kBlocks, kRefill = Room::kRefill,
                        kTogether = Room::kTogether;
-    // What a block of the second model reads falls on banks that the first one's four runs leave free.
+    // A block's entries of the second model lie on banks that the first one's four runs leave free.
     static_assert(sizeof(Room) % 128 == 64, "a model's room is an odd number of half rows of banks");
     Lane<uint32_t> have, rank, slice, units;  // magnitudes drawn, gates ranked so far in the dense slice
     Lane<uint32_t> slice_log2;

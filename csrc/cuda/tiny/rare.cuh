@@ -18,7 +18,7 @@ namespace TOYKERN_DEVICE_SPACE {
 
 constexpr int kHalf = 16;
 
-// A model's round keys in shared memory: five reads of four words for a block, or two, where adding takes twenty.
+// A model's round keys in shared memory: five reads of four words for a block, or two, where adding takes eighteen.
 struct SharedRounds {
     const PhiloxRounds* rounds;
     TOYKERN_DEVICE PhiloxKey of(uint32_t round) const { return rounds->of(round); }
