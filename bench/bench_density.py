@@ -56,7 +56,7 @@ def seconds_of(shape: tuple[int, int, float, str], density: float | None, steps:
 
 
 def steps_for(shape: tuple[int, int, float, str], density: float | None, seconds: float) -> int:
-    """How many take so long. A few steps of a small model are lost beside what a call costs, so there are ever more."""
+    """How many take so long, by ever more: a few steps are lost beside what a call costs."""
     steps = 1
     while (took := seconds_of(shape, density, steps)) < seconds / 4:
         steps *= 4
