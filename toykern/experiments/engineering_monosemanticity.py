@@ -150,6 +150,8 @@ def draw(settings: Settings, findings: Findings, figure: Figure) -> None:
     by_loss.set(xlabel="loss (1: nothing is decoded)", xlim=(0, 1.05 * loss.max()))
     by_bias.set(xlabel="mean bias of living neurons")
     by_bias.axvline(0, color="black", linewidth=0.7)
+    for panel in (by_loss, by_bias):
+        panel.locator_params(axis="x", nbins=5)  # numbers of three places would run into one another
     for panel in (by_rate, by_loss, by_bias):
         panel.set_ylim(bottom=-0.02)
         panel.spines[["top", "right"]].set_visible(False)

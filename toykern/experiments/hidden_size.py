@@ -36,7 +36,7 @@ class Settings(FeatureDecoding):
 
     n_hidden: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048)
     initial_bias: float = -1.0
-    lr: float = 0.007
+    lr: float = 0.015
     seeds: int = 1
 
 
@@ -131,8 +131,8 @@ EXPERIMENT = Experiment(
         "The loss falls with every doubling; monosemantic neurons appear once there are more neurons than "
         "features."
     ),
-    settings=Settings(steps=4096),
-    quick=Settings(**small(n_hidden=(8, 16, 32, 64, 128, 256), lr=0.015, seeds=2)),
+    settings=Settings(steps=16384),  # after 4,096 at half the rate most neurons of wide layers are dead
+    quick=Settings(**small(n_hidden=(8, 16, 32, 64, 128, 256), seeds=2)),
     stages=stages,
     look=look,
     draw=draw,
