@@ -27,6 +27,7 @@ ones out on the way back may come below its roof.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bench.workloads import Workload
 
@@ -80,24 +81,28 @@ def count_operations(workload: Workload) -> Operations:
     active = batch * n * p
     gates = 0.0 if p == 1.0 else active if p <= RARE_PROBABILITY else GATE_WORDS * batch * n
     return Operations(
-        multiply_adds=min(direct_multiply_adds(workload), gram_multiply_adds(workload)),
+        multiply_adds=min(direct_multiply_adds(workload, p), gram_multiply_adds(workload, p)),
         random_words=gates + active,
         elementwise=ELEMENTWISE_OPERATIONS * samples * n,
     )
 
 
-def direct_multiply_adds(workload: Workload) -> float:
-    """Expected multiply-adds of one model-step whose products go through the hidden units."""
+def direct_multiply_adds(workload: Workload, p: Any = None) -> Any:
+    """Expected multiply-adds of one model-step whose products go through the hidden units.
+
+    `p`: the probability of a feature, an array of those of many models (the result is alike), or None: the
+    workload's own.
+    """
     n, m, batch = workload.n_features, workload.n_hidden, workload.batch_size
-    p = workload.probability(1).item()
+    p = workload.probability(1).item() if p is None else p
     samples = batch * (1.0 - (1.0 - p) ** n)
     return 2.0 * batch * n * p * m + 3.0 * samples * n * m
 
 
-def gram_multiply_adds(workload: Workload) -> float:
-    """Expected multiply-adds of one model-step in the Gram form."""
+def gram_multiply_adds(workload: Workload, p: Any = None) -> Any:
+    """Expected multiply-adds of one model-step in the Gram form; `p` as above."""
     n, m, batch = workload.n_features, workload.n_hidden, workload.batch_size
-    p = workload.probability(1).item()
+    p = workload.probability(1).item() if p is None else p
     never = (1.0 - p) ** batch  # a feature is active in no sample of the batch
     same, different = n * (1.0 - never), n * (n - 1) * (1.0 - never**2)  # entries of G and A with a part
     once_a_batch = (same + different / 2.0) * m + (same + different) * m

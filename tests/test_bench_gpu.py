@@ -112,10 +112,10 @@ def _one_unit(sparsity: float, batch_size: int) -> Workload:
 
 def test_instructions_by_hand() -> None:
     counts = count(_one_unit(0.0, 32))  # always active: no gates, no places
-    assert counts.arithmetic == pytest.approx(2 + 3 + 6)
-    assert (counts.random, counts.places, counts.optimizer) == pytest.approx((15, 4, 15 * 2 / 32))
+    assert counts.arithmetic == pytest.approx(2 + 2 / 32 + 6)  # the Gram form: a row each way, once a batch 2
+    assert (counts.random, counts.places, counts.optimizer) == pytest.approx((10, 4, 15 * 2 / 32))
     rare = count(_one_unit(0.9, 320))  # 32 active entries, as many samples
-    assert (rare.random, rare.places) == pytest.approx((30, 24))
+    assert (rare.random, rare.places) == pytest.approx((20, 24))
     roof = bounds(_one_unit(0.9, 320), 132, 1.98e9)
     assert roof["issue_rate"] == pytest.approx(132 * 4 * 1.98e9 / rare.issue)
     assert roof["issue_rate"] < roof["arithmetic_rate"]

@@ -100,5 +100,5 @@ def test_the_table_has_a_column_for_each_workload_and_sums_that_add_up():
     assert cells["**all of PTX**"] == "**130**" and cells["lanes at work"] == "50%"
     assert (
         cells["by hand, of machine code"] == count_instructions.BY_HAND["pentagon"]
-        and cells["issue roof"] == "194"
+        and cells["issue roof"] == "143"
     )

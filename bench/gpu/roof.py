@@ -9,10 +9,10 @@ bounds are times at that rate:
 Counted for one model-step in expectation (docs/gpu_trainer.md says where the constants come from), with B
 samples, features active with probability p, a active entries and s samples that are not all zero:
 
-- multiply-adds a·m + s·n·m + 2·s·n·m + a·m, the direct form of bench/roof.py, which is the one that the
-  kernels for GPUs have; and 6 elementwise operations per feature of a sample in s;
-- 60 instructions for a Philox block of four words; 2 words per active entry where p ≤ 1/8, else 11/32 of a
-  word for each entry and one for each active entry;
+- multiply-adds of the direct or the Gram form (bench/roof.py), whichever has fewer at a density; and 6
+  elementwise operations per feature of a sample in s;
+- 40 instructions for a Philox block of four words (its round keys follow from the model alone); 2 words per
+  active entry where p ≤ 1/8, else 11/32 of a word for each entry and one for each active entry;
 - 20 instructions to turn a word into the place of the next active entry (p ≤ 1/8), 4 to store an active one;
 - 15 for each parameter (Adam).
 
@@ -26,11 +26,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.roof import direct_multiply_adds, gram_multiply_adds
 from bench.workloads import Workload
 
 ISSUES_PER_CLOCK = 4  # warp-instructions of a multiprocessor
 LANES = 32
-WORD = 60 / 4
+WORD = 40 / 4
 ELEMENTWISE = 6
 PLACE, STORE, ADAM = 20, 4, 15
 GATE_WORDS, RARE = 11 / 32, 1 / 8
@@ -59,7 +60,8 @@ def count(workload: Workload) -> Counts:
     active = batch * n * p
     rare = p <= RARE
     gates = np.where(rare, active, np.where(p == 1.0, 0.0, GATE_WORDS * batch * n))
-    arithmetic = 2 * active * m + 3 * samples * n * m + ELEMENTWISE * samples * n
+    products = np.minimum(direct_multiply_adds(workload, p), gram_multiply_adds(workload, p))
+    arithmetic = products + ELEMENTWISE * samples * n
     places = np.where(rare, PLACE * active, 0.0) + STORE * active
     found = (arithmetic, WORD * (gates + active), places, np.full_like(p, ADAM * (n * m + n)))
     return Counts(*(float(value.mean()) / LANES for value in found))

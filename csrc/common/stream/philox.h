@@ -6,15 +6,16 @@
 
 namespace toykern {
 
+constexpr uint32_t kPhiloxRounds = 10;
+constexpr uint32_t kPhiloxLowStep = 0x9E3779B9u, kPhiloxHighStep = 0xBB67AE85u;  // from a round's key to the next one's
+
 struct PhiloxKey {
     uint32_t low, high;
     // The key of a round.
     TOYKERN_HD __attribute__((always_inline)) PhiloxKey of(uint32_t round) const {
-        return {low + round * 0x9E3779B9u, high + round * 0xBB67AE85u};
+        return {low + round * kPhiloxLowStep, high + round * kPhiloxHighStep};
     }
 };
-
-constexpr uint32_t kPhiloxRounds = 10;
 
 // The keys of all rounds, for who draws many blocks by one key and can read them faster than add them up.
 struct alignas(16) PhiloxRounds {

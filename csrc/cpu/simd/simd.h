@@ -18,6 +18,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/stream/philox.h"
+
 #ifndef TOYKERN_LEVEL
 #error "define TOYKERN_LEVEL (v4, v3, neon or base) before including simd.h"
 #endif
@@ -28,7 +30,16 @@ namespace toykern {
 // Philox's key schedule, each key in the lower half of 64 bits so that a vector instruction can broadcast it from
 // memory.
 struct RoundKeys {
-    uint64_t k0[10], k1[10];
+    uint64_t k0[kPhiloxRounds], k1[kPhiloxRounds];
+
+    static TOYKERN_INLINE RoundKeys of(int64_t seed) {
+        RoundKeys keys;
+        for (uint32_t round = 0; round < kPhiloxRounds; ++round) {
+            const PhiloxKey key = philox_key(seed).of(round);
+            keys.k0[round] = key.low, keys.k1[round] = key.high;
+        }
+        return keys;
+    }
 };
 }  // namespace toykern
 

@@ -26,12 +26,11 @@ struct SideBySideKeys {
 
     void set(const int64_t* seed) {  // [kLanes]
         uint32_t low[kLanes], high[kLanes];
-        for (int l = 0; l < kLanes; ++l)
-            low[l] = (uint32_t)(uint64_t)seed[l], high[l] = (uint32_t)((uint64_t)seed[l] >> 32);
+        for (int l = 0; l < kLanes; ++l) low[l] = philox_key(seed[l]).low, high[l] = philox_key(seed[l]).high;
         U a = load(low), b = load(high);
         for (int round = 0; round < 10; ++round) {
             k0[round] = widen(a), k1[round] = widen(b);
-            a = a + ubcast(0x9E3779B9u), b = b + ubcast(0xBB67AE85u);
+            a = a + ubcast(kPhiloxLowStep), b = b + ubcast(kPhiloxHighStep);
         }
     }
     void open(uint32_t step) {

@@ -15,13 +15,7 @@ struct StreamKey {
 };
 
 inline StreamKey stream_key(int64_t seed, uint32_t step, uint32_t purpose) {
-    StreamKey key;
-    uint32_t k0 = (uint32_t)(uint64_t)seed, k1 = (uint32_t)((uint64_t)seed >> 32);
-    for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
-        key.keys.k0[round] = k0, key.keys.k1[round] = k1;
-    key.step = step;
-    key.purpose = purpose;
-    return key;
+    return {RoundKeys::of(seed), step, purpose};
 }
 
 // Words 64·block … 64·block + 63 of a slice's sequence.

@@ -39,7 +39,7 @@ struct alignas(16) TinyFrequentRoom {
     float ring[kRing + 4];                  // the first three again at its end: a lane's four samples look nowhere else
 };
 
-// Calls pass(lane, true, x) for the samples of the halves whose model is `taking` part. kN: features.
+// Calls pass(lane, true, x) for the samples of the halves whose model is `taking` part. N: features.
 template <int N, class Pass>
 TOYKERN_DEVICE void tiny_frequent_batch(const Warp& w, TinyFrequentRoom<N>* rooms, const Lane<TablesView>& tables,
                                         const Lane<PackedFeatures>& features, const Lane<TinyKey>& key,
