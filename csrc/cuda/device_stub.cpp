@@ -7,7 +7,10 @@ CudaStatus cuda_status() { return {false, 0, 0, 0, "this build has no CUDA kerne
 
 CudaDevice cuda_device(int) { throw CudaNotBuilt(); }
 
-int64_t cuda_shared_limit(int) { return kSharedLimit; }
+int64_t cuda_shared_limit(int device) {
+    if (device < 0) return kSharedLimit;
+    throw CudaNotBuilt();
+}
 
 void cuda_synchronize(int, void*, const std::string&) { throw CudaNotBuilt(); }
 
